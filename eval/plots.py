@@ -1,0 +1,141 @@
+"""The report's figures, as SVG that takes its text colour from the page (so that it reads in light and dark)."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from eval.codes import CodeStatistics
+from eval.schema import Row
+
+__all__ = ["SYSTEM_COLOURS", "book_use_figure", "rate_figure", "wer_figure"]
+
+SYSTEM_COLOURS = {
+    "ground_truth": "#7a8793",
+    "reconstruction": "#3d8fd1",
+    "semantic_reconstruction": "#2aa58b",
+    "resynthesis": "#8f7ae0",
+    "tts": "#e0803c",
+    "asr": "#d35d8a",
+}
+_TEXT = "#010203"  # stands for the page's own text colour
+_GRID = "#88888844"
+
+
+def _figure(width: float, height: float) -> tuple[Figure, matplotlib.axes.Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#888888")
+    axes.tick_params(colors=_TEXT, length=0)
+    return figure, axes
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """Inline SVG; ``name`` keeps the ids of several figures on one page apart."""
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_TEXT, "currentColor")
+    # Physical size goes, so that the page scales the figure by its viewBox; the page's font is used.
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    return re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+
+
+def wer_figure(rows: Sequence[Row], labels: Sequence[str], name: str) -> str | None:
+    """Bars of WER with their intervals, one per row; None where no row has a rate."""
+    shown = [(row, label) for row, label in zip(rows, labels, strict=True) if row.wer is not None]
+    if not shown:
+        return None
+    figure, axes = _figure(7.6, 0.6 + 0.36 * len(shown))
+    for position, (row, _) in enumerate(shown):
+        wer = 100 * row.wer
+        axes.barh(position, wer, height=0.62, color=SYSTEM_COLOURS[row.system])
+        end = wer
+        if row.interval is not None:
+            low, high = (100 * edge for edge in row.interval)
+            axes.plot([low, high], [position, position], color=_TEXT, linewidth=1.3, solid_capstyle="butt")
+            end = max(wer, high)
+        axes.annotate(
+            f"{wer:.1f}",
+            (end, position),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            color=_TEXT,
+            fontsize=9,
+        )
+    axes.set_yticks(range(len(shown)), [label for _, label in shown], fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, None)
+    axes.margins(x=0.12)
+    axes.set_xlabel("WER, % (line: interval)", color=_TEXT, fontsize=9)
+    axes.grid(axis="x", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return _svg(figure, name)
+
+
+def rate_figure(rows: Sequence[Row], system_names: dict[str, str], name: str) -> str | None:
+    """WER against speech tokens per second, a line for each system; None with fewer than two rates."""
+    points = [row for row in rows if row.wer is not None and row.tokens_per_second is not None]
+    if len({row.tokens_per_second for row in points}) < 2:
+        return None
+    figure, axes = _figure(7.6, 3.2)
+    for system in dict.fromkeys(row.system for row in points):
+        line = sorted((row for row in points if row.system == system), key=lambda row: row.tokens_per_second)
+        x, y = [row.tokens_per_second for row in line], [100 * row.wer for row in line]
+        spread = [[0.0] * len(line), [0.0] * len(line)]
+        for i, row in enumerate(line):
+            if row.interval is not None:
+                spread[0][i], spread[1][i] = y[i] - 100 * row.interval[0], 100 * row.interval[1] - y[i]
+        axes.errorbar(
+            x, y, yerr=[[max(0.0, v) for v in side] for side in spread], marker="o", capsize=3, linewidth=1.6,
+            color=SYSTEM_COLOURS[system], label=system_names[system],
+        )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    ticks = sorted({row.tokens_per_second for row in points})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(0, None)
+    axes.set_xlabel("speech tokens per second (what the LLM reads)", color=_TEXT, fontsize=9)
+    axes.set_ylabel("WER, %", color=_TEXT, fontsize=9)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.legend(frameon=False, labelcolor=_TEXT, fontsize=9)
+    return _svg(figure, name)
+
+
+def book_use_figure(codes: Sequence[CodeStatistics], name: str) -> str | None:
+    """Perplexity of each book as a share of its size, a group of bars for each tokenizer."""
+    if not codes:
+        return None
+    figure, axes = _figure(7.6, 2.6)
+    palette = list(SYSTEM_COLOURS.values())[1:]
+    n_books = max(len(c.books) for c in codes)
+    width = 0.8 / len(codes)
+    for i, statistics in enumerate(codes):
+        x = [book + (i - (len(codes) - 1) / 2) * width for book in range(len(statistics.books))]
+        colour = palette[i % len(palette)]
+        axes.bar(x, [100 * b.use for b in statistics.books], width, color=colour, alpha=0.35)
+        share = [100 * b.perplexity / b.size for b in statistics.books]
+        axes.bar(x, share, width, color=colour, label=statistics.name or f"tokenizer {i + 1}")
+    axes.set_xticks(range(n_books), ["0\nsemantic", *(str(book) for book in range(1, n_books))], fontsize=9)
+    axes.set_ylim(0, 100)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_ylabel("% of the book", color=_TEXT, fontsize=9)
+    axes.set_xlabel("book (pale: entries seen; full: perplexity)", color=_TEXT, fontsize=9)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    if len(codes) > 1:
+        axes.legend(frameon=False, labelcolor=_TEXT, fontsize=9)
+    return _svg(figure, name)

@@ -1,0 +1,283 @@
+"""Results for people: a table for the terminal, and one self-contained HTML page with plots and players."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eval.plots import book_use_figure, rate_figure, wer_figure
+from eval.schema import SYSTEMS, Protocol, Results, Row, Sample
+from eval.wer import align_text
+
+__all__ = ["REPORT_FILE", "SYSTEM_NAMES", "format_table", "write_report"]
+
+REPORT_FILE = "report.html"
+SYSTEM_NAMES = {
+    "ground_truth": "ground truth",
+    "reconstruction": "reconstruction",
+    "semantic_reconstruction": "semantic reconstruction",
+    "resynthesis": "resynthesis",
+    "tts": "SLM TTS",
+    "asr": "SLM ASR",
+}
+_MEDIA_TYPES = {".flac": "audio/flac", ".wav": "audio/wav", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
+_WORST = 10  # utterances listed for each row
+
+
+@dataclass
+class _Group:
+    """Rows of one protocol; ``beside`` are rows of another protocol on the same test set, shown for orientation."""
+
+    protocol: Protocol
+    rows: list[Row]
+    beside: list[Row] = field(default_factory=list)
+
+    @property
+    def heading(self) -> str:
+        if self.protocol.task == "asr":
+            return "Speech recognition by the SLM"
+        return f"Speech as judge {self.protocol.judge.get('name', '?')} reads it"
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    return (SYSTEMS.index(row.system), row.system != "ground_truth" and -(row.frame_rate_hz or 0), row.name, row.model)
+
+
+def _groups(rows: Sequence[Row]) -> list[_Group]:
+    """One group for each protocol, judges before the SLM's own transcripts, in order of first appearance."""
+    by_key: dict[str, _Group] = {}
+    for row in rows:
+        by_key.setdefault(row.protocol.key(), _Group(row.protocol, [])).rows.append(row)
+    groups = sorted(by_key.values(), key=lambda group: group.protocol.task != "speech")
+    for group in groups:
+        group.rows.sort(key=_order)
+        if group.protocol.task == "asr":
+            # What a judge hears in the recordings and in the codes is where the SLM's own loss begins.
+            same = [g for g in groups if g.protocol.task == "speech" and _same_test(g.protocol, group.protocol)]
+            group.beside = [row for row in same[0].rows if row.system != "tts"] if same else []
+    return groups
+
+
+def _same_test(a: Protocol, b: Protocol) -> bool:
+    one, other = a.comparable_by(), b.comparable_by()
+    return all(one[key] == other[key] for key in ("normaliser", "aggregation", "test set"))
+
+
+def _per_cent(value: float | None, digits: int = 1) -> str:
+    return "n/a" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _wer_text(row: Row) -> str:
+    if row.interval is None:
+        return _per_cent(row.wer)
+    return f"{_per_cent(row.wer)} [{_per_cent(row.interval[0])}, {_per_cent(row.interval[1])}]"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}".rstrip("0").rstrip(".") if digits else f"{value:.0f}"
+
+
+def _difference_text(row: Row) -> str:
+    if row.difference is None:
+        return ""
+    low, high = (f"{100 * edge:+.1f}" for edge in row.difference.interval)
+    return f"{100 * row.difference.wer:+.1f} [{low}, {high}] vs {row.difference.against}"
+
+
+# Heading, text of a row, whether it is a number. A column that is empty in every row is left out.
+_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
+    ("model", lambda row: row.model, False),
+    ("WER % [95 %]", _wer_text, True),
+    ("CER %", lambda row: _per_cent(row.cer), True),
+    ("S", lambda row: str(row.substitutions), True),
+    ("D", lambda row: str(row.deletions), True),
+    ("I", lambda row: str(row.insertions), True),
+    ("N", lambda row: str(row.n_words), True),
+    ("scored", lambda row: str(row.n_scored), True),
+    ("failed", lambda row: str(row.n_failed), True),
+    ("truncated", lambda row: "" if row.n_truncated is None else str(row.n_truncated), True),
+    ("tokens/s", lambda row: _number(row.tokens_per_second), True),
+    ("bit/s", lambda row: _number(row.bitrate_bps, 0), True),
+    ("RTF", lambda row: "" if row.real_time_factor is None else f"{row.real_time_factor:.3g}", True),
+    ("WER difference", _difference_text, True),
+]
+
+
+def _columns(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str], bool]]:
+    return [column for column in _COLUMNS if any(column[1](row) for row in rows)]
+
+
+def format_table(results: Results, width: int = 160) -> str:
+    """The tables as plain text for a terminal of ``width`` columns: one for each task and judge."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, color_system=None)
+    for group in _groups(results.rows):
+        table = Table(title=Text(_caption(group)), title_justify="left", title_style="")
+        table.add_column("system")
+        columns = _columns([*group.rows, *group.beside])
+        for heading, _, numeric in columns:
+            table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+        for row in group.rows:
+            table.add_row(Text(row.name), *(Text(text(row)) for _, text, _ in columns))
+        if group.beside:
+            table.add_section()
+        for row in group.beside:
+            name = f"({row.protocol.judge.get('name', '?')} on {row.name})"
+            table.add_row(Text(name), *(Text(text(row)) for _, text, _ in columns))
+        console.print(table)
+    return stream.getvalue()
+
+
+def _caption(group: _Group) -> str:
+    protocol = group.protocol
+    return (
+        f"{group.heading} ({protocol.test_set.name}, {protocol.test_set.n} utterances, "
+        f"normaliser {protocol.normaliser} {protocol.normaliser_version})"
+    )
+
+
+def _frame_rate_table(group: _Group) -> dict[str, Any] | None:
+    """WER of each system at each frame rate, where there are several."""
+    cells: dict[float, dict[str, list[Row]]] = {}
+    for row in group.rows:
+        if row.frame_rate_hz is not None:
+            cells.setdefault(row.frame_rate_hz, {}).setdefault(row.system, []).append(row)
+    if len(cells) < 2:
+        return None
+    systems = [system for system in SYSTEMS if any(system in by_system for by_system in cells.values())]
+    return {
+        "systems": [SYSTEM_NAMES[system] for system in systems],
+        "lines": [
+            (_number(rate), [" / ".join(_wer_text(row) for row in cells[rate].get(system, [])) for system in systems])
+            for rate in sorted(cells, reverse=True)
+        ],
+    }
+
+
+def _worst(row: Row) -> list[tuple[str, str, str]]:
+    """(id, errors/words, aligned text) of the worst utterances."""
+    bad = sorted(
+        (u for u in row.utterances if u.errors), key=lambda u: (-u.errors, -u.errors / max(1, u.n_words), u.id)
+    )
+    return [
+        (
+            u.id,
+            f"{u.errors}/{u.n_words}",
+            f"failed: {u.reference}" if u.hypothesis is None else align_text(u.reference, u.hypothesis),
+        )
+        for u in bad[:_WORST]
+    ]
+
+
+def _label(row: Row, rows: Sequence[Row]) -> str:
+    """A row's name, with its model where another row has the same name."""
+    return f"{row.name}, {row.model}" if sum(other.name == row.name for other in rows) > 1 else row.name
+
+
+def _players(samples: Sequence[Sample], folder: Path) -> list[dict[str, Any]]:
+    """Samples with their audio inlined as data URIs."""
+    shown = []
+    for sample in samples:
+        clips = []
+        for clip in sample.clips:
+            path = folder / clip.audio  # an absolute path stays what it is
+            media_type = _MEDIA_TYPES.get(path.suffix.lower())
+            if media_type is None:
+                raise ValueError(f"{path}: browsers play {', '.join(_MEDIA_TYPES)}; write the clip as one of these")
+            data = base64.b64encode(path.read_bytes()).decode()
+            clips.append({"label": clip.label, "heard": clip.heard, "uri": f"data:{media_type};base64,{data}"})
+        shown.append({"id": sample.id, "text": sample.text, "clips": clips})
+    return shown
+
+
+def _lines(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as dotted key and value, for the protocol's details."""
+    if isinstance(value, dict):
+        return [
+            line for key, inner in value.items() for line in _lines(inner, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    return [(prefix, str(value))]
+
+
+def write_report(results: Results, folder: Path | str) -> Path:
+    """Write ``report.html``: one file with everything in it, no outside resource, all text escaped.
+
+    Args:
+        results: what to show; relative clip paths are looked up in ``folder``.
+        folder: where the page goes.
+
+    Raises:
+        FileNotFoundError: a sample's audio file is missing.
+        ValueError: a sample's audio is of a kind that browsers do not play.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    groups = []
+    for number, group in enumerate(_groups(results.rows)):
+        labels = [_label(row, group.rows) for row in group.rows]
+        columns = _columns([*group.rows, *group.beside])
+        groups.append(
+            {
+                "group": group,
+                "columns": columns,
+                "frame_rates": _frame_rate_table(group),
+                "bars": _safe(wer_figure(group.rows, labels, f"wer{number}")),
+                "curve": _safe(rate_figure(group.rows, SYSTEM_NAMES, f"rate{number}")),
+                "worst": [(label, _worst(row)) for label, row in zip(labels, group.rows, strict=True)],
+                "protocol": _lines(_protocol_details(group)),
+            }
+        )
+    page = environment.get_template("report.html.j2").render(
+        results=results,
+        groups=groups,
+        test_sets=list({group["group"].protocol.test_set: None for group in groups}),
+        judges=list(dict.fromkeys(g["group"].protocol.judge["name"] for g in groups if g["group"].protocol.judge)),
+        book_use=_safe(book_use_figure(results.codes, "books")),
+        samples=_players(results.samples, folder),
+        number=_number,
+    )
+    target = folder / REPORT_FILE
+    temporary = target.with_suffix(".html.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, target)
+    return target
+
+
+def _protocol_details(group: _Group) -> dict[str, Any]:
+    protocol = group.protocol
+    details: dict[str, Any] = {
+        "judge": protocol.judge or "none: the system's own transcript",
+        "normaliser": f"{protocol.normaliser} {protocol.normaliser_version}",
+        "aggregation": protocol.aggregation,
+        "interval": f"{100 * protocol.confidence:g} % bootstrap over utterances, "
+        f"{protocol.bootstrap_samples} resamples, seed {protocol.seed}",
+        "test set": {
+            "name": protocol.test_set.name,
+            "utterances": protocol.test_set.n,
+            "sha256": protocol.test_set.sha256,
+        },
+    }
+    generation = {f"{row.name}, {row.model}": row.generation for row in group.rows if row.generation}
+    return details | ({"generation": generation} if generation else {})
+
+
+def _safe(svg: str | None) -> Markup | None:
+    """matplotlib escapes the texts inside its SVG; the page must not do so again."""
+    return None if svg is None else Markup(svg)

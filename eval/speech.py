@@ -1,0 +1,158 @@
+"""Quality of a waveform against its reference: log-mel distance, STOI, PESQ, level.
+
+These need the two waveforms to run in step, so they fit a codec's output, never synthesised speech. STOI and PESQ come
+with the extra ``eval``; where it is absent, or a clip too short or silent for them, they are None and a note says why.
+
+Shapes: S samples of one mono waveform, M mel channels, T frames.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+import torch
+from transformers.audio_utils import mel_filter_bank
+
+from eval.audio import resample
+
+__all__ = ["Quality", "QualitySummary", "compare_audio", "log_mel_db", "summarise_quality"]
+
+QUALITY_HZ = 16_000  # wide-band PESQ is defined at this rate; the other measures follow it
+_N_FFT, _HOP, _N_MELS = 1024, 256, 80
+_FLOOR = 1e-8  # of power: -80 dB, below which nobody hears a difference
+_INSTALL = "install the extra: pip install 'lmspt-slm[eval]'"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One clip. Lower is better for ``mel_distance_db``; higher for ``stoi`` (0 to 1) and ``pesq`` (1 to 4.6).
+
+    ``level_difference_db`` is the clip's level minus the reference's; ``length_difference_s`` likewise: what was longer
+    was cut before comparing.
+    """
+
+    mel_distance_db: float | None
+    stoi: float | None
+    pesq: float | None
+    level_difference_db: float | None
+    length_difference_s: float
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class QualitySummary:
+    """Means over the clips for which a measure exists; ``n_measured`` says how many those were."""
+
+    name: str
+    model: str
+    n_clips: int
+    mel_distance_db: float | None
+    stoi: float | None
+    pesq: float | None
+    level_difference_db: float | None
+    n_measured: dict[str, int]
+    notes: list[str]
+
+
+@cache
+def _mel_filters() -> torch.Tensor:
+    filters = mel_filter_bank(_N_FFT // 2 + 1, _N_MELS, 0.0, QUALITY_HZ / 2, QUALITY_HZ, norm=None, mel_scale="slaney")
+    return torch.from_numpy(filters).float()  # (bins, M)
+
+
+def log_mel_db(audio: np.ndarray) -> np.ndarray:
+    """Log-mel spectrogram in dB (M, T) of a waveform (S,) at 16 kHz, floored at -80 dB."""
+    signal = torch.from_numpy(np.asarray(audio, dtype=np.float32))
+    window = torch.hann_window(_N_FFT)
+    signal = torch.nn.functional.pad(signal, (_N_FFT // 2, _N_FFT // 2))
+    power = torch.stft(signal, _N_FFT, _HOP, window=window, center=False, return_complex=True).abs().square()
+    power = power / window.sum().square() * 4  # a full-scale sine is 0 dB
+    return (10 * (power.T @ _mel_filters()).clamp_min(_FLOOR).log10()).T.numpy()
+
+
+def _level_db(audio: np.ndarray) -> float | None:
+    rms = float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))
+    return 20 * np.log10(rms) if rms > 1e-5 else None
+
+
+def _stoi(reference: np.ndarray, audio: np.ndarray) -> tuple[float | None, str | None]:
+    try:
+        from pystoi import stoi
+    except ImportError:
+        return None, f"STOI: {_INSTALL}"
+    with warnings.catch_warnings():
+        # Too few frames with speech: pystoi warns, and returns a number that means nothing.
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            return float(stoi(reference, audio, QUALITY_HZ)), None
+        except (RuntimeWarning, ValueError, IndexError):
+            return None, "STOI: too little speech in the clip"
+
+
+def _pesq(reference: np.ndarray, audio: np.ndarray) -> tuple[float | None, str | None]:
+    try:
+        from pesq import PesqError, pesq
+    except ImportError:
+        return None, f"PESQ: {_INSTALL}"
+    try:
+        return float(pesq(QUALITY_HZ, reference, audio, "wb")), None
+    except (PesqError, ValueError, ZeroDivisionError):
+        return None, "PESQ: too little speech in the clip"
+
+
+def compare_audio(
+    reference: np.ndarray, audio: np.ndarray, sampling_rate: int, audio_sampling_rate: int | None = None
+) -> Quality:
+    """Compare a waveform with its reference.
+
+    Args:
+        reference: the original waveform (S,) at ``sampling_rate``.
+        audio: the waveform to be judged (S',); the longer of the two is cut to the shorter.
+        sampling_rate: Hz.
+        audio_sampling_rate: rate of ``audio`` where it differs.
+
+    Raises:
+        ValueError: a waveform is empty, not one-dimensional or not finite.
+    """
+    for name, signal in (("reference", reference), ("audio", audio)):
+        if signal.ndim != 1 or signal.size == 0 or not np.isfinite(signal).all():
+            raise ValueError(f"{name} (shape {signal.shape}) must be one-dimensional, not empty and finite")
+    reference = resample(reference, sampling_rate, QUALITY_HZ)
+    audio = resample(audio, audio_sampling_rate or sampling_rate, QUALITY_HZ)
+    difference_s = (len(audio) - len(reference)) / QUALITY_HZ
+    length = min(len(reference), len(audio))
+    reference, audio = reference[:length], audio[:length]
+    levels = _level_db(reference), _level_db(audio)
+    if levels[0] is None or levels[1] is None:
+        silent = "reference" if levels[0] is None else "clip"
+        distance = float(np.abs(log_mel_db(reference) - log_mel_db(audio)).mean())
+        return Quality(distance, None, None, None, difference_s, [f"the {silent} is silent"])
+    stoi, stoi_note = _stoi(reference, audio)
+    pesq, pesq_note = _pesq(reference, audio)
+    return Quality(
+        mel_distance_db=float(np.abs(log_mel_db(reference) - log_mel_db(audio)).mean()),
+        stoi=stoi,
+        pesq=pesq,
+        level_difference_db=levels[1] - levels[0],
+        length_difference_s=difference_s,
+        notes=[note for note in (stoi_note, pesq_note) if note],
+    )
+
+
+def summarise_quality(name: str, model: str, clips: Sequence[Quality]) -> QualitySummary:
+    """Means over clips; what could not be measured is counted and said, not hidden."""
+    means: dict[str, float | None] = {}
+    counts: dict[str, int] = {}
+    for measure in ("mel_distance_db", "stoi", "pesq", "level_difference_db"):
+        values = [v for clip in clips if (v := getattr(clip, measure)) is not None]
+        counts[measure] = len(values)
+        means[measure] = float(np.mean(values)) if values else None
+    notes = Counter(note for clip in clips for note in clip.notes)
+    return QualitySummary(
+        name, model, len(clips), **means, n_measured=counts, notes=[f"{note} ({n} clips)" for note, n in notes.items()]
+    )

@@ -1,0 +1,1 @@
+"""What a user runs: the commands, their configurations and their run folders."""

@@ -1,0 +1,291 @@
+"""The command ``slm``: every recipe with ``--config``, ``key=value``, ``--dry-run`` and a ``--help`` that teaches.
+
+Recipes are imported only when they run, so that ``slm --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import importlib
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+app = typer.Typer(
+    name="slm",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Speech language models on LM-SPT tokens: from speech to a scored comparison.\n\n"
+    "Start with `slm quickstart`. Each command takes --config FILE (a YAML, or the name of a shipped one) and any "
+    "number of key=value; `slm COMMAND --help` lists its keys.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What the command line knows of a recipe without importing it."""
+
+    name: str
+    about: str
+    example: str
+    positional: str | None = None  # the Config field that plain arguments go to
+    metavar: str = "KEY=VALUE"
+    config: str | None = None  # the shipped configuration where no --config is given
+    output: str | None = None  # the Config field of -o
+    strict: bool = False
+
+    @property
+    def module(self) -> str:
+        return "recipes." + self.name.replace("-", "_")
+
+
+COMMANDS = [
+    Command(
+        "quickstart",
+        "From nothing to a scored table: all stages, small, on the embedded corpus.",
+        "slm quickstart",
+        config="quickstart/quickstart",
+    ),
+    Command(
+        "prepare-corpus",
+        "Synthesise the embedded corpus (commands, digits, sentences) with espeak-ng.",
+        "slm prepare-corpus --config quickstart/prepare-corpus run_dir=runs/corpus",
+    ),
+    Command(
+        "train-teacher",
+        "Train a small recogniser from scratch: the teacher's encoder and a judge.",
+        "slm train-teacher --config quickstart/train-teacher run_dir=runs/teacher",
+    ),
+    Command(
+        "train-tokenizer",
+        "Train an LM-SPT tokenizer by semantic speech-resynthesis distillation.",
+        "slm train-tokenizer --config quickstart/train-tokenizer run_dir=runs/tokenizer",
+    ),
+    Command(
+        "encode",
+        "Turn a speech corpus into codes: Parquet shards with the tokenizer's fingerprint.",
+        "slm encode --config quickstart/encode tokenizer=runs/tokenizer/model run_dir=runs/codes",
+        strict=True,
+    ),
+    Command(
+        "train-lm",
+        "Train a small text LM from scratch on the corpus's sentences (where no pretrained one can be had).",
+        "slm train-lm --config quickstart/train-lm run_dir=runs/lm",
+    ),
+    Command(
+        "finetune",
+        "Extend an LLM with speech tokens and fine-tune it for ASR and TTS, in full or by LoRA.",
+        "slm finetune --config quickstart/finetune model=Qwen/Qwen2.5-0.5B-Instruct --dry-run",
+    ),
+    Command(
+        "transcribe",
+        "Speech to text with a fine-tuned SLM: your own files, or a coded corpus.",
+        "slm transcribe recording.wav model=runs/quickstart/finetune/model",
+        positional="files",
+        metavar="FILE... KEY=VALUE",
+    ),
+    Command(
+        "synthesize",
+        "Text to speech with a fine-tuned SLM: your own words, or a coded corpus's texts.",
+        'slm synthesize "set white at b four now" -o out.wav model=runs/quickstart/finetune/model',
+        positional="text",
+        metavar="TEXT KEY=VALUE",
+        output="output",
+    ),
+    Command(
+        "evaluate",
+        "Score recordings, codecs and predictions into results.json and report.html.",
+        "slm evaluate --config quickstart/evaluate",
+        strict=True,
+    ),
+    Command(
+        "compare",
+        "Run the cells of one YAML (frame rates, tokenizers) through the recipes into one table.",
+        "slm compare --config quickstart/compare",
+    ),
+]
+# A key=value starts like an identifier; write ./a=b for a file of that name.
+OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.\w+)*=")
+
+
+def load_recipe(command: Command) -> Any:
+    """Import a recipe's module."""
+    return importlib.import_module(command.module)
+
+
+def build_config(
+    command: Command, arguments: list[str], config: str | None, output: str | None = None, strict: bool = False
+) -> tuple[Any, Any]:
+    """Returns (recipe module, typed configuration). Raises ConfigError naming all that is wrong."""
+    from recipes.config import ConfigError, load_config, yaml_scalar
+
+    recipe = load_recipe(command)
+    overrides = [item for item in arguments if OVERRIDE.match(item)]
+    plain = [item for item in arguments if not OVERRIDE.match(item)]
+    if plain and command.positional is None:
+        raise ConfigError(f"{plain[0]!r} is not a key=value (`slm {command.name} --help` lists the keys)")
+    if plain:
+        fields = {field.name: field for field in dataclasses.fields(recipe.Config)}
+        many = "list" in str(fields[command.positional].type)
+        if not many and len(plain) > 1:
+            raise ConfigError(f"{len(plain)} texts were given; put the words in quotes: {' '.join(plain)!r}")
+        overrides.append(f"{command.positional}={yaml_scalar(plain if many else plain[0])}")
+    if output is not None:
+        overrides.append(f"{command.output}={yaml_scalar(output)}")
+    if strict:
+        overrides.append("strict=true")
+    return recipe, load_config(recipe.Config, config or command.config, overrides)
+
+
+def execute(
+    command: Command,
+    arguments: list[str],
+    config: str | None,
+    *,
+    dry_run: bool = False,
+    restart: bool = False,
+    output: str | None = None,
+    strict: bool = False,
+) -> None:
+    """Run one command, or print its plan."""
+    from recipes.runtime import RunFolder, log, setup_logging
+
+    setup_logging()
+    recipe, settings = build_config(command, arguments, config, output, strict)
+    if restart and not dry_run and settings.run_dir and (aside := RunFolder(settings.run_dir).set_aside()):
+        log.info("the earlier %s is now %s", settings.run_dir, aside)
+    if dry_run:
+        show_plan(command, recipe.plan(settings))
+        return
+    started = time.perf_counter()
+    result = recipe.run(settings)
+    where = f": {result}" if isinstance(result, str | Path) else ""
+    log.info("%s done in %.0f s%s", command.name, time.perf_counter() - started, where)
+
+
+def show_plan(command: Command, plan: dict[str, Any]) -> None:
+    """Print a plan as a table of dotted names and values."""
+    from recipes.runtime import _flatten
+
+    table = Table("what", "value", title=f"slm {command.name}: the plan (nothing was run)", title_justify="left")
+    for key, value in _flatten(plan).items():
+        table.add_row(Text(key), Text(f"{value:,}" if type(value) is int else str(value)))
+    Console().print(table)
+
+
+def guarded(action: Any, debug: bool) -> None:
+    """Run ``action``; a user's mistake becomes one clear message and exit code 2, without a traceback."""
+    try:
+        action()
+    except KeyboardInterrupt:
+        fail("Interrupted. The same command goes on where this one stopped.", 130)
+    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ModuleNotFoundError) as error:
+        if debug:
+            raise
+        fail(f"{_message(error)}\n(--debug shows where this was raised)", 2)
+    except OSError as error:
+        if debug:
+            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) and "the same command goes on" not in str(error)
+        tail = "\nFree some space and start the same command again: what was made so far is kept." if full else ""
+        fail(f"{_message(error)}{tail}", 2)
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def fail(message: str, code: int) -> None:
+    """Print a message in red on standard error and exit."""
+    Console(stderr=True, soft_wrap=True).print(Text(message, style="red"))
+    raise SystemExit(code)
+
+
+class RecipeCommand(typer.core.TyperCommand):
+    """A command whose ``--help`` goes on with an example and the configuration's keys."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        command = next(item for item in COMMANDS if item.name == self.name)
+        formatter.write(f"\nExample:\n  {command.example}\n\nKeys (key=value here, or in the YAML):\n")
+        formatter.write(keys_table(load_recipe(command).Config))
+
+
+def keys_table(config_class: type) -> str:
+    """The configuration's keys with types, defaults and help, as text as wide as the terminal."""
+    from recipes.config import describe_fields
+
+    console = Console()
+    table = Table("key=default", "what it does", box=None, pad_edge=False, padding=(0, 1))
+    for key, kind, default, about in describe_fields(config_class):
+        shown = f"{key} (required)" if default == "required" else f"{key}={default}"
+        table.add_row(Text(f"  {shown}", overflow="fold"), Text(f"{about} ({kind})"))
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def _register(command: Command) -> None:
+    arguments_type = typer.Argument(None, metavar=command.metavar, show_default=False)
+    config_option = typer.Option(None, "--config", "-c", help="A YAML file, or the name of a shipped one.")
+    dry_run_option = typer.Option(False, "--dry-run", help="Check everything, print the plan, run nothing.")
+    restart_option = typer.Option(
+        False, "--restart", help="Start over: an existing run folder is set aside as <name>.old-N."
+    )
+    debug_option = typer.Option(False, "--debug", help="Show the traceback of an error.")
+    output_option = typer.Option(None, "-o", "--output", help="Where the audio goes.", hidden=command.output is None)
+    strict_option = typer.Option(
+        False, "--strict", help="Stop at the first file that cannot be used.", hidden=not command.strict
+    )
+
+    def body(
+        arguments: list[str] = arguments_type,
+        config: str = config_option,
+        dry_run: bool = dry_run_option,
+        restart: bool = restart_option,
+        debug: bool = debug_option,
+        output: str = output_option,
+        strict: bool = strict_option,
+    ) -> None:
+        if output is not None and command.output is None:
+            raise typer.BadParameter(f"slm {command.name} takes no -o; name the folder with run_dir=...")
+        if strict and not command.strict:
+            raise typer.BadParameter(f"slm {command.name} takes no --strict")
+        guarded(
+            lambda: execute(
+                command,
+                list(arguments or []),
+                config,
+                dry_run=dry_run,
+                restart=restart,
+                output=output,
+                strict=strict,
+            ),
+            debug,
+        )
+
+    app.command(command.name, cls=RecipeCommand, help=command.about, short_help=command.about)(body)
+
+
+for _command in COMMANDS:
+    _register(_command)
+
+
+def main() -> None:
+    """The entry point of ``slm``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""Typed configurations from YAML files and ``a.b=value`` overrides.
+
+A recipe's ``Config`` is a plain dataclass; pydantic coerces and checks the values. Everything that is wrong is
+reported at once, each problem with its dotted key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+CONFIGS = Path(__file__).parent / "configs"
+ConfigT = TypeVar("ConfigT")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message lists every problem with its key."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader which refuses a key given twice: YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key `{key_node.value}` is given twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def load_config(config_class: type[ConfigT], path: str | Path | None = None, overrides: list[str] = ()) -> ConfigT:
+    """Build ``config_class`` from its defaults, then a YAML file, then overrides.
+
+    Args:
+        config_class: a dataclass; nested dataclasses, lists and dicts of them are checked too.
+        path: a YAML file, the name of a shipped one (``quickstart/encode``), or None for the defaults alone.
+        overrides: ``a.b=value`` strings, the value read as YAML. A list takes ``data.0.limit=5`` or a whole new value.
+
+    Returns:
+        The typed configuration.
+
+    Raises:
+        ConfigError: a file that is missing or is not YAML, an unknown key, a value of the wrong type; all at once.
+    """
+    values = read_yaml(path) if path is not None else {}
+    for override in overrides:
+        apply_override(values, override)
+    return from_values(config_class, values, where=f"{path}" if path else "the command line")
+
+
+def from_values(config_class: type[ConfigT], values: dict[str, Any], where: str = "the configuration") -> ConfigT:
+    """Check a mapping against ``config_class`` and build it. Raises ConfigError naming every problem."""
+    problems: list[str] = []
+    merged = _check(config_class, values, "", problems)
+    unset = dataclasses.MISSING
+    try:
+        config = TypeAdapter(config_class).validate_python(merged)
+    except ValidationError as error:
+        config = unset
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"] if not _is_branch_name(part)) or "(whole)"
+            if item["type"] == "missing":
+                problems.append(f"{key}: missing, and it has no default")
+            else:
+                given = "" if isinstance(item["input"], dict) or key == "(whole)" else f", got {item['input']!r}"
+                message = item["msg"].removeprefix("Value error, ")
+                problems.append(f"{key}: {message[:1].lower() + message[1:]}{given}")
+    if problems or config is unset:
+        problems = list(dict.fromkeys(problems))
+        head = f"{len(problems)} problem{'s' * (len(problems) > 1)} in {where}:"
+        raise ConfigError("\n  - ".join([head, *problems]))
+    return config
+
+
+def _is_branch_name(part: str | int) -> bool:
+    # pydantic adds the tried type of a union ("DataSource", "int", "list[int]") to the location.
+    return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in {"int", "str", "float", "bool"})
+
+
+def dump_config(config: Any) -> str:
+    """The YAML text of a configuration; `load_config` turns it into an equal one."""
+    values = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=118)
+
+
+def resolve_config_path(path: str | Path) -> Path:
+    """A file as given, or the shipped configuration of that name. Raises ConfigError where neither exists."""
+    given = Path(path)
+    if given.is_file():
+        return given
+    shipped = CONFIGS / (str(path) if given.suffix else f"{path}.yaml")
+    if not given.is_absolute() and shipped.is_file():
+        return shipped
+    names = sorted(str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.rglob("*.yaml"))
+    close = difflib.get_close_matches(str(path), names, n=1)
+    hint = f" Did you mean `{close[0]}`?" if close else ""
+    raise ConfigError(f"no configuration file {path}.{hint} Give a YAML file or a shipped name: {', '.join(names)}")
+
+
+def read_yaml(path: str | Path, _children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML mapping with its optional ``base:`` parents merged under it (mappings deeply, lists replaced)."""
+    file = resolve_config_path(path).resolve()
+    if file in _children:
+        chain = " -> ".join(str(item) for item in (*_children, file))
+        raise ConfigError(f"`base:` goes round in a circle: {chain}")
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not a YAML file that can be read: {error}") from error
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} must hold a mapping of keys, not a {type(values).__name__}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{file}: `base:` names one parent file, got {base!r}")
+    beside = file.parent / base
+    return merge(read_yaml(beside if beside.is_file() else base, (*_children, file)), values)
+
+
+def merge(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+    """``child`` over ``parent``: mappings key by key, everything else replaced."""
+    merged = dict(parent)
+    for key, value in child.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one ``a.b=value`` in place. Raises ConfigError where it is no such thing."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"override {override!r} is not of the form key=value or key.sub=value")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML ({error}); quote it") from error
+    here: Any = values
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(here, list):
+            if not part.isdigit() or int(part) >= len(here):
+                name = ".".join(parts[:depth])
+                raise ConfigError(f"override {override!r}: `{name}` is a list of {len(here)}; give an index below that")
+            part = int(part)
+        elif part not in here or (not last and not isinstance(here[part], dict | list)):
+            here[part] = {}
+        if last:
+            here[part] = value
+        elif isinstance(here[part], dict | list):
+            here = here[part]
+        else:
+            raise ConfigError(f"override {override!r}: `{'.'.join(parts[: depth + 1])}` has no keys under it")
+
+
+def describe_fields(config_class: type, prefix: str = "", instance: Any = None) -> Iterator[tuple[str, str, str, str]]:
+    """Yield (dotted key, type, default, help) of every leaf of a configuration class, for ``--help``.
+
+    ``instance`` is what the owner of a nested class starts from, where that differs from the class's own defaults.
+    """
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        key, hint = prefix + field.name, hints[field.name]
+        nested = _dataclass_in(hint)
+        default = default_of(field) if instance is None else getattr(instance, field.name)
+        if nested is not None and nested is hint:
+            own = default if dataclasses.is_dataclass(default) else None
+            yield from describe_fields(nested, f"{key}.", own)
+            continue
+        shown = "required" if default is dataclasses.MISSING else yaml_scalar(default)
+        yield key, type_name(hint), shown, field.metadata.get("help", "")
+        if nested is not None:
+            yield from describe_fields(nested, f"{key}.<n>." if _is_list(hint) else f"{key}.")
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """A field's default value, or ``dataclasses.MISSING``."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def yaml_scalar(value: Any) -> str:
+    """A value on one line, as it would be written after ``key=``."""
+    if dataclasses.is_dataclass(value):
+        value = dataclasses.asdict(value)
+    elif isinstance(value, list | tuple):
+        value = [dataclasses.asdict(item) if dataclasses.is_dataclass(item) else item for item in value]
+    elif isinstance(value, Path):
+        value = str(value)
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+
+
+def type_name(hint: Any) -> str:
+    """A type as a reader writes it: ``float``, ``list[int]``, ``a | b``."""
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(str(item) for item in typing.get_args(hint))
+    if _is_union(hint):
+        return " | ".join(type_name(item) for item in typing.get_args(hint))
+    if typing.get_origin(hint) is not None:
+        arguments = ", ".join("..." if item is ... else type_name(item) for item in typing.get_args(hint))
+        return f"{typing.get_origin(hint).__name__}[{arguments}]"
+    return "null" if hint is type(None) else getattr(hint, "__name__", str(hint))
+
+
+def _check(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
+    """Report unknown keys at every level; put a field's own default under a partly given nested configuration."""
+    if _is_union(hint):
+        if value is None:
+            return None
+        branches = [item for item in typing.get_args(hint) if item is not type(None)]
+        fitting = [item for item in branches if _takes(item, value)]
+        # A union without dataclasses is pydantic's to judge.
+        return _check(fitting[0], value, key, problems) if len(fitting) == 1 else value
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _check_dataclass(hint, value, key, problems)
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (list, tuple) and isinstance(value, list | tuple) and arguments:
+        return [_check(arguments[0], item, f"{key}.{index}", problems) for index, item in enumerate(value)]
+    if typing.get_origin(hint) is dict and isinstance(value, dict) and len(arguments) == 2:
+        return {name: _check(arguments[1], item, f"{key}.{name}", problems) for name, item in value.items()}
+    if hint is str and isinstance(value, int | float):
+        return yaml_scalar(value)  # an unquoted `name: 12.5` is text where text is asked for
+    return value
+
+
+def _check_dataclass(hint: type, value: dict[str, Any], key: str, problems: list[str]) -> dict[str, Any]:
+    hints = typing.get_type_hints(hint)
+    fields = {field.name: field for field in dataclasses.fields(hint) if field.init}
+    merged: dict[str, Any] = {}
+    for name, item in value.items():
+        full = f"{key}.{name}".lstrip(".")
+        if name not in fields:
+            close = difflib.get_close_matches(str(name), fields, n=1)
+            guess = f"did you mean `{close[0]}`? " if close else ""
+            problems.append(f"{full}: unknown key; {guess}known here: {', '.join(fields)}")
+            continue
+        default = default_of(fields[name])
+        if isinstance(item, dict) and dataclasses.is_dataclass(default):
+            own = TypeAdapter(type(default)).dump_python(default)
+            item = merge(own, item)
+        merged[name] = _check(hints[name], item, full, problems)
+    return merged
+
+
+def _takes(hint: Any, value: Any) -> bool:
+    if isinstance(value, dict):
+        return dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict
+    if isinstance(value, list | tuple):
+        return typing.get_origin(hint) in (list, tuple)
+    return not dataclasses.is_dataclass(hint) and typing.get_origin(hint) not in (list, tuple, dict)
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _is_list(hint: Any) -> bool:
+    return any(typing.get_origin(item) in (list, tuple) for item in (hint, *typing.get_args(hint)))
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """The dataclass that a hint is or holds (``X | None``, ``list[X]``)."""
+    if dataclasses.is_dataclass(hint):
+        return hint
+    return next((found for item in typing.get_args(hint) if (found := _dataclass_in(item)) is not None), None)

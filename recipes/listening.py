@@ -1,0 +1,78 @@
+"""What a report lets one hear: clips of a few utterances, and the quality of the tokenizer's audio."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from eval.audio import resample
+from eval.schema import Clip, Sample
+from eval.speech import QualitySummary, compare_audio, summarise_quality
+from recipes.runtime import progress
+from recipes.systems import System
+
+CLIP_HZ = 16_000
+
+
+def quality_of(systems: Sequence[System]) -> list[QualitySummary]:
+    """The tokenizer's audio against the recordings (synthesised speech does not run in step with them)."""
+    truth = next((system for system in systems if system.kind == "ground_truth"), None)
+    summaries = []
+    for system in systems:
+        if truth is None or system.kind not in ("reconstruction", "semantic_reconstruction", "resynthesis"):
+            continue
+        pairs = [(truth.audios[i], audio) for i, audio in system.audios.items() if audio is not None]
+        compared = [
+            compare_audio(reference, audio, truth.sampling_rate, system.sampling_rate)
+            for reference, audio in progress(pairs, f"quality of {system.name}", total=len(pairs))
+        ]
+        summaries.append(summarise_quality(system.name, system.model, compared))
+    return summaries
+
+
+def listening_samples(
+    folder: Path,
+    count: int,
+    references: dict[str, str],
+    systems: Sequence[System],
+    heard: Sequence[dict[str, dict[str, str | None]]],
+) -> list[Sample]:
+    """A few utterances, spread over the test set, as FLAC files (a lossy format would add a codec of its own).
+
+    Args:
+        folder: where the files go; what it holds is replaced.
+        count: how many utterances.
+        references: id -> text of the test set.
+        systems: what was scored.
+        heard: for each system, judge -> id -> text.
+    """
+    spoken = [(i, system) for i, system in enumerate(systems) if system.kind != "asr"]
+    ids = [i for i in references if spoken and any(system.audios.get(i) is not None for _, system in spoken)]
+    chosen = [ids[k] for k in np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    samples = []
+    for number, utterance_id in enumerate(chosen):
+        sample = Sample(utterance_id, references[utterance_id])
+        for i, system in spoken:
+            audio = system.audios.get(utterance_id)
+            if audio is None:
+                continue
+            file = folder / f"{number}-{i}-{slug(system.kind)}.flac"
+            soundfile.write(file, np.clip(resample(audio, system.sampling_rate, CLIP_HZ), -1, 1), CLIP_HZ)
+            texts = {judge: str(found.get(utterance_id) or "") for judge, found in heard[i].items()}
+            if system.kind == "ground_truth":
+                texts |= {s.name: str(s.texts.get(utterance_id) or "") for s in systems if s.kind == "asr"}
+            sample.clips.append(Clip(system.name, str(file.resolve()), texts))
+        samples.append(sample)
+    return samples
+
+
+def slug(text: str) -> str:
+    """A text as part of a file name."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")

@@ -1,0 +1,189 @@
+"""A pipeline: recipes in a row, each in a folder of its own, the ones that are complete skipped.
+
+A stage names a command, its configuration and what to set in it; ``${train-tokenizer}`` there is an earlier stage's
+folder. `quickstart` is one pipeline; `compare` runs one pipeline per cell and shares the stages marked ``shared``.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recipes.config import ConfigError, load_config
+from recipes.runtime import MAY_CHANGE, RunFolder, log
+
+VARIABLE = re.compile(r"\$\{([^}]*)\}")
+
+
+@dataclass
+class Stage:
+    """One recipe of a pipeline."""
+
+    command: str = field(metadata={"help": "the slm command, such as encode"})
+    name: str = field(default="", metadata={"help": "the stage's name and folder; the command where empty"})
+    config: str | None = field(default=None, metadata={"help": "its YAML, or a shipped name"})
+    set: list[str] = field(default_factory=list, metadata={"help": "key=value overrides; ${stage} is a stage's folder"})
+    shared: bool = field(default=False, metadata={"help": "compare: run once for all cells"})
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.command
+
+
+@dataclass
+class PipelineConfig:
+    """Stages in a row. Each stage's folder guards its own configuration, so these keys may change between runs."""
+
+    run_dir: str = field(default="runs/pipeline", metadata={"help": "each stage's folder lies in this one"})
+    stages: list[Stage] = field(default_factory=list, metadata={"help": "the recipes, in order", MAY_CHANGE: True})
+    set: list[str] = field(
+        default_factory=list, metadata={"help": "more overrides, as STAGE.key=value", MAY_CHANGE: True}
+    )
+    redo: str | None = field(
+        default=None, metadata={"help": "set this stage and all after it aside, and run them anew", MAY_CHANGE: True}
+    )
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if not names:
+            raise ValueError("stages: empty; take a shipped pipeline (--config quickstart/quickstart) or list some")
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"stages: {', '.join(sorted(twice))} stands there twice; give each a name of its own")
+        if self.redo is not None and self.redo not in names:
+            raise ValueError(f"redo={self.redo}: no such stage; there are {', '.join(names)}")
+        for item in self.set:
+            stage_override(item, names)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage made ready: its recipe and its typed configuration."""
+
+    stage: Stage
+    recipe: Any
+    config: Any
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.config.run_dir)
+
+
+def stage_override(item: str, names: list[str]) -> tuple[str, str]:
+    """``encode.seed=3`` -> ("encode", "seed=3"). Raises ConfigError where no stage is called so."""
+    name, dot, override = item.partition(".")
+    if name not in names or not dot or "=" not in override:
+        raise ConfigError(f"set: {item!r} is not of the form STAGE.key=value with a stage of {', '.join(names)}")
+    return name, override
+
+
+def make_steps(config: PipelineConfig, cell: str | None = None, cell_set: list[str] = ()) -> list[Step]:
+    """Every stage with its configuration, checked before anything runs.
+
+    Args:
+        config: the pipeline.
+        cell: a cell's name: stages that are not shared go into its folder.
+        cell_set: its overrides, as ``STAGE.key=value``, after the pipeline's own.
+
+    Raises:
+        ConfigError: an unknown command, variable or key; the message names the stage.
+    """
+    names = [stage.name for stage in config.stages]
+    more = [stage_override(item, names) for item in (*config.set, *cell_set)]
+    once = {stage.name for stage in config.stages if stage.shared}
+    if clash := once & {stage_override(item, names)[0] for item in cell_set}:
+        raise ConfigError(f"cell {cell}: sets {', '.join(sorted(clash))}, which is shared by all cells")
+    folders: dict[str, str] = {}
+    steps = []
+    for stage in config.stages:
+        own = cell is not None and not stage.shared
+        folders[stage.name] = str(Path(config.run_dir, cell, stage.name) if own else Path(config.run_dir, stage.name))
+        # A shared stage sees shared ones only: it may not depend on what differs between cells.
+        known = {name: place for name, place in folders.items() if own or cell is None or name in once}
+        try:
+            recipe = importlib.import_module("recipes." + stage.command.replace("-", "_"))
+        except ModuleNotFoundError as error:
+            if error.name != "recipes." + stage.command.replace("-", "_"):
+                raise
+            raise ConfigError(f"stage {stage.name}: there is no command {stage.command!r}") from error
+        overrides = [f"run_dir={folders[stage.name]}", *stage.set]
+        overrides += [override for name, override in more if name == stage.name]
+        try:
+            filled = [substitute(item, known) for item in overrides]
+            steps.append(Step(stage, recipe, load_config(recipe.Config, stage.config, filled)))
+        except ConfigError as error:
+            raise ConfigError(f"stage {stage.name}: {error}") from error
+    return steps
+
+
+def substitute(text: str, folders: dict[str, str]) -> str:
+    """Replace each ``${stage}`` by that stage's folder. Raises ConfigError for a stage that is not there (yet)."""
+
+    def folder(match: re.Match[str]) -> str:
+        if match[1] not in folders:
+            raise ConfigError(f"{match[0]} in {text!r} is no earlier stage here; known: {', '.join(folders)}")
+        return folders[match[1]]
+
+    return VARIABLE.sub(folder, text)
+
+
+def describe(steps: list[Step]) -> dict[str, object]:
+    """For a plan: each stage, whether it is done, and where."""
+    return {
+        step.stage.name: f"slm {step.stage.command} in {step.config.run_dir}"
+        + (" (complete: skipped)" if step.folder.complete else "")
+        for step in steps
+    }
+
+
+def set_aside_from(steps: list[Step], name: str) -> None:
+    """Set a stage's folder and those of all later ones aside, so that they run anew."""
+    position = next(index for index, step in enumerate(steps) if step.stage.name == name)
+    for step in steps[position:]:
+        if moved := step.folder.set_aside():
+            log.info("redo: the earlier %s is now %s", step.config.run_dir, moved)
+
+
+def run_steps(steps: list[Step], redo: str | None = None, label: str = "") -> dict[str, float]:
+    """Run the stages in order, complete ones skipped.
+
+    Returns:
+        stage -> seconds of those that ran.
+
+    Raises:
+        ConfigError: a stage's folder was begun with another configuration; the message says how to go on.
+    """
+    if redo is not None:
+        set_aside_from(steps, redo)
+    started, seconds = time.perf_counter(), {}
+    for number, step in enumerate(steps, start=1):
+        heading = f"[{number}/{len(steps)}] {label}{step.stage.name}"
+        try:
+            step.folder.check(step.config)
+        except ConfigError as error:
+            way = f"To redo this stage and those after it: redo={step.stage.name}"
+            raise ConfigError(f"stage {step.stage.name}: {error}\n{way}") from error
+        if step.folder.complete:
+            log.info("%s: complete, skipped", heading)
+            continue
+        log.info("%s (%s so far)", heading, clock(time.perf_counter() - started))
+        began = time.perf_counter()
+        step.recipe.run(step.config)
+        seconds[step.stage.name] = round(time.perf_counter() - began, 1)
+        log.info("%s: done in %s", heading, clock(seconds[step.stage.name]))
+        gc.collect()  # one stage's model should not stand in memory beside the next one's
+    return seconds
+
+
+def clock(seconds: float) -> str:
+    """``135`` -> ``2 min 15 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def results_folders(steps: list[Step]) -> list[Path]:
+    """Where the pipeline's evaluations leave their results.json."""
+    return [Path(step.config.run_dir) for step in steps if step.stage.command == "evaluate"]

@@ -1,0 +1,321 @@
+"""Run folders, precision, devices, logging and progress: what every recipe needs around its work."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from recipes.config import ConfigError, dump_config
+
+T = TypeVar("T")
+log = logging.getLogger("slm")
+
+CONFIG_FILE, RUN_FILE, COMPLETE_FILE = "config.yaml", "run.json", "complete.json"
+VERSIONED = ("lmspt-slm", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "numpy", "jiwer")
+# A field with this metadata changes how a run is done, not what comes out: `field(..., metadata={MAY_CHANGE: True})`.
+MAY_CHANGE = "may_change"
+
+
+class RunFolder:
+    """The folder of one run: ``config.yaml``, ``run.json``, ``metrics.jsonl``, ``checkpoints/``, ``complete.json``.
+
+    A run that is complete is skipped, one that was cut off goes on, one begun with another configuration is refused.
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.folder = Path(run_dir)
+
+    def path(self, *names: str) -> Path:
+        """A path inside the folder."""
+        return self.folder.joinpath(*names)
+
+    @property
+    def metrics(self) -> Path:
+        """Where ``metrics.jsonl`` lies."""
+        return self.path("metrics.jsonl")
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints, made if need be."""
+        folder = self.path("checkpoints")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def check(self, config: Any) -> None:
+        """Raise ConfigError where the folder was begun with a different configuration (for plans and dry runs)."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"run_dir {self.folder} is a file; name a folder")
+        file = self.path(CONFIG_FILE)
+        if not file.is_file():
+            return
+        try:
+            before = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{file} cannot be read ({error}); use another run_dir, or --restart") from error
+        now = yaml.safe_load(dump_config(config))
+        free = set(_may_change(type(config)))
+        old, new = _flatten(before), _flatten(now)
+        changed = [
+            f"{key}: was {old.get(key, '(absent)')!r}, is now {new.get(key, '(absent)')!r}"
+            for key in dict.fromkeys([*old, *new])
+            if key not in free and old.get(key, ...) != new.get(key, ...)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{self.folder} was begun with a different configuration:\n  - "
+                + "\n  - ".join(changed)
+                + "\nEither choose another run_dir=..., or start over with --restart (sets the old folder aside as "
+                f"{self.folder.name}.old-N, deletes nothing)."
+            )
+
+    def start(self, config: Any, data_fingerprint: str | None = None) -> RunFolder:
+        """Open the folder for this configuration and record what runs.
+
+        Args:
+            config: the recipe's configuration (a dataclass).
+            data_fingerprint: a hash of the input data, for the record.
+
+        Returns:
+            itself.
+
+        Raises:
+            ConfigError: the folder was begun with a different configuration; the message says which keys differ.
+        """
+        self.check(config)
+        if not is_main_process():
+            return self
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.complete:
+                atomic_write_text(self.path(CONFIG_FILE), dump_config(config))
+                record = describe_run(config) | {"data_fingerprint": data_fingerprint}
+                previous = read_json(self.path(RUN_FILE))
+                record["starts"] = [*previous.get("starts", []), record.pop("started")]
+                atomic_write_text(self.path(RUN_FILE), json.dumps(record, indent=2) + "\n")
+        return self
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run was finished (and with the configuration that the folder now holds)."""
+        marker, file = read_json(self.path(COMPLETE_FILE)), self.path(CONFIG_FILE)
+        return bool(marker) and file.is_file() and marker.get("config_sha256") == _sha256(file)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the finished run reported; empty where it is not finished."""
+        return read_json(self.path(COMPLETE_FILE)).get("summary", {}) if self.complete else {}
+
+    def mark_complete(self, summary: dict[str, Any] | None = None) -> None:
+        """Write the marker file: the very last thing that a run does."""
+        if is_main_process():
+            marker = {"config_sha256": _sha256(self.path(CONFIG_FILE)), "finished": _now(), "summary": summary or {}}
+            atomic_write_text(self.path(COMPLETE_FILE), json.dumps(marker, indent=2) + "\n")
+
+    def set_aside(self) -> Path | None:
+        """Move the whole folder to ``<name>.old-N``; returns where, or None if there was nothing."""
+        if self.folder.resolve() in (Path.cwd(), *Path.cwd().parents):
+            raise ConfigError(f"run_dir {self.folder} is the working folder or above it: it is not set aside")
+        if not self.folder.exists() or not is_main_process():
+            return None
+        number = 1
+        while (target := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
+            number += 1
+        self.folder.rename(target)
+        return target
+
+
+def describe_run(config: Any) -> dict[str, Any]:
+    """Versions, commit, machine and seed, as they go into ``run.json``."""
+    versions = {"python": platform.python_version()}
+    for name in VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": _now(),
+        "seed": getattr(config, "seed", None),
+        "commit": git_commit(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def git_commit() -> str | None:
+    """The project's commit, with ``+changes`` where the tree differs from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def is_main_process() -> bool:
+    """True in the process that writes (torchrun sets RANK)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON object, or an empty one where the file is absent or torn."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file whole or not at all. Raises OSError, on a full disk with the file's name and what to do."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """`atomic_write_bytes` of UTF-8 text."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """Turn a full disk into an error that names the place and says that nothing made so far is lost."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and "the same command goes on" not in str(error):
+            message = f"no space left for {path}: free some, and the same command goes on; what was made so far is kept"
+            raise OSError(error.errno, message) from error
+        raise
+
+
+def resolve_device(device: str = "auto") -> str:
+    """``auto`` -> ``cuda`` where there is one, else ``cpu``; anything else is checked and returned."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r}: torch {torch.__version__} sees no GPU; use device=cpu or device=auto")
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r} is not one that torch knows: use auto, cpu, cuda or cuda:N") from error
+    return device
+
+
+def resolve_precision(precision: str = "auto", device: str = "auto") -> str:
+    """``auto`` -> ``bf16`` only where the hardware multiplies it fast (AMX, avx512_bf16, a GPU), else ``fp32``.
+
+    Raises:
+        ConfigError: an unknown name, or fp16 on a CPU.
+    """
+    if precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise ConfigError(f"precision {precision!r}: choose auto, fp32, bf16 or fp16")
+    on_gpu = resolve_device(device).startswith("cuda")
+    if precision == "fp16" and not on_gpu:
+        raise ConfigError("precision fp16 needs a GPU; use bf16, fp32 or auto")
+    if precision != "auto":
+        return precision
+    if on_gpu:
+        import torch
+
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
+    return "bf16" if cpu_has_fast_bf16() else "fp32"
+
+
+def cpu_has_fast_bf16(cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
+    """Whether the CPU's flags name AMX or AVX-512 bf16 (elsewhere bf16 is emulated, slower than fp32)."""
+    try:
+        text = Path(cpuinfo).read_text()
+    except OSError:
+        return False
+    flags = next((line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith("flags")), [])
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's global generators (what libraries draw from)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def progress(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Iterate with a progress bar on standard error; a plain line now and then where that is no terminal."""
+    from tqdm import tqdm
+
+    every = 0.2 if sys.stderr.isatty() else 20.0
+    return iter(
+        tqdm(iterable, description, total, mininterval=every, disable=not is_main_process(), dynamic_ncols=True)
+    )
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Send the ``slm`` logger to the terminal through rich, once."""
+    from rich.logging import RichHandler
+
+    if not log.handlers:
+        handler = RichHandler(show_path=False, show_level=False, markup=False, log_time_format="%H:%M:%S")
+        log.addHandler(handler)
+        log.propagate = False
+    log.setLevel(level if is_main_process() else logging.WARNING)
+
+
+def __getattr__(name: str) -> Any:
+    # The trackers import accelerate and transformers, seconds that a --help should not cost.
+    if name in ("JsonlTracker", "MetricsCallback"):
+        from recipes import tracking
+
+        return getattr(tracking, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {key: item for name, sub in value.items() for key, item in _flatten(sub, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+def _may_change(config_class: type) -> Iterator[str]:
+    for field in dataclasses.fields(config_class):
+        if field.metadata.get(MAY_CHANGE):
+            yield field.name
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

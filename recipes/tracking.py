@@ -1,0 +1,88 @@
+"""Where training figures go: ``metrics.jsonl``, one JSON object per line, written by accelerate or the Trainer."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import GeneralTracker, on_main_process
+from transformers import TrainerCallback
+
+
+def append_metrics(path: str | Path, step: int, values: dict[str, Any]) -> None:
+    """Append one line ``{"step": ..., "time": ..., name: value}``; numbers that are not finite become null."""
+    row: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
+    for name, value in values.items():
+        value = value.item() if hasattr(value, "item") else value
+        row[name] = None if isinstance(value, float) and not math.isfinite(value) else value
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def drop_metrics_after(path: str | Path, step: int) -> None:
+    """Cut the lines past ``step`` (and a torn last line), so that a resumed run does not repeat them."""
+    path = Path(path)
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line).get("step", 0) <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+class JsonlTracker(GeneralTracker):
+    """An accelerate tracker which writes ``metrics.jsonl``.
+
+    Args:
+        path: the file to append to.
+    """
+
+    name = "jsonl"
+    requires_logging_directory = False
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path)
+
+    @property
+    def tracker(self) -> Path:
+        """The file."""
+        return self.path
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        """Nothing: the run folder already holds ``config.yaml``."""
+
+    @on_main_process
+    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+        """Append one line."""
+        append_metrics(self.path, step if step is not None else 0, values)
+
+
+class MetricsCallback(TrainerCallback):
+    """A Trainer callback which writes what the Trainer logs to ``metrics.jsonl``.
+
+    Args:
+        path: the file to append to.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After a resume, forget what was logged past the checkpoint."""
+        if state.is_world_process_zero:
+            drop_metrics_after(self.path, state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Append one line."""
+        if state.is_world_process_zero and logs:
+            append_metrics(self.path, state.global_step, logs)

@@ -1,0 +1,210 @@
+"""`slm train-teacher`: trains a small recogniser from scratch, the offline teacher and judge.
+
+Features: joint CTC / attention loss, SpecAugment, speed, level and noise augmentation, data order fixed by the seed,
+checkpoints and bit-exact resume (transformers' Trainer), WER of each corpus's valid split by greedy CTC while training.
+The result, `run_dir/model`, is a Whisper folder (AutoModelForSpeechSeq2Seq loads it) with `ctc_head.safetensors`.
+
+Not here: recognisers by name (openai/whisper-small). They need no training: name one as teacher or judge.
+
+Raises: DataError for sources that cannot be read; ConfigError for settings that cannot work.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from transformers import TrainingArguments
+
+from eval.text import get_normaliser
+from eval.wer import score_pairs
+from recipes.config import ConfigError
+from recipes.runtime import (
+    MetricsCallback,
+    RunFolder,
+    log,
+    resolve_device,
+    resolve_precision,
+    seed_everything,
+)
+from recipes.trainer import last_whole_checkpoint
+from tokenizer.augmentation import AugmentationConfig
+from tokenizer.data import AudioStore, DataSource, Utterance, read_source, read_sources
+from tokenizer.recogniser import Recogniser, RecogniserConfig, save_recogniser
+from tokenizer.recogniser_training import (
+    RecogniserCollator,
+    RecogniserTrainer,
+    RecogniserTrainingConfig,
+    TrainingUtterances,
+    greedy_ctc_texts,
+)
+from tokenizer.teacher import WHISPER_RATE_HZ, WhisperLogMel
+
+
+@dataclass
+class Config:
+    """Everything of one recogniser training."""
+
+    run_dir: str = field(default="runs/teacher", metadata={"help": "run folder; the model goes to run_dir/model"})
+    data: list[DataSource] = field(
+        default_factory=list, metadata={"help": "where training and valid utterances come from"}
+    )
+    model: RecogniserConfig = field(default_factory=RecogniserConfig, metadata={"help": "size of the recogniser"})
+    training: RecogniserTrainingConfig = field(
+        default_factory=RecogniserTrainingConfig, metadata={"help": "how long, how fast"}
+    )
+    augmentation: AugmentationConfig = field(
+        default_factory=AugmentationConfig, metadata={"help": "changes to the waveforms"}
+    )
+    init_from: str | None = field(default=None, metadata={"help": "start from this recogniser folder of the same size"})
+    normaliser: str = field(
+        default="basic", metadata={"help": "text normaliser, applied before spelling out characters"}
+    )
+    precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16"})
+    seed: int = field(default=0, metadata={"help": "seed of weights, order and augmentation"})
+
+
+def to_characters(text: str, normaliser: str) -> str:
+    """Normalises a transcript to the recogniser's characters: a to z, apostrophe, single spaces."""
+    text = get_normaliser(normaliser)(text).lower()
+    text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return " ".join(re.sub(r"[^a-z' ]+", " ", text).split())
+
+
+def _training_utterances(config: Config) -> tuple[list[Utterance], list[str]]:
+    """Utterances that fit the window and have a text, and their characters."""
+    kept, texts, too_long, no_text = [], [], 0, 0
+    for utterance in read_sources(config.data, "train"):
+        text = to_characters(utterance.text, config.normaliser)
+        if not text:
+            no_text += 1
+        elif (utterance.duration or 0) > config.model.window_s or len(text) > config.model.max_characters:
+            too_long += 1
+        else:
+            kept.append(utterance)
+            texts.append(text)
+    if too_long or no_text:
+        log.warning("left out of the training: %d longer than the window, %d without a text", too_long, no_text)
+    if not kept:
+        raise ConfigError(f"no utterance fits model.window_s={config.model.window_s:g} and has a text")
+    return kept, texts
+
+
+def plan(config: Config) -> dict[str, object]:
+    """What the run would do; raises what would stop it."""
+    RunFolder(config.run_dir).check(config)
+    utterances, texts = _training_utterances(config)
+    model = Recogniser.from_scratch(config.model)
+    seen = config.training.steps * config.training.batch_size * config.training.accumulation
+    parameters = sum(p.numel() for p in model.parameters())
+    return {
+        "training utterances": len(utterances),
+        "hours": round(sum(u.duration or 0 for u in utterances) / 3600, 3),
+        "characters": sum(map(len, texts)),
+        "parameters": parameters,
+        "steps": config.training.steps,
+        "epochs": round(seen / len(utterances), 1),
+        "precision": resolve_precision(config.precision),
+        "memory of weights, gradients and optimizer (MiB)": round(16 * parameters / 2**20),
+        "result": str(RunFolder(config.run_dir).path("model")),
+    }
+
+
+def run(config: Config) -> Path:
+    """Trains the recogniser, or goes on where a killed run stopped; returns the model folder."""
+    folder = RunFolder(config.run_dir).start(config)
+    if folder.complete:
+        log.info("%s is complete: skipped", config.run_dir)
+        return folder.path("model")
+    seed_everything(config.seed)
+    utterances, texts = _training_utterances(config)
+    store = AudioStore(utterances, WHISPER_RATE_HZ)
+    model = _initial_model(config)
+    settings = config.training
+    arguments = _training_arguments(config, folder)
+    length = settings.steps * settings.batch_size * settings.accumulation * arguments.world_size
+    trainer = RecogniserTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=TrainingUtterances(store, texts, config.augmentation, length, config.model.window_s, config.seed),
+        data_collator=RecogniserCollator(
+            WhisperLogMel(config.model.n_mels), round(config.model.window_s * WHISPER_RATE_HZ)
+        ),
+        ctc_weight=config.model.ctc_weight,
+        validate=_validator(config),
+        callbacks=[MetricsCallback(folder.metrics)],
+    )
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder.checkpoints))
+    scores = trainer.evaluate()
+    save_recogniser(trainer.accelerator.unwrap_model(trainer.model), folder.path("model"))
+    folder.mark_complete({"steps": settings.steps, "n_failed": store.n_failed, **scores})
+    return folder.path("model")
+
+
+def _initial_model(config: Config) -> Recogniser:
+    model = Recogniser.from_scratch(config.model)
+    if resolve_device() == "cpu":
+        model.set_attn_implementation("eager")  # on CPUs the backward of fused attention takes twice the whole step
+    if config.init_from is not None:
+        from safetensors.torch import load_file
+
+        source = Path(config.init_from)
+        try:
+            state = load_file(source / "model.safetensors")
+            head = load_file(source / "ctc_head.safetensors")
+            model.load_state_dict(state | {f"ctc_head.{name}": value for name, value in head.items()}, strict=False)
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"init_from={source}: not a recogniser folder of this size ({error})") from None
+    return model
+
+
+def _training_arguments(config: Config, folder: RunFolder) -> TrainingArguments:
+    settings, precision = config.training, resolve_precision(config.precision)
+    return TrainingArguments(
+        output_dir=str(folder.checkpoints),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(settings.warmup_share * settings.steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=1.0,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=resolve_device() == "cpu",
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        eval_strategy="steps",
+        eval_steps=settings.validate_steps,
+        logging_steps=settings.log_steps,
+        dataloader_num_workers=settings.num_workers,
+        remove_unused_columns=False,
+        report_to=["tensorboard"],
+        seed=config.seed,
+    )
+
+
+def _validator(config: Config):
+    """Greedy-CTC WER of each corpus's valid split, decoded once and kept."""
+    corpora: dict[str, tuple[list[str], list[np.ndarray]]] = {}
+    for source in config.data:
+        store = AudioStore(read_source(source, "valid"), WHISPER_RATE_HZ)
+        pairs = [store.readable(index) for index in range(len(store))]
+        pairs = [(u, w) for u, w in pairs if len(w) <= config.model.window_s * WHISPER_RATE_HZ]
+        if pairs:
+            name = Path(source.path).parent.name if Path(source.path).suffix else Path(source.path).name
+            texts = [to_characters(u.text, config.normaliser) for u, _ in pairs]
+            corpora[name] = (texts, [w for _, w in pairs])
+
+    def validate(model: Recogniser) -> dict[str, float]:
+        metrics = {}
+        for name, (texts, waveforms) in corpora.items():
+            rates = score_pairs(texts, greedy_ctc_texts(model, waveforms), get_normaliser("none"))
+            metrics |= {f"valid_wer/{name}": round(rates.wer, 4), f"valid_cer/{name}": round(rates.cer, 4)}
+        return metrics
+
+    return validate

@@ -1,0 +1,250 @@
+"""``slm transcribe``: speech to text with a fine-tuned SLM.
+
+Reads your own files (``slm transcribe a.wav b.flac model=RUN/model``), a split of a data source, or of a coded corpus,
+which needs no speech tokenizer. Writes ``predictions.jsonl`` and, beside it, ``predictions.json`` with the model, the
+decoding settings and the real-time factor. A recording that cannot be used gets an ``error`` and no hypothesis: it is
+counted, never dropped.
+
+Not here: scores (``slm evaluate``).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.config import ConfigError
+from recipes.encode import encode_batch
+from recipes.runtime import RunFolder, atomic_write_text, log, progress, resolve_device
+from slm.corpus import CodedCorpus
+from slm.generation import SpeechLM, TranscribeSettings, transcribe_codes
+from slm.modeling import DTYPES, ModelError, describe_llm
+from slm.vocabulary import SpeechVocabulary
+from tokenizer import load_tokenizer
+from tokenizer.data import AudioError, DataSource, Utterance, load_audio, read_source
+
+
+@dataclass
+class Config:
+    """What is transcribed with what."""
+
+    run_dir: str = field(default="", metadata={"help": "where predictions go; may be empty with files"})
+    model: str = field(default="", metadata={"help": "folder of a fine-tuned model (RUN_DIR/model of `slm finetune`)"})
+    files: list[str] = field(default_factory=list, metadata={"help": "recordings"})
+    data: DataSource | None = field(default=None, metadata={"help": "or a data source, e.g. data.path=manifest.jsonl"})
+    corpus: str | None = field(default=None, metadata={"help": "or a coded corpus: the run_dir of `slm encode`"})
+    split: str = field(default="test", metadata={"help": "split of the data source or corpus"})
+    limit: int | None = field(default=None, metadata={"help": "only the first N utterances"})
+    tokenizer: str = field(default="", metadata={"help": "speech tokenizer; empty: the one the model was trained with"})
+    decoding: TranscribeSettings = field(default_factory=TranscribeSettings, metadata={"help": "how text is decoded"})
+    max_duration_s: float | None = field(default=120.0, metadata={"help": "longer recordings are refused; null: none"})
+    weights: str = field(default="fp32", metadata={"help": "how the model is held: fp32, bf16, fp16"})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
+
+    def __post_init__(self) -> None:
+        check_inputs(self, self.files, "files")
+
+
+@dataclass
+class Item:
+    """One utterance on its way: codes, or the error why there are none."""
+
+    id: str
+    reference: str
+    duration_s: float | None
+    codes: np.ndarray | None
+    error: str | None = None
+    wall_s: float = 0.0
+
+
+def check_inputs(config: Any, own: Any, name: str) -> None:
+    """Exactly one input, known weights, and a place for what is more than one file. Raises ValueError."""
+    given = [key for key, value in ((name, own), ("data", config.data), ("corpus", config.corpus)) if value]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)}: give one of {name}, data, corpus")
+    if config.weights not in DTYPES:
+        raise ValueError(f"weights: {config.weights!r} is not one of {', '.join(DTYPES)}")
+    if given and given != [name] and not config.run_dir:
+        raise ValueError(f"run_dir: needed with {given[0]}; that is where the predictions go")
+
+
+def require_input(config: Any, own: Any, name: str) -> None:
+    """Raises ConfigError where nothing was given to work on."""
+    if not (own or config.data or config.corpus):
+        raise ConfigError(f"nothing to do: give {name}, data.path=... or corpus=...")
+
+
+def corpus_rows(config: Any, vocabulary: SpeechVocabulary) -> Iterator[dict[str, Any]]:
+    """A coded corpus's rows, refused if its codes are not the model's. Raises CorpusError."""
+    corpus = CodedCorpus.open(config.corpus)
+    corpus.check_fingerprint(vocabulary.fingerprint)
+    for number, row in enumerate(corpus.rows(config.split)):
+        if config.limit is not None and number >= config.limit:
+            return
+        yield row
+
+
+def source_utterances(config: Any) -> list[Utterance]:
+    """A data source's split. Raises DataError, ConfigError where the split is empty."""
+    utterances = read_source(config.data, config.split)[: config.limit]
+    if not utterances:
+        raise ConfigError(f"data.path {config.data.path}: no utterances in split {config.split!r}")
+    return utterances
+
+
+def speech_tokenizer(config: Any, vocabulary: SpeechVocabulary, device: str) -> Any:
+    """The speech tokenizer the model was trained with. Raises VocabularyError where it is another one."""
+    name = config.tokenizer or vocabulary.tokenizer
+    if not name:
+        raise ConfigError("tokenizer: the model does not name its speech tokenizer; give tokenizer=...")
+    tokenizer = load_tokenizer(name, device)
+    vocabulary.check_fingerprint(tokenizer.fingerprint(vocabulary.precision), f"tokenizer {name}")
+    return tokenizer
+
+
+def model_vocabulary(config: Any) -> SpeechVocabulary:
+    """The speech vocabulary of the model folder, checked without reading weights. Raises ModelError."""
+    facts = describe_llm(config.model)
+    if facts.vocabulary is None:
+        raise ModelError(f"model {config.model}: a text LM that has not learnt speech; make it one with `slm finetune`")
+    return facts.vocabulary
+
+
+def read_items(config: Config, vocabulary: SpeechVocabulary, device: str) -> list[Item]:
+    """Everything to transcribe, as codes."""
+    if config.corpus:
+        return [Item(r["id"], r["text"], r["duration"], r["audio_codes"]) for r in corpus_rows(config, vocabulary)]
+    utterances: Sequence[Utterance]
+    if config.data:
+        utterances = source_utterances(config)
+    else:
+        utterances = [Utterance(id=str(path), audio=str(path), split="test") for path in config.files]
+    tokenizer = speech_tokenizer(config, vocabulary, device)
+    items = []
+    for utterance in progress(utterances, "encode", len(utterances)):
+        started = time.perf_counter()
+        item = Item(utterance.id, utterance.text, utterance.duration, None)
+        try:
+            waveform = load_audio(utterance, tokenizer.config.sampling_rate, config.max_duration_s)
+            item.duration_s = len(waveform) / tokenizer.config.sampling_rate
+            item.codes = encode_batch(tokenizer, [waveform], vocabulary.precision, device)[0]
+        except AudioError as error:
+            item.error = str(error)
+            log.warning("%s", error)
+        item.wall_s = time.perf_counter() - started
+        items.append(item)
+    return items
+
+
+def plan(config: Config) -> dict[str, object]:
+    """What would be transcribed; raises what would stop it."""
+    require_input(config, config.files, "FILE...")
+    device = resolve_device(config.device)
+    vocabulary = model_vocabulary(config)
+    facts: dict[str, object] = {"model": config.model, "speech tokenizer": config.tokenizer or vocabulary.tokenizer}
+    if config.corpus:
+        rows = list(corpus_rows(config, vocabulary))
+        facts |= {"utterances": len(rows), "seconds of speech": round(sum(row["duration"] for row in rows), 1)}
+        facts["speech tokens"] = sum(row["audio_codes"].shape[1] for row in rows) * vocabulary.n_codebooks
+    else:
+        speech_tokenizer(config, vocabulary, "cpu")
+        facts["utterances"] = len(source_utterances(config)) if config.data else len(config.files)
+        missing = [path for path in config.files if not Path(path).is_file()]
+        if missing:
+            raise ConfigError(f"no such file: {', '.join(missing)}")
+    return facts | {"device": device, "beams": config.decoding.num_beams, "result": config.run_dir or "the terminal"}
+
+
+def write_predictions(
+    config: Any, task: str, rows: Sequence[dict[str, Any]], vocabulary: SpeechVocabulary, wall_s: float, audio_s: float
+) -> Path:
+    """Writes predictions.jsonl and its sidecar; returns the former."""
+    path = Path(config.run_dir) / "predictions.jsonl"
+    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    sidecar = {
+        "task": task,
+        "model": config.model,
+        "tokenizer": config.tokenizer or vocabulary.tokenizer,
+        "fingerprint": vocabulary.fingerprint,
+        "frame_rate": vocabulary.frame_rate,
+        "normaliser": vocabulary.normaliser,
+        "decoding": asdict(config.decoding),
+        "seed": getattr(config.decoding, "seed", None),
+        "source": config.corpus or (config.data.path if config.data else None),
+        "split": config.split,
+        "n": len(rows),
+        "n_failed": sum(row["error"] is not None for row in rows),
+        "n_truncated": sum(row["truncated"] for row in rows),
+        "wall_s": round(wall_s, 3),
+        "audio_s": round(audio_s, 3),
+        "real_time_factor": round(wall_s / audio_s, 5) if audio_s else None,
+    }
+    atomic_write_text(path.with_suffix(".json"), json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def in_chunks(items: Sequence[Any], size: int, batch_size: int, description: str) -> Iterator[Sequence[Any]]:
+    """Slices of some batches each, under a progress bar."""
+    step = size * batch_size
+    for start in progress(range(0, len(items), step), description, -(-len(items) // step)):
+        yield items[start : start + step]
+
+
+def run(config: Config) -> Path | dict[str, str]:
+    """Transcribe; returns predictions.jsonl, or {file: text} where no run_dir is set."""
+    require_input(config, config.files, "FILE...")
+    folder = RunFolder(config.run_dir) if config.run_dir else None
+    if folder is not None:
+        folder.check(config)
+        if folder.complete:
+            log.info("%s is complete: skipped", config.run_dir)
+            return folder.path("predictions.jsonl")
+    device = resolve_device(config.device)
+    vocabulary = model_vocabulary(config)
+    if folder is not None:
+        folder.start(config)
+    items = read_items(config, vocabulary, device)
+    speech_lm = SpeechLM.load(config.model, device, config.weights)
+    good = sorted((item for item in items if item.codes is not None), key=lambda item: item.codes.shape[1])
+    outputs: dict[str, Any] = {}
+    for chunk in in_chunks(good, 4, config.decoding.batch_size, "transcribe"):
+        started = time.perf_counter()
+        texts = transcribe_codes(speech_lm, [item.codes for item in chunk], config.decoding)
+        share = (time.perf_counter() - started) / len(chunk)
+        for item, output in zip(chunk, texts, strict=True):
+            item.wall_s += share
+            outputs[item.id] = output
+    rows = []
+    for item in items:
+        output = outputs.get(item.id)
+        rows.append(
+            {
+                "id": item.id,
+                "task": "asr",
+                "reference": item.reference,
+                "hypothesis": output.text if output else None,
+                "truncated": output.truncated if output else False,
+                "error": item.error,
+                "duration_s": item.duration_s,
+                "wall_s": round(item.wall_s, 4),
+            }
+        )
+    for row in rows if config.files else ():
+        text = row["error"] if row["error"] else row["hypothesis"] + ("  [cut off]" if row["truncated"] else "")
+        print(text if len(rows) == 1 else f"{row['id']}: {text}")
+    if config.files and all(row["error"] for row in rows):
+        raise AudioError(f"none of the {len(rows)} files could be transcribed: {rows[0]['error']}")
+    if folder is None:
+        return {row["id"]: row["hypothesis"] for row in rows}
+    wall, audio = sum(item.wall_s for item in good), sum(item.duration_s or 0 for item in good)
+    path = write_predictions(config, "asr", rows, vocabulary, wall, audio)
+    truncated = sum(row["truncated"] for row in rows)
+    log.info("transcribed %d of %d utterances, %d cut off", len(good), len(rows), truncated)
+    folder.mark_complete({"n": len(rows), "n_failed": len(rows) - len(good), "n_truncated": truncated})
+    return path

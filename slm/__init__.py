@@ -1,0 +1,1 @@
+"""The LLM that speaks: speech vocabulary, sequences, coded corpora, fine-tuning, generation."""

@@ -1,0 +1,294 @@
+"""From samples to packed batches, in an order that is a pure function of the seed.
+
+Shapes: R rows of length L; `input_ids`, `labels`, `position_ids` (R, L) int64, `loss_weights` (R, L) float32.
+
+Several sequences lie in one row, each with position ids from 0; transformers' models keep attention within each of
+them. What optimizer step s sees is decided before it is dealt out to micro-batches, so gradient accumulation, the
+number of processes and a resume change nothing but the rounding of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from slm.sequences import IGNORE, TASKS, Example, answer, asr_example, example_length, tts_example
+from slm.vocabulary import SpeechVocabulary
+
+Batch = dict[str, torch.Tensor]
+
+
+class BatchError(ValueError):
+    """Samples that no batch can be made of; the message names the setting and the way out."""
+
+
+@dataclass
+class NoiseConfig:
+    """What training does to the speech tokens of an ASR prompt, against over-fitting. The answer is never touched."""
+
+    replace: float = field(default=0.05, metadata={"help": "share of codes replaced by a random one of their book"})
+    drop: float = field(default=0.05, metadata={"help": "share of frames left out, in spans"})
+    drop_span: int = field(default=3, metadata={"help": "longest span of frames left out together"})
+
+    def __post_init__(self) -> None:
+        for name in ("replace", "drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise BatchError(f"noise.{name}: {getattr(self, name)} must be at least 0 and below 1")
+        if self.drop_span < 1:
+            raise BatchError(f"noise.drop_span: {self.drop_span} must be at least 1")
+
+    def apply(self, codes: np.ndarray, sizes: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+        """(n, F) codes -> (n, F') codes, F' <= F and at least 1."""
+        n, frames = codes.shape
+        if self.replace:
+            random = np.stack([rng.integers(0, size, frames) for size in sizes[:n]])
+            codes = np.where(rng.random((n, frames)) < self.replace, random, codes)
+        if self.drop and frames > 1:
+            # A frame starts a span so often that `drop` of all frames fall into one.
+            starts = rng.random(frames) < self.drop * 2 / (self.drop_span + 1)
+            lengths = rng.integers(1, self.drop_span + 1, frames)
+            keep = np.ones(frames, dtype=bool)
+            for start in np.flatnonzero(starts):
+                keep[start : start + lengths[start]] = False
+            codes = codes[:, keep] if keep.any() else codes[:, :1]
+        return codes
+
+
+class Samples(Protocol):
+    """What can be packed: a length and a task per sample, and the sequence itself, drawn anew each time."""
+
+    lengths: np.ndarray  # (N,) int64: the length before any noise
+    tasks: np.ndarray  # (N,) int64: index into `task_names`
+    task_names: Sequence[str]
+    task_weights: Sequence[float]
+
+    def example(self, index: int, rng: np.random.Generator | None) -> Example:
+        """The sequence of one sample; `rng` None leaves noise out."""
+        ...
+
+
+class SpeechSamples:
+    """Every utterance once per task.
+
+    Args:
+        vocabulary: Ids of speech.
+        codes: One (K, F) array per utterance.
+        texts: One (T,) array of text ids per utterance.
+        task_weights: Weight of a token of each task ("asr", "tts") in the loss; 0 leaves the task out.
+        noise: What is done to an ASR prompt in training.
+        max_length: Longer sequences are left out, and counted in `n_too_long`.
+
+    Raises:
+        BatchError: Unknown tasks, or nothing is left.
+    """
+
+    def __init__(
+        self,
+        vocabulary: SpeechVocabulary,
+        codes: Sequence[np.ndarray],
+        texts: Sequence[np.ndarray],
+        task_weights: dict[str, float],
+        noise: NoiseConfig | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        unknown = sorted(set(task_weights) - set(TASKS))
+        if unknown or not any(weight > 0 for weight in task_weights.values()) or min(task_weights.values()) < 0:
+            raise BatchError(
+                f"task_weights: {task_weights} must give {' and '.join(TASKS)} weights, at least one above 0"
+            )
+        self.vocabulary, self.noise = vocabulary, noise
+        # The smallest type that fits: a thousand hours at 25 Hz are 90 million codes.
+        self.codes = [np.asarray(item[: vocabulary.n_codebooks]).astype(np.int32) for item in codes]
+        self.texts = [np.asarray(item).astype(np.int32) for item in texts]
+        self.task_names = TASKS
+        self.task_weights = [float(task_weights.get(task, 0.0)) for task in TASKS]
+        lengths = np.array(
+            [example_length(vocabulary, c.shape[1], len(t)) for c, t in zip(self.codes, self.texts, strict=True)],
+            dtype=np.int64,
+        )
+        fits = np.flatnonzero(lengths <= max_length) if max_length else np.arange(len(lengths))
+        used = [task for task, weight in enumerate(self.task_weights) if weight > 0]
+        self.n_too_long = len(lengths) - len(fits)
+        self.utterances = np.concatenate([fits] * len(used))
+        self.tasks = np.repeat(np.array(used, dtype=np.int64), len(fits))
+        self.lengths = lengths[self.utterances]
+        if not len(self.lengths):
+            raise BatchError(
+                f"no utterance fits: {len(lengths)} given, longest allowed {max_length} tokens; raise "
+                f"max_length or cut the audio"
+            )
+
+    def example(self, index: int, rng: np.random.Generator | None) -> Example:
+        """The sequence of one sample."""
+        utterance, task = self.utterances[index], TASKS[self.tasks[index]]
+        codes, text = self.codes[utterance], self.texts[utterance]
+        if task == "tts":
+            return tts_example(self.vocabulary, codes, text)
+        if rng is not None and self.noise is not None:
+            codes = self.noise.apply(codes, self.vocabulary.codebook_sizes, rng)
+        return asr_example(self.vocabulary, codes, text)
+
+
+class TextSamples:
+    """Sentences for a text LM: `<bos> text <eos>`, loss on all but the bos.
+
+    Args:
+        texts: One (T,) array of ids per sentence, without bos and eos.
+        bos_id: The id before a sentence.
+        eos_id: The id after it.
+    """
+
+    task_names: Sequence[str] = ("text",)
+    task_weights: Sequence[float] = (1.0,)
+
+    def __init__(self, texts: Sequence[np.ndarray], bos_id: int, eos_id: int) -> None:
+        if not len(texts):
+            raise BatchError("no sentence to train on")
+        self.texts, self.bos_id, self.eos_id = list(texts), bos_id, eos_id
+        self.lengths = np.array([len(text) + 2 for text in self.texts], dtype=np.int64)
+        self.tasks = np.zeros(len(self.texts), dtype=np.int64)
+
+    def example(self, index: int, rng: np.random.Generator | None) -> Example:
+        """The sequence of one sentence."""
+        return answer(np.array([self.bos_id]), np.array([*self.texts[index], self.eos_id], dtype=np.int64))
+
+
+def plan_steps(lengths: np.ndarray, tokens_per_step: int, steps: int, seed: int) -> list[np.ndarray]:
+    """Which samples each optimizer step sees: shuffled epochs on end, cut where a step's tokens are full.
+
+    Returns:
+        `steps` arrays of sample indices; a step holds as many as fit in `tokens_per_step`, and at least one.
+    """
+    plan: list[np.ndarray] = []
+    order, epoch = np.zeros(0, dtype=np.int64), 0
+    while len(plan) < steps:
+        order = np.concatenate([order, np.random.default_rng([seed, epoch]).permutation(len(lengths))])
+        ends, start, epoch = np.cumsum(lengths[order]), 0, epoch + 1
+        while len(plan) < steps:
+            before = ends[start - 1] if start else 0
+            stop = max(int(np.searchsorted(ends, before + tokens_per_step, side="right")), start + 1)
+            if stop >= len(order):
+                break  # The rest of this epoch and the start of the next make one step.
+            plan.append(order[start:stop])
+            start = stop
+        order = order[start:]
+    return plan
+
+
+def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int) -> Batch:
+    """Lays sequences end to end in rows of at most `pack_length` (or the longest sequence, if that is longer).
+
+    Args:
+        examples: The sequences.
+        weights: Loss weight of each one's answer.
+        pack_length: Row length; attention's cost grows with it, padding's share shrinks.
+
+    Returns:
+        `input_ids`, `labels`, `position_ids`, `loss_weights`, each (R, L). Padding is a sequence of its own without
+        loss.
+
+    >>> a, b = answer(np.array([5]), np.array([6, 7])), answer(np.array([8]), np.array([9]))
+    >>> batch = pack([a, b], [1.0, 0.5], pack_length=5)
+    >>> batch["input_ids"].tolist(), batch["position_ids"].tolist()
+    ([[5, 6, 7, 8, 9]], [[0, 1, 2, 0, 1]])
+    >>> batch["labels"].tolist(), batch["loss_weights"].tolist()
+    ([[-100, 6, 7, -100, 9]], [[0.0, 1.0, 1.0, 0.0, 0.5]])
+    """
+    capacity = max(pack_length, max(len(example) for example in examples))
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(examples)), key=lambda i: -len(examples[i])):
+        size = len(examples[index])
+        row = next((r for r, free in enumerate(room) if free >= size), None)
+        if row is None:
+            rows.append([])
+            room.append(capacity)
+            row = len(rows) - 1
+        rows[row].append(index)
+        room[row] -= size
+    length = capacity - min(room)
+    ids = np.zeros((len(rows), length), dtype=np.int64)
+    labels = np.full((len(rows), length), IGNORE, dtype=np.int64)
+    positions = np.zeros((len(rows), length), dtype=np.int64)
+    loss_weights = np.zeros((len(rows), length), dtype=np.float32)
+    for row, members in enumerate(rows):
+        start = 0
+        for index in members:
+            example = examples[index]
+            cells = slice(start, start + len(example))
+            ids[row, cells], labels[row, cells] = example.input_ids, example.labels
+            positions[row, cells] = np.arange(len(example))
+            loss_weights[row, cells] = (example.labels != IGNORE) * weights[index]
+            start += len(example)
+        positions[row, start:] = np.arange(length - start)
+    names = ("input_ids", "labels", "position_ids", "loss_weights")
+    return {
+        name: torch.from_numpy(array) for name, array in zip(names, (ids, labels, positions, loss_weights), strict=True)
+    }
+
+
+class PackedBatches(Dataset):
+    """Item i is micro-batch i % n of optimizer step i // n, n = accumulation x processes.
+
+    Args:
+        samples: What is packed.
+        steps: Optimizer steps.
+        tokens_per_step: Tokens that one step sees, over all processes and micro-batches.
+        micro_batches: n.
+        pack_length: Row length.
+        seed: Decides order and noise.
+
+    Raises:
+        BatchError: A step has fewer sequences than micro-batches.
+    """
+
+    def __init__(
+        self, samples: Samples, *, steps: int, tokens_per_step: int, micro_batches: int, pack_length: int, seed: int
+    ) -> None:
+        self.samples, self.micro_batches, self.pack_length, self.seed = samples, micro_batches, pack_length, seed
+        self.plan = plan_steps(samples.lengths, tokens_per_step, steps, seed)
+        least = min(len(step) for step in self.plan)
+        if least < micro_batches:
+            raise BatchError(
+                f"tokens_per_step: {tokens_per_step} holds as few as {least} sequences, which cannot be dealt "
+                f"to {micro_batches} "
+                "micro-batches (gradient_accumulation x processes); raise tokens_per_step or accumulate less"
+            )
+
+    def __len__(self) -> int:
+        return len(self.plan) * self.micro_batches
+
+    def __getitem__(self, item: int) -> Batch:
+        step, micro = divmod(item, self.micro_batches)
+        members = self.plan[step]
+        by_length = np.argsort(-self.samples.lengths[members], kind="stable")
+        # Dealt there and back, so that the micro-batches are of about one size.
+        rank = np.arange(len(members))
+        lap, seat = np.divmod(rank, self.micro_batches)
+        seat = np.where(lap % 2 == 0, seat, self.micro_batches - 1 - seat)
+        places = np.sort(by_length[rank[seat == micro]])
+        examples = [
+            self.samples.example(int(members[place]), np.random.default_rng([self.seed, step, int(place)]))
+            for place in places
+        ]
+        weights = [self.samples.task_weights[self.samples.tasks[members[place]]] for place in places]
+        return pack(examples, weights, self.pack_length)
+
+
+def evaluation_batches(samples: Samples, tokens_per_batch: int, pack_length: int) -> dict[str, list[Batch]]:
+    """Every sample once, without noise, packed per task: {task: batches}."""
+    batches: dict[str, list[Batch]] = {}
+    for task in sorted(set(samples.tasks.tolist())):
+        members = np.flatnonzero(samples.tasks == task)
+        members = members[np.argsort(samples.lengths[members], kind="stable")]
+        groups = np.cumsum(samples.lengths[members]) // max(1, tokens_per_batch)
+        batches[samples.task_names[task]] = [
+            pack([samples.example(int(i), None) for i in group], [1.0] * len(group), pack_length)
+            for group in np.split(members, np.flatnonzero(np.diff(groups)) + 1)
+        ]
+    return batches

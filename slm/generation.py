@@ -1,0 +1,297 @@
+"""From codes to text and from text to codes: batched, kept to legal ids, truncation counted and never repaired.
+
+Shapes: B prompts of a batch, padded on the left to P; V ids; codes (n, F) of the n codebooks the model uses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from slm.modeling import load_llm
+from slm.sequences import asr_prompt, tts_prompt
+from slm.vocabulary import SpeechVocabulary, VocabularyError
+
+
+class GenerationError(ValueError):
+    """Settings or inputs that nothing can be generated from; the message says which."""
+
+
+@dataclass
+class TranscribeSettings:
+    """How text is decoded: greedily, or with a beam."""
+
+    batch_size: int = field(default=32, metadata={"help": "utterances decoded together"})
+    num_beams: int = field(default=1, metadata={"help": "beams; 1 is greedy"})
+    tokens_per_s: float = field(default=25.0, metadata={"help": "text tokens allowed per second of speech"})
+    min_tokens: int = field(default=24, metadata={"help": "text tokens allowed to however short a clip"})
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.num_beams < 1 or self.tokens_per_s <= 0 or self.min_tokens < 1:
+            raise GenerationError("transcribing: batch_size, num_beams, tokens_per_s and min_tokens must be positive")
+
+
+@dataclass
+class SynthesizeSettings:
+    """How speech tokens are drawn. Each text has a random stream of its own, from the seed and its key."""
+
+    batch_size: int = field(default=32, metadata={"help": "texts decoded together"})
+    temperature: float = field(default=0.8, metadata={"help": "0 is greedy"})
+    top_k: int = field(default=50, metadata={"help": "draw from the k likeliest codes; 0: all"})
+    top_p: float = field(default=1.0, metadata={"help": "draw from the likeliest codes that make up this share"})
+    seed: int = field(default=0, metadata={"help": "seed of the draws"})
+    seconds_per_character: float = field(default=0.25, metadata={"help": "speech allowed per character of text"})
+    min_seconds: float = field(default=4.0, metadata={"help": "speech allowed to however short a text"})
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise GenerationError(
+                "synthesising: batch_size >= 1, temperature >= 0, top_k >= 0 and 0 < top_p <= 1 are needed"
+            )
+        if self.seconds_per_character < 0 or self.min_seconds <= 0:
+            raise GenerationError("synthesising: seconds_per_character >= 0 and min_seconds > 0 are needed")
+
+
+@dataclass(frozen=True)
+class TranscribeOutput:
+    """A transcript; `truncated` says that the model did not end it within its budget of tokens."""
+
+    text: str
+    truncated: bool
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class SynthesizeOutput:
+    """(n, F) codes, F >= 1; `truncated` says that the model did not end them within the budget."""
+
+    codes: np.ndarray
+    truncated: bool
+
+
+@dataclass
+class SpeechLM:
+    """A fine-tuned model with its tokenizer and speech vocabulary, ready to generate."""
+
+    model: PreTrainedModel
+    text_tokenizer: PreTrainedTokenizerBase
+    vocabulary: SpeechVocabulary
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu", dtype: str = "fp32") -> SpeechLM:
+        """Loads the folder that `slm finetune` wrote.
+
+        Raises:
+            VocabularyError: The folder is no speech language model.
+            ModelError: It is no model at all.
+        """
+        model, text_tokenizer, vocabulary = load_llm(str(folder), dtype)
+        if vocabulary is None:
+            raise VocabularyError(
+                f"{folder}: a text LM without speech_vocabulary.json; make a speech one with `slm finetune`"
+            )
+        return cls(model.to(device).eval(), text_tokenizer, vocabulary)
+
+
+class LegalIds(LogitsProcessor):
+    """Forbids every id but the legal ones of the place.
+
+    Args:
+        legal: One (V,) bool mask per place in a frame; a transcript has one place.
+        end_id: Legal at the first place of a frame, after at least `min_new` ids.
+        prompt_length: P.
+        min_new: Ids before the end may come.
+    """
+
+    def __init__(self, legal: Sequence[torch.Tensor], end_id: int, prompt_length: int, min_new: int = 0) -> None:
+        self.legal, self.end_id, self.prompt_length, self.min_new = list(legal), end_id, prompt_length, min_new
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        done = input_ids.shape[1] - self.prompt_length
+        place = done % len(self.legal)
+        allowed = self.legal[place].clone()
+        allowed[self.end_id] = place == 0 and done >= self.min_new
+        return scores.float().masked_fill(~allowed, -math.inf)
+
+
+class SeededSampling(LogitsProcessor):
+    """Turns greedy search into sampling with one random stream per row.
+
+    The likeliest id of scores plus Gumbel noise is a draw from their softmax; each row's noise comes from its own
+    generator, so the other rows of a batch do not change what is drawn (their padding moves scores by rounding alone).
+
+    Args:
+        seeds: One per row.
+        settings: Temperature, top k, top p.
+    """
+
+    def __init__(self, seeds: Sequence[int], settings: SynthesizeSettings) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.warpers = [TemperatureLogitsWarper(settings.temperature)]
+        if settings.top_k:
+            self.warpers.append(TopKLogitsWarper(settings.top_k))
+        if settings.top_p < 1:
+            self.warpers.append(TopPLogitsWarper(settings.top_p))
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        for warper in self.warpers:
+            scores = warper(input_ids, scores)
+        uniform = torch.stack([torch.rand(scores.shape[1], generator=generator) for generator in self.generators])
+        gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+        return scores + gumbel.to(scores)
+
+
+def transcribe_codes(
+    speech_lm: SpeechLM, codes: Sequence[np.ndarray], settings: TranscribeSettings | None = None
+) -> list[TranscribeOutput]:
+    """Writes the text of each utterance.
+
+    Args:
+        speech_lm: The model.
+        codes: One (K, F) array per utterance, without padding, K at least the codebooks the model uses.
+        settings: Decoding.
+
+    Returns:
+        One output per utterance, in order.
+    """
+    settings = settings or TranscribeSettings()
+    vocabulary, model = speech_lm.vocabulary, speech_lm.model
+    prompts = [asr_prompt(vocabulary, item) for item in codes]
+    budgets = [
+        settings.min_tokens + math.ceil(item.shape[1] / vocabulary.frame_rate * settings.tokens_per_s) for item in codes
+    ]
+    legal = _mask(model, vocabulary.text_ids(speech_lm.text_tokenizer))
+    outputs: list[TranscribeOutput | None] = [None] * len(prompts)
+    for batch in _buckets(prompts, settings.batch_size):
+        length = max(len(prompts[i]) for i in batch)
+        guard = LegalIds([legal], vocabulary.end_id, length)
+        rows = _generate(
+            speech_lm,
+            [prompts[i] for i in batch],
+            max(budgets[i] for i in batch),
+            vocabulary.end_id,
+            [guard],
+            settings.num_beams,
+        )
+        for i, row in zip(batch, rows, strict=True):
+            ids, ended = _cut(row, vocabulary.end_id, budgets[i])
+            text = speech_lm.text_tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            outputs[i] = TranscribeOutput(text.strip(), not ended, len(ids))
+    return outputs
+
+
+def synthesize_codes(
+    speech_lm: SpeechLM,
+    texts: Sequence[str],
+    settings: SynthesizeSettings | None = None,
+    keys: Sequence[str] | None = None,
+) -> list[SynthesizeOutput]:
+    """Draws the speech tokens of each text.
+
+    Args:
+        speech_lm: The model.
+        texts: What to say.
+        settings: Decoding.
+        keys: What, beside the seed, decides each text's random stream: utterance ids; the texts themselves by default.
+
+    Returns:
+        One output per text, in order.
+
+    Raises:
+        GenerationError: A text is empty.
+    """
+    settings = settings or SynthesizeSettings()
+    vocabulary, model = speech_lm.vocabulary, speech_lm.model
+    for i, text in enumerate(texts):
+        if not text.strip():
+            raise GenerationError(f"text {i + 1} of {len(texts)} is empty: there is nothing to say")
+    keys = texts if keys is None else keys
+    prompts = [tts_prompt(vocabulary, vocabulary.encode_text(speech_lm.text_tokenizer, text)) for text in texts]
+    seconds = [settings.min_seconds + settings.seconds_per_character * len(text) for text in texts]
+    n = vocabulary.n_codebooks
+    budgets = [math.ceil(item * vocabulary.frame_rate) * n for item in seconds]
+    sizes = zip(vocabulary.offsets, vocabulary.codebook_sizes, strict=True)
+    legal = [_mask(model, np.arange(offset, offset + size)) for offset, size in sizes]
+    outputs: list[SynthesizeOutput | None] = [None] * len(prompts)
+    for batch in _buckets(prompts, settings.batch_size):
+        length = max(len(prompts[i]) for i in batch)
+        processors: list[LogitsProcessor] = [LegalIds(legal, vocabulary.speech_end_id, length, min_new=n)]
+        if settings.temperature > 0:
+            processors.append(SeededSampling([_seed(settings.seed, keys[i]) for i in batch], settings))
+        budget = max(budgets[i] for i in batch) + 1
+        for i, row in zip(
+            batch,
+            _generate(speech_lm, [prompts[i] for i in batch], budget, vocabulary.speech_end_id, processors),
+            strict=True,
+        ):
+            ids, ended = _cut(row, vocabulary.speech_end_id, budgets[i])
+            outputs[i] = SynthesizeOutput(vocabulary.codes_from_ids(ids), not ended)
+    return outputs
+
+
+@torch.inference_mode()
+def _generate(
+    speech_lm: SpeechLM,
+    prompts: Sequence[np.ndarray],
+    max_new: int,
+    end_id: int,
+    processors: list[LogitsProcessor],
+    num_beams: int = 1,
+) -> list[list[int]]:
+    """Pads on the left, generates, and gives each row's new ids, whatever follows the end included."""
+    model, length = speech_lm.model, max(len(prompt) for prompt in prompts)
+    pad = model.generation_config.pad_token_id
+    ids = torch.full((len(prompts), length), end_id if pad is None else pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.from_numpy(prompt)
+        mask[row, length - len(prompt) :] = 1
+    generated = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=max_new,
+        do_sample=False,
+        num_beams=num_beams,
+        eos_token_id=end_id,
+        logits_processor=LogitsProcessorList(processors),
+    )
+    return generated[:, length:].tolist()
+
+
+def _cut(row: Sequence[int], end_id: int, budget: int) -> tuple[list[int], bool]:
+    """The ids before the end, at most `budget`, and whether the end came within it."""
+    stop = row.index(end_id) if end_id in row else len(row)
+    return list(row[: min(stop, budget)]), end_id in row and stop <= budget
+
+
+def _buckets(prompts: Sequence[np.ndarray], batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of like prompt lengths."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _mask(model: PreTrainedModel, ids: np.ndarray) -> torch.Tensor:
+    rows = model.get_output_embeddings().weight.shape[0]
+    mask = torch.zeros(rows, dtype=torch.bool)
+    mask[torch.from_numpy(ids)] = True
+    return mask.to(model.device)
+
+
+def _seed(seed: int, key: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{key}".encode()).digest()[:7], "big")

@@ -1,0 +1,276 @@
+"""A pretrained LLM, by name or folder, given speech: its embedding grown, trained in full or by LoRA, saved whole.
+
+Shapes: V rows of the embedding table, D its width.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from slm.vocabulary import FILE_NAME, SpeechVocabulary
+
+PAD_ROWS_TO = 64
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ModelError(ValueError):
+    """A model is missing or cannot be used; the message names it, what is missing, and the way out."""
+
+
+@dataclass
+class LoraSettings:
+    """Low-rank adapters. The new rows of the embedding (and of an untied head) are trained beside them."""
+
+    rank: int = field(default=16, metadata={"help": "rank of the adapters"})
+    alpha: float = field(default=32.0, metadata={"help": "their scale is alpha / rank"})
+    dropout: float = field(default=0.0, metadata={"help": "dropout in front of the adapters"})
+    target_modules: list[str] | str = field(
+        default="all-linear", metadata={"help": "names of the layers that get one, or all-linear"}
+    )
+    merge: bool = field(default=True, metadata={"help": "write the merged model too, not the adapter alone"})
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ModelError(f"lora.rank: {self.rank} must be at least 1")
+
+
+@dataclass
+class LLMFacts:
+    """What a plan needs to know of a model, read without its weights."""
+
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    skeleton: PreTrainedModel  # on the meta device
+    vocabulary: SpeechVocabulary | None  # where the model already speaks
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.skeleton.parameters())
+
+
+def resolve_model(name: str) -> str:
+    """Checks that a model can be had: a local folder, the local cache, or the hub.
+
+    Raises:
+        ModelError: It cannot; the message says what is missing and how to get it.
+    """
+    if not name:
+        raise ModelError(
+            "model: not set; give a hub name or a folder, e.g. one that `slm train-lm` wrote (RUN_DIR/model)"
+        )
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise ModelError(
+                f"model {name}: the folder has no config.json; give the folder of a saved model (RUN_DIR/model)"
+            )
+        if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+            raise ModelError(
+                f"model {name}: the folder has a config.json but no weights (model.safetensors); copy it anew"
+            )
+        return str(folder)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ModelError(
+            f"model {name}: no such folder, and a hub name is `owner/name`; train one with `slm train-lm` or "
+            f"correct the path"
+        )
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return name
+    try:
+        # One short question: the libraries would retry for half a minute where there is no network.
+        HfApi().model_info(name, timeout=5)
+    except Exception as error:  # noqa: BLE001 - every network library raises its own
+        missing = "config.json, tokenizer.json, model.safetensors"
+        raise ModelError(
+            f"model {name}: not a local folder, not in the local Hugging Face cache, and the hub cannot give it "
+            f"({type(error).__name__}). Missing: {missing}. Either run `hf download {name}` where there is a "
+            f"network and give the "
+            "folder as model=FOLDER, or log in if the model is gated, or train a small one offline with `slm train-lm`"
+        ) from error
+    return name
+
+
+def describe_llm(name: str) -> LLMFacts:
+    """Configuration, tokenizer and shape of a model, without reading weights.
+
+    Raises:
+        ModelError: The model cannot be had or is no causal LM with a tokenizer.
+    """
+    where = resolve_model(name)
+    tokenizer = _load_tokenizer(where)
+    config = _loading(name, AutoConfig.from_pretrained, where)
+    with torch.device("meta"):
+        skeleton = _loading(name, AutoModelForCausalLM.from_config, config)
+    return LLMFacts(config, tokenizer, skeleton, _own_vocabulary(where, tokenizer))
+
+
+def load_llm(
+    name: str, dtype: str = "fp32"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, SpeechVocabulary | None]:
+    """Loads a causal LM and its tokenizer.
+
+    Args:
+        name: A hub name or a local folder.
+        dtype: "fp32", "bf16" or "fp16": how the weights are held.
+
+    Returns:
+        The model, its text tokenizer, and its speech vocabulary where it already has one.
+
+    Raises:
+        ModelError: The model cannot be had or is no causal LM with a tokenizer.
+    """
+    where = resolve_model(name)
+    tokenizer = _load_tokenizer(where)
+    # SDPA is the implementation that keeps packed sequences apart by their position ids alone.
+    model = _loading(name, AutoModelForCausalLM.from_pretrained, where, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    return model, tokenizer, _own_vocabulary(where, tokenizer)
+
+
+def _load_tokenizer(where: str) -> PreTrainedTokenizerBase:
+    return _loading(where, AutoTokenizer.from_pretrained, where)
+
+
+def _own_vocabulary(where: str, tokenizer: PreTrainedTokenizerBase) -> SpeechVocabulary | None:
+    return SpeechVocabulary.load(where, tokenizer) if (Path(where) / FILE_NAME).exists() else None
+
+
+def _loading(name: str, load: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return load(*args, **kwargs)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise ModelError(f"model {name}: cannot be loaded as a causal LM with a tokenizer ({reason})") from error
+
+
+def rows_needed(table_rows: int, vocabulary: SpeechVocabulary) -> int:
+    """Rows of the embedding table once speech is in: as before if they suffice, else padded to a multiple of 64."""
+    return table_rows if table_rows >= vocabulary.size else -(-vocabulary.size // PAD_ROWS_TO) * PAD_ROWS_TO
+
+
+def extend_with_speech(model: PreTrainedModel, vocabulary: SpeechVocabulary, seed: int) -> None:
+    """Gives the model rows for every new id, in place: the mean of the text rows plus a tenth of their spread as noise.
+
+    Args:
+        model: Any causal LM, its head tied to the embedding or not.
+        vocabulary: The new ids.
+        seed: Decides the noise.
+    """
+    embedding = model.get_input_embeddings()
+    rows = rows_needed(embedding.weight.shape[0], vocabulary)
+    if rows > embedding.weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    tables = {id(module.weight): module for module in (model.get_input_embeddings(), model.get_output_embeddings())}
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in tables.values():
+            weight = module.weight
+            text = weight[: vocabulary.first_id].float()
+            noise = torch.randn(weight.shape[0] - vocabulary.first_id, weight.shape[1], generator=generator)
+            spread = text.std(dim=0, keepdim=True)
+            fresh = text.mean(dim=0, keepdim=True) + 0.1 * spread * noise.to(weight.device)
+            weight[vocabulary.first_id :] = fresh.to(weight.dtype)
+            if getattr(module, "bias", None) is not None:
+                module.bias[vocabulary.first_id :] = module.bias[: vocabulary.first_id].mean()
+    model.config.get_text_config().vocab_size = model.get_input_embeddings().weight.shape[0]
+
+
+def has_tied_head(model: PreTrainedModel) -> bool:
+    """Whether embedding and output head are one matrix."""
+    head = model.get_output_embeddings()
+    return head is None or head.weight is model.get_input_embeddings().weight
+
+
+def add_lora(
+    base_folder: str | Path, vocabulary: SpeechVocabulary, settings: LoraSettings, dtype: str = "fp32"
+) -> nn.Module:
+    """Attaches adapters to a grown model that lies on disk.
+
+    The adapter's folder names its base, so the base must be saved, with its new rows, before (`save_slm`).
+
+    Args:
+        base_folder: The grown base.
+        vocabulary: Its new ids, whose rows are trained.
+        settings: Rank and the like.
+        dtype: How the base's weights are held.
+
+    Returns:
+        A `peft.PeftModel`.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    base, _, _ = load_llm(str(base_folder), dtype)
+    modules = [base.get_input_embeddings()] + ([] if has_tied_head(base) else [base.get_output_embeddings()])
+    names = {id(module): name.rsplit(".", 1)[-1] for name, module in base.named_modules()}
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
+        trainable_token_indices={names[id(module)]: vocabulary.new_ids for module in modules},
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(base, config)
+
+
+def merge_lora(base_folder: str | Path, adapter_folder: str | Path, dtype: str = "fp32") -> PreTrainedModel:
+    """The base with the adapter's weights folded in: a plain model again."""
+    from peft import PeftModel
+
+    base, _, _ = load_llm(str(base_folder), dtype)
+    return PeftModel.from_pretrained(base, str(adapter_folder)).merge_and_unload()
+
+
+def save_slm(
+    model: PreTrainedModel,
+    text_tokenizer: PreTrainedTokenizerBase,
+    vocabulary: SpeechVocabulary | None,
+    folder: str | Path,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> Path:
+    """Writes a folder that AutoModelForCausalLM and AutoTokenizer load and that holds all that generation needs.
+
+    Written beside its name and renamed, so the folder is whole or absent.
+
+    Args:
+        model: The model, unwrapped.
+        text_tokenizer: Its tokenizer, with the speech tokens added.
+        vocabulary: Ids of speech; None for a text LM.
+        folder: The target; an existing one is replaced.
+        state_dict: The weights, where an engine has gathered them from several processes.
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    end = vocabulary.end_id if vocabulary else text_tokenizer.eos_token_id
+    ends = [end, vocabulary.speech_end_id] if vocabulary else [end]
+    pad = text_tokenizer.pad_token_id
+    # The source's sampling settings (a chat model's temperature, its repetition penalty) are not ours.
+    model.generation_config = GenerationConfig(
+        bos_token_id=text_tokenizer.bos_token_id,
+        eos_token_id=ends,
+        pad_token_id=end if pad is None else pad,
+        do_sample=False,
+    )
+    model.save_pretrained(temporary, state_dict=state_dict)
+    text_tokenizer.save_pretrained(temporary)
+    if vocabulary is not None:
+        vocabulary.save(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    return folder

@@ -1,0 +1,305 @@
+"""Where speech gets its ids: the one place that knows offsets.
+
+Shapes: K codebooks of the tokenizer, n of them used (the first ones), F frames; codes (K, F), speech ids (F * n,).
+
+The ids follow the text tokenizer's own, the four marks first, then book 0's codes, then book 1's, ... A model's table
+may have more rows than its tokenizer has ids: new ids start at `len(tokenizer)` all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerBase
+
+FILE_NAME = "speech_vocabulary.json"
+FORMAT = "lmspt-speech-vocabulary/1"
+SPEECH, SPEECH_END, TRANSCRIBE, SYNTHESIZE = MARKS = ("<|speech|>", "<|/speech|>", "<|transcribe|>", "<|synthesize|>")
+# Stand-ins for the two turns while a chat template is read; only their places matter.
+_USER, _ASSISTANT = "USERTURNHERE", "ASSISTANTTURNHERE"
+
+
+class VocabularyError(ValueError):
+    """A speech vocabulary does not fit a tokenizer, model folder or corpus; the message says which and the way out."""
+
+
+@dataclass(frozen=True)
+class SpeechVocabulary:
+    """(codebook, code) <-> LLM id, the marks' ids, and the fixed ids around a prompt.
+
+    Args:
+        codebook_sizes: Entries of the codebooks used, book 0 first. With n > 1 books a frame is n ids, book by book.
+        first_id: The first new id, which is the number of the text tokenizer's own ids.
+        end_id: The id that ends an answer: the chat template's end of turn, or the tokenizer's eos.
+        before: Ids in front of a prompt (bos, or the chat template's opening of the user turn).
+        between: Ids between prompt and answer (the chat template's change of turn).
+        fingerprint: The speech tokenizer's fingerprint.
+        frame_rate: Its frames per second.
+        tokenizer: The name or folder it was loaded from.
+        precision: The arithmetic its encoder ran in, which the fingerprint includes.
+        normaliser: Name of what was done to the training texts; whoever generates does the same to a text to be spoken.
+    """
+
+    codebook_sizes: tuple[int, ...]
+    first_id: int
+    end_id: int
+    before: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
+    fingerprint: str = ""
+    frame_rate: float = 12.5
+    tokenizer: str = ""
+    precision: str = "fp32"
+    normaliser: str = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("codebook_sizes", "before", "between"):
+            object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
+        if not self.codebook_sizes or min(self.codebook_sizes) < 1:
+            raise VocabularyError(f"codebook_sizes: {self.codebook_sizes} must be one positive size per codebook used")
+
+    @property
+    def n_codebooks(self) -> int:
+        return len(self.codebook_sizes)
+
+    @property
+    def speech_id(self) -> int:
+        return self.first_id
+
+    @property
+    def speech_end_id(self) -> int:
+        return self.first_id + 1
+
+    @property
+    def transcribe_id(self) -> int:
+        return self.first_id + 2
+
+    @property
+    def synthesize_id(self) -> int:
+        return self.first_id + 3
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """(n,) int64: the id of code 0 of each codebook used."""
+        return self.first_id + len(MARKS) + np.concatenate([[0], np.cumsum(self.codebook_sizes)[:-1]]).astype(np.int64)
+
+    @property
+    def size(self) -> int:
+        """Ids in all, text and speech: the least number of rows that an embedding table needs."""
+        return self.first_id + len(MARKS) + sum(self.codebook_sizes)
+
+    @property
+    def new_ids(self) -> list[int]:
+        """Every id that is not the text tokenizer's own."""
+        return list(range(self.first_id, self.size))
+
+    def token_names(self) -> list[str]:
+        """Names of the new ids, in id order."""
+        books = enumerate(self.codebook_sizes)
+        return [*MARKS, *(f"<|speech_{book}_{code}|>" for book, size in books for code in range(size))]
+
+    def ids_from_codes(self, codes: np.ndarray) -> np.ndarray:
+        """(K, F) codes -> (F * n,) int64 ids, by arithmetic.
+
+        Raises:
+            VocabularyError: Fewer codebooks than this vocabulary uses, or a code outside its book.
+        """
+        codes = np.asarray(codes)
+        if codes.ndim != 2 or codes.shape[0] < self.n_codebooks:
+            raise VocabularyError(f"codes of shape {codes.shape}: expected (K, F) with K >= {self.n_codebooks}")
+        used = codes[: self.n_codebooks].astype(np.int64)
+        if used.size and (used.min() < 0 or (used.max(axis=1) >= np.asarray(self.codebook_sizes)).any()):
+            raise VocabularyError(
+                f"a code lies outside its codebook (sizes {self.codebook_sizes}); cut padding (-1) off first"
+            )
+        return (used + self.offsets[:, None]).T.reshape(-1)
+
+    def codes_from_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(F * n,) ids -> (n, F) int64 codes; a last frame that is cut short is left out.
+
+        Raises:
+            VocabularyError: An id is no code of the book due at its place.
+        """
+        ids = np.asarray(ids, dtype=np.int64)
+        frames = ids[: len(ids) // self.n_codebooks * self.n_codebooks].reshape(-1, self.n_codebooks)
+        codes = frames.T - self.offsets[:, None]
+        if codes.size and ((codes < 0) | (codes >= np.asarray(self.codebook_sizes)[:, None])).any():
+            raise VocabularyError("ids that are not speech tokens of the codebook due at their place")
+        return codes
+
+    def encode_text(self, text_tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
+        """A user's text -> (T,) int64 ids of plain text, whatever it spells: no mark, no speech token, no special
+        token.
+
+        Raises:
+            VocabularyError: The text tokenizer makes a special id of plain text all the same.
+        """
+        ids = np.asarray(
+            text_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], dtype=np.int64
+        )
+        reserved = {self.end_id, text_tokenizer.bos_token_id, text_tokenizer.eos_token_id}
+        if ids.size and (ids.max() >= self.first_id or reserved & set(ids.tolist())):
+            raise VocabularyError(
+                f"the text tokenizer turns {text[:60]!r} into a special token though told to split it; "
+                "use a model whose tokenizer is a fast one (tokenizer.json)"
+            )
+        return ids
+
+    def text_ids(self, text_tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+        """(T,) int64: the ids that may stand in a transcript: the text tokenizer's own less its special ones."""
+        own = {i for i in text_tokenizer.get_vocab().values() if i < self.first_id}
+        return np.asarray(sorted(own - _special_ids(text_tokenizer)), dtype=np.int64)
+
+    def check_text_tokenizer(self, text_tokenizer: PreTrainedTokenizerBase) -> None:
+        """Compares every new id with the text tokenizer's.
+
+        Raises:
+            VocabularyError: A name is missing there or has another id.
+        """
+        known = text_tokenizer.get_vocab()
+        for expected, name in zip(self.new_ids, self.token_names(), strict=True):
+            if known.get(name) != expected:
+                raise VocabularyError(
+                    f"{FILE_NAME} gives {name} the id {expected}, the text tokenizer {known.get(name)}: they "
+                    f"are not from one "
+                    "model; take both from the folder that `slm finetune` wrote"
+                )
+
+    def check_fingerprint(self, fingerprint: str, what: str) -> None:
+        """Refuses a tokenizer or corpus of other codes.
+
+        Raises:
+            VocabularyError: The fingerprints differ. `what` names the offender.
+        """
+        if fingerprint != self.fingerprint:
+            raise VocabularyError(
+                f"{what} has fingerprint {fingerprint}, the speech language model was trained on {self.fingerprint} "
+                f"(tokenizer {self.tokenizer!r}): its codes mean something else. Use that tokenizer, at the "
+                f"same precision, or "
+                "fine-tune on this one's codes"
+            )
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes speech_vocabulary.json into a model folder."""
+        path = Path(folder) / FILE_NAME
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path, text_tokenizer: PreTrainedTokenizerBase | None = None) -> SpeechVocabulary:
+        """Reads a model folder's vocabulary and, given its text tokenizer, checks the two against each other.
+
+        Raises:
+            VocabularyError: No such file, another format, or ids that differ.
+        """
+        path = Path(folder) / FILE_NAME
+        if not path.exists():
+            raise VocabularyError(
+                f"{folder}: no {FILE_NAME}, so it is not a speech language model; make one with `slm finetune`"
+            )
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            found = values.pop("format", None)
+            if found != FORMAT:
+                raise VocabularyError(f"{path}: format {found!r}, this version reads {FORMAT!r}")
+            vocabulary = cls(**values)
+        except (TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise VocabularyError(f"{path}: damaged ({error}); fine-tune again or copy it anew") from error
+        if text_tokenizer is not None:
+            vocabulary.check_text_tokenizer(text_tokenizer)
+        return vocabulary
+
+
+def add_speech(
+    text_tokenizer: PreTrainedTokenizerBase,
+    codebook_sizes: Sequence[int],
+    *,
+    n_codebooks: int = 1,
+    fingerprint: str = "",
+    frame_rate: float = 12.5,
+    tokenizer: str = "",
+    precision: str = "fp32",
+    normaliser: str = "none",
+) -> SpeechVocabulary:
+    """Adds the marks and speech tokens to a text tokenizer, in place, and says which ids they got.
+
+    Args:
+        text_tokenizer: The LLM's tokenizer.
+        codebook_sizes: Sizes of all K codebooks of the speech tokenizer.
+        n_codebooks: How many of them, from book 0 on, become speech tokens.
+        fingerprint: The speech tokenizer's fingerprint.
+        frame_rate: Its frames per second.
+        tokenizer: Its name or folder.
+        precision: The arithmetic of its encoder.
+        normaliser: Name of what was done to the training texts.
+
+    Raises:
+        VocabularyError: The speech tokenizer has fewer codebooks, the names are taken, or there is no end token.
+    """
+    if not 1 <= n_codebooks <= len(codebook_sizes):
+        raise VocabularyError(f"n_codebooks: {n_codebooks}, but the speech tokenizer has 1 to {len(codebook_sizes)}")
+    before, between, end_id = _read_prompt_format(text_tokenizer)
+    vocabulary = SpeechVocabulary(
+        codebook_sizes=tuple(codebook_sizes[:n_codebooks]),
+        first_id=len(text_tokenizer),
+        end_id=end_id,
+        before=tuple(before),
+        between=tuple(between),
+        fingerprint=fingerprint,
+        frame_rate=frame_rate,
+        tokenizer=tokenizer,
+        precision=precision,
+        normaliser=normaliser,
+    )
+    taken = text_tokenizer.get_vocab()
+    if SPEECH in taken:
+        raise VocabularyError(
+            f"the text tokenizer already has {SPEECH}: the model has speech, but its folder lost {FILE_NAME}"
+        )
+    # Special and not normalized: only so does split_special_tokens keep a user's text from matching them.
+    names = vocabulary.token_names()
+    text_tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
+    vocabulary.check_text_tokenizer(text_tokenizer)
+    return vocabulary
+
+
+def _special_ids(text_tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    added = {i for i, token in text_tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(text_tokenizer.all_special_ids)
+
+
+def _read_prompt_format(text_tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], int]:
+    """Ids before a prompt, between prompt and answer, and the one that ends the answer.
+
+    A chat template is rendered once, here, and kept as ids: some put today's date in, and training and generation must
+    agree.
+    """
+    eos = text_tokenizer.eos_token_id
+    if not text_tokenizer.chat_template:
+        if eos is None:
+            raise VocabularyError(
+                "the text tokenizer has no eos token and no chat template, so an answer would never end"
+            )
+        opening = text_tokenizer("")["input_ids"]
+        return [i for i in opening[:1] if i == text_tokenizer.bos_token_id], [], eos
+    turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
+    rendered = text_tokenizer.apply_chat_template(turns, tokenize=False)
+    if rendered.count(_USER) != 1 or rendered.count(_ASSISTANT) != 1:
+        raise VocabularyError("the model's chat template does not show a user's and an assistant's turn once each")
+    before, rest = rendered.split(_USER)
+    between, after = rest.split(_ASSISTANT)
+    before_ids, between_ids, after_ids = (
+        text_tokenizer(part, add_special_tokens=False)["input_ids"] if part else [] for part in (before, between, after)
+    )
+    if after_ids and after_ids[0] in _special_ids(text_tokenizer):
+        return before_ids, between_ids, after_ids[0]
+    if eos is None:
+        raise VocabularyError("the chat template ends a turn with no special token and the tokenizer has no eos token")
+    return before_ids, between_ids, eos

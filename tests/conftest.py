@@ -1,0 +1,70 @@
+"""Fixtures that several test files share: a tiny tokenizer and short recordings, made in process, no network."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Before anything imports a Hugging Face library: no test reaches for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real speech beside the checkout; tests that want it are skipped where it is not."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no real speech at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny LM-SPT tokenizer that counts as trained."""
+    from tokenizer import LMSPTModel
+    from tokenizer.configuration import preset_config
+
+    torch.manual_seed(0)
+    widths = {f"{part}_width": 32 for part in ("semantic_encoder", "acoustic_encoder", "decoder", "auxiliary_decoder")}
+    sizes = {"latent_dim": 32, "head_dim": 16, "codebook_sizes": [32, 16, 16], "trained": True}
+    folder = tmp_path_factory.mktemp("tokenizer")
+    LMSPTModel(preset_config("nano-12.5hz", **widths, **sizes)).save_pretrained(folder)
+    return folder
+
+
+def tone(seconds: float, rate: int = 16000, pitch_hz: float = 200.0) -> np.ndarray:
+    """(S,) a voiced sound with a little noise, the same in every run."""
+    time_s = np.arange(round(seconds * rate)) / rate
+    noise = np.random.default_rng(round(pitch_hz)).normal(scale=0.01, size=len(time_s))
+    return (0.3 * np.sin(2 * np.pi * pitch_hz * time_s) + noise).astype(np.float32)
+
+
+@pytest.fixture
+def make_corpus(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder with `n` short FLAC files in a manifest; returns the manifest."""
+
+    def make(n: int = 6, split: str = "train", name: str = "corpus") -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        rows = []
+        for number in range(n):
+            soundfile.write(
+                folder / f"{split}{number}.flac", tone(0.3 + 0.1 * number, pitch_hz=150 + 20 * number), 16000
+            )
+            rows.append({"id": f"{split}{number}", "audio": f"{split}{number}.flac", "text": f"text {number}"})
+            rows[-1] |= {"speaker": "anna", "split": split}
+        with (folder / "manifest.jsonl").open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        return folder / "manifest.jsonl"
+
+    return make

@@ -1,0 +1,89 @@
+"""Tiny models, tokenizers and coded corpora for the tests of slm/, all made in process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from slm.corpus import CodedCorpusWriter, CorpusMetadata
+from slm.text_lm import build_text_tokenizer
+
+SENTENCES = [
+    "bin blue at f two now",
+    "lay red by a nine please",
+    "set white in z four soon",
+    "place green with k one again",
+]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|bos|>{{ m['role'] }}\n{{ m['content'] }}<|eos|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|bos|>assistant\n{% endif %}"
+)
+CODES = 12
+FINGERPRINT = "f" * 64
+
+
+def tiny_tokenizer(chat: bool = False) -> PreTrainedTokenizerBase:
+    tokenizer = build_text_tokenizer(SENTENCES, 300)
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def tiny_model(kind: str, vocab_size: int, seed: int = 0) -> PreTrainedModel:
+    """A 2-layer model shaped as Qwen2 (tied head), Llama (untied head) or Gemma (tied, scaled embedding)."""
+    sizes = {"vocab_size": vocab_size, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": 256}
+    torch.manual_seed(seed)
+    if kind == "llama":
+        return LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=False)).eval()
+    if kind == "gemma":
+        return GemmaForCausalLM(GemmaConfig(**sizes, head_dim=16, tie_word_embeddings=True)).eval()
+    return Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=True)).eval()
+
+
+def save_llm(folder: Path, kind: str = "qwen2", chat: bool = False) -> Path:
+    tokenizer = tiny_tokenizer(chat)
+    # The table has a few rows more than the tokenizer has ids, as many hub models do.
+    tiny_model(kind, len(tokenizer) + 5).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def utterances(n: int = 12, books: int = 2, seed: int = 0) -> list[dict]:
+    """Rows whose codes follow from their text, so that there is something to learn."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        text = SENTENCES[i % len(SENTENCES)]
+        book0 = np.array([(ord(c) + j) % CODES for j, c in enumerate(text)])[: 8 + i % 5]
+        codes = np.stack([book0, *(rng.integers(0, CODES, len(book0)) for _ in range(books - 1))])
+        rows.append({"id": f"u{i}", "text": text, "speaker": "s", "duration": len(book0) / 12.5, "audio_codes": codes})
+    return rows
+
+
+def metadata(**changes: object) -> CorpusMetadata:
+    values = {"fingerprint": FINGERPRINT, "codebook_sizes": [CODES, CODES], "frame_rate": 12.5, "sampling_rate": 16000}
+    return CorpusMetadata(**(values | {"tokenizer": "tiny"} | changes))
+
+
+def write_corpus(folder: Path, n: int = 12, **changes: object) -> Path:
+    writer = CodedCorpusWriter(folder, metadata(**changes))
+    rows = utterances(n)
+    writer.write_shard("train", 0, 2, rows[::2])
+    writer.write_shard("train", 1, 2, rows[1::2])
+    writer.write_shard("valid", 0, 1, utterances(4, seed=1))
+    writer.write_shard("test", 0, 1, utterances(4, seed=2))
+    writer.finish()
+    return folder

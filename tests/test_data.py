@@ -1,0 +1,167 @@
+"""Sources to utterances to waveforms: what is read, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from tokenizer.augmentation import AugmentationConfig, augment
+from tokenizer.data import (
+    AudioError,
+    AudioStore,
+    DataError,
+    DataSource,
+    Utterance,
+    epoch_item,
+    load_audio,
+    read_source,
+    read_sources,
+)
+
+
+def tone(seconds: float, rate: int = 16000) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def write_manifest(folder, rows):
+    path = folder / "manifest.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_manifest_keeps_its_own_splits_unless_told_otherwise(tmp_path):
+    path = write_manifest(
+        tmp_path,
+        [
+            {"id": "a", "audio": "a.wav", "text": "one", "split": "train"},
+            {"id": "b", "audio": "b.wav", "split": "test"},
+        ],
+    )
+    assert [u.id for u in read_source(DataSource(str(path)), "train")] == ["a"]
+    assert [u.id for u in read_source(DataSource(str(tmp_path)), "test")] == ["b"]
+    assert read_source(DataSource(str(path)), "valid") == []
+    whole = read_source(DataSource(str(path), split="valid"), "valid")
+    assert [(u.id, u.split) for u in whole] == [("a", "valid"), ("b", "valid")]
+    assert read_source(DataSource(str(path), split="valid"), "train") == []
+
+
+def test_relative_audio_paths_start_at_the_manifest(tmp_path):
+    path = write_manifest(tmp_path, [{"id": "a", "audio": "sub/a.wav"}])
+    assert read_source(DataSource(str(path)), "train")[0].audio == str(tmp_path / "sub" / "a.wav")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("{}", "line 1"), ("not json", "line 1"), ('{"id": "a", "audio": "a", "split": "dev"}', "'dev'")],
+)
+def test_a_bad_manifest_line_is_named(tmp_path, line, words):
+    (tmp_path / "manifest.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match=words):
+        read_source(DataSource(str(tmp_path)), "train")
+
+
+def test_duplicate_ids_and_empty_splits_are_refused(tmp_path):
+    path = write_manifest(tmp_path, [{"id": "a", "audio": "a.wav"}, {"id": "a", "audio": "b.wav"}])
+    with pytest.raises(DataError, match="ids must differ"):
+        read_sources([DataSource(str(path))], "train")
+    with pytest.raises(DataError, match="no utterances in split 'test'"):
+        read_sources([DataSource(str(path))], "test")
+    with pytest.raises(DataError, match="nowhere.jsonl: no such"):
+        read_sources([DataSource("nowhere.jsonl")], "train")
+
+
+def test_folder_takes_text_from_beside_the_audio(tmp_path):
+    (tmp_path / "anna").mkdir()
+    soundfile.write(tmp_path / "anna" / "x.flac", tone(0.5), 16000)
+    (tmp_path / "anna" / "x.txt").write_text("hello\n")
+    (found,) = read_source(DataSource(str(tmp_path), split="test"), "test")
+    assert (found.id, found.text, found.speaker, found.split) == ("anna/x", "hello", "anna", "test")
+
+
+def test_parquet_rows_are_read_without_decoding_in_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    soundfile.write(tmp_path / "x.wav", tone(0.5), 16000)
+    rows = {"audio": [{"bytes": (tmp_path / "x.wav").read_bytes(), "path": "x.wav"}], "text": ["one"], "id": ["x"]}
+    datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "set.parquet"))
+    (found,) = read_source(DataSource(str(tmp_path / "set.parquet"), split="train"), "train")
+    assert found.text == "one"
+    assert np.allclose(load_audio(found, 16000), tone(0.5), atol=1e-3)
+
+
+def test_a_hub_name_that_cannot_be_reached_says_so():
+    with pytest.raises(DataError, match="owner/unknown-set.*manifest"):
+        read_source(DataSource("owner/unknown-set"), "train")
+
+
+def bad_files(folder):
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "text.flac").write_text("this is not audio")
+    soundfile.write(folder / "short.wav", tone(0.005), 16000)
+    soundfile.write(folder / "silent.wav", np.zeros(16000, np.float32), 16000)
+    soundfile.write(folder / "nan.wav", np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
+    return {
+        "missing.wav": "no such file",
+        "empty.wav": "empty",
+        "text.flac": "not audio",
+        "short.wav": "5.0 ms",
+        "silent.wav": "silent",
+        "nan.wav": "NaN",
+    }
+
+
+def test_every_fault_is_told_apart_and_names_the_file(tmp_path):
+    for name, words in bad_files(tmp_path).items():
+        with pytest.raises(AudioError, match=words) as caught:
+            load_audio(str(tmp_path / name), 16000)
+        assert name in str(caught.value)
+    soundfile.write(tmp_path / "long.wav", tone(2.0), 16000)
+    with pytest.raises(AudioError, match="2.0 s, more than max_duration_s=1"):
+        load_audio(str(tmp_path / "long.wav"), 16000, max_duration_s=1)
+
+
+def test_stereo_of_another_rate_becomes_mono_at_the_rate_asked_for(tmp_path):
+    left = tone(1.0, 44100)
+    soundfile.write(tmp_path / "s.wav", np.stack([left, left], 1), 44100)
+    samples = load_audio(str(tmp_path / "s.wav"), 16000)
+    assert samples.shape == (16000,) and samples.dtype == np.float32
+    assert np.abs(samples[500:-500] - tone(1.0)[500:-500]).max() < 1e-2
+
+
+def test_the_store_replaces_what_it_cannot_read_and_counts_it(tmp_path):
+    names = list(bad_files(tmp_path))
+    soundfile.write(tmp_path / "good.wav", tone(0.5), 16000)
+    store = AudioStore([Utterance(n, str(tmp_path / n)) for n in [*names, "good.wav"]], 16000)
+    assert all(store.readable(index)[0].id == "good.wav" for index in range(len(store)))
+    assert store.n_failed == len(names)
+    with pytest.raises(AudioError, match="none of the 1 recordings"):
+        AudioStore([Utterance("x", str(tmp_path / "empty.wav"))], 16000).readable(0)
+
+
+def test_every_epoch_visits_each_item_once_in_a_new_order():
+    epochs = [[epoch_item(e * 10 + i, 10, seed=3) for i in range(10)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert epochs[1] == [epoch_item(10 + i, 10, seed=3) for i in range(10)]
+    assert epochs[0] != [epoch_item(i, 10, seed=4) for i in range(10)]
+
+
+def test_augmentation_is_drawn_from_the_generator_alone_and_zero_changes_nothing():
+    config = AugmentationConfig()
+    first = augment(tone(1.0), config, np.random.default_rng((1, 2)))
+    again = augment(tone(1.0), config, np.random.default_rng((1, 2)))
+    other = augment(tone(1.0), config, np.random.default_rng((1, 3)))
+    assert np.array_equal(first, again)
+    assert len(first) != len(other)
+    nothing = AugmentationConfig(speed=0, level_db=0, noise_probability=0)
+    assert np.array_equal(augment(tone(1.0), nothing, np.random.default_rng(0)), tone(1.0))
+    assert np.abs(augment(tone(1.0), AugmentationConfig(level_db=40.0), np.random.default_rng(5))).max() <= 1.0
+
+
+def test_added_noise_has_the_level_asked_for():
+    config = AugmentationConfig(speed=0, level_db=0, noise_probability=1, noise_snr_db=(20, 20))
+    noise = augment(tone(1.0), config, np.random.default_rng(0)) - tone(1.0)
+    snr = 10 * np.log10(np.mean(tone(1.0) ** 2) / np.mean(noise**2))
+    assert abs(snr - 20) < 0.1

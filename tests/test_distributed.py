@@ -1,0 +1,90 @@
+"""`slm finetune` under torchrun, on CPU: two processes give the single process's losses and a folder that loads."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from slm_tiny import save_llm, write_corpus
+from transformers import AutoModelForCausalLM
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_finetune(tmp_path: Path, name: str, processes: int, *overrides: str) -> list[float]:
+    if not (tmp_path / "llm").exists():
+        save_llm(tmp_path / "llm")
+        write_corpus(tmp_path / "codes")
+    launcher = [sys.executable, "-m"]
+    if processes > 1:
+        launcher += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+    settings = ["steps=4", "tokens_per_step=260", "pack_length=64", "eval_steps=2", "save_steps=2", "log_steps=1"]
+    arguments = [f"run_dir={tmp_path / name}", f"model={tmp_path / 'llm'}", f"corpus={tmp_path / 'codes'}"]
+    arguments += ["device=cpu", "precision=fp32", *(f"training.{item}" for item in settings), *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [*launcher, "recipes.cli", "finetune", "--debug", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes) as process:
+        try:
+            output, _ = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the workers too
+            raise
+    assert process.returncode == 0, output[-4000:]
+    AutoModelForCausalLM.from_pretrained(tmp_path / name / "model")
+    assert (tmp_path / name / "complete.json").exists()
+    rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    found = [row[key] for row in rows for key in ("loss", "eval_asr_loss", "eval_tts_loss") if key in row]
+    assert len(found) == 8  # four steps, two evaluations of two tasks
+    return found
+
+
+def single_process(tmp_path: Path, *overrides: str) -> list[float]:
+    """The same run in this process, which is quicker than to start one."""
+    from recipes import finetune
+    from recipes.config import load_config
+
+    save_llm(tmp_path / "llm")
+    write_corpus(tmp_path / "codes")
+    settings = ["steps=4", "tokens_per_step=260", "pack_length=64", "eval_steps=2", "save_steps=2", "log_steps=1"]
+    arguments = [f"run_dir={tmp_path / 'single'}", f"model={tmp_path / 'llm'}", f"corpus={tmp_path / 'codes'}"]
+    arguments += ["device=cpu", "precision=fp32", *(f"training.{item}" for item in settings), *overrides]
+    finetune.run(load_config(finetune.Config, None, arguments))
+    rows = [json.loads(line) for line in (tmp_path / "single" / "metrics.jsonl").read_text().splitlines()]
+    return [row[key] for row in rows for key in ("loss", "eval_asr_loss", "eval_tts_loss") if key in row]
+
+
+def test_two_processes_give_the_single_losses(tmp_path) -> None:
+    single = single_process(tmp_path)
+    double = run_finetune(tmp_path, "double", 2)
+    assert double == pytest.approx(single, abs=1e-4)
+    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name / "model") for name in ("single", "double"))
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is an extra: pip install '.[deepspeed]'"
+)
+@pytest.mark.parametrize("lora", [False, True])
+def test_deepspeed_zero2_gives_the_single_losses(tmp_path, lora: bool) -> None:
+    """Slow: DeepSpeed builds a communication op on its first run."""
+    extra = ["lora.rank=4"] if lora else []
+    single = single_process(tmp_path, *extra)
+    assert run_finetune(tmp_path, "zero2", 2, "training.deepspeed=deepspeed-zero2", *extra) == pytest.approx(
+        single, abs=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_with_lora_resume_after_a_kill(tmp_path) -> None:
+    single = single_process(tmp_path, "lora.rank=4")
+    assert run_finetune(tmp_path, "double", 2, "lora.rank=4") == pytest.approx(single, abs=1e-4)

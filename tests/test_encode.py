@@ -1,0 +1,240 @@
+"""slm encode: what goes in comes out coded, bad files are named and counted, a killed run ends in the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import tone
+
+from recipes import encode
+from recipes.config import ConfigError, load_config
+from recipes.encode import Config, Item, Variation, deal
+from slm.corpus import CodedCorpus
+from tokenizer import load_tokenizer
+from tokenizer.data import AudioError, DataError, DataSource, Utterance
+
+
+@pytest.fixture
+def config(tmp_path, tiny_tokenizer, make_corpus):
+    manifest = make_corpus(6)
+    return Config(
+        run_dir=str(tmp_path / "codes"),
+        tokenizer=str(tiny_tokenizer),
+        data=[DataSource(str(manifest))],
+        precision="fp32",
+    )
+
+
+def test_codes_are_the_tokenizer_s(config, tiny_tokenizer):
+    corpus = CodedCorpus.open(encode.run(config))
+    rows = {row["id"]: row for row in corpus.rows("train")}
+    assert set(rows) == {f"train{n}" for n in range(6)} and corpus.splits == ["train"]
+    tokenizer = load_tokenizer(tiny_tokenizer)
+    waveform, _ = soundfile.read(os.path.join(os.path.dirname(config.data[0].path), "train3.flac"), dtype="float32")
+    with torch.inference_mode():
+        alone = tokenizer.encode(torch.from_numpy(waveform)[None, None]).audio_codes[0].numpy()
+    assert rows["train3"]["audio_codes"].shape == alone.shape
+    assert (rows["train3"]["audio_codes"] == alone).mean() > 0.99
+    assert rows["train3"]["text"] == "text 3" and rows["train3"]["speaker"] == "anna"
+    assert rows["train3"]["duration"] == pytest.approx(0.6)
+    assert corpus.metadata.fingerprint == tokenizer.fingerprint("fp32")
+
+
+def test_a_complete_corpus_is_skipped_and_another_configuration_refused(config):
+    folder = encode.run(config)
+    before = (folder / "index.json").stat().st_mtime_ns
+    config.num_workers = 0  # how, not what: this may change
+    encode.run(config)
+    assert (folder / "index.json").stat().st_mtime_ns == before
+    config.copies = 2
+    with pytest.raises(ConfigError, match="copies: was 1, is now 2"):
+        encode.run(config)
+
+
+def test_a_preset_s_random_weights_are_refused(config):
+    config.tokenizer = "nano-6.25hz"
+    with pytest.warns(UserWarning), pytest.raises(ConfigError, match="random weights.*allow_untrained=true"):
+        encode.plan(config)
+    config.allow_untrained = True
+    with pytest.warns(UserWarning):
+        assert encode.plan(config)["frame rate (Hz)"] == 6.25
+
+
+def test_a_plan_counts_tokens_and_writes_nothing(config, tmp_path):
+    plan = encode.plan(config)
+    assert plan["train"]["utterances"] == 6
+    frames = sum(-(-round((0.3 + 0.1 * n) * 16000) // 1280) for n in range(6))
+    assert plan["train"]["frames (speech tokens of book 0)"] == frames
+    assert plan["train"]["codes"] == 3 * frames
+    assert not (tmp_path / "codes").exists()
+
+
+@pytest.mark.parametrize(("key", "message"), [("tokenizer", "tokenizer: missing"), ("data", "data: missing")])
+def test_what_is_missing_is_named(config, key, message):
+    setattr(config, key, type(getattr(config, key))())
+    with pytest.raises(ConfigError, match=message):
+        encode.plan(config)
+
+
+@pytest.fixture
+def bad_corpus(make_corpus, tmp_path):
+    """Two good recordings and every kind of bad one; returns (manifest, id -> what its message must say)."""
+    manifest = make_corpus(1, name="bad")
+    folder = manifest.parent
+    soundfile.write(folder / "stereo.wav", np.stack([tone(0.5, 44100), tone(0.5, 44100, 300)], axis=1), 44100)
+    (folder / "empty.flac").write_bytes(b"")
+    (folder / "words.flac").write_text("this is no audio")
+    soundfile.write(folder / "short.wav", tone(0.005), 16000)
+    soundfile.write(folder / "silent.wav", np.zeros(16000), 16000)
+    soundfile.write(folder / "nan.wav", np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
+    soundfile.write(folder / "long.flac", tone(40.0), 16000)
+    expected = {
+        "missing.flac": "no such file",
+        "empty.flac": "empty",
+        "words.flac": "not audio",
+        "short.wav": "5.0 ms",
+        "silent.wav": "silent",
+        "nan.wav": "NaN",
+        "long.flac": "40.0 s",
+    }
+    with manifest.open("a") as file:
+        for name in ("stereo.wav", *expected):
+            file.write(json.dumps({"id": name, "audio": name, "text": "x", "split": "train"}) + "\n")
+    return manifest, expected
+
+
+def test_bad_files_are_set_aside_named_and_counted(config, bad_corpus):
+    manifest, expected = bad_corpus
+    config.data = [DataSource(str(manifest))]
+    folder = encode.run(config)
+    corpus = CodedCorpus.open(folder)
+    rows = {row["id"]: row for row in corpus.rows("train")}
+    assert set(rows) == {"train0", "stereo.wav"}
+    assert rows["stereo.wav"]["duration"] == pytest.approx(0.5, abs=1e-3)
+    skipped = {row["id"]: row for row in map(json.loads, (folder / "skipped.jsonl").read_text().splitlines())}
+    assert set(skipped) == set(expected)
+    for name, words in expected.items():
+        assert words in skipped[name]["reason"] and name in skipped[name]["reason"]
+        assert skipped[name]["file"].endswith(name)
+    assert corpus.index["extra"] == {"n_skipped": 7, "n_encoded": 2}
+
+
+def test_strict_stops_at_the_first_bad_file(config, bad_corpus):
+    config.data, config.strict = [DataSource(str(bad_corpus[0]))], True
+    with pytest.raises(AudioError, match=r"bad/(missing|empty|words|short)\."):
+        encode.run(config)
+    assert not os.path.exists(os.path.join(config.run_dir, "index.json"))
+
+
+def test_nothing_usable_is_an_error(config, bad_corpus):
+    manifest, expected = bad_corpus
+    lines = [line for line in manifest.read_text().splitlines() if json.loads(line)["id"] in expected]
+    manifest.write_text("\n".join(lines))
+    config.data = [DataSource(str(manifest))]
+    with pytest.raises(AudioError, match="none of the 7 recordings.*skipped.jsonl"):
+        encode.run(config)
+
+
+def test_one_id_twice_is_refused(config):
+    config.data = [*config.data, *config.data]
+    with pytest.raises(DataError, match="'train0' stands for both"):
+        encode.plan(config)
+
+
+def test_a_parquet_set_of_datasets_goes_through(config, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = []
+    for number in range(3):
+        file = tmp_path / f"{number}.flac"
+        soundfile.write(file, tone(0.4, pitch_hz=200 + number), 16000)
+        rows.append({"audio": {"bytes": file.read_bytes(), "path": file.name}, "text": f"row {number}"})
+        file.unlink()
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "set.parquet"))
+    config.data = [DataSource(str(tmp_path / "set.parquet"), split="test")]
+    rows = list(CodedCorpus.open(encode.run(config)).rows("test"))
+    assert sorted(row["text"] for row in rows) == ["row 0", "row 1", "row 2"]
+
+
+def test_copies_vary_only_the_training_split(config, make_corpus):
+    manifest = make_corpus(2, split="test")
+    config.data, config.copies = [DataSource(str(manifest))], 3
+    corpus = CodedCorpus.open(encode.run(config))
+    rows = {row["id"]: row for row in corpus.rows("train")}
+    assert len(rows) == 18 and corpus.count("test") == 2
+    assert {"train0", "train0#1", "train0#2"} <= set(rows)
+    assert rows["train5#1"]["text"] == rows["train5"]["text"]
+    assert rows["train5#1"]["duration"] != rows["train5#2"]["duration"]
+
+
+def test_a_variation_is_drawn_from_seed_id_and_copy_and_within_bounds():
+    assert Variation.draw("a", 0, 0, 1280) == Variation()
+    drawn = [Variation.draw(f"u{n}", 1, 0, 1280) for n in range(200)]
+    assert Variation.draw("u7", 1, 0, 1280) == drawn[7]
+    assert Variation.draw("u7", 2, 0, 1280) != drawn[7] != Variation.draw("u7", 1, 1, 1280)
+    assert all(0 <= v.shift <= 1280 and 0.95 <= v.speed <= 1.05 and 0.5 < v.gain < 2.0 for v in drawn)
+    assert min(v.speed for v in drawn) < 0.96 and max(v.speed for v in drawn) > 1.04
+
+
+def test_a_variation_shifts_scales_and_stretches():
+    waveform = tone(1.0)
+    varied = Variation(shift=100, gain=0.5, speed=1.05).apply(waveform, 16000)
+    assert len(varied) == pytest.approx(100 + 16000 / 1.05, abs=2)
+    assert (varied[:100] == 0).all()
+    assert np.abs(varied).max() == pytest.approx(0.5 * np.abs(waveform).max(), rel=0.1)
+    spectrum = np.abs(np.fft.rfft(varied[100:]))
+    assert np.argmax(spectrum) * 16000 / len(varied[100:]) == pytest.approx(210, abs=2)
+    assert np.abs(Variation(gain=2.0).apply(0.9 * waveform / np.abs(waveform).max(), 16000)).max() == pytest.approx(1.0)
+
+
+def test_batches_are_of_like_length_within_their_budget_and_dealt_evenly():
+    items = [Item(Utterance(f"u{n:03d}", "x"), 0, Variation(), 0.5 + (n * 37 % 100) / 10) for n in range(100)]
+    shards = deal(items, batch_seconds=30, shard_size=25)
+    assert len(shards) == 4
+    batches = [batch for shard in shards for batch in shard]
+    assert sorted(item.id for batch in batches for item in batch) == sorted(item.id for item in items)
+    assert all(len(batch) * max(item.duration_s for item in batch) <= 30 for batch in batches)
+    assert deal(items[::-1], 30, 25) == shards
+    means = [np.mean([item.duration_s for batch in shard for item in batch]) for shard in shards]
+    assert max(means) - min(means) < 3
+
+
+def test_settings_that_cannot_work_are_refused():
+    for override in ("copies=0", "splits=[]", "batch_seconds=0", "splits=[train, train]"):
+        with pytest.raises(ConfigError):
+            load_config(Config, None, [override])
+
+
+def test_a_killed_run_ends_in_the_same_bytes(tmp_path, tiny_tokenizer, make_corpus):
+    manifest = make_corpus(40)
+    (manifest.parent / "train7.flac").write_bytes(b"")
+
+    def start(run_dir):
+        arguments = [f"tokenizer={tiny_tokenizer}", f"data=[{{path: {manifest}}}]", f"run_dir={run_dir}", "copies=2"]
+        settings = ["shard_size=2", "precision=fp32", "num_workers=1"]
+        command = [sys.executable, "-m", "recipes.cli", "encode", *arguments, *settings]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process, undisturbed = start(killed), start(whole)
+    deadline = time.monotonic() + 60
+    while len(list(killed.glob("*.parquet"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {path.name for path in killed.glob("*.parquet")}
+    assert 3 <= len(done) and not (killed / "index.json").exists(), "it was to be killed in mid-run"
+    assert start(killed).wait() == 0 and undisturbed.wait() == 0
+    names = sorted(
+        path.name for path in whole.iterdir() if path.suffix in (".parquet", ".jsonl") or path.name == "index.json"
+    )
+    assert len(names) > len(done) + 2
+    for name in names:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert len((whole / "skipped.jsonl").read_text().splitlines()) == 2  # both copies of the empty file

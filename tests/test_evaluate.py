@@ -1,0 +1,260 @@
+"""``slm evaluate`` end to end on tiny models: every row, every failure counted, nothing done twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from eval.judge import JudgeConfig
+from eval.schema import load_results
+from recipes import evaluate, systems
+from recipes.config import ConfigError, dump_config, load_config
+from recipes.evaluate import Config
+from tokenizer import LMSPTConfig, LMSPTModel
+from tokenizer.data import AudioError, DataSource
+from tokenizer.recogniser import Recogniser, RecogniserConfig, save_recogniser
+
+RATE = 16_000
+TEXTS = [
+    "bin blue at f two now",
+    "set red by g five soon",
+    "lay green with a nine again",
+    "place white in b one please",
+]
+IDS = [f"u{i}" for i in range(len(TEXTS))]
+
+
+def seconds(index: int) -> float:
+    return 0.5 + 0.25 * index
+
+
+class LengthJudge:
+    """Knows what was said by how long it took: right for whatever keeps a recording's length."""
+
+    sampling_rate = RATE
+
+    def __init__(self, name: str = "length") -> None:
+        self.identity: dict[str, Any] = {"name": name, "kind": "test", "revision": "1", "decoding": "none"}
+        self.name = name
+
+    def transcribe(self, audios: list[np.ndarray], sampling_rate: int) -> list[str]:
+        return [TEXTS[round((len(audio) / sampling_rate - 0.5) / 0.25) % len(TEXTS)] for audio in audios]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer and a recogniser, both tiny and random, as their own code saves them."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models")
+    parts = {
+        f"{part}_{key}": value
+        for part in ("semantic_encoder", "acoustic_encoder", "decoder", "auxiliary_decoder")
+        for key, value in (("width", 16), ("layers", 1))
+    }
+    config = LMSPTConfig(
+        n_mels=20, latent_dim=16, codebook_sizes=[32, 16, 16], head_dim=16, trained=True, auxiliary_sampling_rate=8000,
+        auxiliary_strides=[80, 4, 2], n_fft=320, **parts,
+    )  # fmt: skip
+    LMSPTModel(config).save_pretrained(folder / "nano-tiny" / "model")
+    recogniser = RecogniserConfig(hidden_size=64, encoder_layers=1, decoder_layers=1, n_mels=80, window_s=1.0)
+    save_recogniser(Recogniser.from_scratch(recogniser), folder / "reader" / "model")
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Four recordings and one line whose file is missing."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "mini"
+    folder.mkdir()
+    lines = []
+    for i, text in enumerate(TEXTS):
+        soundfile.write(folder / f"{i}.wav", 0.1 * rng.standard_normal(int(seconds(i) * RATE)), RATE)
+        lines.append({"id": IDS[i], "audio": f"{i}.wav", "text": text, "split": "test", "duration": seconds(i)})
+    lines.append({"id": "gone", "audio": "gone.wav", "text": "one two three", "split": "test", "duration": 1.0})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def write_predictions(folder: Path, lines: list[dict], **sidecar: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "predictions.json").write_text(json.dumps({"model": "runs/slm/model", "frame_rate": 12.5} | sidecar))
+    return folder
+
+
+@pytest.fixture
+def asr(tmp_path: Path) -> Path:
+    lines = [
+        {"id": i, "task": "asr", "reference": text, "hypothesis": text, "truncated": k == 1, "error": None}
+        for k, (i, text) in enumerate(zip(IDS, TEXTS, strict=True))
+    ]
+    lines[0]["hypothesis"] = "bin <b>white</b> at f two now"
+    lines[2] |= {"hypothesis": None, "error": "too long"}
+    return write_predictions(tmp_path / "asr", lines, real_time_factor=0.5)
+
+
+@pytest.fixture
+def tts(tmp_path: Path) -> Path:
+    """Speaks the second text when asked for the first; its third file is no audio."""
+    folder = tmp_path / "tts"
+    folder.mkdir()
+    lines = []
+    for k, (i, text) in enumerate(zip(IDS, TEXTS, strict=True)):
+        length = seconds(1) if k == 0 else seconds(k)
+        soundfile.write(folder / f"{k}.wav", 0.1 * np.random.default_rng(k).standard_normal(int(length * RATE)), RATE)
+        lines.append({"id": i, "task": "tts", "text": text, "audio": f"{k}.wav", "truncated": False, "error": None})
+    (folder / "2.wav").write_text("not audio")
+    return write_predictions(folder, lines)
+
+
+def configure(tmp_path: Path, corpus: Path, **changes: Any) -> Config:
+    settings = {
+        "run_dir": str(tmp_path / "scores"),
+        "judges": [JudgeConfig(name="length")],
+        "data": [DataSource(path=str(corpus / "manifest.jsonl"))],
+        "bootstrap_samples": 100,
+        "samples": 2,
+        "precision": "fp32",
+        "quality": False,
+    }
+    return Config(**settings | changes)
+
+
+@pytest.fixture
+def length_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "check_judge", lambda config: LengthJudge(config.display_name()).identity)
+    monkeypatch.setattr(evaluate, "load_judge", lambda config, device: LengthJudge(config.display_name()))
+
+
+def test_every_row_and_every_failure(tmp_path, models, corpus, asr, tts, length_judge, monkeypatch, capsys) -> None:
+    encoded: list[int] = []
+    original = systems.encode_batch
+    monkeypatch.setattr(
+        systems, "encode_batch", lambda tok, waves, *rest: encoded.append(len(waves)) or original(tok, waves, *rest)
+    )
+    tokenizer = str(models / "nano-tiny" / "model")
+    config = configure(
+        tmp_path, corpus, tokenizer=tokenizer, predictions=[str(asr), str(tts)],
+        judges=[JudgeConfig(name="length"), JudgeConfig(name="second")], quality=True,
+    )  # fmt: skip
+    folder = evaluate.run(config)
+    results = load_results(folder)
+    assert sum(encoded) == 4  # every recording once, for two judges
+    for judge in ("length", "second"):
+        rows = {row.name: row for row in results.rows if row.protocol.judge.get("name") == judge}
+        assert list(rows) == ["ground truth", "reconstruction", "semantic reconstruction", "resynthesis", "SLM TTS"]
+        for name in list(rows)[:4]:
+            row = rows[name]
+            assert (row.n_failed, row.n_scored, row.deletions, row.n_words) == (1, 4, 3, 27)  # "gone"
+            assert row.wer == pytest.approx(3 / 27)
+        spoken = rows["SLM TTS"]
+        assert (spoken.n_failed, spoken.n_scored) == (2, 3)  # "gone" and the text file
+        assert spoken.deletions == 6 + 3 and spoken.substitutions == 6
+        assert spoken.difference.against == "ground truth"  # no fingerprint ties it to this tokenizer
+        assert spoken.difference.wer == pytest.approx(spoken.wer - 3 / 27)
+        assert rows["reconstruction"].model == "nano-tiny"
+        assert rows["reconstruction"].bitrate_bps == pytest.approx(12.5 * (5 + 4 + 4))
+        assert rows["semantic reconstruction"].bitrate_bps == pytest.approx(12.5 * 5)
+        assert rows["resynthesis"].tokens_per_second == 12.5
+        assert rows["resynthesis"].real_time_factor > 0
+    own = next(row for row in results.rows if row.system == "asr")
+    assert (own.n_failed, own.n_truncated, own.substitutions, own.insertions, own.deletions) == (2, 1, 1, 2, 9)
+    assert (own.real_time_factor, own.frame_rate_hz, own.protocol.judge) == (0.5, 12.5, {})
+    assert results.codes[0].n_utterances == 4 and len(results.codes[0].books) == 3
+    assert [q.n_clips for q in results.quality] == [4, 4, 4]
+    assert any("gone.wav" in note for note in results.notes) and any("2.wav" in note for note in results.notes)
+    assert [sample.id for sample in results.samples] == ["u0", "u3"]
+    assert [clip.label for clip in results.samples[0].clips][0] == "ground truth"
+    html = (folder / "report.html").read_text()
+    assert "<b>white" not in html and html.count("<audio") == 10
+    assert "SLM TTS" in capsys.readouterr().out
+    assert len(list(folder.glob("errors-*.txt"))) == len(results.rows)
+    assert "FAILED: lay green with a nine again" in next(folder.glob("errors-slm-asr*.txt")).read_text()
+
+
+def test_a_real_judge_folder_is_read_both_ways(tmp_path, models, corpus) -> None:
+    name = str(models / "reader" / "model")
+    judges = [JudgeConfig(name=name, label="attention"), JudgeConfig(name=name, label="ctc", decoding="ctc")]
+    results = load_results(evaluate.run(configure(tmp_path, corpus, judges=judges, samples=0)))
+    assert [row.protocol.judge["kind"] for row in results.rows] == ["seq2seq", "ctc-head"]
+    assert all(row.n_scored == 4 and row.wer is not None and row.interval for row in results.rows)
+    assert not results.samples
+
+
+def test_the_decoder_of_tts_is_its_topline(tmp_path, models, corpus, tts, length_judge) -> None:
+    from tokenizer import load_tokenizer
+
+    folder = str(models / "nano-tiny" / "model")
+    sidecar = json.loads((tts / "predictions.json").read_text())
+    sidecar["fingerprint"] = load_tokenizer(folder).fingerprint("fp32")
+    (tts / "predictions.json").write_text(json.dumps(sidecar))
+    results = load_results(evaluate.run(configure(tmp_path, corpus, tokenizer=folder, predictions=[str(tts)])))
+    spoken = next(row for row in results.rows if row.system == "tts")
+    assert spoken.difference.against == "semantic reconstruction"
+
+
+def test_complete_runs_are_skipped_and_changed_inputs_noticed(tmp_path, corpus, asr, length_judge, monkeypatch) -> None:
+    config = configure(tmp_path, corpus, judges=[], predictions=[str(asr)])
+    folder = evaluate.run(config)
+    before = (folder / "results.json").read_bytes()
+    monkeypatch.setattr(evaluate, "save_results", lambda *_: pytest.fail("scored again"))
+    assert evaluate.run(config) == folder and (folder / "results.json").read_bytes() == before
+    lines = (asr / "predictions.jsonl").read_text().replace("<b>white", "<b>green")
+    (asr / "predictions.jsonl").write_text(lines)
+    with pytest.raises(ConfigError, match="scores of other inputs"):
+        evaluate.run(config)
+
+
+def test_limit_and_predictions_alone(tmp_path, corpus, asr, length_judge) -> None:
+    limited = load_results(evaluate.run(configure(tmp_path / "a", corpus, limit=2, predictions=[str(asr)])))
+    assert {row.protocol.test_set.n for row in limited.rows} == {2}
+    assert {row.n_failed for row in limited.rows} == {0}
+    alone = load_results(evaluate.run(configure(tmp_path / "b", corpus, data=[], judges=[], predictions=[str(asr)])))
+    assert [(row.system, row.n_scored, row.n_failed) for row in alone.rows] == [("asr", 3, 1)]
+    assert alone.rows[0].protocol.test_set.name == "asr"
+
+
+def test_plan_checks_and_changes_nothing(tmp_path, models, corpus, asr, length_judge) -> None:
+    config = configure(tmp_path, corpus, tokenizer=str(models / "nano-tiny" / "model"), predictions=[str(asr)])
+    facts = evaluate.plan(config)
+    assert facts["utterances"] == 5 and facts["reference words"] == 27 and facts["test set"] == "mini test"
+    assert not Path(config.run_dir).exists()
+
+
+def test_configuration_survives_yaml(tmp_path, corpus) -> None:
+    config = configure(tmp_path, corpus, tokenizer="nano-12.5hz")
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(Config, str(tmp_path / "config.yaml"), []) == config
+
+
+def test_clear_errors(tmp_path, corpus, asr, tts, length_judge) -> None:
+    def refuses(match: str, error: type[Exception] = ConfigError, **changes: Any) -> None:
+        with pytest.raises(error, match=match):
+            evaluate.run(configure(tmp_path / str(len(list(tmp_path.iterdir()))), corpus, **changes))
+
+    refuses("nothing to score", data=[], judges=[])
+    refuses("judges: audio needs a reader", judges=[])
+    refuses("judges: audio needs a reader", judges=[], predictions=[str(tts)])
+    refuses("called the same", judges=[JudgeConfig(name="x"), JudgeConfig(name="x")])
+    refuses("tokenizer needs recordings", data=[], tokenizer="nano-12.5hz", predictions=[str(asr)])
+    refuses("nowhere.*does not exist", predictions=[str(tmp_path / "nowhere")])
+    refuses("gone.wav: no such file", AudioError, strict=True)
+    with pytest.warns(UserWarning, match="preset"):
+        refuses("random weights", tokenizer="nano-12.5hz")
+    path = asr / "predictions.jsonl"
+    good = path.read_text()
+    path.write_text(good + good.splitlines()[0] + "\n")
+    refuses("line 5: id 'u0' occurs twice", predictions=[str(asr)])
+    path.write_text(good + '{"id": "u9", "task"')
+    refuses("line 5: not a prediction", predictions=[str(asr)])
+    path.write_text(good.replace("bin blue at f", "bin grey at f"))
+    refuses("'u0' was 'bin grey", predictions=[str(asr)])
+    path.write_text(good.replace('"id": "u', '"id": "v'))
+    refuses("has none of the 5 utterances", predictions=[str(asr)])

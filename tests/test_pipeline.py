@@ -1,0 +1,152 @@
+"""Pipelines: wiring between stages, skipping, redoing, and cells side by side in one table."""
+
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from recipes import compare, quickstart
+from recipes.config import ConfigError, load_config
+from recipes.pipeline import PipelineConfig, Stage, clock, make_steps, run_steps
+from recipes.runtime import RunFolder
+
+RAN = []
+
+
+@dataclass
+class FakeConfig:
+    run_dir: str = ""
+    source: str = ""
+    rate: float = 1.0
+
+
+def fake_recipe(name):
+    def run(config):
+        folder = RunFolder(config.run_dir).start(config)
+        RAN.append((name, config.run_dir, config.source, config.rate))
+        folder.mark_complete()
+
+    return types.SimpleNamespace(Config=FakeConfig, run=run)
+
+
+@pytest.fixture(autouse=True)
+def recipes(monkeypatch):
+    RAN.clear()
+    for name in ("make", "use"):
+        monkeypatch.setitem(sys.modules, f"recipes.{name}", fake_recipe(name))
+
+
+def pipeline(tmp_path, **more):
+    stages = [Stage("make"), Stage("use", set=["source=${make}/model"])]
+    return PipelineConfig(run_dir=str(tmp_path / "runs"), stages=stages, **more)
+
+
+def test_a_stage_gets_a_folder_and_what_earlier_ones_made(tmp_path):
+    run_steps(make_steps(pipeline(tmp_path, set=["use.rate=2"])))
+    made, used = f"{tmp_path}/runs/make", f"{tmp_path}/runs/use"
+    assert RAN == [("make", made, "", 1.0), ("use", used, f"{made}/model", 2.0)]
+
+
+def test_complete_stages_are_skipped_and_redo_starts_from_one(tmp_path):
+    run_steps(make_steps(pipeline(tmp_path)))
+    run_steps(make_steps(pipeline(tmp_path)))
+    assert len(RAN) == 2
+    run_steps(make_steps(pipeline(tmp_path, set=["use.rate=3"])), redo="use")
+    assert [name for name, *_ in RAN] == ["make", "use", "use"]
+    assert (tmp_path / "runs" / "use.old-1").is_dir()
+
+
+def test_a_stage_with_other_settings_is_refused_naming_the_way_out(tmp_path):
+    run_steps(make_steps(pipeline(tmp_path)))
+    with pytest.raises(ConfigError, match=r"stage use(.|\n)*rate: was 1.0, is now 5.0(.|\n)*redo=use"):
+        run_steps(make_steps(pipeline(tmp_path, set=["use.rate=5"])))
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([Stage("nothing-such")], "no command 'nothing-such'"),
+        ([Stage("make", set=["source=${use}"]), Stage("use")], r"\$\{use\}.*no earlier stage"),
+        ([Stage("make", set=["raet=1"])], "stage make: (.|\n)*did you mean `rate`"),
+    ],
+)
+def test_everything_is_checked_before_anything_runs(tmp_path, stages, message):
+    with pytest.raises(ConfigError, match=message):
+        make_steps(PipelineConfig(run_dir=str(tmp_path), stages=stages))
+    assert not RAN
+
+
+def test_a_pipeline_s_own_mistakes_are_named():
+    for wrong, message in (
+        ({"stages": []}, "stages: empty"),
+        ({"stages": [Stage("make"), Stage("make")]}, "make stands there twice"),
+        ({"stages": [Stage("make")], "redo": "mak"}, "redo=mak"),
+        ({"stages": [Stage("make")], "set": ["other.rate=1"]}, "STAGE.key=value"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PipelineConfig(**wrong)
+
+
+def cells(tmp_path, **more):
+    stages = [Stage("make", shared=True), Stage("use", set=["source=${make}"])]
+    some = [compare.Cell("slow", ["use.rate=2"]), compare.Cell("fast", ["use.rate=4"])]
+    return compare.Config(run_dir=str(tmp_path), stages=stages, **({"cells": some} | more))
+
+
+def test_cells_share_what_is_shared_and_have_folders_of_their_own(tmp_path):
+    config = cells(tmp_path)
+    for cell in config.cells:
+        run_steps(make_steps(config, cell.name, cell.set))
+    made = str(tmp_path / "make")
+    assert RAN == [
+        ("make", made, "", 1.0),
+        ("use", str(tmp_path / "slow" / "use"), made, 2.0),
+        ("use", str(tmp_path / "fast" / "use"), made, 4.0),
+    ]
+
+
+def test_a_shared_stage_may_not_depend_on_a_cell(tmp_path):
+    with pytest.raises(ConfigError, match="cell a: sets make, which is shared"):
+        make_steps(cells(tmp_path), "a", ["make.rate=2"])
+    config = cells(tmp_path)
+    config.stages = [Stage("use"), Stage("make", shared=True, set=["source=${use}"])]
+    with pytest.raises(ConfigError, match=r"\$\{use\}.*no earlier stage"):
+        make_steps(config, "a")
+
+
+def test_cells_are_checked(tmp_path):
+    for wrong in ([], [compare.Cell("a"), compare.Cell("a")], [compare.Cell("use")]):
+        with pytest.raises(ValueError, match="cells"):
+            cells(tmp_path, cells=wrong)
+    with pytest.raises(ValueError, match="folder's name"):
+        compare.Cell("../a")
+
+
+def test_clock():
+    assert clock(7.4) == "7 s" and clock(135) == "2 min 15 s"
+
+
+def test_the_shipped_quickstart_can_be_planned(tmp_path):
+    config = load_config(quickstart.Config, "quickstart/quickstart", [f"run_dir={tmp_path}"])
+    plan = quickstart.plan(config)
+    assert list(plan)[0] == "prepare-corpus" and "evaluate" in plan
+    steps = {step.stage.name: step.config for step in make_steps(config)}
+    # No path of the default folder is left: the wiring is whole.
+    for name, stage in steps.items():
+        assert "runs/quickstart" not in repr(stage), f"{name} reads from another pipeline's folder: {stage}"
+    assert Path(steps["encode"].tokenizer) == tmp_path / "train-tokenizer" / "model"
+
+
+def test_a_cell_s_name_stands_before_its_rows_but_not_before_the_ground_truth():
+    difference = types.SimpleNamespace(against="ground truth")
+    rows = [
+        types.SimpleNamespace(name="ground truth", system="ground_truth", difference=None),
+        types.SimpleNamespace(name="SLM TTS", system="tts", difference=difference),
+    ]
+    clips = [types.SimpleNamespace(label="ground truth"), types.SimpleNamespace(label="SLM TTS")]
+    results = types.SimpleNamespace(rows=rows, samples=[types.SimpleNamespace(clips=clips)])
+    compare.label_results(results, "25hz")
+    assert [row.name for row in rows] == ["ground truth", "25hz: SLM TTS"] == [clip.label for clip in clips]
+    assert rows[1].difference.against == "ground truth"

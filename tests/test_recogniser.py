@@ -1,0 +1,149 @@
+"""The home-made recogniser: its losses, its folder, and that its training resumes to the same bits."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTokenizer
+
+from recipes import train_teacher
+from recipes.config import from_values
+from tokenizer.recogniser import (
+    EOS,
+    Recogniser,
+    RecogniserConfig,
+    character_tokenizer,
+    feature_extractor,
+    greedy_ctc,
+    save_recogniser,
+)
+from tokenizer.recogniser_training import greedy_ctc_texts
+
+TINY = RecogniserConfig(hidden_size=64, encoder_layers=1, decoder_layers=1, n_mels=20, window_s=1.0, dropout=0.0)
+
+
+def labels(*texts: str) -> torch.Tensor:
+    encode = character_tokenizer().encode
+    rows = [torch.tensor([*encode(text, add_special_tokens=False), EOS]) for text in texts]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
+
+
+def test_characters_go_there_and_back():
+    tokenizer = character_tokenizer()
+    text = "don't stop at six"
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+    assert tokenizer.unk_token_id in tokenizer.encode("7", add_special_tokens=False)
+
+
+def test_greedy_ctc_joins_repeats_and_keeps_doubles_parted_by_a_blank():
+    path = torch.tensor([[0, 5, 5, 0, 5, 6, 6, 0]])
+    assert greedy_ctc(torch.nn.functional.one_hot(path, 8).float()) == [[5, 5, 6]]
+
+
+def test_each_loss_moves_its_own_parts():
+    torch.manual_seed(0)
+    features, target = torch.randn(2, 20, 100), labels("one", "three")
+    moved = {}
+    for weight in (0.0, 0.5, 1.0):
+        model = Recogniser.from_scratch(TINY)
+        losses = model(features, target, ctc_weight=weight)
+        losses.loss.backward()
+        assert torch.isfinite(losses.loss)
+        moved[weight] = {
+            "head": model.ctc_head.weight.grad.abs().sum() > 0,
+            "encoder": model.model.encoder.conv1.weight.grad.abs().sum() > 0,
+            "decoder": model.model.decoder.layers[0].fc1.weight.grad is not None,
+        }
+    assert moved == {
+        0.0: {"head": False, "encoder": True, "decoder": True},
+        0.5: {"head": True, "encoder": True, "decoder": True},
+        1.0: {"head": True, "encoder": True, "decoder": False},
+    }
+
+
+def test_saved_folder_is_a_plain_whisper_with_the_ctc_head_beside(tmp_path):
+    torch.manual_seed(0)
+    model = Recogniser.from_scratch(TINY).eval()
+    save_recogniser(model, tmp_path)
+    loaded = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path).eval()
+    features = AutoFeatureExtractor.from_pretrained(tmp_path)(
+        np.random.default_rng(0).standard_normal(12000), sampling_rate=16000, return_tensors="pt"
+    ).input_features
+    assert features.shape == (1, 20, 100)
+    head = load_file(tmp_path / "ctc_head.safetensors")
+    with torch.no_grad():
+        hidden = loaded.model.encoder(features).last_hidden_state
+        assert torch.allclose(hidden @ head["weight"].T + head["bias"], model.ctc_logits(features), atol=1e-5)
+        assert loaded.generate(features, max_new_tokens=5).shape[0] == 1
+    assert AutoTokenizer.from_pretrained(tmp_path).decode([6, 7], skip_special_tokens=True)
+    assert feature_extractor(model.config).chunk_length == 1
+
+
+def test_problems_are_told_together():
+    with pytest.raises(ValueError, match="hidden_size=100.*ctc_weight=2"):
+        RecogniserConfig(hidden_size=100, ctc_weight=2)
+
+
+def corpus(folder, n: int = 6):
+    rng = np.random.default_rng(0)
+    (folder / "audio").mkdir()
+    rows = []
+    for index in range(n):
+        soundfile.write(folder / "audio" / f"{index}.wav", 0.1 * rng.standard_normal(8000 + 500 * index), 16000)
+        split = "valid" if index == 0 else "train"
+        rows.append(
+            {"id": str(index), "audio": f"audio/{index}.wav", "text": "One two", "duration": 0.6, "split": split}
+        )
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def config(folder, run_dir, steps=4, **changes):
+    return from_values(
+        train_teacher.Config,
+        {
+            "run_dir": str(folder / run_dir),
+            "data": [{"path": str(folder / "manifest.jsonl")}],
+            "model": {"hidden_size": 64, "encoder_layers": 1, "decoder_layers": 1, "n_mels": 20, "window_s": 1.0},
+            "training": {"steps": steps, "batch_size": 2, "save_steps": 2, "validate_steps": 4, "log_steps": 1},
+            "precision": "fp32",
+            **changes,
+        },
+    )
+
+
+def test_resumed_training_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch):
+    corpus(tmp_path)
+    whole = load_file(train_teacher.run(config(tmp_path, "whole")) / "model.safetensors")
+
+    class Stop(Exception):
+        pass
+
+    from transformers import TrainerCallback
+
+    class StopAfterThree(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 3:
+                raise Stop
+
+    real = train_teacher.MetricsCallback
+    monkeypatch.setattr(train_teacher, "MetricsCallback", lambda path: StopAfterThree())
+    with pytest.raises(Stop):
+        train_teacher.run(config(tmp_path, "cut"))
+    monkeypatch.setattr(train_teacher, "MetricsCallback", real)
+    resumed = load_file(train_teacher.run(config(tmp_path, "cut")) / "model.safetensors")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_transcripts_are_reduced_to_the_characters():
+    assert train_teacher.to_characters("Café No. 7 — it's ‘fine’!", "basic") == "cafe no seven it's fine"
+
+
+def test_greedy_texts_cover_every_waveform():
+    waveforms = [np.zeros(4000, np.float32), np.ones(20000, np.float32)]
+    assert len(greedy_ctc_texts(Recogniser.from_scratch(TINY).eval(), waveforms, batch_size=1)) == 2

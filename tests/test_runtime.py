@@ -1,0 +1,127 @@
+"""Run folders, precision and what happens on a full disk."""
+
+import errno
+import json
+from dataclasses import dataclass, field
+
+import pytest
+
+from recipes import runtime
+from recipes.config import ConfigError
+from recipes.runtime import MAY_CHANGE, RunFolder, atomic_write_text, disk_errors, resolve_device, resolve_precision
+from recipes.tracking import append_metrics, drop_metrics_after
+
+
+@dataclass
+class Inner:
+    steps: int = 1
+
+
+@dataclass
+class Config:
+    run_dir: str
+    seed: int = 3
+    inner: Inner = field(default_factory=Inner)
+    workers: int = field(default=2, metadata={MAY_CHANGE: True})
+
+
+def test_a_run_is_recorded_completed_and_recognised(tmp_path):
+    config = Config(str(tmp_path / "run"))
+    folder = RunFolder(config.run_dir).start(config, data_fingerprint="abc")
+    record = json.loads(folder.path("run.json").read_text())
+    assert record["seed"] == 3 and record["data_fingerprint"] == "abc" and "torch" in record["versions"]
+    assert not folder.complete
+    folder.mark_complete({"wer": 0.5})
+    again = RunFolder(config.run_dir).start(config)
+    assert again.complete and again.summary == {"wer": 0.5}
+
+
+def test_another_configuration_is_refused_naming_the_keys(tmp_path):
+    run_dir = str(tmp_path / "run")
+    RunFolder(run_dir).start(Config(run_dir))
+    with pytest.raises(ConfigError) as caught:
+        RunFolder(run_dir).start(Config(run_dir, seed=4, inner=Inner(9)))
+    message = str(caught.value)
+    assert "seed: was 3, is now 4" in message and "inner.steps: was 1, is now 9" in message
+    assert "run_dir: was" not in message and "--restart" in message
+
+
+def test_a_key_that_changes_no_result_may_change(tmp_path):
+    run_dir = str(tmp_path / "run")
+    RunFolder(run_dir).start(Config(run_dir)).mark_complete()
+    assert RunFolder(run_dir).start(Config(run_dir, workers=9)).complete
+
+
+def test_an_edited_config_makes_a_run_incomplete(tmp_path):
+    run_dir = str(tmp_path / "run")
+    folder = RunFolder(run_dir).start(Config(run_dir))
+    folder.mark_complete()
+    folder.path("config.yaml").write_text("seed: 5\n")
+    assert not folder.complete
+
+
+def test_setting_aside_deletes_nothing(tmp_path):
+    run_dir = tmp_path / "run"
+    for number in (1, 2):
+        atomic_write_text(run_dir / "file", str(number))
+        assert RunFolder(run_dir).set_aside() == tmp_path / f"run.old-{number}"
+    assert (tmp_path / "run.old-1" / "file").read_text() == "1"
+    assert RunFolder(run_dir).set_aside() is None
+
+
+def test_the_working_folder_is_never_set_aside(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place in ("", ".", ".."):
+        with pytest.raises(ConfigError, match="working folder"):
+            RunFolder(place).set_aside()
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    atomic_write_text(tmp_path / "a", "old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runtime.os, "fsync", full)
+    with pytest.raises(OSError, match="no space left for .*a: .*same command goes on"):
+        atomic_write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_other_disk_errors_pass_unchanged(tmp_path):
+    with pytest.raises(FileNotFoundError), disk_errors(tmp_path):
+        open(tmp_path / "nothing")
+
+
+def test_bf16_is_picked_only_where_it_is_fast(tmp_path, monkeypatch):
+    info = tmp_path / "cpuinfo"
+    for flags, fast in (("fpu avx2 avx512f", False), ("fpu avx512_bf16", True), ("fpu amx_bf16", True)):
+        info.write_text(f"processor : 0\nflags\t\t: {flags}\n")
+        assert runtime.cpu_has_fast_bf16(info) is fast
+        monkeypatch.setattr(runtime, "cpu_has_fast_bf16", lambda fast=fast: fast)
+        assert resolve_precision("auto", "cpu") == ("bf16" if fast else "fp32")
+        monkeypatch.undo()
+    assert not runtime.cpu_has_fast_bf16(tmp_path / "absent")
+
+
+def test_precision_and_device_are_checked():
+    assert resolve_precision("fp32", "cpu") == "fp32"
+    with pytest.raises(ConfigError, match="int8.*auto, fp32, bf16"):
+        resolve_precision("int8")
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        resolve_precision("fp16", "cpu")
+    with pytest.raises(ConfigError, match="device"):
+        resolve_device("toaster")
+
+
+def test_metrics_past_a_checkpoint_are_dropped(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        append_metrics(file, step, {"loss": float("nan") if step == 1 else step})
+    with file.open("a") as stream:
+        stream.write('{"step": 4, "lo')  # cut off in the middle of a line
+    drop_metrics_after(file, 2)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, None), (2, 2)]

@@ -1,0 +1,165 @@
+"""Growing, LoRA, saving and loading of LLMs, on 2-layer models made in process."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_model, tiny_tokenizer, utterances
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from slm.batches import SpeechSamples
+from slm.generation import SpeechLM, SynthesizeSettings, synthesize_codes, transcribe_codes
+from slm.modeling import (
+    LoraSettings,
+    ModelError,
+    add_lora,
+    describe_llm,
+    extend_with_speech,
+    has_tied_head,
+    load_llm,
+    merge_lora,
+    resolve_model,
+    save_slm,
+)
+from slm.text_lm import TextLMConfig, new_text_lm
+from slm.training import TrainingConfig, train, trained_weights
+from slm.vocabulary import SpeechVocabulary, add_speech
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma"])
+def test_new_rows_start_at_the_mean_of_the_text(kind: str) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(kind, len(tokenizer) + 5)
+    before = model.get_input_embeddings().weight[: len(tokenizer)].clone()
+    text = torch.arange(3, 20)[None]
+    logits = model(input_ids=text).logits[..., : len(tokenizer)]
+    vocabulary = add_speech(tokenizer, [CODES])
+    extend_with_speech(model, vocabulary, seed=1)
+    weight = model.get_input_embeddings().weight
+    assert weight.shape[0] % 64 == 0 and weight.shape[0] >= vocabulary.size == len(tokenizer)
+    assert model.config.vocab_size == weight.shape[0]
+    assert (weight[: vocabulary.first_id] == before).all()
+    assert has_tied_head(model) == (kind != "llama")
+    torch.testing.assert_close(model(input_ids=text).logits[..., : vocabulary.first_id], logits, atol=1e-5, rtol=1e-5)
+    for table in (weight, model.get_output_embeddings().weight):
+        old, new = table[: vocabulary.first_id], table[vocabulary.first_id :]
+        assert ((new - old.mean(0)).std() / old.std()).item() == pytest.approx(0.1, rel=0.2)
+        assert len(torch.unique(new, dim=0)) == len(new)
+
+
+def test_a_table_that_is_large_enough_stays() -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("qwen2", len(tokenizer) + 30)
+    extend_with_speech(model, add_speech(tokenizer, [CODES]), seed=1)
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer) + 30 - CODES - 4
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma"])
+def test_lora_trains_saves_reloads_and_generates(kind: str, tmp_path) -> None:
+    model, tokenizer, own = load_llm(str(save_llm(tmp_path / "llm", kind, chat=kind == "gemma")))
+    assert own is None
+    vocabulary = add_speech(tokenizer, [CODES], fingerprint=FINGERPRINT, tokenizer="tiny")
+    extend_with_speech(model, vocabulary, seed=0)
+    base = save_slm(model, tokenizer, vocabulary, tmp_path / "base")
+    peft = add_lora(base, vocabulary, LoraSettings(rank=4))
+    rows = utterances()
+    texts = [vocabulary.encode_text(tokenizer, row["text"]) for row in rows]
+    samples = SpeechSamples(vocabulary, [row["audio_codes"] for row in rows], texts, {"asr": 1.0, "tts": 1.0})
+    config = TrainingConfig(
+        steps=3, tokens_per_step=200, learning_rate=1e-2, warmup_steps=0, eval_steps=0, save_steps=2
+    )
+    trainer = train(peft, samples, None, config, tmp_path / "checkpoints")
+    trained, _ = trained_weights(trainer)
+    trained.eval().save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    # Rows and adapters, not whole tables.
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 150_000
+    ids = torch.from_numpy(samples.example(0, None).input_ids)[None]
+    untrained = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        expected = trained(input_ids=ids).logits
+        moved = (untrained(input_ids=ids).logits - expected).abs().max()
+        attached = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter").eval()
+        assert torch.equal(attached(input_ids=ids).logits, expected)
+        merged = merge_lora(base, tmp_path / "adapter")
+        save_slm(merged, tokenizer, vocabulary, tmp_path / "model")
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+        got = loaded(input_ids=ids).logits
+    assert moved > 0.01
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
+    # New rows moved, text rows did not; an untied head moved too.
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        before, after = getattr(untrained, name)().weight, getattr(loaded, name)().weight
+        assert (before[: vocabulary.first_id] == after[: vocabulary.first_id]).all()
+        used = slice(vocabulary.first_id, vocabulary.size)
+        assert (before[used] != after[used]).any()
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "model")) == vocabulary.size
+    speech_lm = SpeechLM.load(tmp_path / "model")
+    assert speech_lm.vocabulary == vocabulary
+    heard = transcribe_codes(speech_lm, [rows[0]["audio_codes"]])[0]
+    said = synthesize_codes(speech_lm, ["lay red"], SynthesizeSettings(min_seconds=1.0))[0]
+    assert isinstance(heard.text, str) and said.codes.shape[0] == 1 and said.codes.shape[1] >= 1
+
+
+def test_describe_reads_no_weights_and_counts_parameters(tmp_path) -> None:
+    folder = save_llm(tmp_path / "llm", "llama")
+    facts = describe_llm(str(folder))
+    model, _, _ = load_llm(str(folder))
+    assert facts.n_parameters == sum(p.numel() for p in model.parameters())
+    assert facts.vocabulary is None and next(facts.skeleton.parameters()).device.type == "meta"
+
+
+def test_missing_models_name_the_way_out(tmp_path, monkeypatch) -> None:
+    for name, message in [
+        ("", "not set"),
+        (str(tmp_path / "none"), "no such folder"),
+        (str(tmp_path), "no config.json"),
+        ("justaname", "owner/name"),
+    ]:
+        with pytest.raises(ModelError, match=message):
+            resolve_model(name)
+
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("slm.modeling.HfApi.model_info", unreachable)
+    with pytest.raises(ModelError, match="Missing: config.json, tokenizer.json, model.safetensors.*slm train-lm"):
+        resolve_model("nobody/nothing-of-this-name")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="no weights"):
+        resolve_model(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_llm(str(tmp_path))
+
+
+def test_a_new_text_lm_loads_as_a_hub_model_does(tmp_path) -> None:
+    tokenizer = tiny_tokenizer()
+    sizes = TextLMConfig(hidden_size=32, layers=2, heads=2, key_value_heads=1, intermediate_size=48)
+    model = new_text_lm(tokenizer, sizes, seed=3)
+    again = new_text_lm(tokenizer, sizes, seed=3)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert (one == other).all()
+    save_slm(model, tokenizer, None, tmp_path / "lm")
+    loaded, loaded_tokenizer, own = load_llm(str(tmp_path / "lm"))
+    assert own is None and loaded.generation_config.eos_token_id == [tokenizer.eos_token_id]
+    text = "lay  red <|speech|>"
+    assert loaded_tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert loaded_tokenizer.decode(loaded_tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+    ids = torch.arange(5)[None]
+    assert torch.equal(loaded(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+    for wrong in ({"vocab_size": 100}, {"heads": 3}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            TextLMConfig(**wrong)
+
+
+def test_saved_vocabulary_survives(tmp_path) -> None:
+    model, tokenizer, _ = load_llm(str(save_llm(tmp_path / "llm")))
+    vocabulary = add_speech(tokenizer, [CODES], fingerprint=FINGERPRINT)
+    extend_with_speech(model, vocabulary, seed=0)
+    folder = save_slm(model, tokenizer, vocabulary, tmp_path / "slm")
+    loaded = AutoTokenizer.from_pretrained(folder)
+    assert SpeechVocabulary.load(folder, loaded) == vocabulary
+    ids = vocabulary.encode_text(loaded, "<|speech_0_1|> x")
+    assert np.all(ids < vocabulary.first_id)

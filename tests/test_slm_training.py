@@ -1,0 +1,245 @@
+"""Training: accumulation, resume, torn checkpoints, task weights, evaluation, and the recipes train-lm and finetune."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from slm_tiny import CODES, save_llm, tiny_model, utterances, write_corpus
+from test_sequences import speech_samples
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from recipes import finetune, train_lm
+from recipes.config import ConfigError, load_config
+from slm.batches import NoiseConfig
+from slm.training import TrainingConfig, TrainingError, newest_checkpoint, train
+
+OPTIONS = {"tokens_per_step": 260, "pack_length": 64, "learning_rate": 3e-3, "warmup_steps": 2, "log_steps": 1}
+
+
+class KillAt(TrainerCallback):
+    """Ends the process's training as a kill would: in the middle of a step, without a last checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def fit(folder: Path, callbacks=(), weights=None, valid=False, **options):
+    samples = speech_samples(NoiseConfig(0.1, 0.1), weights)
+    model = tiny_model("qwen2", samples.vocabulary.size)
+    model.config.attention_dropout = 0.0
+    config = TrainingConfig(**(OPTIONS | {"steps": 6, "eval_steps": 0, "save_steps": 2} | options))
+    return train(model, samples, samples if valid else None, config, folder, seed=7, callbacks=callbacks)
+
+
+def losses(trainer) -> list[float]:
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def same_weights(one, other) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
+
+
+def test_accumulation_changes_nothing_but_rounding(tmp_path) -> None:
+    one = fit(tmp_path / "1", gradient_accumulation=1, weights={"asr": 3.0, "tts": 1.0})
+    many = fit(tmp_path / "4", gradient_accumulation=4, weights={"asr": 3.0, "tts": 1.0})
+    assert len(losses(one)) == 6 and losses(one)[0] > losses(one)[-1]
+    assert losses(one) == pytest.approx(losses(many), abs=1e-5)
+    for a, b in zip(one.model.parameters(), many.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
+def test_the_loss_is_the_weighted_mean_over_the_step(tmp_path) -> None:
+    weights = {"asr": 3.0, "tts": 1.0}
+    trainer = fit(tmp_path, steps=1, gradient_accumulation=2, weights=weights)
+    samples = trainer.train_dataset.samples
+    model = tiny_model("qwen2", samples.vocabulary.size)
+    total = norm = 0.0
+    for micro in range(2):
+        batch = trainer.train_dataset[micro]
+        with torch.no_grad():
+            logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        each = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="none")
+        total += float((each * batch["loss_weights"][:, 1:].flatten()).sum())
+        norm += float(batch["loss_weights"].sum())
+    assert losses(trainer)[0] == pytest.approx(total / norm, abs=1e-5)
+
+
+def test_killed_and_resumed_is_bit_for_bit_the_same(tmp_path) -> None:
+    whole = fit(tmp_path / "whole", gradient_accumulation=2)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "killed", gradient_accumulation=2, callbacks=[KillAt(5)])
+    assert newest_checkpoint(tmp_path / "killed").name == "checkpoint-4"
+    resumed = fit(tmp_path / "killed", gradient_accumulation=2)
+    assert same_weights(whole, resumed)
+    assert losses(whole)[4:] == losses(resumed)[-2:]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "unmarked"])
+def test_a_torn_checkpoint_is_set_aside(tmp_path, damage: str) -> None:
+    whole = fit(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "torn", callbacks=[KillAt(5)])
+    last = tmp_path / "torn" / "checkpoint-4"
+    if damage == "truncated":
+        (last / "model.safetensors").write_bytes((last / "model.safetensors").read_bytes()[:-100])
+    else:
+        (last / {"missing": "optimizer.pt", "unmarked": "checkpoint_files.json"}[damage]).unlink()
+    resumed = fit(tmp_path / "torn")
+    assert (tmp_path / "torn" / "torn-checkpoint-4").is_dir()
+    assert same_weights(whole, resumed)
+
+
+def test_two_torn_checkpoints_leave_none(tmp_path) -> None:
+    for name in ("checkpoint-2", "checkpoint-4", "torn-checkpoint-4"):
+        (tmp_path / name).mkdir()
+    assert newest_checkpoint(tmp_path) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "torn-checkpoint-2",
+        "torn-checkpoint-4",
+        "torn-checkpoint-4-1",
+    ]
+
+
+def test_evaluation_and_best_weights(tmp_path) -> None:
+    # A rate that blows the loss up after a while: the best checkpoint is not the last one.
+    options = {"eval_steps": 2, "save_steps": 2, "valid": True, "learning_rate": 0.3, "schedule": "constant"}
+    trainer = fit(tmp_path, keep="best", **options)
+    rows = [row for row in trainer.state.log_history if "eval_loss" in row]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    best = min(rows, key=lambda row: row["eval_loss"])
+    assert best["step"] != 6
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(best["eval_loss"], abs=1e-6)
+    # The mean over tokens, whatever the batches: one sequence at a time gives the same.
+    samples, sums = trainer.train_dataset.samples, {0: [0.0, 0], 1: [0.0, 0]}
+    for index in range(len(samples.lengths)):
+        example = samples.example(index, None)
+        ids, labels = torch.from_numpy(example.input_ids)[None], torch.from_numpy(example.labels)[None]
+        with torch.no_grad():
+            logits = trainer.model.eval()(input_ids=ids).logits
+        loss = F.cross_entropy(logits[0, :-1], labels[0, 1:], reduction="sum")
+        entry = sums[int(samples.tasks[index])]
+        entry[0], entry[1] = entry[0] + float(loss), entry[1] + int((labels != -100).sum())
+    assert best["eval_asr_loss"] == pytest.approx(sums[0][0] / sums[0][1], rel=1e-4)
+    assert best["eval_tts_loss"] == pytest.approx(sums[1][0] / sums[1][1], rel=1e-4)
+
+
+def test_bad_settings_are_told(tmp_path) -> None:
+    for options in (
+        {"steps": 0},
+        {"keep_checkpoints": 1},
+        {"keep": "best", "save_steps": 3, "eval_steps": 2},
+        {"deepspeed": "a", "fsdp": "b"},
+    ):
+        with pytest.raises(TrainingError, match=f"training.{next(iter(options))}"):
+            TrainingConfig(**options)
+    with pytest.raises(TrainingError, match="valid split"):
+        fit(tmp_path, keep="best", eval_steps=2)
+    samples = speech_samples()
+    model = tiny_model("qwen2", samples.vocabulary.size)
+    with pytest.raises(TrainingError, match="torchrun --nproc_per_node 2"):
+        train(model, samples, None, TrainingConfig(steps=1), tmp_path, processes=2)
+
+
+def finetune_config(tmp_path: Path, name: str, *overrides: str) -> finetune.Config:
+    if not (tmp_path / "llm").exists():
+        save_llm(tmp_path / "llm")
+        write_corpus(tmp_path / "codes")
+    settings = ["steps=4", "tokens_per_step=260", "pack_length=64", "save_steps=2", "eval_steps=2", "log_steps=1"]
+    own = [f"run_dir={tmp_path / name}", f"model={tmp_path / 'llm'}", f"corpus={tmp_path / 'codes'}"]
+    own += ["device=cpu", "precision=fp32", *(f"training.{item}" for item in settings)]
+    return load_config(finetune.Config, None, [*own, *overrides])
+
+
+def test_finetune_recipe_plans_trains_skips_and_refuses(tmp_path) -> None:
+    config = finetune_config(tmp_path, "run")
+    plan = finetune.plan(config)
+    assert plan["tokens"]["asr"]["sequences"] == 12 and plan["utterances"] == {"test": 4, "train": 12, "valid": 4}
+    assert plan["speech vocabulary"] == CODES + 4
+    folder = finetune.run(config)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert plan["trainable parameters"] == sum(p.numel() for p in model.parameters())
+    assert json.loads((folder / "speech_vocabulary.json").read_text())["normaliser"] == "basic"
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    assert all({"eval_asr_loss", "eval_tts_loss"} <= row.keys() for row in rows if "eval_loss" in row)
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert finetune.run(config) == folder and (folder / "model.safetensors").stat().st_mtime_ns == before
+    # Killed after its last checkpoint but before the end: the same weights come out again.
+    content = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "run" / "complete.json").unlink()
+    shutil.rmtree(folder)
+    finetune.run(config)
+    assert (folder / "model.safetensors").read_bytes() == content
+    with pytest.raises(ConfigError, match="seed"):
+        finetune.run(finetune_config(tmp_path, "run", "seed=1"))
+    # A model that speaks already goes on with its own vocabulary, and refuses other codes.
+    again = finetune_config(tmp_path, "again", f"model={folder}")
+    assert finetune.plan(again)["embedding rows"].split(" -> ")[0] == finetune.plan(again)["embedding rows"].split()[-1]
+    write_corpus(tmp_path / "other", fingerprint="0" * 64)
+    with pytest.raises(ValueError, match="codes mean something else"):
+        finetune.run(finetune_config(tmp_path, "third", f"model={folder}", f"corpus={tmp_path / 'other'}"))
+
+
+def test_finetune_recipe_lora(tmp_path) -> None:
+    config = finetune_config(tmp_path, "run", "lora.rank=4", "keep=best".replace("keep", "training.keep"))
+    plan = finetune.plan(config)
+    folder = finetune.run(config)
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"adapter", "base", "model", "complete.json"}
+    from safetensors.torch import load_file
+
+    saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert plan["trainable parameters"] == sum(tensor.numel() for tensor in saved.values())
+    assert folder == tmp_path / "run" / "model" and AutoModelForCausalLM.from_pretrained(folder)
+    bare = finetune_config(tmp_path, "bare", "lora.rank=4", "lora.merge=false")
+    assert finetune.run(bare).name == "adapter" and not (tmp_path / "bare" / "model").exists()
+
+
+def test_a_plan_names_all_that_is_missing(tmp_path, monkeypatch) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("slm.modeling.HfApi.model_info", unreachable)
+    config = load_config(
+        finetune.Config, None, ["model=Qwen/Qwen2.5-0.5B-Instruct", f"run_dir={tmp_path / 'r'}", "training.deepspeed=x"]
+    )
+    with pytest.raises(ConfigError) as error:
+        finetune.plan(config)
+    for part in ("Qwen/Qwen2.5-0.5B-Instruct", "model.safetensors", "corpus: not set", "torchrun"):
+        assert part in str(error.value)
+    assert not (tmp_path / "r").exists()
+    with pytest.raises(ConfigError, match="weights"):
+        load_config(finetune.Config, None, ["weights=bf16"])
+
+
+def test_train_lm_recipe(tmp_path) -> None:
+    lines = []
+    for split, rows in (("train", utterances(12)), ("valid", utterances(3))):
+        for row in rows:
+            lines.append({"id": f"{split}{row['id']}", "audio": "none.wav", "text": row["text"] + "!", "split": split})
+            lines[-1] |= {"speaker": "s", "duration": 1.0}
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sizes = ["hidden_size=32", "layers=1", "heads=2", "key_value_heads=2", "intermediate_size=48", "vocab_size=280"]
+    settings = ["steps=30", "tokens_per_step=100", "eval_steps=15", "save_steps=15", "learning_rate=0.01"]
+    overrides = [f"run_dir={tmp_path / 'lm'}", f"data=[{{path: {tmp_path / 'manifest.jsonl'}}}]", "device=cpu"]
+    overrides += ["precision=fp32", *(f"lm.{item}" for item in sizes), *(f"training.{item}" for item in settings)]
+    config = load_config(train_lm.Config, None, overrides)
+    plan = train_lm.plan(config)
+    assert plan["sentences (train, valid)"] == [4, 3]
+    folder = train_lm.run(config)
+    assert sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters()) == plan["parameters"]
+    rows = [json.loads(line) for line in (tmp_path / "lm" / "metrics.jsonl").read_text().splitlines()]
+    valid = [row["eval_text_loss"] for row in rows if "eval_text_loss" in row]
+    assert valid[-1] < valid[0] < 6
+    assert train_lm.run(config) == folder
+    next_stage = load_config(finetune.Config, None, [f"model={folder}", f"corpus={write_corpus(tmp_path / 'codes')}"])
+    assert finetune.plan(next_stage)["chat template"] is False

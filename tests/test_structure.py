@@ -1,0 +1,116 @@
+"""The project's own rules: who imports whom, how long files are, that every shipped configuration loads."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import shlex
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from recipes.cli import COMMANDS
+from recipes.config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("tokenizer", "slm", "eval", "recipes")
+MAY_IMPORT = {"tokenizer": set(), "slm": set(), "eval": set(), "recipes": {"tokenizer", "slm", "eval"}}
+SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
+MOST_LINES = 400
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Top-level names of all absolute imports, those inside functions too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_there_is_something_to_check():
+    assert len(SOURCES) > 20 and CONFIGS
+    assert {file.relative_to(ROOT).parts[0] for file in SOURCES} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_islands_do_not_import_each_other(file):
+    package = file.relative_to(ROOT).parts[0]
+    wrong = imported(ast.parse(file.read_text())) & (set(PACKAGES) - {package} - MAY_IMPORT[package])
+    assert not wrong, f"{file.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
+
+
+def test_only_recipes_read_yaml_arguments_and_the_environment():
+    for file in SOURCES:
+        if file.relative_to(ROOT).parts[0] == "recipes":
+            continue
+        tree = ast.parse(file.read_text())
+        assert "yaml" not in imported(tree), file
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                name = f"{node.value.id}.{node.attr}"
+                assert name not in ("os.environ", "os.getenv", "sys.argv"), f"{file}: {name}"
+
+
+def test_files_are_short():
+    files = [*SOURCES, *(ROOT / "tests").glob("*.py")]
+    long = {str(file.relative_to(ROOT)): n for file in files if (n := len(file.read_text().splitlines())) > MOST_LINES}
+    assert not long, f"over {MOST_LINES} lines, split by idea: {long}"
+
+
+def test_every_source_says_what_it_is():
+    for file in SOURCES:
+        assert ast.get_docstring(ast.parse(file.read_text())), f"{file} has no docstring"
+
+
+def command_of(file: Path) -> list[str]:
+    """The words of the command in a configuration's first line: ``# slm encode --config quickstart/encode``."""
+    first = file.read_text().splitlines()[0]
+    assert first.startswith("# "), f"{file}: the first line is to be a comment with its command"
+    return shlex.split(first.removeprefix("# "))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_shipped_configuration_loads_by_its_own_command(file):
+    words = command_of(file)
+    words = words[words.index("slm") :]
+    command = next((item for item in COMMANDS if item.name == words[1]), None)
+    assert command is not None, f"{words[1]} is no command"
+    name = words[words.index("--config") + 1]
+    assert name == str(file.relative_to(ROOT / "recipes" / "configs").with_suffix("")), "the comment names another file"
+    assert load_config(importlib.import_module(command.module).Config, name)
+
+
+def config_classes() -> set[type]:
+    """Every recipe's Config and the dataclasses that it holds."""
+    found: set[type] = set()
+
+    def add(hint: object) -> None:
+        if is_dataclass(hint) and hint not in found:
+            found.add(hint)
+            for inner in get_type_hints(hint).values():
+                add(inner)
+        for inner in get_args(hint):
+            add(inner)
+
+    for command in COMMANDS:
+        add(importlib.import_module(command.module).Config)
+    return found
+
+
+def test_every_key_is_read_somewhere_and_explained():
+    read = set()
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute):
+                read.add(node.attr)
+    classes = config_classes()
+    assert len(classes) > len(COMMANDS)
+    keys = {f"{item.__module__}.{item.__qualname__}.{field.name}": field for item in classes for field in fields(item)}
+    dead = [key for key, field in keys.items() if field.name not in read]
+    assert not dead, f"keys that nothing reads: {dead}"

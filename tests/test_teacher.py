@@ -1,0 +1,105 @@
+"""The frozen teacher: Whisper's front end to 1e-4, any crop length, gradient to the waveform and to nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
+from tokenizer.teacher import (
+    SpeechTeacher,
+    TeacherConfig,
+    WhisperLogMel,
+    encoder_window,
+    resynthesis_distillation,
+)
+
+
+def tiny_whisper(positions: int = 100) -> WhisperModel:
+    torch.manual_seed(0)
+    return WhisperModel(
+        WhisperConfig(
+            vocab_size=40, d_model=32, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_source_positions=positions,
+            pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        )
+    ).eval()  # fmt: skip
+
+
+def speech_like(seconds: float, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(round(16000 * seconds), generator=generator)
+    return 0.1 * noise * torch.sin(torch.linspace(0, 20, len(noise)))
+
+
+@pytest.mark.parametrize("n_mels", [80, 128])
+def test_log_mel_equals_whisper_feature_extractor(n_mels):
+    extractor = WhisperFeatureExtractor(feature_size=n_mels, chunk_length=3)
+    waveforms = [speech_like(3.0), 0.01 * speech_like(1.7, seed=1)]
+    wanted = extractor([w.numpy() for w in waveforms], sampling_rate=16000, return_tensors="pt").input_features
+    batch = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
+    assert (WhisperLogMel(n_mels)(batch) - wanted).abs().max() < 1e-4
+
+
+def test_whole_window_equals_whisper_model():
+    """With `pad_to_seconds` the distillation loss equals the one from WhisperFeatureExtractor and WhisperModel."""
+    model = tiny_whisper(100)
+    teacher = SpeechTeacher(model.encoder, pad_to_seconds=2.0)
+    one, other = speech_like(1.2)[None], speech_like(1.2, seed=5)[None]
+    extractor = WhisperFeatureExtractor(chunk_length=2)
+
+    def reference(waveform):
+        features = extractor(waveform[0].numpy(), sampling_rate=16000, return_tensors="pt").input_features
+        return model.encoder(features).last_hidden_state
+
+    wanted = torch.nn.functional.mse_loss(reference(one), reference(other))
+    loss, share = resynthesis_distillation(teacher, one, other)
+    assert abs(loss - wanted) < 1e-4
+    assert torch.isclose(share, wanted / reference(one).var(), atol=1e-4)
+
+
+def test_a_crop_uses_the_first_positions_and_leaves_the_encoder_as_it_was():
+    model = tiny_whisper(100)
+    table = model.encoder.embed_positions
+    features = torch.randn(1, 80, 60)
+    with encoder_window(model.encoder, 60):
+        out = model.encoder(features).last_hidden_state
+    assert out.shape == (1, 30, 32)
+    assert model.encoder.embed_positions is table and model.encoder.config.max_source_positions == 100
+    with pytest.raises(ValueError, match="even number up to 200"), encoder_window(model.encoder, 202):
+        pass
+
+
+def test_gradient_reaches_the_resynthesis_and_no_teacher_parameter():
+    teacher = SpeechTeacher(tiny_whisper().encoder)
+    resynthesis = speech_like(1.0, seed=2)[None].requires_grad_()
+    loss, _ = resynthesis_distillation(teacher, speech_like(1.0)[None], resynthesis)
+    loss.backward()
+    assert resynthesis.grad.abs().sum() > 0
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+
+
+def test_identical_waveforms_cost_nothing_and_train_mode_is_refused():
+    teacher = SpeechTeacher(tiny_whisper().encoder).train()
+    assert not any(module.training for module in teacher.modules())
+    loss, share = resynthesis_distillation(teacher, speech_like(1.0)[None], speech_like(1.0)[None])
+    assert loss == 0 and share == 0
+
+
+def test_too_long_a_crop_and_unknown_names_are_told():
+    teacher = SpeechTeacher(tiny_whisper(100).encoder)
+    with pytest.raises(ValueError, match="window is 2 s"):
+        teacher(torch.zeros(1, 16000 * 3))
+    with pytest.raises(ValueError, match="pad_to_seconds=30"):
+        SpeechTeacher(tiny_whisper(100).encoder, pad_to_seconds=30)
+    with pytest.raises(ValueError, match="no/such-teacher.*train-teacher"):
+        SpeechTeacher.from_pretrained(TeacherConfig(name="no/such-teacher"))
+    with pytest.raises(ValueError, match="teacher.name is empty"):
+        SpeechTeacher.from_pretrained(TeacherConfig())
+
+
+def test_odd_lengths_are_padded_to_whole_encoder_frames():
+    teacher = SpeechTeacher(tiny_whisper().encoder)
+    assert teacher(speech_like(1.0)[None, :15999]).shape == (1, 50, 32)
+    assert teacher(torch.from_numpy(np.ones((2, 100), np.float32))).shape == (2, 1, 32)

@@ -1,0 +1,93 @@
+"""The speech vocabulary: ids, and that no text becomes one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from slm_tiny import SENTENCES, tiny_tokenizer
+
+from slm.vocabulary import MARKS, SpeechVocabulary, VocabularyError, add_speech
+
+
+@pytest.mark.parametrize("n_codebooks", [1, 2])
+def test_ids_follow_the_tokenizers_own_and_invert(n_codebooks: int) -> None:
+    tokenizer = tiny_tokenizer()
+    text_size = len(tokenizer)
+    vocabulary = add_speech(tokenizer, [12, 7], n_codebooks=n_codebooks, fingerprint="a", frame_rate=12.5)
+    assert vocabulary.speech_id == text_size and len(tokenizer) == vocabulary.size
+    assert tokenizer.convert_tokens_to_ids("<|speech_0_5|>") == vocabulary.offsets[0] + 5
+    codes = np.array([[0, 11, 5], [6, 0, 3]])
+    ids = vocabulary.ids_from_codes(codes)
+    names = tokenizer.convert_ids_to_tokens(ids.tolist())
+    assert names[:n_codebooks] == ["<|speech_0_0|>", "<|speech_1_6|>"][:n_codebooks]
+    assert (vocabulary.codes_from_ids(ids) == codes[:n_codebooks]).all()
+    # A frame that was cut short is no frame.
+    assert vocabulary.codes_from_ids(ids[: len(ids) - 1]).shape[1] == 2
+
+
+def test_codes_outside_the_book_are_refused() -> None:
+    vocabulary = SpeechVocabulary(codebook_sizes=(4,), first_id=10, end_id=2)
+    with pytest.raises(VocabularyError, match="outside"):
+        vocabulary.ids_from_codes(np.array([[0, 4]]))
+    with pytest.raises(VocabularyError, match="padding"):
+        vocabulary.ids_from_codes(np.array([[0, -1]]))
+    with pytest.raises(VocabularyError, match="codebook due"):
+        vocabulary.codes_from_ids([10])
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize(
+    "text", [*MARKS, "<|speech_0_3|>", "say <|eos|> and <|/speech|> now", "<|bos|>", "＜|speech|＞", "a  b \n ü 🎤"]
+)
+def test_a_users_text_is_plain_text(text: str, chat: bool) -> None:
+    tokenizer = tiny_tokenizer(chat)
+    text_size = len(tokenizer)
+    vocabulary = add_speech(tokenizer, [12])
+    # As an extended tokenizer does match the name when it is not told to split it, this test can fail.
+    assert tokenizer("<|speech|>", add_special_tokens=False)["input_ids"] == [vocabulary.speech_id]
+    ids = vocabulary.encode_text(tokenizer, text)
+    assert ids.max() < text_size and not set(ids.tolist()) & {0, 1, 2}
+    assert tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
+    assert set(ids.tolist()) <= set(vocabulary.text_ids(tokenizer).tolist())
+
+
+def test_chat_template_is_read_as_ids() -> None:
+    tokenizer = tiny_tokenizer(chat=True)
+    vocabulary = add_speech(tokenizer, [12])
+    assert tokenizer.decode(list(vocabulary.before)) == "<|bos|>user\n"
+    assert tokenizer.decode(list(vocabulary.between)) == "<|eos|>\n<|bos|>assistant\n"
+    assert vocabulary.end_id == tokenizer.eos_token_id
+    plain = add_speech(tiny_tokenizer(), [12])
+    assert plain.before == (tokenizer.bos_token_id,) and plain.between == ()
+
+
+def test_save_and_load_check_the_tokenizer(tmp_path) -> None:
+    tokenizer = tiny_tokenizer()
+    vocabulary = add_speech(tokenizer, [12, 7], fingerprint="abc", frame_rate=12.5, tokenizer="nano")
+    vocabulary.save(tmp_path)
+    assert SpeechVocabulary.load(tmp_path, tokenizer) == vocabulary
+    with pytest.raises(VocabularyError, match="not from one model"):
+        SpeechVocabulary.load(tmp_path, tiny_tokenizer())
+    with pytest.raises(VocabularyError, match="other|codes mean something else"):
+        vocabulary.check_fingerprint("def", "the corpus")
+    with pytest.raises(VocabularyError, match="slm finetune"):
+        SpeechVocabulary.load(tmp_path / "none")
+    (tmp_path / "speech_vocabulary.json").write_text("{")
+    with pytest.raises(VocabularyError, match="damaged"):
+        SpeechVocabulary.load(tmp_path)
+
+
+def test_misuse_is_told() -> None:
+    with pytest.raises(VocabularyError, match="n_codebooks"):
+        add_speech(tiny_tokenizer(), [12], n_codebooks=2)
+    tokenizer = tiny_tokenizer()
+    add_speech(tokenizer, [12])
+    with pytest.raises(VocabularyError, match="already"):
+        add_speech(tokenizer, [12])
+
+
+def test_text_tokenizer_round_trip() -> None:
+    tokenizer = tiny_tokenizer()
+    for text in [*SENTENCES, " two  spaces ", "tab\tand\nline", "naïve Ωmega"]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text

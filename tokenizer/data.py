@@ -1,0 +1,352 @@
+"""From manifests, folders, Parquet files and hub data sets to utterances, and from utterances to waveforms.
+
+Shapes: S samples of one mono waveform, float32 in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "valid", "test")
+MIN_DURATION_S = 0.01
+SILENCE_PEAK = 1e-5  # below the last bit of 16-bit audio
+
+
+class AudioError(ValueError):
+    """One file cannot be used as speech; the message names the file, the fault and the way out."""
+
+
+class DataError(ValueError):
+    """A source cannot be read as a whole; the message names the source and the way out."""
+
+
+@dataclass(frozen=True)
+class RowAudio:
+    """Audio that stands in a row of a `datasets` table: read when needed, so a large table stays on disk."""
+
+    table: Any
+    row: int
+    column: str
+
+    def read(self) -> tuple[bytes | None, str | None]:
+        cell = self.table[self.row][self.column]
+        return cell.get("bytes"), cell.get("path")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recording and its transcript. `duration` is in seconds, None where the source does not tell it."""
+
+    id: str
+    audio: str | bytes | RowAudio
+    text: str = ""
+    speaker: str = ""
+    duration: float | None = None
+    split: str = "train"
+
+    @property
+    def name(self) -> str:
+        """What a message calls it: the path where there is one, else the id."""
+        return self.audio if isinstance(self.audio, str) else self.id
+
+
+@dataclass
+class DataSource:
+    """Where utterances come from.
+
+    With `split`, all that the source has goes there. Without it the source's own splits hold (a manifest's lines, a
+    Parquet file's column, a hub data set's names); a source that has none counts as `train`.
+    """
+
+    path: str = field(default="", metadata={"help": "manifest.jsonl, a folder of audio, a .parquet file or a hub name"})
+    split: str | None = field(default=None, metadata={"help": "put all of this source into one split"})
+    limit: int | None = field(default=None, metadata={"help": "use the first N utterances of each split only"})
+    subset: str | None = field(default=None, metadata={"help": "configuration of a hub data set (LibriSpeech: clean)"})
+    hub_splits: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "our split -> the hub's name for it, e.g. {train: train.100}"}
+    )
+    audio_column: str = field(default="audio", metadata={"help": "Parquet and hub: the column that holds the audio"})
+    text_column: str = field(default="text", metadata={"help": "Parquet and hub: the column that holds the text"})
+
+
+def read_sources(sources: Sequence[DataSource], split: str) -> list[Utterance]:
+    """Reads one split of several sources, in their order.
+
+    Raises:
+        DataError: if a source is missing or malformed, if two utterances share an id, or if nothing is left.
+    """
+    if not sources:
+        raise DataError("no data: give at least one source, e.g. data.0.path=corpus/manifest.jsonl")
+    utterances = [utterance for source in sources for utterance in read_source(source, split)]
+    if not utterances:
+        raise DataError(
+            f"no utterances in split {split!r} of {', '.join(source.path for source in sources)}: "
+            f"a manifest's lines carry their split, other sources take `split: {split}`"
+        )
+    seen: set[str] = set()
+    for utterance in utterances:
+        if utterance.id in seen:
+            raise DataError(f"two utterances are called {utterance.id!r} (second: {utterance.name}): ids must differ")
+        seen.add(utterance.id)
+    return utterances
+
+
+def read_source(source: DataSource, split: str) -> list[Utterance]:
+    """Reads one split of one source; an empty list where the source has none of it."""
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
+    if source.split is not None and source.split not in SPLITS:
+        raise DataError(f"{source.path}: `split: {source.split}` is not one of {', '.join(SPLITS)}")
+    if source.split is not None and source.split != split:
+        return []
+    path = Path(source.path).expanduser()
+    if path.suffix == ".jsonl" or (path.is_dir() and (path / "manifest.jsonl").is_file()):
+        utterances = _read_manifest(path if path.suffix == ".jsonl" else path / "manifest.jsonl", source, split)
+    elif path.is_dir():
+        utterances = _read_folder(path, split) if split == (source.split or "train") else []
+    elif path.suffix == ".parquet":
+        utterances = _read_table(source, split, local=path)
+    elif source.path.count("/") <= 1 and not path.exists() and not path.suffix:
+        utterances = _read_table(source, split, local=None)
+    else:
+        raise DataError(f"{source.path}: no such manifest, folder or Parquet file (a hub name looks like owner/name)")
+    return utterances[: source.limit]
+
+
+def _read_manifest(path: Path, source: DataSource, split: str) -> list[Utterance]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such manifest")
+    utterances = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            audio = row["audio"]
+            identity = str(row["id"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}, line {number}: needs a JSON object with at least id and audio ({error})"
+            ) from None
+        own_split = source.split or row.get("split", "train")
+        if own_split not in SPLITS:
+            raise DataError(f"{path}, line {number}: split {own_split!r} is not one of {', '.join(SPLITS)}")
+        if own_split != split:
+            continue
+        duration = row.get("duration")
+        utterances.append(
+            Utterance(
+                id=identity,
+                audio=str(path.parent / audio),
+                text=str(row.get("text", "")),
+                speaker=str(row.get("speaker", "")),
+                duration=None if duration is None else float(duration),
+                split=split,
+            )
+        )
+    return utterances
+
+
+def _read_folder(path: Path, split: str) -> list[Utterance]:
+    """Every file that soundfile may read, by path; its text stands in a .txt beside it, the speaker is the folder."""
+    endings = {f".{name.lower()}" for name in soundfile.available_formats()} | {".mp3", ".opus", ".aif"}
+    utterances = []
+    for file in sorted(path.rglob("*")):
+        if file.suffix.lower() not in endings or not file.is_file():
+            continue
+        text = file.with_suffix(".txt")
+        utterances.append(
+            Utterance(
+                id=file.relative_to(path).with_suffix("").as_posix(),
+                audio=str(file),
+                text=text.read_text(encoding="utf-8").strip() if text.is_file() else "",
+                speaker=file.parent.name,
+                split=split,
+            )
+        )
+    if not utterances:
+        raise DataError(f"{path}: no audio files in this folder")
+    return utterances
+
+
+def _read_table(source: DataSource, split: str, local: Path | None) -> list[Utterance]:
+    """A Parquet file or a hub data set through `datasets`, its audio left undecoded (soundfile decodes it here)."""
+    from datasets import Audio, load_dataset
+
+    try:
+        if local is not None:
+            if not local.is_file():
+                raise FileNotFoundError(f"no such file: {local}")
+            table = load_dataset("parquet", data_files=str(local), split="train")
+        else:
+            table = load_dataset(source.path, source.subset, split=source.hub_splits.get(split, split))
+    except Exception as error:  # datasets raises a dozen kinds: offline, unknown name, unknown split
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{source.path}: neither a local source nor a data set that can be loaded here ({reason}). Give a "
+            "manifest.jsonl, a folder or a .parquet file, or go online for a hub name"
+        ) from None
+    for column in (source.audio_column, source.text_column):
+        if column not in table.column_names:
+            raise DataError(
+                f"{source.path}: no column {column!r} among {table.column_names}: set audio_column, text_column"
+            )
+    table = table.cast_column(source.audio_column, Audio(decode=False))
+    names = table.column_names
+    light = table.remove_columns([source.audio_column])
+    utterances = []
+    for index, row in enumerate(light):
+        own_split = row.get("split", "train") if local is not None and source.split is None else split
+        if own_split != split:
+            continue
+        utterances.append(
+            Utterance(
+                id=str(row["id"]) if "id" in names else f"{Path(source.path).stem}-{index:06d}",
+                audio=RowAudio(table, index, source.audio_column),
+                text=str(row[source.text_column] or ""),
+                speaker=str(row.get("speaker", row.get("speaker_id", ""))),
+                duration=row.get("duration"),
+                split=split,
+            )
+        )
+    return utterances
+
+
+def load_audio(
+    utterance: Utterance | str | Path, sampling_rate: int, max_duration_s: float | None = None
+) -> np.ndarray:
+    """Decodes one recording to mono float32 at `sampling_rate`.
+
+    Args:
+        utterance: an utterance, or the path of a file.
+        sampling_rate: the rate wanted, in Hz; other rates are resampled (soxr, high quality).
+        max_duration_s: refuse what is longer, in seconds.
+
+    Returns:
+        The waveform (S,).
+
+    Raises:
+        AudioError: missing, empty, not audio, shorter than 10 ms, silent, not finite, or too long.
+    """
+    if not isinstance(utterance, Utterance):
+        utterance = Utterance(id=Path(utterance).stem, audio=str(utterance))
+    name = utterance.name
+    handle = _open(utterance)
+    try:
+        samples, rate = soundfile.read(handle, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+        raise AudioError(f"{name}: not audio that libsndfile can read ({error}): convert it to WAV or FLAC") from None
+    duration = len(samples) / rate
+    if duration < MIN_DURATION_S:
+        raise AudioError(
+            f"{name}: {1000 * duration:.1f} ms of audio, at least {1000 * MIN_DURATION_S:.0f} ms are needed"
+        )
+    if max_duration_s is not None and duration > max_duration_s:
+        raise AudioError(
+            f"{name}: {duration:.1f} s, more than max_duration_s={max_duration_s:g}: cut it or raise the limit"
+        )
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{name}: holds NaN or infinite samples: export it again")
+    mono = samples.mean(axis=1)
+    if np.abs(mono).max() < SILENCE_PEAK:
+        raise AudioError(f"{name}: silent (peak below {SILENCE_PEAK:g}): nothing to encode")
+    if rate != sampling_rate:
+        mono = soxr.resample(mono, rate, sampling_rate).astype(np.float32)
+    return np.ascontiguousarray(mono)
+
+
+def _open(utterance: Utterance) -> str | io.BytesIO:
+    audio = utterance.audio
+    if isinstance(audio, RowAudio):
+        content, path = audio.read()
+        audio = content if content is not None else path
+        if audio is None:
+            raise AudioError(f"{utterance.name}: its row holds neither bytes nor a path")
+    if isinstance(audio, bytes):
+        if not audio:
+            raise AudioError(f"{utterance.name}: empty (0 bytes)")
+        return io.BytesIO(audio)
+    path = Path(audio)
+    if not path.is_file():
+        raise AudioError(f"{path}: no such file: correct the manifest or remove the line")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: empty (0 bytes): copy it again")
+    return str(path)
+
+
+class AudioStore:
+    """Waveforms of a list of utterances, decoded once and kept in memory as int16 up to a bound.
+
+    An unreadable recording is reported once and replaced by the next readable one, so that one bad file among
+    thousands does not end a training; `n_failed` counts them.
+    """
+
+    def __init__(self, utterances: Iterable[Utterance], sampling_rate: int, cache_bytes: int = 2 << 30) -> None:
+        self.utterances = list(utterances)
+        self.sampling_rate = sampling_rate
+        self.cache_bytes = cache_bytes
+        self._cached: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._cached_bytes = 0
+        self._failed: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    @property
+    def n_failed(self) -> int:
+        return len(self._failed)
+
+    def readable(self, index: int) -> tuple[Utterance, np.ndarray]:
+        """The utterance at `index` and its waveform (S,), or the next one that can be read.
+
+        Raises:
+            AudioError: if none can.
+        """
+        for step in range(len(self)):
+            candidate = (index + step) % len(self)
+            if candidate in self._failed:
+                continue
+            try:
+                return self.utterances[candidate], self._load(candidate)
+            except AudioError as error:
+                self._failed.add(candidate)
+                logger.warning("left out: %s", error)
+        raise AudioError(f"none of the {len(self)} recordings can be read; the warnings above say why")
+
+    def _load(self, index: int) -> np.ndarray:
+        if index in self._cached:
+            return self._cached[index].astype(np.float32) / 32767.0
+        samples = load_audio(self.utterances[index], self.sampling_rate)
+        stored = np.round(np.clip(samples, -1, 1) * 32767.0).astype(np.int16)
+        if self._cached_bytes + stored.nbytes <= self.cache_bytes:
+            self._cached[index] = stored
+            self._cached_bytes += stored.nbytes
+        return stored.astype(np.float32) / 32767.0
+
+
+def epoch_item(position: int, n_items: int, seed: int) -> int:
+    """Which item stands at `position` of an endless training order: a new permutation of all items each epoch.
+
+    It depends on (seed, position) alone, so accumulation, resume and the number of processes do not change it.
+    """
+    epoch, offset = divmod(position, n_items)
+    return int(_permutation(seed, epoch, n_items)[offset])
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n_items: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(n_items)

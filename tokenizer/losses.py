@@ -1,0 +1,104 @@
+"""The losses of the codec training: multi-scale mel, least-squares adversarial, feature matching; and their weights.
+
+Shapes: B batch, S samples, N mel channels, T frames.
+
+Sources: weights, windows and the form of each term are the published 12.5 Hz configuration's (kakaocorp/lmspt).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers.audio_utils import mel_filter_bank
+
+
+@dataclass
+class LossWeights:
+    """What each term counts. The defaults are the published ones; `distillation` depends on the teacher."""
+
+    mel: float = field(default=15.0, metadata={"help": "multi-scale mel reconstruction"})
+    adversarial: float = field(default=1.0, metadata={"help": "least-squares generator loss"})
+    feature_matching: float = field(default=2.0, metadata={"help": "L1 between the discriminators' features"})
+    commitment: float = field(default=0.25, metadata={"help": "latents towards their entries, both kinds of book"})
+    codebook: float = field(default=1.0, metadata={"help": "entries towards their latents, both kinds of book"})
+    distillation: float | None = field(
+        default=None,
+        metadata={
+            "help": "MSE between the teacher's encodings (published: 100 at whisper-small on bare 6 s crops); "
+            "null: 50 / variance of this teacher's encoding, measured once at the start"
+        },
+    )
+
+
+class MultiScaleMelLoss(nn.Module):
+    """L1 on log10 power plus L1 on magnitude of mel spectrograms at several windows, summed over the windows.
+
+    Args:
+        sampling_rate: of the waveforms, in Hz.
+        windows: STFT lengths in samples; the hop is a quarter of each.
+        n_mels: mel channels of each window.
+    """
+
+    def __init__(
+        self,
+        sampling_rate: int,
+        windows: Sequence[int] = (256, 512, 1024, 2048),
+        n_mels: Sequence[int] = (40, 80, 160, 320),
+    ) -> None:
+        super().__init__()
+        self.windows = tuple(windows)
+        for window, channels in zip(windows, n_mels, strict=True):
+            filters = mel_filter_bank(
+                1 + window // 2, channels, 0.0, sampling_rate / 2, sampling_rate, norm="slaney", mel_scale="slaney"
+            )
+            # Narrow low channels of a short window fall between two bins: an empty filter would only dilute the mean.
+            filters = torch.tensor(filters.T, dtype=torch.float32)
+            self.register_buffer(f"filters_{window}", filters[filters.sum(1) > 0], persistent=False)
+            self.register_buffer(f"window_{window}", torch.hann_window(window), persistent=False)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Scalar loss between waveforms (B, 1, S) and (B, 1, S)."""
+        with torch.autocast(output.device.type, enabled=False):
+            total = output.new_zeros((), dtype=torch.float32)
+            for window in self.windows:
+                with torch.no_grad():
+                    wanted = self._features(target.float()[:, 0], window)
+                made = self._features(output.float()[:, 0], window)
+                for one, other in zip(made, wanted, strict=True):
+                    total = total + nn.functional.l1_loss(one, other)
+            return total
+
+    def _features(self, waveform: Tensor, window: int) -> tuple[Tensor, Tensor]:
+        """Mel magnitudes and their log10 power, each (B, N, T), of waveforms (B, S)."""
+        filters, taper = getattr(self, f"filters_{window}"), getattr(self, f"window_{window}")
+        spectrum = torch.stft(
+            waveform, window, window // 4, window=taper, center=True, pad_mode="constant", return_complex=True
+        )
+        # The square root's gradient is infinite at silence: keep a floor under the power.
+        power = torch.view_as_real(spectrum).square().sum(-1)
+        magnitude = filters @ (power + 1e-9).sqrt()
+        return magnitude, 2 * magnitude.clamp(min=1e-5).log10()
+
+
+Features = list[list[Tensor]]  # per discriminator: the maps after each layer, the last one its verdict
+
+
+def discriminator_loss(real: Features, fake: Features) -> Tensor:
+    """Least squares: real towards 1, fake towards 0, summed over discriminators."""
+    return sum(
+        (1 - r[-1].float()).square().mean() + f[-1].float().square().mean() for r, f in zip(real, fake, strict=True)
+    )
+
+
+def generator_losses(real: Features, fake: Features) -> tuple[Tensor, Tensor]:
+    """The adversarial term (fake towards 1) and the feature matching term, each summed over discriminators."""
+    adversarial = sum((1 - f[-1].float()).square().mean() for f in fake)
+    matching = sum(
+        nn.functional.l1_loss(made.float(), wanted.detach().float())
+        for r, f in zip(real, fake, strict=True)
+        for made, wanted in zip(f[:-1], r[:-1], strict=True)
+    )
+    return adversarial, matching

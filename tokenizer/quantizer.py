@@ -1,0 +1,210 @@
+"""Factorized vector quantization with cosine look-up, and the split semantic / acoustic quantizer.
+
+Shapes: B items, F frames, D latent channels, E codebook dimension, N entries, K books (book 0 semantic).
+Everything here runs in fp32 with autocast off. Masked frames take no part in losses, usage or revival.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .configuration import LMSPTConfig
+from .layers import apply_mask, full_precision
+
+
+@dataclass
+class BookOutput:
+    """What one book makes of its input. Losses are per item: (B,)."""
+
+    quantized: Tensor  # (B, F, D), straight-through
+    codes: Tensor  # (B, F) int64
+    projected: Tensor  # (B, F, E), detached: the candidates for revival
+    commitment_loss: Tensor  # (B,)
+    codebook_loss: Tensor  # (B,)
+
+
+class VectorQuantizer(nn.Module):
+    """One book: project to `codebook_dim`, L2-normalised look-up, straight-through, project back.
+
+    Follows the published configuration (factorized, dimension 8, cosine look-up; arXiv 2506.16738 v2), as in DAC: the
+    look-up compares directions, the losses compare the projected latent and the entry themselves.
+
+    `usage` is a running mean of each entry's share of the frames, times N: 1 is even use, 0 is dead.
+    """
+
+    usage: Tensor
+
+    def __init__(self, latent_dim: int, size: int, codebook_dim: int) -> None:
+        super().__init__()
+        self.project_in = nn.Linear(latent_dim, codebook_dim)
+        self.codebook = nn.Embedding(size, codebook_dim)
+        self.project_out = nn.Linear(codebook_dim, latent_dim)
+        self.register_buffer("usage", torch.ones(size))
+
+    @property
+    def size(self) -> int:
+        """N, the number of entries."""
+        return self.codebook.num_embeddings
+
+    def forward(self, latents: Tensor, mask: Tensor | None) -> BookOutput:
+        """Quantizes latents (B, F, D) under a mask (B, F)."""
+        with full_precision(latents):
+            projected = F.linear(latents.float(), self.project_in.weight.float(), self.project_in.bias.float())
+            entries = self.codebook.weight.float()
+            with torch.no_grad():
+                # the entry of the largest cosine; the latent's own norm does not change which that is
+                codes = (projected @ F.normalize(entries, dim=-1).T).argmax(dim=-1)
+            chosen = F.embedding(codes, entries)
+            commitment = _mean_over_frames((projected - chosen.detach()).square().mean(dim=-1), mask)
+            codebook = _mean_over_frames((chosen - projected.detach()).square().mean(dim=-1), mask)
+            through = projected + (chosen - projected).detach()
+            return BookOutput(self._out(through, mask), codes, projected.detach(), commitment, codebook)
+
+    def look_up(self, codes: Tensor, mask: Tensor | None) -> Tensor:
+        """Quantized latents (B, F, D) of codes (B, F), zero past the mask."""
+        with full_precision(self.codebook.weight):
+            return self._out(F.embedding(codes, self.codebook.weight.float()), mask)
+
+    def _out(self, entries: Tensor, mask: Tensor | None) -> Tensor:
+        return apply_mask(F.linear(entries, self.project_out.weight.float(), self.project_out.bias.float()), mask)
+
+    @torch.no_grad()
+    def update_usage(self, codes: Tensor, mask: Tensor | None = None, decay: float = 0.99) -> None:
+        """Moves `usage` towards the shares of codes (B, F) among valid frames."""
+        valid = codes.reshape(-1) if mask is None else codes[mask]
+        if valid.numel():
+            counts = torch.bincount(valid, minlength=self.size).to(self.usage)
+            self.usage.lerp_(counts * (self.size / valid.numel()), 1 - decay)
+
+    @torch.no_grad()
+    def revive(self, candidates: Tensor, generator: torch.Generator, threshold: float) -> int:
+        """Replaces the entries whose usage is below the threshold by random candidates.
+
+        Args:
+            candidates: projected latents (any, E) of valid frames.
+            generator: CPU generator that draws which candidates are taken.
+            threshold: usage, in units of even use, under which an entry is dead.
+
+        Returns:
+            How many entries were replaced. Their usage is set to 1, so that each gets time to be used.
+        """
+        dead = (self.usage < threshold).nonzero().squeeze(-1)
+        if not len(dead) or not len(candidates):
+            return 0
+        draws = torch.randint(len(candidates), (len(dead),), generator=generator)
+        self.codebook.weight[dead] = candidates[draws.to(candidates.device)].to(self.codebook.weight)
+        self.usage[dead] = 1.0
+        return len(dead)
+
+
+def _mean_over_frames(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of (B, F) over each item's valid frames: (B,)."""
+    if mask is None:
+        return values.mean(dim=1)
+    return values.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+@dataclass
+class QuantizerOutput:
+    """What the split quantizer makes of both latents. Losses are scalars."""
+
+    semantic: Tensor  # (B, F, D)
+    acoustic: Tensor  # (B, F, D), only the kept books of each item
+    codes: Tensor  # (B, K, F)
+    projected: list[Tensor]  # K of (B, F, E)
+    semantic_commitment_loss: Tensor
+    semantic_codebook_loss: Tensor
+    acoustic_commitment_loss: Tensor
+    acoustic_codebook_loss: Tensor
+
+
+class SplitQuantizer(nn.Module):
+    """One semantic book, and a residual quantizer of K-1 acoustic books (arXiv 2506.16738).
+
+    The acoustic side quantizes `acoustic latents - quantized semantic latents`, not detached, as published.
+    """
+
+    def __init__(self, config: LMSPTConfig) -> None:
+        super().__init__()
+        self.subtract = config.semantic_subtraction
+        self.books = nn.ModuleList(
+            VectorQuantizer(config.latent_dim, size, config.codebook_dim) for size in config.codebook_sizes
+        )
+
+    def forward(
+        self, semantic: Tensor, acoustic: Tensor, mask: Tensor | None, n_acoustic_books: Tensor | None = None
+    ) -> QuantizerOutput:
+        """Quantizes.
+
+        Args:
+            semantic, acoustic: latents (B, F, D).
+            mask: (B, F) bool or None.
+            n_acoustic_books: (B,) integers in 1..K-1, the books each item keeps (quantizer dropout); None keeps all.
+                Dropped books give neither a sum nor a loss; their codes are still returned.
+
+        Returns:
+            Losses are means over items, summed over the acoustic books.
+        """
+        n_books = len(self.books) - 1
+        if n_acoustic_books is not None:
+            if n_acoustic_books.shape != semantic.shape[:1]:
+                raise ValueError(
+                    f"n_acoustic_books must be of shape {(semantic.shape[0],)}, not {tuple(n_acoustic_books.shape)}"
+                )
+            if bool(((n_acoustic_books < 1) | (n_acoustic_books > n_books)).any()):
+                raise ValueError(f"n_acoustic_books must lie in 1..{n_books}, not {n_acoustic_books.tolist()}")
+        with full_precision(semantic):
+            first: BookOutput = self.books[0](semantic, mask)
+            residual = acoustic.float() - first.quantized if self.subtract else acoustic.float()
+            total, outputs = torch.zeros_like(residual), [first]
+            commitment = codebook = residual.new_zeros(())
+            for index, book in enumerate(self.books[1:]):
+                output: BookOutput = book(residual, mask)
+                outputs.append(output)
+                residual = residual - output.quantized
+                if n_acoustic_books is None:
+                    total = total + output.quantized
+                    commitment = commitment + output.commitment_loss.mean()
+                    codebook = codebook + output.codebook_loss.mean()
+                else:
+                    kept = (n_acoustic_books > index).to(total)
+                    total = total + output.quantized * kept[:, None, None]
+                    commitment = commitment + (output.commitment_loss * kept).mean()
+                    codebook = codebook + (output.codebook_loss * kept).mean()
+        codes = torch.stack([output.codes for output in outputs], dim=1)
+        if mask is not None:
+            codes = codes.masked_fill(~mask[:, None], -1)
+        return QuantizerOutput(
+            semantic=first.quantized,
+            acoustic=total,
+            codes=codes,
+            projected=[output.projected for output in outputs],
+            semantic_commitment_loss=first.commitment_loss.mean(),
+            semantic_codebook_loss=first.codebook_loss.mean(),
+            acoustic_commitment_loss=commitment,
+            acoustic_codebook_loss=codebook,
+        )
+
+    def look_up(self, codes: Tensor, mask: Tensor | None) -> Tensor:
+        """Sum of the quantized latents of codes (B, k, F), k <= K: (B, F, D)."""
+        codes = codes.clamp(min=0)
+        return sum(book.look_up(codes[:, i], mask) for i, book in zip(range(codes.shape[1]), self.books, strict=False))
+
+    def update_usage(self, codes: Tensor, mask: Tensor | None = None, decay: float = 0.99) -> None:
+        """Updates every book's `usage` from codes (B, K, F) and a mask (B, F)."""
+        for index, book in enumerate(self.books):
+            book.update_usage(codes[:, index], mask, decay)
+
+    def revive_dead_codes(
+        self, projected: list[Tensor], mask: Tensor | None, generator: torch.Generator, threshold: float
+    ) -> list[int]:
+        """Revives dead entries of every book from the projected latents (B, F, E) of a batch; returns the counts."""
+        counts = []
+        for book, latents in zip(self.books, projected, strict=True):
+            candidates = latents.flatten(0, 1) if mask is None else latents[mask]
+            counts.append(book.revive(candidates, generator, threshold))
+        return counts

@@ -1,0 +1,173 @@
+"""The frozen, LM-aligned speech encoder that listens during distillation, and its differentiable log-mel front end.
+
+Shapes: B batch, S samples at 16 kHz, M mel channels, T mel frames (100 Hz), E encoder frames (50 Hz), D width.
+
+Source: semantic speech-resynthesis distillation, arXiv 2506.16738, section 3; the published configuration hands the
+teacher 30 s windows and takes the last hidden state after the final layer norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import WhisperConfig, WhisperModel
+from transformers.audio_utils import mel_filter_bank
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+WHISPER_RATE_HZ = 16000
+N_FFT = 400
+MEL_HOP = 160
+SAMPLES_PER_ENCODER_FRAME = 2 * MEL_HOP
+
+
+class WhisperLogMel(nn.Module):
+    """WhisperFeatureExtractor's log-mel as a differentiable module; equal to it within 1e-4 in fp32.
+
+    The maximum that floors the dynamic range is taken per utterance, as Whisper does: a property of the teacher only.
+    """
+
+    def __init__(self, n_mels: int = 80) -> None:
+        super().__init__()
+        filters = mel_filter_bank(
+            num_frequency_bins=1 + N_FFT // 2,
+            num_mel_filters=n_mels,
+            min_frequency=0.0,
+            max_frequency=WHISPER_RATE_HZ / 2,
+            sampling_rate=WHISPER_RATE_HZ,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+        self.register_buffer("filters", torch.tensor(filters.T, dtype=torch.float32), persistent=False)
+        self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Maps waveforms (B, S) at 16 kHz, S a multiple of 160, to log-mels (B, M, S / 160)."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            spectrum = torch.stft(waveform.float(), N_FFT, MEL_HOP, window=self.window, return_complex=True)
+            power = spectrum[..., :-1].abs().square()
+            log_mel = torch.clamp(self.filters @ power, min=1e-10).log10()
+            floor = log_mel.amax(dim=(1, 2), keepdim=True) - 8.0
+            return (torch.maximum(log_mel, floor) + 4.0) / 4.0
+
+
+@contextmanager
+def encoder_window(encoder: WhisperEncoder, mel_frames: int) -> Iterator[None]:
+    """Lets a Whisper encoder read `mel_frames` frames instead of its full window: same weights, positions cut to match.
+
+    Raises:
+        ValueError: if the frames are odd or more than the encoder has positions for.
+    """
+    table, limit = encoder.embed_positions, encoder.config.max_source_positions
+    positions = mel_frames // 2
+    if mel_frames % 2 or positions > len(table.weight):
+        raise ValueError(
+            f"{mel_frames} mel frames: an even number up to {2 * len(table.weight)} "
+            f"({len(table.weight) / 50:g} s) is needed"
+        )
+    # A shared-storage view: gradients and dtype moves still act on the one table.
+    encoder.embed_positions = nn.Embedding(
+        positions, table.embedding_dim, _weight=table.weight.detach()[:positions], _freeze=True
+    )
+    encoder.config.max_source_positions = positions
+    try:
+        yield
+    finally:
+        encoder.embed_positions, encoder.config.max_source_positions = table, limit
+
+
+@dataclass
+class TeacherConfig:
+    """Which speech encoder listens, and how long a window it gets."""
+
+    name: str = field(default="", metadata={"help": "folder or hub name of a Whisper model (openai/whisper-small)"})
+    revision: str | None = field(default=None, metadata={"help": "hub revision of the teacher"})
+    pad_to_seconds: float | None = field(
+        default=None, metadata={"help": "pad crops to this before the teacher (published: 30); null: the crop alone"}
+    )
+
+
+class SpeechTeacher(nn.Module):
+    """A frozen Whisper encoder: waveforms at 16 kHz to hidden states, differentiable in the waveform.
+
+    It stays in eval mode whatever `train()` is called with, and no parameter of it takes a gradient.
+    """
+
+    def __init__(self, encoder: WhisperEncoder, pad_to_seconds: float | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.log_mel = WhisperLogMel(encoder.config.num_mel_bins)
+        self.pad_to_seconds = pad_to_seconds
+        self.window_s = encoder.config.max_source_positions / 50
+        if pad_to_seconds is not None and pad_to_seconds > self.window_s:
+            raise ValueError(f"pad_to_seconds={pad_to_seconds:g}: this teacher's window is {self.window_s:g} s")
+        self.requires_grad_(False)
+        self.eval()
+
+    @classmethod
+    def from_pretrained(cls, config: TeacherConfig) -> SpeechTeacher:
+        """Loads the encoder of a Whisper model by folder or hub name.
+
+        Raises:
+            ValueError: if it cannot be loaded here, naming it and the way out.
+        """
+        if not config.name:
+            raise ValueError(
+                "teacher.name is empty: give a folder made by `slm train-teacher`, or e.g. openai/whisper-small"
+            )
+        try:
+            model_config = WhisperConfig.from_pretrained(config.name, revision=config.revision)
+            model = WhisperModel.from_pretrained(config.name, revision=config.revision, config=model_config)
+        except OSError as error:
+            raise ValueError(
+                f"teacher {config.name!r} is neither a local Whisper folder nor a model that can be fetched here: "
+                "train one with `slm train-teacher`, or download it where there is a network "
+                f"({str(error).splitlines()[0]})"
+            ) from None
+        return cls(model.encoder, config.pad_to_seconds)
+
+    def train(self, mode: bool = True) -> SpeechTeacher:
+        return super().train(False)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Maps waveforms (B, S) at 16 kHz to hidden states (B, E, D), E = 50 frames a second.
+
+        S is padded with zeros to whole encoder frames, or to `pad_to_seconds`.
+
+        Raises:
+            ValueError: if S is longer than the teacher's window.
+        """
+        samples = waveform.shape[-1]
+        wanted = -(-samples // SAMPLES_PER_ENCODER_FRAME) * SAMPLES_PER_ENCODER_FRAME
+        if self.pad_to_seconds is not None:
+            wanted = max(wanted, round(self.pad_to_seconds * WHISPER_RATE_HZ))
+        if wanted > self.window_s * WHISPER_RATE_HZ:
+            raise ValueError(
+                f"{samples / WHISPER_RATE_HZ:.2f} s of audio: the teacher's window is {self.window_s:g} s; "
+                "take shorter crops"
+            )
+        log_mel = self.log_mel(nn.functional.pad(waveform, (0, wanted - samples)))
+        with encoder_window(self.encoder, log_mel.shape[-1]):
+            return self.encoder(log_mel).last_hidden_state
+
+
+def resynthesis_distillation(teacher: SpeechTeacher, target: Tensor, resynthesis: Tensor) -> tuple[Tensor, Tensor]:
+    """Semantic speech-resynthesis distillation (arXiv 2506.16738, section 3.2).
+
+    Args:
+        teacher: the frozen encoder.
+        target: original waveforms (B, S) at 16 kHz.
+        resynthesis: the auxiliary decoder's waveforms (B, S) from semantic codes alone, 16 kHz.
+
+    Returns:
+        The MSE between the two encodings, and that MSE over the variance of the target's encoding (what share of the
+        teacher's signal is lost: comparable between teachers, where the MSE is not).
+    """
+    with torch.no_grad():
+        wanted = teacher(target).float()
+    heard = teacher(resynthesis).float()
+    loss = nn.functional.mse_loss(heard, wanted)
+    return loss, loss.detach() / wanted.var().clamp_min(1e-8)
