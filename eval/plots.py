@@ -87,8 +87,12 @@ def wer_figure(rows: Sequence[Row], labels: Sequence[str], name: str) -> str | N
 
 
 def rate_figure(rows: Sequence[Row], system_names: dict[str, str], name: str) -> str | None:
-    """WER against speech tokens per second, a line for each system; None with fewer than two rates."""
+    """WER against the tokens that an LLM reads in a second, a line for each system; None with fewer than two rates.
+
+    The reconstruction from all books is left out: no LLM reads those.
+    """
     points = [row for row in rows if row.wer is not None and row.tokens_per_second is not None]
+    points = [row for row in points if row.system != "reconstruction"]
     if len({row.tokens_per_second for row in points}) < 2:
         return None
     figure, axes = _figure(7.6, 3.2)

@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -92,7 +93,7 @@ def _difference_text(row: Row) -> str:
     if row.difference is None:
         return ""
     low, high = (f"{100 * edge:+.1f}" for edge in row.difference.interval)
-    return f"{100 * row.difference.wer:+.1f} [{low}, {high}] vs {row.difference.against}"
+    return f"{100 * row.difference.wer:+.1f} [{low}, {high}]"
 
 
 # Heading, text of a row, whether it is a number. A column that is empty in every row is left out.
@@ -106,11 +107,21 @@ _COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("N", lambda row: str(row.n_words), True),
     ("scored", lambda row: str(row.n_scored), True),
     ("failed", lambda row: str(row.n_failed), True),
-    ("truncated", lambda row: "" if row.n_truncated is None else str(row.n_truncated), True),
+    ("cut off", lambda row: "" if row.n_truncated is None else str(row.n_truncated), True),
     ("tokens/s", lambda row: _number(row.tokens_per_second), True),
     ("bit/s", lambda row: _number(row.bitrate_bps, 0), True),
     ("RTF", lambda row: "" if row.real_time_factor is None else f"{row.real_time_factor:.3g}", True),
-    ("WER difference", _difference_text, True),
+    ("\u0394 WER", _difference_text, True),
+]
+# A terminal is narrow: the counts in one column, the rest is in the report.
+_TERMINAL_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
+    ("WER % [95 %]", _wer_text, True),
+    ("CER %", lambda row: _per_cent(row.cer), True),
+    ("S+D+I/N", lambda row: f"{row.substitutions}+{row.deletions}+{row.insertions}/{row.n_words}", True),
+    ("failed", lambda row: f"{row.n_failed}/{row.n_scored + row.n_failed}", True),
+    ("cut off", lambda row: "" if row.n_truncated is None else str(row.n_truncated), True),
+    ("tokens/s", lambda row: _number(row.tokens_per_second), True),
+    ("RTF", lambda row: "" if row.real_time_factor is None else f"{row.real_time_factor:.2g}", True),
 ]
 
 
@@ -118,25 +129,20 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str], bool]
     return [column for column in _COLUMNS if any(column[1](row) for row in rows)]
 
 
-def format_table(results: Results, width: int = 160) -> str:
+def format_table(results: Results, width: int = 110) -> str:
     """The tables as plain text for a terminal of ``width`` columns: one for each task and judge."""
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None)
     for group in _groups(results.rows):
-        table = Table(title=Text(_caption(group)), title_justify="left", title_style="")
-        table.add_column("system")
-        columns = _columns([*group.rows, *group.beside])
+        table = Table(title=Text(_caption(group)), title_justify="left", title_style="", box=SIMPLE_HEAD)
+        table.add_column("system", overflow="fold")
+        columns = [column for column in _TERMINAL_COLUMNS if any(column[1](row) for row in group.rows)]
         for heading, _, numeric in columns:
-            table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+            table.add_column(heading, justify="right" if numeric else "left", no_wrap=True)
         for row in group.rows:
-            table.add_row(Text(row.name), *(Text(text(row)) for _, text, _ in columns))
-        if group.beside:
-            table.add_section()
-        for row in group.beside:
-            name = f"({row.protocol.judge.get('name', '?')} on {row.name})"
-            table.add_row(Text(name), *(Text(text(row)) for _, text, _ in columns))
+            table.add_row(Text(_label(row, group.rows)), *(Text(text(row)) for _, text, _ in columns))
         console.print(table)
-    return stream.getvalue()
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
 def _caption(group: _Group) -> str:
@@ -266,8 +272,7 @@ def _protocol_details(group: _Group) -> dict[str, Any]:
         "judge": protocol.judge or "none: the system's own transcript",
         "normaliser": f"{protocol.normaliser} {protocol.normaliser_version}",
         "aggregation": protocol.aggregation,
-        "interval": f"{100 * protocol.confidence:g} % bootstrap over utterances, "
-        f"{protocol.bootstrap_samples} resamples, seed {protocol.seed}",
+        "interval": f"95 % bootstrap over utterances, {protocol.bootstrap_samples} resamples, seed {protocol.seed}",
         "test set": {
             "name": protocol.test_set.name,
             "utterances": protocol.test_set.n,

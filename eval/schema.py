@@ -72,7 +72,6 @@ class Protocol:
     aggregation: str = "corpus"
     seed: int = 0
     bootstrap_samples: int = 10_000
-    confidence: float = 0.95
 
     def comparable_by(self) -> dict[str, Any]:
         """What has to be equal for two scores to be compared. A judge with the same weights may have another name."""
@@ -193,7 +192,6 @@ def make_row(name: str, system: str, model: str, protocol: Protocol, rates: Erro
             [u.n_words for u in rates.utterances],
             samples=protocol.bootstrap_samples,
             seed=protocol.seed,
-            confidence=protocol.confidence,
         ),
         substitutions=rates.substitutions,
         deletions=rates.deletions,
@@ -228,7 +226,6 @@ def compare_rows(row: Row, against: Row) -> PairedDifference:
         [u.n_words for u in against.utterances],
         samples=row.protocol.bootstrap_samples,
         seed=row.protocol.seed,
-        confidence=row.protocol.confidence,
     )
 
 

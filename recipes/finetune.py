@@ -12,7 +12,6 @@ Raises: ModelError, CorpusError, VocabularyError, BatchError, TrainingError, all
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import time
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.text import get_normaliser
 from recipes.config import CONFIGS, ConfigError
+from recipes.inputs import digest, refuse_other_inputs
 from recipes.runtime import (
     MetricsCallback,
     RunFolder,
@@ -330,13 +330,15 @@ def run(config: Config) -> Path:
     folder = RunFolder(config.run_dir)
     folder.check(config)
     result = folder.path("model" if config.lora is None or config.lora.merge else "adapter")
+    corpus = open_corpus(config)
+    fingerprint = digest(Path(config.model).expanduser(), (corpus.folder / INDEX_NAME).read_text(encoding="utf-8"))
+    refuse_other_inputs(folder, fingerprint, "model or corpus")
     if folder.complete:
         log.info("%s is complete: skipped", config.run_dir)
         return result
     device = resolve_device(config.device)
     engine = engine_config(config.training)
-    corpus = open_corpus(config)
-    folder.start(config, hashlib.sha256((corpus.folder / INDEX_NAME).read_bytes()).hexdigest())
+    folder.start(config, fingerprint)
     seed_everything(config.seed)
     model, tokenizer, vocabulary = build_model(config, folder, corpus)
     data = make_data(config, corpus, tokenizer, vocabulary, longest_sequence(config, model.config))

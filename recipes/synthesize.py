@@ -23,8 +23,9 @@ import torch
 
 from eval.text import get_normaliser
 from recipes.config import ConfigError
-from recipes.runtime import RunFolder, disk_errors, log, resolve_device
+from recipes.runtime import disk_errors, log, resolve_device
 from recipes.transcribe import (
+    begun,
     check_inputs,
     corpus_rows,
     in_chunks,
@@ -107,14 +108,12 @@ def plan(config: Config) -> dict[str, object]:
 def run(config: Config) -> Path:
     """Synthesize; returns predictions.jsonl, or the audio file where no run_dir is set."""
     require_input(config, config.text, '"TEXT"')
-    folder = RunFolder(config.run_dir) if config.run_dir else None
-    if folder is not None:
-        folder.check(config)
-        if folder.complete:
-            log.info("%s is complete: skipped", config.run_dir)
-            return folder.path("predictions.jsonl")
     device = resolve_device(config.device)
     vocabulary = model_vocabulary(config)
+    folder = begun(config, [config.text])
+    if folder is not None and folder.complete:
+        log.info("%s is complete: skipped", config.run_dir)
+        return folder.path("predictions.jsonl")
     normalise = get_normaliser(vocabulary.normaliser)
     texts = read_texts(config, vocabulary)
     tokenizer = speech_tokenizer(config, vocabulary, device)
@@ -122,7 +121,6 @@ def run(config: Config) -> Path:
     if folder is None:
         output = speak_one(config, speech_lm, tokenizer, normalise(config.text), device)
         return output
-    folder.start(config)
     folder.path("audio").mkdir(exist_ok=True)
     rate, rows, audio_s, wall_s = tokenizer.config.sampling_rate, {}, 0.0, 0.0
     for name, text in texts:

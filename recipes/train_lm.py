@@ -8,7 +8,6 @@ TensorBoard and DeepSpeed as in ``slm finetune``.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from eval.text import get_normaliser
 from recipes.config import ConfigError
 from recipes.finetune import engine_config, processes_asked
+from recipes.inputs import digest, refuse_other_inputs
 from recipes.runtime import (
     MetricsCallback,
     RunFolder,
@@ -74,8 +74,7 @@ def prepare(config: Config) -> tuple[Any, TextSamples, TextSamples | None, str]:
         ids = [np.asarray(tokenizer(t, add_special_tokens=False)["input_ids"], dtype=np.int64) for t in texts]
         return TextSamples(ids, tokenizer.bos_token_id, tokenizer.eos_token_id)
 
-    digest = hashlib.sha256("\0".join([*sentences, "", *held_out]).encode()).hexdigest()
-    return tokenizer, samples(sentences), samples(held_out) if held_out else None, digest
+    return tokenizer, samples(sentences), samples(held_out) if held_out else None, digest(sentences, held_out)
 
 
 def plan(config: Config) -> dict[str, object]:
@@ -105,12 +104,13 @@ def run(config: Config) -> Path:
     """Train, or go on where a killed run stopped; returns the model's folder."""
     folder = RunFolder(config.run_dir)
     folder.check(config)
+    device = resolve_device(config.device)
+    tokenizer, samples, valid, fingerprint = prepare(config)
+    refuse_other_inputs(folder, fingerprint, "data")
     if folder.complete:
         log.info("%s is complete: skipped", config.run_dir)
         return folder.path("model")
-    device = resolve_device(config.device)
-    tokenizer, samples, valid, digest = prepare(config)
-    folder.start(config, digest)
+    folder.start(config, fingerprint)
     seed_everything(config.seed)
     trainer = train(
         new_text_lm(tokenizer, config.lm, config.seed),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 
 from recipes.config import ConfigError
 from recipes.encode import encode_batch
+from recipes.inputs import digest, refuse_other_inputs
 from recipes.runtime import RunFolder, atomic_write_text, log, progress, resolve_device
 from slm.corpus import CodedCorpus
 from slm.generation import SpeechLM, TranscribeSettings, transcribe_codes
@@ -116,6 +117,28 @@ def model_vocabulary(config: Any) -> SpeechVocabulary:
     return facts.vocabulary
 
 
+def begun(config: Any, own: Iterable[str]) -> RunFolder | None:
+    """The run folder, refused if it was begun with another model or other inputs; None where none is set.
+
+    Args:
+        config: the recipe's configuration.
+        own: what it works on where neither a data source nor a corpus is given.
+
+    Raises:
+        ConfigError: the folder belongs to another configuration or to other inputs.
+    """
+    if not config.run_dir:
+        return None
+    folder = RunFolder(config.run_dir)
+    folder.check(config)
+    inputs: Any = Path(config.corpus) if config.corpus else own
+    if config.data:
+        inputs = [f"{utterance.id} {utterance.text}" for utterance in source_utterances(config)]
+    fingerprint = digest(Path(config.model), inputs)
+    refuse_other_inputs(folder, fingerprint, "model, data or corpus")
+    return folder if folder.complete else folder.start(config, fingerprint)
+
+
 def read_items(config: Config, vocabulary: SpeechVocabulary, device: str) -> list[Item]:
     """Everything to transcribe, as codes."""
     if config.corpus:
@@ -173,6 +196,7 @@ def write_predictions(
         "tokenizer": config.tokenizer or vocabulary.tokenizer,
         "fingerprint": vocabulary.fingerprint,
         "frame_rate": vocabulary.frame_rate,
+        "n_codebooks": vocabulary.n_codebooks,
         "normaliser": vocabulary.normaliser,
         "decoding": asdict(config.decoding),
         "seed": getattr(config.decoding, "seed", None),
@@ -199,16 +223,12 @@ def in_chunks(items: Sequence[Any], size: int, batch_size: int, description: str
 def run(config: Config) -> Path | dict[str, str]:
     """Transcribe; returns predictions.jsonl, or {file: text} where no run_dir is set."""
     require_input(config, config.files, "FILE...")
-    folder = RunFolder(config.run_dir) if config.run_dir else None
-    if folder is not None:
-        folder.check(config)
-        if folder.complete:
-            log.info("%s is complete: skipped", config.run_dir)
-            return folder.path("predictions.jsonl")
     device = resolve_device(config.device)
     vocabulary = model_vocabulary(config)
-    if folder is not None:
-        folder.start(config)
+    folder = begun(config, config.files)
+    if folder is not None and folder.complete:
+        log.info("%s is complete: skipped", config.run_dir)
+        return folder.path("predictions.jsonl")
     items = read_items(config, vocabulary, device)
     speech_lm = SpeechLM.load(config.model, device, config.weights)
     good = sorted((item for item in items if item.codes is not None), key=lambda item: item.codes.shape[1])

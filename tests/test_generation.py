@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -176,6 +177,10 @@ def test_transcribe_recipe(recipe, tmp_path, capsys) -> None:
     sidecar = json.loads((tmp_path / "run" / "predictions.json").read_text())
     assert sidecar["n"] == 4 and sidecar["fingerprint"] == FINGERPRINT and sidecar["real_time_factor"] > 0
     assert transcribe.run(config).exists()
+    shutil.rmtree(tmp_path / "codes")
+    other = write_corpus(tmp_path / "codes", n=10)
+    with pytest.raises(ConfigError, match="data or corpus"):
+        transcribe.run(recipe(transcribe, f"corpus={other}", f"run_dir={tmp_path / 'run'}", "decoding.batch_size=3"))
     good, bad = tmp_path / "good.wav", tmp_path / "bad.flac"
     soundfile.write(good, np.sin(np.arange(16000) * 0.1) * 0.3, 16000)
     bad.write_text("no audio")

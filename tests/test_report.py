@@ -120,13 +120,13 @@ def test_rows_of_different_protocols_are_never_compared(results: Results) -> Non
 
 def test_table_for_the_terminal(results: Results) -> None:
     text = format_table(results)
-    lines = [line for line in text.splitlines() if "│" in line]
     assert "Speech as judge small-recogniser reads it" in text and "Speech recognition by the SLM" in text
-    truth = next(line for line in lines if line.startswith("│ ground truth"))
-    assert "0.0 [0.0, 0.0]" in truth
-    assert sum("(small-recogniser on ground truth)" in line for line in lines) == 1
-    rates = [line.split("│")[1:4] for line in lines if "SLM TTS" in line]
-    assert [cells[1].strip() for cells in rates] == ["slm-12", "slm-6"]
+    lines = text.splitlines()
+    assert all(len(line) <= 110 for line in lines)
+    truth = next(line for line in lines if line.strip().startswith("ground truth"))
+    assert "0.0 [0.0, 0.0]" in truth and "0+0+0/19" in truth and "0/3" in truth
+    rates = [line.strip().split("  ")[0] for line in lines if "SLM TTS" in line]
+    assert rates == ["SLM TTS, slm-12", "SLM TTS, slm-6"]
 
 
 class Page(HTMLParser):

@@ -182,6 +182,12 @@ def test_finetune_recipe_plans_trains_skips_and_refuses(tmp_path) -> None:
     assert (folder / "model.safetensors").read_bytes() == content
     with pytest.raises(ConfigError, match="seed"):
         finetune.run(finetune_config(tmp_path, "run", "seed=1"))
+    llm = (tmp_path / "llm" / "model.safetensors").read_bytes()
+    (tmp_path / "llm" / "model.safetensors").write_bytes(llm[:-4] + b"new!")
+    with pytest.raises(ConfigError, match="model or corpus"):
+        finetune.run(config)
+    (tmp_path / "llm" / "model.safetensors").write_bytes(llm)
+    assert finetune.run(config) == folder
     # A model that speaks already goes on with its own vocabulary, and refuses other codes.
     again = finetune_config(tmp_path, "again", f"model={folder}")
     assert finetune.plan(again)["embedding rows"].split(" -> ")[0] == finetune.plan(again)["embedding rows"].split()[-1]

@@ -43,6 +43,9 @@ class CodecTrainingConfig:
     gradient_clip: float = field(default=1.0, metadata={"help": "largest gradient norm, each optimizer"})
     warmup_steps: int = field(default=100, metadata={"help": "steps of linear warm-up"})
     final_lr_share: float = field(default=0.1, metadata={"help": "cosine decay down to this share of the peak"})
+    usage_decay: float = field(
+        default=0.97, metadata={"help": "per step, of the running use by which entries count as dead"}
+    )
     revive_steps: int = field(default=50, metadata={"help": "steps between revivals of dead codes; 0: never"})
     revive_until: float = field(
         default=0.8, metadata={"help": "share of the training after which books are left alone"}
@@ -118,7 +121,7 @@ def train_step(
     state.optimizer.step()
 
     model: LMSPTModel = accelerator.unwrap_model(state.model)
-    model.update_usage(output)
+    model.update_usage(output, config.usage_decay)
     if (
         config.revive_steps
         and state.step % config.revive_steps == 0
