@@ -58,7 +58,7 @@ def wer_figure(rows: Sequence[Row], labels: Sequence[str], name: str) -> str | N
     shown = [(row, label) for row, label in zip(rows, labels, strict=True) if row.wer is not None]
     if not shown:
         return None
-    figure, axes = _figure(7.6, 0.6 + 0.36 * len(shown))
+    figure, axes = _figure(6.4, 0.6 + 0.34 * len(shown))
     for position, (row, _) in enumerate(shown):
         wer = 100 * row.wer
         axes.barh(position, wer, height=0.62, color=SYSTEM_COLOURS[row.system])
@@ -95,10 +95,12 @@ def rate_figure(rows: Sequence[Row], system_names: dict[str, str], name: str) ->
     points = [row for row in points if row.system != "reconstruction"]
     if len({row.tokens_per_second for row in points}) < 2:
         return None
-    figure, axes = _figure(7.6, 3.2)
-    for system in dict.fromkeys(row.system for row in points):
+    figure, axes = _figure(6.4, 3.0)
+    systems = list(dict.fromkeys(row.system for row in points))
+    for position, system in enumerate(systems):
         line = sorted((row for row in points if row.system == system), key=lambda row: row.tokens_per_second)
-        x, y = [row.tokens_per_second for row in line], [100 * row.wer for row in line]
+        aside = 1.02 ** (position - (len(systems) - 1) / 2)  # intervals at one rate stand side by side
+        x, y = [row.tokens_per_second * aside for row in line], [100 * row.wer for row in line]
         spread = [[0.0] * len(line), [0.0] * len(line)]
         for i, row in enumerate(line):
             if row.interval is not None:
@@ -123,7 +125,7 @@ def book_use_figure(codes: Sequence[CodeStatistics], name: str) -> str | None:
     """Perplexity of each book as a share of its size, a group of bars for each tokenizer."""
     if not codes:
         return None
-    figure, axes = _figure(7.6, 2.6)
+    figure, axes = _figure(6.4, 2.4)
     palette = list(SYSTEM_COLOURS.values())[1:]
     n_books = max(len(c.books) for c in codes)
     width = 0.8 / len(codes)

@@ -33,6 +33,7 @@ SYSTEM_NAMES = {
     "asr": "SLM ASR",
 }
 _MEDIA_TYPES = {".flac": "audio/flac", ".wav": "audio/wav", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
+_DIFFERENCE = "\u0394 WER"
 _WORST = 10  # utterances listed for each row
 
 
@@ -111,7 +112,7 @@ _COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("tokens/s", lambda row: _number(row.tokens_per_second), True),
     ("bit/s", lambda row: _number(row.bitrate_bps, 0), True),
     ("RTF", lambda row: "" if row.real_time_factor is None else f"{row.real_time_factor:.3g}", True),
-    ("\u0394 WER", _difference_text, True),
+    (_DIFFERENCE, _difference_text, True),
 ]
 # A terminal is narrow: the counts in one column, the rest is in the report.
 _TERMINAL_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
@@ -125,8 +126,10 @@ _TERMINAL_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
 ]
 
 
-def _columns(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str], bool]]:
-    return [column for column in _COLUMNS if any(column[1](row) for row in rows)]
+def _columns(group: _Group) -> list[tuple[str, Callable[[Row], str], bool]]:
+    rows = {heading: [*group.rows, *group.beside] for heading, _, _ in _COLUMNS}
+    rows[_DIFFERENCE] = group.rows  # the others' differences belong to their own table
+    return [(heading, text, number) for heading, text, number in _COLUMNS if any(map(text, rows[heading]))]
 
 
 def format_table(results: Results, width: int = 110) -> str:
@@ -238,7 +241,7 @@ def write_report(results: Results, folder: Path | str) -> Path:
     groups = []
     for number, group in enumerate(_groups(results.rows)):
         labels = [_label(row, group.rows) for row in group.rows]
-        columns = _columns([*group.rows, *group.beside])
+        columns = _columns(group)
         groups.append(
             {
                 "group": group,
@@ -279,7 +282,7 @@ def _protocol_details(group: _Group) -> dict[str, Any]:
             "sha256": protocol.test_set.sha256,
         },
     }
-    generation = {f"{row.name}, {row.model}": row.generation for row in group.rows if row.generation}
+    generation = {_label(row, group.rows): row.generation for row in group.rows if row.generation}
     return details | ({"generation": generation} if generation else {})
 
 

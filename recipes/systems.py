@@ -225,8 +225,10 @@ def predicted_system(predictions: Predictions, ids: Sequence[str], sampling_rate
                 notes.append(f"counted as failed: {error}")
     errors = [i for i in ids if predictions.lines.get(i, {}).get("error")]
     if errors:
-        first = predictions.lines[errors[0]]["error"]
-        notes.append(f"{predictions.path}: {len(errors)} utterances failed, counted so ({errors[0]}: {first})")
+        example = f"{errors[0]}: {predictions.lines[errors[0]]['error']}"
+        notes.append(
+            f"{predictions.path}: {len(errors)} of {len(ids)} utterances have no answer, counted as failed ({example})"
+        )
     for note in notes:
         log.warning("%s", note)
     return system, notes

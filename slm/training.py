@@ -37,7 +37,7 @@ class TrainingConfig:
 
     steps: int = field(default=2000, metadata={"help": "optimizer steps"})
     tokens_per_step: int = field(
-        default=8192, metadata={"help": "tokens a step sees, over all processes and micro-batches"}
+        default=4096, metadata={"help": "tokens a step sees, over all processes and micro-batches"}
     )
     gradient_accumulation: int = field(default=1, metadata={"help": "micro-batches a step is split into, per process"})
     pack_length: int = field(default=512, metadata={"help": "length of a row that sequences are packed into"})
