@@ -265,7 +265,7 @@ def describe_plan(
         "epochs": round(sum(map(len, steps)) / len(samples.lengths), 2),
         "training": "LoRA" if config.lora else "full",
         "trainable parameters": int(trainable),
-        "memory, about (MiB a process)": estimate_memory(config, facts, total, trainable, rows, precision),
+        "memory (MiB, about)": estimate_memory(config, facts, total, trainable, rows, precision),
         "device": device,
         "precision": precision,
         "processes": processes_asked(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,39 @@ def test_deepspeed_zero2_gives_the_single_losses(tmp_path, lora: bool) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_with_lora_resume_after_a_kill(tmp_path) -> None:
+def test_two_processes_with_lora_give_the_single_losses(tmp_path) -> None:
     single = single_process(tmp_path, "lora.rank=4")
     assert run_finetune(tmp_path, "double", 2, "lora.rank=4") == pytest.approx(single, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_finetune_ends_in_the_same_bytes_after_a_sigkill(tmp_path) -> None:
+    """Slow: three processes. The kill comes in mid-step, and then the newest checkpoint is torn too."""
+    run_finetune(tmp_path, "whole", 1)
+    overrides = [f"run_dir={tmp_path / 'killed'}", f"model={tmp_path / 'llm'}", f"corpus={tmp_path / 'codes'}"]
+    settings = ["steps=4", "tokens_per_step=260", "pack_length=64", "eval_steps=2", "save_steps=2", "log_steps=1"]
+    overrides += ["device=cpu", "precision=fp32", *(f"training.{item}" for item in settings)]
+    script = f"""
+import os, signal
+from recipes import finetune
+from recipes.config import load_config
+from slm.training import SpeechTrainer
+steps = SpeechTrainer.compute_loss
+def compute_loss(self, *args, **kwargs):
+    if self.state.global_step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return steps(self, *args, **kwargs)
+SpeechTrainer.compute_loss = compute_loss
+finetune.run(load_config(finetune.Config, None, {overrides!r}))
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, timeout=300)
+    assert done.returncode == -9, done.stderr[-2000:]
+    newest = tmp_path / "killed" / "checkpoints" / "checkpoint-2"
+    torn = newest.with_name("checkpoint-3")
+    shutil.copytree(newest, torn)
+    (torn / "optimizer.pt").write_bytes(b"torn")
+    run_finetune(tmp_path, "killed", 1)
+    assert newest.with_name("torn-checkpoint-3").is_dir()
+    name = "model/model.safetensors"
+    assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
