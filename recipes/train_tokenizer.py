@@ -47,7 +47,7 @@ from tokenizer.training import (
     validate,
 )
 
-DISTILLATION_PER_VARIANCE = 50.0
+DISTILLATION_PER_VARIANCE = 100.0
 VARIANCE_CROPS = 32
 
 
