@@ -241,7 +241,7 @@ def load_judge(config: JudgeConfig, device: str = "cpu") -> Judge:
     if kind == "ctc":
         read = _ctc_reader(model, features, tokenizer, extractor)
     elif kind == "ctc-head":
-        read = _ctc_head_reader(model, features, tokenizer, Path(config.name), rate)
+        read = _ctc_head_reader(model, features, tokenizer, Path(config.name))
     else:
         read = _seq2seq_reader(model, features, tokenizer, config, rate, whisper)
     return Judge(identity, rate, window_s, config.batch_size, read)
@@ -308,7 +308,7 @@ def _collapse(ids: list[int], blank: int) -> list[int]:
 
 
 def _ctc_head_reader(
-    model: Any, features: Callable[..., dict[str, torch.Tensor]], tokenizer: Any, folder: Path, rate: int
+    model: Any, features: Callable[..., dict[str, torch.Tensor]], tokenizer: Any, folder: Path
 ) -> _Reader:
     from safetensors.torch import load_file
 
@@ -321,9 +321,8 @@ def _ctc_head_reader(
         with torch.inference_mode():
             hidden = model.get_encoder()(features(clips)["input_features"]).last_hidden_state  # (B, T, D)
             best = torch.nn.functional.linear(hidden, head["weight"], head["bias"]).argmax(-1)  # (B, T)
-        # What lies past a clip's end is padding, and says nothing.
-        frames = [math.ceil(len(clip) / rate / _FRAME_S) for clip in clips]
-        return [_to_text(tokenizer, _collapse(ids[:n], blank)) for ids, n in zip(best.tolist(), frames, strict=True)]
+        # The whole window is read: a head trained on padded clips may place a last letter in the silence after the end.
+        return [_to_text(tokenizer, _collapse(ids, blank)) for ids in best.tolist()]
 
     return read
 
