@@ -56,7 +56,7 @@ class Config:
         default_factory=lambda: ["train", "valid", "test"],
         metadata={"help": "which; one without data is left out"},
     )
-    max_duration_s: float | None = field(default=30.0, metadata={"help": "longer clips are set aside; null: no limit"})
+    max_duration_s: float | None = field(default=120.0, metadata={"help": "longer clips are set aside; null: no limit"})
     copies: int = field(default=1, metadata={"help": "train split: the plain copy and copies - 1 varied ones"})
     seed: int = field(default=0, metadata={"help": "of the varied copies and of a preset's random weights"})
     precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16; part of the fingerprint"})

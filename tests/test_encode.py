@@ -102,10 +102,9 @@ def bad_corpus(make_corpus, tmp_path):
         "short.wav": "5.0 ms",
         "silent.wav": "silent",
         "nan.wav": "NaN",
-        "long.flac": "40.0 s",
     }
     with manifest.open("a") as file:
-        for name in ("stereo.wav", *expected):
+        for name in ("stereo.wav", "long.flac", *expected):
             file.write(json.dumps({"id": name, "audio": name, "text": "x", "split": "train"}) + "\n")
     return manifest, expected
 
@@ -116,14 +115,22 @@ def test_bad_files_are_set_aside_named_and_counted(config, bad_corpus):
     folder = encode.run(config)
     corpus = CodedCorpus.open(folder)
     rows = {row["id"]: row for row in corpus.rows("train")}
-    assert set(rows) == {"train0", "stereo.wav"}
+    assert set(rows) == {"train0", "stereo.wav", "long.flac"}
     assert rows["stereo.wav"]["duration"] == pytest.approx(0.5, abs=1e-3)
+    assert rows["long.flac"]["duration"] == pytest.approx(40.0, abs=1e-3)
     skipped = {row["id"]: row for row in map(json.loads, (folder / "skipped.jsonl").read_text().splitlines())}
     assert set(skipped) == set(expected)
     for name, words in expected.items():
         assert words in skipped[name]["reason"] and name in skipped[name]["reason"]
         assert skipped[name]["file"].endswith(name)
-    assert corpus.index["extra"] == {"n_skipped": 7, "n_encoded": 2}
+    assert corpus.index["extra"] == {"n_skipped": 6, "n_encoded": 3}
+
+
+def test_clips_over_the_limit_are_set_aside(config, bad_corpus):
+    config.data, config.max_duration_s = [DataSource(str(bad_corpus[0]))], 30.0
+    folder = encode.run(config)
+    reasons = [json.loads(line)["reason"] for line in (folder / "skipped.jsonl").read_text().splitlines()]
+    assert len(reasons) == 7 and any("long.flac: 40.0 s, more than max_duration_s=30" in reason for reason in reasons)
 
 
 def test_strict_stops_at_the_first_bad_file(config, bad_corpus):
