@@ -14,8 +14,10 @@ Shapes: B clips, S samples, M mel bins, T encoder frames, D width, V vocabulary,
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -173,8 +175,10 @@ def _kind(config: JudgeConfig) -> tuple[str, Any]:
 
 
 def _weights_sha256(folder: Path) -> str:
-    """Digest of a local folder's weights and tokenizer: what decides which text comes out."""
-    files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin"), *folder.glob("tokenizer*.json")]
+    """Digest of a local folder's weights, settings and tokenizer: what decides which text comes out."""
+    files = [
+        path for ending in ("*.safetensors", "pytorch_model*.bin", "*.json", "*.txt") for path in folder.glob(ending)
+    ]
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(path.name.encode())
@@ -196,6 +200,8 @@ def check_judge(config: JudgeConfig) -> dict[str, Any]:
         raise JudgeError(f"judge {config.name!r}: num_beams={config.num_beams} needs decoding=attention, not {kind}")
     identity: dict[str, Any] = {"name": config.display_name(), "kind": kind}
     if kind == "pocketsphinx":
+        if config.decoding != "auto":
+            raise JudgeError(f"judge 'pocketsphinx': decoding={config.decoding} is not for it; leave it at auto")
         return identity | {"revision": f"pocketsphinx {metadata.version('pocketsphinx')}", "decoding": "default"}
     if Path(config.name).is_dir():
         identity["weights_sha256"] = _weights_sha256(Path(config.name))
@@ -227,9 +233,8 @@ def load_judge(config: JudgeConfig, device: str = "cpu") -> Judge:
         tokenizer = AutoTokenizer.from_pretrained(**source)
     except OSError as error:
         raise JudgeError(f"judge {config.name!r} is incomplete: {error}") from error
-    positions = getattr(model_config, "max_source_positions", None) if kind != "ctc" else None
-    whisper = positions is not None and "input_features" in extractor.model_input_names
-    window_s = positions * _FRAME_S if whisper else _OPEN_WINDOW_S
+    whisper = model_config.model_type == "whisper"
+    window_s = model_config.max_source_positions * _FRAME_S if whisper else _OPEN_WINDOW_S
     rate = extractor.sampling_rate
 
     def features(clips: list[np.ndarray], attention_mask: bool = True) -> dict[str, torch.Tensor]:
@@ -245,6 +250,21 @@ def load_judge(config: JudgeConfig, device: str = "cpu") -> Judge:
     else:
         read = _seq2seq_reader(model, features, tokenizer, config, rate, whisper)
     return Judge(identity, rate, window_s, config.batch_size, read)
+
+
+@contextmanager
+def _quiet_whisper() -> Iterator[None]:
+    """Drops one notice: Whisper's own generate hands the library's two kinds of settings, and is warned for it."""
+    logger = logging.getLogger("transformers.generation.utils")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Passing `generation_config` together with")
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def _seq2seq_reader(
@@ -266,7 +286,7 @@ def _seq2seq_reader(
         extra |= {"language": config.language, "task": "transcribe"}
     # Room for the prompt: start, language, task, no timestamps.
     room = max(1, (getattr(model.config, "max_target_positions", None) or 448) - 8)
-    eos = settings.eos_token_id
+    eos, special = settings.eos_token_id, set(tokenizer.all_special_ids)
 
     def bound(n_samples: int) -> int:
         return min(room, 10 + math.ceil(config.max_tokens_per_second * n_samples / rate))
@@ -277,7 +297,7 @@ def _seq2seq_reader(
         longest = max(bounds) if config.num_beams == 1 else bound(round(_OPEN_WINDOW_S * rate))
         # Whisper's generate adds its prompt to `max_length`, and warns about its own default beside `max_new_tokens`.
         limit = {"max_length" if whisper else "max_new_tokens": longest}
-        with torch.inference_mode():
+        with torch.inference_mode(), _quiet_whisper():
             output = model.generate(
                 **features(clips, attention_mask=not whisper),
                 num_beams=config.num_beams,
@@ -288,7 +308,7 @@ def _seq2seq_reader(
         texts = []
         for ids, length in zip(output.tolist(), bounds, strict=True):
             # The batch ran under its longest clip's bound; each answer is cut to its own, so batching changes nothing.
-            start = next((i for i, token in enumerate(ids) if token not in tokenizer.all_special_ids), len(ids))
+            start = next((i for i, token in enumerate(ids) if token not in special), len(ids))
             answer = ids[start : start + length]
             if eos in answer:
                 answer = answer[: answer.index(eos)]
@@ -363,6 +383,8 @@ def _pocketsphinx_reader() -> _Reader:
             # It was trained on speech at full level and takes 16-bit samples: a quiet recording is brought up.
             peak = float(np.abs(clip).max())
             samples = (clip * (0.9 * 32767 / peak if peak > 0 else 0.0)).astype(np.int16)
+            # Its front end carries state on: without this a text depends on what was read before.
+            decoder.reinit_feat()
             decoder.start_utt()
             decoder.process_raw(samples.tobytes(), no_search=False, full_utt=True)
             decoder.end_utt()

@@ -137,7 +137,8 @@ def format_table(results: Results, width: int = 110) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None)
     for group in _groups(results.rows):
-        table = Table(title=Text(_caption(group)), title_justify="left", title_style="", box=SIMPLE_HEAD)
+        console.print(Text(_caption(group)))  # as a table's title it would be folded to the table's width
+        table = Table(box=SIMPLE_HEAD)
         table.add_column("system", overflow="fold")
         columns = [column for column in _TERMINAL_COLUMNS if any(column[1](row) for row in group.rows)]
         for heading, _, numeric in columns:

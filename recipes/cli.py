@@ -157,10 +157,11 @@ def execute(
     strict: bool = False,
 ) -> None:
     """Run one command, or print its plan."""
-    from recipes.runtime import RunFolder, log, setup_logging
+    from recipes.runtime import RunFolder, hide_loading_bars, log, setup_logging
 
     setup_logging()
     recipe, settings = build_config(command, arguments, config, output, strict)
+    hide_loading_bars()
     if restart and not dry_run and settings.run_dir and (aside := RunFolder(settings.run_dir).set_aside()):
         log.info("the earlier %s is now %s", settings.run_dir, aside)
     if dry_run:
@@ -187,8 +188,15 @@ def guarded(action: Any, debug: bool) -> None:
     try:
         action()
     except KeyboardInterrupt:
-        fail("Interrupted. The same command goes on where this one stopped.", 130)
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ModuleNotFoundError) as error:
+        fail("Interrupted. The same command (without --restart or redo=) goes on where this one stopped.", 130)
+    except (
+        ValueError,
+        FloatingPointError,
+        FileNotFoundError,
+        NotADirectoryError,
+        PermissionError,
+        ModuleNotFoundError,
+    ) as error:
         if debug:
             raise
         fail(f"{_message(error)}\n(--debug shows where this was raised)", 2)

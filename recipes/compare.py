@@ -7,7 +7,7 @@ cell, in ``run_dir/<cell>/``. A comparison that was cut off goes on; a cell adde
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from eval.report import write_report
@@ -92,7 +92,7 @@ def run(config: Config) -> Path:
 
 
 def label_results(results: Results, cell: str) -> Results:
-    """Put the cell's name before the names of rows and players that depend on it; in place."""
+    """Put the cell's name before the names of rows, players, code and quality figures that depend on it; in place."""
     renamed = {row.name: f"{cell}: {row.name}" for row in results.rows if row.system not in COMMON_SYSTEMS}
     for row in results.rows:
         row.name = renamed.get(row.name, row.name)
@@ -102,4 +102,9 @@ def label_results(results: Results, cell: str) -> Results:
     for sample in results.samples:
         for clip in sample.clips:
             clip.label = renamed.get(clip.label, clip.label)
+    results.codes = [
+        item if item.name.startswith(f"{cell}/") else replace(item, name=f"{cell}: {item.name}")
+        for item in results.codes
+    ]
+    results.quality = [replace(item, name=renamed.get(item.name, item.name)) for item in results.quality]
     return results

@@ -158,7 +158,8 @@ def apply_override(values: dict[str, Any], override: str) -> None:
                 raise ConfigError(f"override {override!r}: `{name}` is a list of {len(here)}; give an index below that")
             part = int(part)
         elif part not in here or (not last and not isinstance(here[part], dict | list)):
-            here[part] = {}
+            # `data.0.path=...` where no YAML gave a list yet: the first entry
+            here[part] = [{}] if not last and parts[depth + 1] == "0" else {}
         if last:
             here[part] = value
         elif isinstance(here[part], dict | list):

@@ -64,7 +64,7 @@ BASELINES = {
     "reconstruction": ("ground_truth",),
     "semantic_reconstruction": ("ground_truth",),
     "resynthesis": ("ground_truth",),
-    "tts": ("semantic_reconstruction", "ground_truth"),
+    "tts": ("semantic_reconstruction", "reconstruction", "ground_truth"),
 }
 
 
@@ -187,9 +187,11 @@ def _test_texts(
 ) -> tuple[dict[str, str], str]:
     """Reference texts by id, and the test set's name; with data, predictions must speak of the same texts."""
     if not utterances:
-        first = predictions[0]
-        texts = {i: first.reference(i) for i in list(first.lines)[: config.limit]}
-        name = first.path.parent.name
+        # All that any of them speaks of: what one of them has no line for counts as failed there.
+        every = {i: found.reference(i) for found in reversed(predictions) for i in found.lines}
+        order = dict.fromkeys(i for found in predictions for i in found.lines)
+        texts = {i: every[i] for i in list(order)[: config.limit]}
+        name = predictions[0].path.parent.name
     else:
         texts = {u.id: u.text for u in utterances}
         folders = [Path(s.path).parent if Path(s.path).suffix else Path(s.path) for s in config.data]
@@ -331,14 +333,21 @@ def _row(job: Job, protocol: Protocol, system: System, texts: dict[str, str | No
 
 
 def _add_differences(rows: list[Row], systems: list[System]) -> None:
-    """Draw each row's difference from its topline; a TTS row's is the decoder it speaks with, if that was scored."""
+    """Draw each row's difference from its topline.
+
+    A TTS row's is the decoder it speaks with (same tokenizer, as many books), if that was scored.
+    """
     for row, system in zip(rows, systems, strict=True):
         for kind in BASELINES.get(row.system, ()):
             against = next(
                 (
                     other
                     for other, source in zip(rows, systems, strict=True)
-                    if other.system == kind and (kind == "ground_truth" or source.fingerprint == system.fingerprint)
+                    if other.system == kind
+                    and (
+                        kind == "ground_truth"
+                        or (source.fingerprint, other.tokens_per_second) == (system.fingerprint, row.tokens_per_second)
+                    )
                 ),
                 None,
             )

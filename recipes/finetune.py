@@ -367,7 +367,9 @@ def run(config: Config) -> Path:
                 merged = merge_lora(folder.path("base"), folder.path("adapter"), config.weights)
                 save_slm(merged, tokenizer, vocabulary, folder.path("model"))
         history = [row for row in trainer.state.log_history if "eval_loss" in row]
-        last = {key: value for key, value in history[-1].items() if key.endswith("loss")} if history else {}
-        folder.mark_complete({"steps": trainer.state.global_step, "wall_s": round(wall, 1), **last})
+        if config.training.keep == "best":
+            history.sort(key=lambda row: row["eval_loss"], reverse=True)
+        kept = {key: value for key, value in history[-1].items() if key.endswith("loss")} if history else {}
+        folder.mark_complete({"steps": trainer.state.global_step, "wall_s": round(wall, 1), **kept})
     trainer.accelerator.wait_for_everyone()
     return result

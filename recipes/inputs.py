@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from recipes.config import ConfigError
-from recipes.runtime import RUN_FILE, RunFolder, read_json
+from recipes.runtime import COMPLETE_FILE, RUN_FILE, RunFolder, read_json
 
-HASHED_BYTES = 64 << 20
+HASHED_BYTES, BLOCK_BYTES = 64 << 20, 1 << 20
 
 
 def digest(*parts: str | Path | Iterable[str]) -> str:
@@ -17,10 +17,10 @@ def digest(*parts: str | Path | Iterable[str]) -> str:
     found = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path) and part.is_dir():
-            # Weights by size and first 64 MiB: training changes every tensor, and large models are not read twice.
             for path in sorted([*part.glob("*.json"), *part.glob("*.safetensors")]):
-                with path.open("rb") as stream:
-                    found.update(f"{path.name} {path.stat().st_size}\0".encode() + stream.read(HASHED_BYTES))
+                if path.name not in (RUN_FILE, COMPLETE_FILE):  # times and commands: not contents
+                    found.update(f"{path.name} {path.stat().st_size}\0".encode())
+                    _add_file(found, path)
         elif isinstance(part, str | Path):
             found.update(f"{part}\0".encode())
         else:
@@ -28,6 +28,22 @@ def digest(*parts: str | Path | Iterable[str]) -> str:
                 found.update(f"{text}\0".encode())
         found.update(b"\1")
     return found.hexdigest()
+
+
+def _add_file(found: hashlib._Hash, path: Path) -> None:
+    """A file whole up to 64 MiB, a larger one by as many blocks spread over it.
+
+    Large models are not read whole; their first part alone would not do: LoRA leaves an embedding's text rows as they
+    were.
+    """
+    size, n_blocks = path.stat().st_size, HASHED_BYTES // BLOCK_BYTES
+    with path.open("rb") as stream:
+        if size <= HASHED_BYTES:
+            found.update(stream.read())
+            return
+        for block in range(n_blocks):
+            stream.seek((size - BLOCK_BYTES) * block // (n_blocks - 1))
+            found.update(stream.read(BLOCK_BYTES))
 
 
 def refuse_other_inputs(folder: RunFolder, fingerprint: str, what: str) -> None:

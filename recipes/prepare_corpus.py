@@ -180,12 +180,14 @@ def plan(config: Config) -> dict[str, object]:
 
 def run(config: Config) -> Path:
     """Synthesise the corpus, or go on where a killed run stopped; returns the manifest."""
-    plan(config)
-    folder = RunFolder(config.run_dir).start(config)
+    folder = RunFolder(config.run_dir)
+    folder.check(config)
     manifest = folder.path("manifest.jsonl")
     if folder.complete:
         log.info("%s is complete: skipped", config.run_dir)
         return manifest
+    plan(config)
+    folder.start(config)
     lines = make_lines(config)
     durations: dict[str, float] = {}
     by_voice = {

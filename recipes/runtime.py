@@ -25,6 +25,7 @@ from recipes.config import ConfigError, dump_config
 
 T = TypeVar("T")
 log = logging.getLogger("slm")
+ISLANDS = (log, logging.getLogger("tokenizer"), logging.getLogger("eval"))
 
 CONFIG_FILE, RUN_FILE, COMPLETE_FILE = "config.yaml", "run.json", "complete.json"
 VERSIONED = ("lmspt-slm", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "numpy", "jiwer")
@@ -282,14 +283,27 @@ def progress(iterable: Iterable[T], description: str, total: int | None = None) 
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Send the ``slm`` logger to the terminal through rich, once."""
+    """Send the loggers of ``slm`` and of the islands to the terminal through rich, once; quieten a library's notice."""
     from rich.logging import RichHandler
 
     if not log.handlers:
         handler = RichHandler(show_path=False, show_level=False, markup=False, log_time_format="%H:%M:%S")
-        log.addHandler(handler)
-        log.propagate = False
-    log.setLevel(level if is_main_process() else logging.WARNING)
+        for logger in ISLANDS:
+            logger.addHandler(handler)
+            logger.propagate = False
+        logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    for logger in ISLANDS:
+        logger.setLevel(level if is_main_process() else logging.WARNING)
+
+
+def hide_loading_bars() -> None:
+    """Turn off transformers' bars over the tensors of a model being read or written; downloads keep theirs."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    if not are_progress_bars_disabled():
+        disable_progress_bar()
+        enable_progress_bars()
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ import torch
 
 from eval.text import get_normaliser
 from recipes.config import ConfigError
-from recipes.runtime import disk_errors, log, resolve_device
+from recipes.runtime import RunFolder, disk_errors, log, resolve_device
 from recipes.transcribe import (
     begun,
     check_inputs,
@@ -88,6 +88,8 @@ def decode(tokenizer: Any, codes: np.ndarray, device: str) -> np.ndarray:
 def plan(config: Config) -> dict[str, object]:
     """What would be said; raises what would stop it."""
     require_input(config, config.text, '"TEXT"')
+    if config.run_dir:
+        RunFolder(config.run_dir).check(config)
     device = resolve_device(config.device)
     vocabulary = model_vocabulary(config)
     tokenizer = speech_tokenizer(config, vocabulary, "cpu")

@@ -23,7 +23,8 @@ from recipes.runtime import log, progress
 from tokenizer.data import AudioError, Utterance, load_audio
 
 PREDICTIONS_FILE, SIDECAR_FILE = "predictions.jsonl", "predictions.json"
-STAGES = ("train-teacher", "train-tokenizer", "train-lm", "finetune")
+# Folder names that say what a model is but not which one: a label takes the folder above along.
+STAGES = ("train-teacher", "train-tokenizer", "train-lm", "finetune", "teacher", "tokenizer", "lm", "slm")
 
 
 @dataclass
@@ -101,7 +102,12 @@ def read_predictions(name: str) -> Predictions:
     if len(tasks) != 1:
         raise ConfigError(f"predictions: {path} holds {len(tasks)} tasks; write one file for each of asr and tts")
     sidecar = path.with_name(SIDECAR_FILE)
-    facts = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+    try:
+        facts = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+    except ValueError as error:
+        raise ConfigError(
+            f"predictions: {sidecar}: not readable as JSON ({error}); make the predictions anew"
+        ) from error
     return Predictions(path, tasks.pop(), lines, facts)
 
 
@@ -211,6 +217,8 @@ def predicted_system(predictions: Predictions, ids: Sequence[str], sampling_rate
     absent = [i for i in ids if i not in predictions.lines]
     if absent:
         notes.append(f"{predictions.path}: no prediction for {len(absent)} of {len(ids)} utterances, counted as failed")
+    if outside := len(predictions.lines) - (len(ids) - len(absent)):
+        notes.append(f"{predictions.path}: {outside} further predictions are not of these utterances, not scored")
     for utterance_id in ids:
         line = predictions.lines.get(utterance_id, {"error": "no prediction"})
         if predictions.task == "asr":

@@ -11,6 +11,8 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, on_main_process
 from transformers import TrainerCallback
 
+from recipes.runtime import atomic_write_text
+
 
 def append_metrics(path: str | Path, step: int, values: dict[str, Any]) -> None:
     """Append one line ``{"step": ..., "time": ..., name: value}``; numbers that are not finite become null."""
@@ -36,7 +38,7 @@ def drop_metrics_after(path: str | Path, step: int) -> None:
                 kept.append(line + "\n")
         except ValueError:
             continue
-    path.write_text("".join(kept), encoding="utf-8")
+    atomic_write_text(path, "".join(kept))
 
 
 class JsonlTracker(GeneralTracker):

@@ -69,9 +69,10 @@ def prepare(config: Config) -> tuple[Any, TextSamples, TextSamples | None, str]:
     """Tokenizer, training and valid samples, and a hash of the texts."""
     sentences, held_out = read_texts(config)
     tokenizer = build_text_tokenizer(sentences, config.lm.vocab_size)
+    plain = {"add_special_tokens": False, "split_special_tokens": True}  # a text that spells <|eos|> is text
 
     def samples(texts: list[str]) -> TextSamples:
-        ids = [np.asarray(tokenizer(t, add_special_tokens=False)["input_ids"], dtype=np.int64) for t in texts]
+        ids = [np.asarray(tokenizer(t, **plain)["input_ids"], dtype=np.int64) for t in texts]
         return TextSamples(ids, tokenizer.bos_token_id, tokenizer.eos_token_id)
 
     return tokenizer, samples(sentences), samples(held_out) if held_out else None, digest(sentences, held_out)

@@ -11,20 +11,26 @@ Raises: DataError for sources that cannot be read; ConfigError for settings that
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from transformers import TrainingArguments
+from transformers.integrations import TensorBoardCallback
 
 from eval.text import get_normaliser
 from eval.wer import score_pairs
 from recipes.config import ConfigError
+from recipes.encode import duration_of
+from recipes.inputs import digest, refuse_other_inputs
 from recipes.runtime import (
     MetricsCallback,
     RunFolder,
+    is_main_process,
     log,
     resolve_device,
     resolve_precision,
@@ -81,7 +87,7 @@ def _training_utterances(config: Config) -> tuple[list[Utterance], list[str]]:
         text = to_characters(utterance.text, config.normaliser)
         if not text:
             no_text += 1
-        elif (utterance.duration or 0) > config.model.window_s or len(text) > config.model.max_characters:
+        elif _seconds(utterance) > config.model.window_s or len(text) > config.model.max_characters:
             too_long += 1
         else:
             kept.append(utterance)
@@ -93,6 +99,10 @@ def _training_utterances(config: Config) -> tuple[list[Utterance], list[str]]:
     return kept, texts
 
 
+def _seconds(utterance: Utterance) -> float:
+    return duration_of(utterance) if utterance.duration is None else utterance.duration
+
+
 def plan(config: Config) -> dict[str, object]:
     """What the run would do; raises what would stop it."""
     RunFolder(config.run_dir).check(config)
@@ -102,7 +112,7 @@ def plan(config: Config) -> dict[str, object]:
     parameters = sum(p.numel() for p in model.parameters())
     return {
         "training utterances": len(utterances),
-        "hours": round(sum(u.duration or 0 for u in utterances) / 3600, 3),
+        "hours": round(sum(map(_seconds, utterances)) / 3600, 3),
         "characters": sum(map(len, texts)),
         "parameters": parameters,
         "steps": config.training.steps,
@@ -115,12 +125,17 @@ def plan(config: Config) -> dict[str, object]:
 
 def run(config: Config) -> Path:
     """Trains the recogniser, or goes on where a killed run stopped; returns the model folder."""
-    folder = RunFolder(config.run_dir).start(config)
+    folder = RunFolder(config.run_dir)
+    folder.check(config)
+    utterances, texts = _training_utterances(config)
+    rows = (json.dumps([u.id, u.duration, text]) for u, text in zip(utterances, texts, strict=True))
+    fingerprint = digest(rows, Path(config.init_from).expanduser() if config.init_from else "")
+    refuse_other_inputs(folder, fingerprint, "data or init_from")
     if folder.complete:
         log.info("%s is complete: skipped", config.run_dir)
         return folder.path("model")
+    folder.start(config, fingerprint)
     seed_everything(config.seed)
-    utterances, texts = _training_utterances(config)
     store = AudioStore(utterances, WHISPER_RATE_HZ)
     model = _initial_model(config)
     settings = config.training
@@ -137,9 +152,15 @@ def run(config: Config) -> Path:
         validate=_validator(config),
         callbacks=[MetricsCallback(folder.metrics)],
     )
+    if is_main_process():
+        from torch.utils.tensorboard import SummaryWriter
+
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder.path("tensorboard")))))
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder.checkpoints))
+    trainer.remove_callback(TensorBoardCallback)  # it closed its file and would open another one elsewhere
     scores = trainer.evaluate()
-    save_recogniser(trainer.accelerator.unwrap_model(trainer.model), folder.path("model"))
+    if is_main_process():
+        save_recogniser(trainer.accelerator.unwrap_model(trainer.model), folder.path("model"))
     folder.mark_complete({"steps": settings.steps, "n_failed": store.n_failed, **scores})
     return folder.path("model")
 
@@ -155,8 +176,12 @@ def _initial_model(config: Config) -> Recogniser:
         try:
             state = load_file(source / "model.safetensors")
             head = load_file(source / "ctc_head.safetensors")
-            model.load_state_dict(state | {f"ctc_head.{name}": value for name, value in head.items()}, strict=False)
-        except (OSError, RuntimeError) as error:
+            state |= {f"ctc_head.{name}": value for name, value in head.items()}
+            missing, unexpected = model.load_state_dict(state, strict=False)
+            # The output projection is the decoder's embedding, so it is not stored.
+            if wrong := [*(name for name in missing if name != "proj_out.weight"), *unexpected]:
+                raise RuntimeError(f"{len(wrong)} tensors too few or too many, such as {wrong[0]}")
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise ConfigError(f"init_from={source}: not a recogniser folder of this size ({error})") from None
     return model
 
@@ -183,7 +208,7 @@ def _training_arguments(config: Config, folder: RunFolder) -> TrainingArguments:
         logging_steps=settings.log_steps,
         dataloader_num_workers=settings.num_workers,
         remove_unused_columns=False,
-        report_to=["tensorboard"],
+        report_to="none",
         seed=config.seed,
     )
 

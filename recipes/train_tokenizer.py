@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader, Subset
 
 from recipes.config import ConfigError
+from recipes.inputs import digest, refuse_other_inputs
 from recipes.runtime import (
     JsonlTracker,
     RunFolder,
@@ -127,11 +129,16 @@ def plan(config: Config) -> dict[str, object]:
 
 def run(config: Config) -> Path:
     """Trains the tokenizer, or goes on where a killed run stopped; returns the model folder."""
-    folder = RunFolder(config.run_dir).start(config)
+    folder = RunFolder(config.run_dir)
+    folder.check(config)
+    fingerprint = _inputs(config)
+    refuse_other_inputs(folder, fingerprint, "data, teacher or init_from")
     if folder.complete:
         log.info("%s is complete: skipped", config.run_dir)
         return folder.path("model")
+    folder.start(config, fingerprint)
     seed_everything(config.seed)
+    AcceleratorState._reset_state()  # an earlier stage of this process may have computed in another precision
     accelerator = Accelerator(
         mixed_precision={"fp32": "no"}.get(precision := resolve_precision(config.precision), precision),
         cpu=resolve_device() == "cpu",
@@ -139,7 +146,7 @@ def run(config: Config) -> Path:
         project_dir=str(folder.folder),
     )
     state = _new_state(config, accelerator)
-    crops, objective = _crops(config, state), _objective(config, accelerator)
+    crops, objective = _crops(config, accelerator.num_processes), _objective(config, accelerator)
     if load_latest_state(state, folder.checkpoints, accelerator):
         log.info("resumed at step %d", state.step)
     if accelerator.is_main_process:
@@ -147,11 +154,11 @@ def run(config: Config) -> Path:
     if objective.teacher is not None:
         objective.distillation_weight = _distillation_weight(config, crops, objective.teacher, folder)
     accelerator.init_trackers("tensorboard")
-    validation = _validation(config, state)
+    validation = _validation(config)
     fit(state, crops, validation, objective, config.training, accelerator, folder.checkpoints)
 
     model: LMSPTModel = accelerator.unwrap_model(state.model).eval()
-    scores = validate(model, validation, objective) if validation is not None else {}
+    scores = validate(model, validation.to(accelerator.device), objective) if validation is not None else {}
     if accelerator.is_main_process:
         model.config.trained = True
         model.save_pretrained(folder.path("model"))
@@ -193,10 +200,16 @@ def _new_state(config: Config, accelerator: Accelerator) -> TrainState:
     return state
 
 
-def _crops(config: Config, state: TrainState) -> TrainingCrops:
+def _inputs(config: Config) -> str:
+    """A hash of what decides the weights beside the configuration: training recordings, teacher, initial weights."""
+    rows = (json.dumps([u.id, u.speaker, u.duration]) for u in read_sources(config.data, "train"))
+    teacher = Path(config.teacher.name).expanduser() if config.teacher else ""
+    return digest(rows, teacher, Path(config.init_from).expanduser() if config.init_from else "")
+
+
+def _crops(config: Config, processes: int = 1) -> TrainingCrops:
     model_config = _model_config(config)
     store = AudioStore(read_sources(config.data, "train"), model_config.sampling_rate)
-    processes = Accelerator().num_processes
     length = config.training.steps * config.training.batch_size * processes
     return TrainingCrops(
         store, config.crops, config.augmentation, len(model_config.codebook_sizes), length, config.seed
@@ -219,11 +232,11 @@ def _objective(config: Config, accelerator: Accelerator) -> Objective:
     )
 
 
-def _validation(config: Config, state: TrainState) -> torch.Tensor | None:
+def _validation(config: Config) -> torch.Tensor | None:
     try:
         utterances = read_sources(config.data, "valid")
-    except DataError:
-        log.warning("no valid split: training without validation")
+    except DataError as error:
+        log.warning("training without validation: %s", error)
         return None
     store = AudioStore(utterances, _model_config(config).sampling_rate)
     return validation_crops(store, config.crops.crop_s, config.training.validate_crops)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+from transformers.trainer_pt_utils import safe_globals
 
 from recipes.runtime import is_main_process, log
 
@@ -24,7 +25,10 @@ def last_whole_checkpoint(folder: Path) -> str | None:
             return str(checkpoint)
         log.warning("%s is torn (%s): set aside, the one before is used", checkpoint, fault)
         if is_main_process():
-            checkpoint.rename(checkpoint.with_name(f"torn-{checkpoint.name}"))
+            number = 0
+            while (aside := checkpoint.with_name(f"torn-{checkpoint.name}{f'-{number}' if number else ''}")).exists():
+                number += 1
+            checkpoint.rename(aside)
     return None
 
 
@@ -44,6 +48,10 @@ def _fault(checkpoint: Path) -> str | None:
 
         for name in ("optimizer.pt", "scheduler.pt"):
             torch.load(checkpoint / name, weights_only=True, map_location="meta")
-    except (ValueError, OSError, SafetensorError, RuntimeError, EOFError) as error:
-        return str(error).splitlines()[0]
+        for file in checkpoint.glob("rng_state*.pth"):
+            with safe_globals():
+                torch.load(file, weights_only=True)
+    # A torn pickle raises whatever its last bytes happen to mean: IndexError, UnpicklingError, ...
+    except Exception as error:
+        return (str(error) or type(error).__name__).splitlines()[0]
     return None

@@ -28,7 +28,7 @@ from slm.generation import SpeechLM, TranscribeSettings, transcribe_codes
 from slm.modeling import DTYPES, ModelError, describe_llm
 from slm.vocabulary import SpeechVocabulary
 from tokenizer import load_tokenizer
-from tokenizer.data import AudioError, DataSource, Utterance, load_audio, read_source
+from tokenizer.data import AudioError, DataSource, Utterance, load_audio, read_sources
 
 
 @dataclass
@@ -69,6 +69,8 @@ def check_inputs(config: Any, own: Any, name: str) -> None:
     given = [key for key, value in ((name, own), ("data", config.data), ("corpus", config.corpus)) if value]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)}: give one of {name}, data, corpus")
+    if config.limit is not None and config.limit < 1:
+        raise ValueError(f"limit: {config.limit} must be at least 1, or null for all")
     if config.weights not in DTYPES:
         raise ValueError(f"weights: {config.weights!r} is not one of {', '.join(DTYPES)}")
     if given and given != [name] and not config.run_dir:
@@ -92,11 +94,8 @@ def corpus_rows(config: Any, vocabulary: SpeechVocabulary) -> Iterator[dict[str,
 
 
 def source_utterances(config: Any) -> list[Utterance]:
-    """A data source's split. Raises DataError, ConfigError where the split is empty."""
-    utterances = read_source(config.data, config.split)[: config.limit]
-    if not utterances:
-        raise ConfigError(f"data.path {config.data.path}: no utterances in split {config.split!r}")
-    return utterances
+    """A data source's split. Raises DataError where it cannot be read, is empty, or has two of one id."""
+    return read_sources([config.data], config.split)[: config.limit]
 
 
 def speech_tokenizer(config: Any, vocabulary: SpeechVocabulary, device: str) -> Any:
@@ -168,6 +167,8 @@ def read_items(config: Config, vocabulary: SpeechVocabulary, device: str) -> lis
 def plan(config: Config) -> dict[str, object]:
     """What would be transcribed; raises what would stop it."""
     require_input(config, config.files, "FILE...")
+    if config.run_dir:
+        RunFolder(config.run_dir).check(config)
     device = resolve_device(config.device)
     vocabulary = model_vocabulary(config)
     facts: dict[str, object] = {"model": config.model, "speech tokenizer": config.tokenizer or vocabulary.tokenizer}
@@ -207,6 +208,7 @@ def write_predictions(
         "n_truncated": sum(row["truncated"] for row in rows),
         "wall_s": round(wall_s, 3),
         "audio_s": round(audio_s, 3),
+        "timed": "the LLM alone: the codes were there" if task == "asr" and config.corpus else "LLM and tokenizer",
         "real_time_factor": round(wall_s / audio_s, 5) if audio_s else None,
     }
     atomic_write_text(path.with_suffix(".json"), json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n")

@@ -183,7 +183,7 @@ def transcribe_codes(
         rows = _generate(
             speech_lm,
             [prompts[i] for i in batch],
-            max(budgets[i] for i in batch),
+            max(budgets[i] for i in batch) + 1,  # room for the end behind a full budget, as in every shorter row
             vocabulary.end_id,
             [guard],
             settings.num_beams,

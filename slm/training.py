@@ -289,6 +289,9 @@ def train(
         disable_tqdm=False,
         **({"gradient_checkpointing": True} if config.gradient_checkpointing else {}),
     )
+    if not arguments.use_cpu and arguments.world_size == 1:
+        # With several GPUs in one process the Trainer would take that many items as one batch, for DataParallel.
+        arguments._n_gpu = min(1, arguments.n_gpu)
     if arguments.world_size != processes:
         raise TrainingError(
             f"{processes} processes were asked for, {arguments.world_size} came up; start with "
@@ -338,4 +341,5 @@ def trained_weights(trainer: SpeechTrainer) -> tuple[nn.Module, dict[str, torch.
 
 def _only(items: list[Batch]) -> Batch:
     """The one item that a batch is: rows are packed already."""
-    return items[0]
+    (item,) = items
+    return item

@@ -129,7 +129,7 @@ def test_killed_and_torn_runs_end_in_the_same_weights(make_corpus, tmp_path, tea
 
 def test_semantic_only_share_gives_the_semantic_path_no_reconstruction_gradient(make_corpus, tmp_path, teacher):
     settings = config(make_corpus(), tmp_path / "run", teacher, crops={"semantic_only": 1.0})
-    crops = train_tokenizer._crops(settings, None)
+    crops = train_tokenizer._crops(settings)
     batch = {name: torch.stack([crops[i][name] for i in range(2)]) for name in crops[0]}
     assert batch["semantic_only"].all()
     model = train_tokenizer._new_state(settings, train_tokenizer.Accelerator(cpu=True)).model
@@ -140,7 +140,7 @@ def test_semantic_only_share_gives_the_semantic_path_no_reconstruction_gradient(
 
 
 def test_quantizer_dropout_and_semantic_share_follow_their_settings(make_corpus, tmp_path, teacher):
-    crops = train_tokenizer._crops(config(make_corpus(), tmp_path / "r", teacher, training={"steps": 200}), None)
+    crops = train_tokenizer._crops(config(make_corpus(), tmp_path / "r", teacher, training={"steps": 200}))
     items = [crops[i] for i in range(400)]
     kept = torch.tensor([int(item["n_acoustic_books"]) for item in items])
     assert set(kept.tolist()) == {1, 2}

@@ -109,6 +109,13 @@ def test_a_missing_file_names_the_shipped_ones():
         load_config(Config, "quickstart/encod")
 
 
+def test_the_first_entry_of_a_list_may_come_from_an_override_alone():
+    values = {}
+    for override in ("data.0.path=a", "data.0.limit=5"):
+        apply_override(values, override)
+    assert values == {"data": [{"path": "a", "limit": 5}]}
+
+
 @pytest.mark.parametrize("override", ["a", "=3", "a..b=1", "a=[", "data.1.path=x", "data.x=1"])
 def test_a_malformed_override_is_named(override):
     with pytest.raises(ConfigError, match="override"):

@@ -219,6 +219,12 @@ def test_limit_and_predictions_alone(tmp_path, corpus, asr, length_judge) -> Non
     alone = load_results(evaluate.run(configure(tmp_path / "b", corpus, data=[], judges=[], predictions=[str(asr)])))
     assert [(row.system, row.n_scored, row.n_failed) for row in alone.rows] == [("asr", 3, 1)]
     assert alone.rows[0].protocol.test_set.name == "asr"
+    # What only one of two predictions has a line for counts as failed in the other.
+    every = [json.loads(line) for line in (asr / "predictions.jsonl").read_text().splitlines()]
+    short = write_predictions(tmp_path / "short", every[:1])
+    both = configure(tmp_path / "c", corpus, data=[], judges=[], predictions=[str(short), str(asr)])
+    rows = load_results(evaluate.run(both)).rows
+    assert {(row.protocol.test_set.n, row.n_scored, row.n_failed) for row in rows} == {(4, 1, 3), (4, 3, 1)}
 
 
 def test_plan_checks_and_changes_nothing(tmp_path, models, corpus, asr, length_judge) -> None:

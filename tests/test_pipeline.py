@@ -5,8 +5,11 @@ import types
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from eval.codes import code_statistics
+from eval.speech import QualitySummary
 from recipes import compare, quickstart
 from recipes.config import ConfigError, load_config
 from recipes.pipeline import PipelineConfig, Stage, clock, make_steps, run_steps
@@ -146,7 +149,14 @@ def test_a_cell_s_name_stands_before_its_rows_but_not_before_the_ground_truth():
         types.SimpleNamespace(name="SLM TTS", system="tts", difference=difference),
     ]
     clips = [types.SimpleNamespace(label="ground truth"), types.SimpleNamespace(label="SLM TTS")]
-    results = types.SimpleNamespace(rows=rows, samples=[types.SimpleNamespace(clips=clips)])
+    names = ("tokenizer", "25hz/train-tokenizer")
+    codes = [code_statistics([np.zeros((1, 3), int)], [4], 25.0, name) for name in names]
+    quality = [QualitySummary(name, "tokenizer", 1, None, None, None, None, {}, []) for name in ("SLM TTS", "other")]
+    results = types.SimpleNamespace(
+        rows=rows, samples=[types.SimpleNamespace(clips=clips)], codes=codes, quality=quality
+    )
     compare.label_results(results, "25hz")
+    assert [item.name for item in results.codes] == ["25hz: tokenizer", "25hz/train-tokenizer"]
+    assert [item.name for item in results.quality] == ["25hz: SLM TTS", "other"]
     assert [row.name for row in rows] == ["ground truth", "25hz: SLM TTS"] == [clip.label for clip in clips]
     assert rows[1].difference.against == "ground truth"
