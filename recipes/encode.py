@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -132,6 +133,8 @@ class Job:
 
 def prepare(config: Config) -> Job:
     """Load the tokenizer, read the sources and deal out the work. Raises ConfigError, DataError."""
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ConfigError(f"encode runs in one process, {processes} were started: they would write the same shards")
     RunFolder(config.run_dir).check(config)
     if not config.tokenizer:
         raise ConfigError("tokenizer: missing; name a folder (runs/tokenizer/model), a preset or a hub name")

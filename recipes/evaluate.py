@@ -309,6 +309,12 @@ def _gather(config: Config, job: Job) -> tuple[list[System], list[CodeStatistics
         system, more = predicted_system(predictions, job.ids, AUDIO_HZ)
         systems.append(system)
         notes += more
+        own = job.tokenizer.fingerprint(job.precision) if job.tokenizer is not None else None
+        if own and system.fingerprint and system.fingerprint != own:
+            notes.append(
+                f"{predictions.path}: made with other codes than those of tokenizer {config.tokenizer} at "
+                f"{job.precision}, so none of its rows is their topline"
+            )
     names = [system.name for system in systems]
     for position, system in enumerate(systems):
         if names.count(names[position]) > 1:  # several models at one task: a row's name tells them apart

@@ -66,6 +66,7 @@ class Step:
     stage: Stage
     recipe: Any
     config: Any
+    inputs: tuple[RunFolder, ...] = ()  # the stages that it names as ${stage}
 
     @property
     def folder(self) -> RunFolder:
@@ -113,7 +114,9 @@ def make_steps(config: PipelineConfig, cell: str | None = None, cell_set: list[s
         overrides += [override for name, override in more if name == stage.name]
         try:
             filled = [substitute(item, known) for item in overrides]
-            steps.append(Step(stage, recipe, load_config(recipe.Config, stage.config, filled)))
+            named = dict.fromkeys(name for item in overrides for name in VARIABLE.findall(item))
+            inputs = tuple(RunFolder(known[name]) for name in named)
+            steps.append(Step(stage, recipe, load_config(recipe.Config, stage.config, filled), inputs))
         except ConfigError as error:
             raise ConfigError(f"stage {stage.name}: {error}") from error
     return steps
@@ -131,12 +134,34 @@ def substitute(text: str, folders: dict[str, str]) -> str:
 
 
 def describe(steps: list[Step]) -> dict[str, object]:
-    """For a plan: each stage, whether it is done, and where."""
-    return {
-        step.stage.name: f"slm {step.stage.command} in {step.config.run_dir}"
-        + (" (complete: skipped)" if step.folder.complete else "")
-        for step in steps
-    }
+    """For a plan: each stage, whether it is done, and where. A stage whose inputs are all there is checked by its plan.
+
+    Raises:
+        ConfigError: a stage cannot run, or is older than its inputs.
+    """
+    facts = {}
+    for step in steps:
+        facts[step.stage.name] = f"slm {step.stage.command} in {step.config.run_dir}"
+        if step.folder.complete:
+            refuse_stale(step)
+            facts[step.stage.name] += " (complete: skipped)"
+        elif all(folder.complete for folder in step.inputs):
+            try:
+                step.recipe.plan(step.config)
+            except (ValueError, FileNotFoundError) as error:
+                raise ConfigError(f"stage {step.stage.name}: {error}") from error
+    return facts
+
+
+def refuse_stale(step: Step) -> None:
+    """Raises ConfigError where a complete stage is older than something it was made from."""
+    made = step.folder.finished
+    for folder in step.inputs:
+        if folder.complete and folder.finished > made:
+            raise ConfigError(
+                f"stage {step.stage.name}: {step.config.run_dir} was made from an earlier {folder.folder}, which has "
+                f"been made anew since. To redo this stage and those after it: redo={step.stage.name}"
+            )
 
 
 def set_aside_from(steps: list[Step], name: str) -> None:
@@ -167,6 +192,7 @@ def run_steps(steps: list[Step], redo: str | None = None, label: str = "") -> di
             way = f"To redo this stage and those after it: redo={step.stage.name}"
             raise ConfigError(f"stage {step.stage.name}: {error}\n{way}") from error
         if step.folder.complete:
+            refuse_stale(step)
             log.info("%s: complete, skipped", heading)
             continue
         log.info("%s (%s so far)", heading, clock(time.perf_counter() - started))

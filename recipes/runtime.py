@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from recipes.config import ConfigError, dump_config
+from recipes.config import ConfigError, dump_config, from_values
 
 T = TypeVar("T")
 log = logging.getLogger("slm")
@@ -69,6 +69,8 @@ class RunFolder:
             before = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:
             raise ConfigError(f"{file} cannot be read ({error}); use another run_dir, or --restart") from error
+        with contextlib.suppress(ConfigError):  # a key that came later holds its default there
+            before = yaml.safe_load(dump_config(from_values(type(config), before)))
         now = yaml.safe_load(dump_config(config))
         free = set(_may_change(type(config)))
         old, new = _flatten(before), _flatten(now)
@@ -121,6 +123,11 @@ class RunFolder:
     def summary(self) -> dict[str, Any]:
         """What the finished run reported; empty where it is not finished."""
         return read_json(self.path(COMPLETE_FILE)).get("summary", {}) if self.complete else {}
+
+    @property
+    def finished(self) -> str:
+        """When the run was finished, ISO 8601 in UTC; empty where it is not."""
+        return read_json(self.path(COMPLETE_FILE)).get("finished", "") if self.complete else ""
 
     def mark_complete(self, summary: dict[str, Any] | None = None) -> None:
         """Write the marker file: the very last thing that a run does."""

@@ -36,9 +36,9 @@ from recipes.runtime import (
     resolve_precision,
     seed_everything,
 )
-from recipes.trainer import last_whole_checkpoint
+from slm.checkpoints import CheckpointMarker, newest_checkpoint
 from tokenizer.augmentation import AugmentationConfig
-from tokenizer.data import AudioStore, DataSource, Utterance, read_source, read_sources
+from tokenizer.data import AudioError, AudioStore, DataSource, Utterance, load_audio, read_source, read_sources
 from tokenizer.recogniser import Recogniser, RecogniserConfig, save_recogniser
 from tokenizer.recogniser_training import (
     RecogniserCollator,
@@ -150,13 +150,15 @@ def run(config: Config) -> Path:
         ),
         ctc_weight=config.model.ctc_weight,
         validate=_validator(config),
-        callbacks=[MetricsCallback(folder.metrics)],
+        callbacks=[MetricsCallback(folder.metrics), CheckpointMarker()],
     )
     if is_main_process():
         from torch.utils.tensorboard import SummaryWriter
 
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder.path("tensorboard")))))
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder.checkpoints))
+    with arguments.main_process_first(desc="looking for checkpoints"):
+        checkpoint = newest_checkpoint(folder.checkpoints)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.remove_callback(TensorBoardCallback)  # it closed its file and would open another one elsewhere
     scores = trainer.evaluate()
     if is_main_process():
@@ -216,12 +218,19 @@ def _training_arguments(config: Config, folder: RunFolder) -> TrainingArguments:
 def _validator(config: Config):
     """Greedy-CTC WER of each corpus's valid split, decoded once and kept."""
     corpora: dict[str, tuple[list[str], list[np.ndarray]]] = {}
-    for source in config.data:
-        store = AudioStore(read_source(source, "valid"), WHISPER_RATE_HZ)
-        pairs = [store.readable(index) for index in range(len(store))]
-        pairs = [(u, w) for u, w in pairs if len(w) <= config.model.window_s * WHISPER_RATE_HZ]
+    for number, source in enumerate(config.data):
+        pairs, left_out = [], 0
+        for utterance in read_source(source, "valid"):
+            try:
+                waveform = load_audio(utterance, WHISPER_RATE_HZ, config.model.window_s)
+                pairs.append((utterance, waveform))
+            except AudioError:
+                left_out += 1
+        if left_out:
+            log.warning("%s: %d valid clips cannot be read in one window: not scored", source.path, left_out)
         if pairs:
             name = Path(source.path).parent.name if Path(source.path).suffix else Path(source.path).name
+            name = f"{name}-{number}" if name in corpora else name
             texts = [to_characters(u.text, config.normaliser) for u, _ in pairs]
             corpora[name] = (texts, [w for _, w in pairs])
 

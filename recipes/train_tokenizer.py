@@ -10,6 +10,7 @@ Raises: ConfigError for settings that cannot work, ValueError for a teacher that
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ class Config:
         default_factory=CodecTrainingConfig, metadata={"help": "steps, batch, optimizer"}
     )
     init_from: str | None = field(default=None, metadata={"help": "start from this tokenizer folder of the same size"})
-    precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16"})
+    precision: str = field(default="auto", metadata={"help": "auto, fp32 or bf16"})
     seed: int = field(default=0, metadata={"help": "seed of weights, order, crops and augmentation"})
 
 
@@ -93,6 +94,16 @@ def _model_config(config: Config) -> LMSPTConfig:
         return preset_config(config.preset, **config.model)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"preset={config.preset}, model={config.model}: {error}") from None
+
+
+def _precision(config: Config) -> str:
+    """fp32 or bf16, in one process: what this loop is tested in."""
+    precision = resolve_precision(config.precision)
+    if precision == "fp16":
+        raise ConfigError("precision=fp16: this loop has no loss scaling; take bf16 or fp32")
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ConfigError(f"train-tokenizer runs in one process, {processes} were started: codebooks would drift apart")
+    return precision
 
 
 def plan(config: Config) -> dict[str, object]:
@@ -121,7 +132,7 @@ def plan(config: Config) -> dict[str, object]:
         "steps": config.training.steps,
         "hours of crops seen": round(seen, 2),
         "passes over the data": round(seen / hours, 1) if hours else "unknown (no durations)",
-        "precision": resolve_precision(config.precision),
+        "precision": _precision(config),
         "memory of weights, gradients and optimizer (MiB)": round(16 * (sum(parameters.values()) + judges) / 2**20),
         "result": str(RunFolder(config.run_dir).path("model")),
     }
@@ -136,11 +147,12 @@ def run(config: Config) -> Path:
     if folder.complete:
         log.info("%s is complete: skipped", config.run_dir)
         return folder.path("model")
+    _precision(config)
     folder.start(config, fingerprint)
     seed_everything(config.seed)
     AcceleratorState._reset_state()  # an earlier stage of this process may have computed in another precision
     accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(precision := resolve_precision(config.precision), precision),
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[_precision(config)],
         cpu=resolve_device() == "cpu",
         log_with=[JsonlTracker(folder.metrics), "tensorboard"],
         project_dir=str(folder.folder),
@@ -254,13 +266,13 @@ def _distillation_weight(config: Config, crops: TrainingCrops, teacher: SpeechTe
     record = folder.path("teacher_variance.json")
     if not record.is_file():
         first = next(iter(DataLoader(Subset(crops, range(min(VARIANCE_CROPS, len(crops)))), VARIANCE_CROPS)))
-        model_config = _model_config(config)
-        samples = crops.samples * model_config.auxiliary_sampling_rate // model_config.sampling_rate
         values = first["input_values"].to(next(teacher.parameters()).device)
-        heard = at_teacher_rate(values, values[..., :samples])
+        heard = at_teacher_rate(values, _model_config(config).sampling_rate)
         atomic_write_text(record, json.dumps({"variance": float(teacher(heard).float().var())}) + "\n")
     variance = json.loads(record.read_text())["variance"]
-    weight = DISTILLATION_PER_VARIANCE / variance
+    # Silence that pads the teacher's window adds terms to the mean that cost nothing: the weight makes up for them.
+    padding = max(1.0, (config.teacher.pad_to_seconds or 0.0) / config.crops.crop_s)
+    weight = padding * DISTILLATION_PER_VARIANCE / variance
     log.info(
         "distillation weight %.3g: %g / variance %.3g of the teacher's encoding",
         weight,

@@ -5,7 +5,6 @@ Shapes: R rows of length L, V ids; `input_ids`, `labels`, `position_ids`, `loss_
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,10 +20,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from slm.batches import Batch, PackedBatches, Samples, evaluation_batches
+from slm.checkpoints import CheckpointMarker, newest_checkpoint
 from slm.sequences import IGNORE
 
 log = logging.getLogger(__name__)
-MARKER = "checkpoint_files.json"
 
 
 class TrainingError(ValueError):
@@ -162,7 +161,7 @@ class SpeechTrainer(Trainer):
 
 
 class _Watch(TrainerCallback):
-    """Marks whole checkpoints, and checks that the engine is the one that was asked for."""
+    """Checks that the engine is the one that was asked for."""
 
     def __init__(self, trainer: SpeechTrainer, config: TrainingConfig) -> None:
         self.trainer, self.config = trainer, config
@@ -180,39 +179,6 @@ class _Watch(TrainerCallback):
             raise TrainingError(
                 f"asked for {wanted} on {args.world_size} processes, but the model is wrapped as {wrapper}"
             )
-
-    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.world_size > 1:
-            dist.barrier()  # every process's files are there before they are listed
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-            temporary = folder / f".{MARKER}.tmp"
-            temporary.write_text(json.dumps(sizes, indent=1))
-            temporary.rename(folder / MARKER)
-
-
-def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The newest whole checkpoint; torn ones, cut off while written, are renamed to `torn-checkpoint-N` and left alone.
-
-    Args:
-        folder: Where the Trainer's `checkpoint-N` folders lie.
-    """
-    found = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
-    for path in found:
-        try:
-            sizes = json.loads((path / MARKER).read_text())
-            whole = all((path / name).stat().st_size == size for name, size in sizes.items())
-        except (OSError, json.JSONDecodeError):
-            whole = False
-        if whole:
-            return path
-        number = 0
-        while (aside := path.with_name(f"torn-{path.name}" + (f"-{number}" if number else ""))).exists():
-            number += 1
-        path.rename(aside)
-        log.warning("%s was cut off while it was written: set aside as %s", path, aside.name)
-    return None
 
 
 def train(
@@ -322,6 +288,7 @@ def train(
         callbacks=list(callbacks),
     )
     trainer.add_callback(_Watch(trainer, config))
+    trainer.add_callback(CheckpointMarker())
     if tensorboard is not None and trainer.is_world_process_zero():
         from torch.utils.tensorboard import SummaryWriter
 

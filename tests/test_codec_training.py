@@ -172,7 +172,7 @@ def test_a_full_disk_names_the_folder_and_keeps_the_checkpoint_before(make_corpu
     with pytest.raises(OSError, match="checkpoint-0000004.*make room"):
         train_tokenizer.run(config(make_corpus(), tmp_path / "run", teacher))
     left = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
-    assert left == ["checkpoint-0000002", "latest"]
+    assert left == ["checkpoint-0000002"]
 
 
 def test_settings_that_cannot_work_are_named(make_corpus, tmp_path, teacher):

@@ -12,7 +12,7 @@ from eval.codes import code_statistics
 from eval.speech import QualitySummary
 from recipes import compare, quickstart
 from recipes.config import ConfigError, load_config
-from recipes.pipeline import PipelineConfig, Stage, clock, make_steps, run_steps
+from recipes.pipeline import PipelineConfig, Stage, clock, describe, make_steps, run_steps
 from recipes.runtime import RunFolder
 
 RAN = []
@@ -31,7 +31,12 @@ def fake_recipe(name):
         RAN.append((name, config.run_dir, config.source, config.rate))
         folder.mark_complete()
 
-    return types.SimpleNamespace(Config=FakeConfig, run=run)
+    def plan(config):
+        if config.rate < 0:
+            raise ValueError("rate: below 0")
+        return {}
+
+    return types.SimpleNamespace(Config=FakeConfig, run=run, plan=plan)
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +64,25 @@ def test_complete_stages_are_skipped_and_redo_starts_from_one(tmp_path):
     run_steps(make_steps(pipeline(tmp_path, set=["use.rate=3"])), redo="use")
     assert [name for name, *_ in RAN] == ["make", "use", "use"]
     assert (tmp_path / "runs" / "use.old-1").is_dir()
+
+
+def test_a_stage_older_than_its_input_is_refused_naming_the_way_out(tmp_path, monkeypatch):
+    steps = make_steps(pipeline(tmp_path))
+    run_steps(steps)
+    steps[0].folder.set_aside()
+    monkeypatch.setattr("recipes.runtime._now", lambda: "2999-01-01T00:00:00+0000")
+    steps[0].recipe.run(steps[0].config)
+    for check in (run_steps, describe):
+        with pytest.raises(ConfigError, match=r"use was made from an earlier .*redo=use|redo=use"):
+            check(steps)
+
+
+def test_a_plan_checks_each_stage_whose_inputs_are_there(tmp_path):
+    broken = pipeline(tmp_path, set=["use.rate=-1"])
+    describe(make_steps(broken))  # nothing is made yet: `use` cannot be checked
+    run_steps(make_steps(broken)[:1])
+    with pytest.raises(ConfigError, match="stage use: rate: below 0"):
+        describe(make_steps(broken))
 
 
 def test_a_stage_with_other_settings_is_refused_naming_the_way_out(tmp_path):

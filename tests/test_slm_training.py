@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from recipes import finetune, train_lm
 from recipes.config import ConfigError, load_config
 from slm.batches import NoiseConfig
-from slm.training import TrainingConfig, TrainingError, newest_checkpoint, train
+from slm.checkpoints import newest_checkpoint
+from slm.training import TrainingConfig, TrainingError, train
 
 OPTIONS = {"tokens_per_step": 260, "pack_length": 64, "learning_rate": 3e-3, "warmup_steps": 2, "log_steps": 1}
 

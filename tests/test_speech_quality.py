@@ -26,7 +26,7 @@ def test_a_clip_against_itself() -> None:
 
 def test_more_noise_is_worse_by_every_measure() -> None:
     pytest.importorskip("pystoi", reason="extra `eval` is not installed")
-    pytest.importorskip("pesq", reason="extra `eval` is not installed")
+    pytest.importorskip("pesq", reason="extra `pesq` is not installed")
     noise = np.random.default_rng(0).standard_normal(2 * RATE).astype(np.float32)
     little, much = (compare_audio(voice(), voice() + level * noise, RATE) for level in (0.002, 0.1))
     assert little.mel_distance_db < much.mel_distance_db

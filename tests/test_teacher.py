@@ -11,6 +11,7 @@ from tokenizer.teacher import (
     SpeechTeacher,
     TeacherConfig,
     WhisperLogMel,
+    at_teacher_rate,
     encoder_window,
     resynthesis_distillation,
 )
@@ -103,3 +104,19 @@ def test_odd_lengths_are_padded_to_whole_encoder_frames():
     teacher = SpeechTeacher(tiny_whisper().encoder)
     assert teacher(speech_like(1.0)[None, :15999]).shape == (1, 50, 32)
     assert teacher(torch.from_numpy(np.ones((2, 100), np.float32))).shape == (2, 1, 32)
+
+
+def test_other_rates_are_resampled_inside_the_graph_and_the_longer_is_cut():
+    time_s = torch.arange(24000) / 24000
+    wave = torch.sin(2 * torch.pi * 300 * time_s)[None, None].requires_grad_()
+    heard = at_teacher_rate(wave, 24000)
+    assert heard.shape == (1, 16000)
+    wanted = torch.sin(2 * torch.pi * 300 * torch.arange(16000) / 16000)
+    assert (heard[0, 500:-500] - wanted[500:-500]).abs().max() < 1e-2
+    heard.sum().backward()
+    assert wave.grad is not None
+    teacher = SpeechTeacher(tiny_whisper().encoder)
+    loss, _ = resynthesis_distillation(
+        teacher, speech_like(1.0)[None], torch.cat([speech_like(1.0), torch.ones(400)])[None]
+    )
+    assert loss == 0

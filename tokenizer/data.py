@@ -107,6 +107,10 @@ def read_sources(sources: Sequence[DataSource], split: str) -> list[Utterance]:
 
 def read_source(source: DataSource, split: str) -> list[Utterance]:
     """Reads one split of one source; an empty list where the source has none of it."""
+    if not source.path:
+        raise DataError("a data source has no path: give a manifest.jsonl, a folder, a .parquet file or a hub name")
+    if source.limit is not None and source.limit < 1:
+        raise DataError(f"{source.path}: limit={source.limit} must be at least 1, or null for all")
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
     if source.split is not None and source.split not in SPLITS:
@@ -131,7 +135,7 @@ def _read_manifest(path: Path, source: DataSource, split: str) -> list[Utterance
     if not path.is_file():
         raise DataError(f"{path}: no such manifest")
     utterances = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -148,12 +152,14 @@ def _read_manifest(path: Path, source: DataSource, split: str) -> list[Utterance
         if own_split != split:
             continue
         duration = row.get("duration")
+        if duration is not None and not isinstance(duration, (int, float)):
+            raise DataError(f"{path}, line {number}: duration {duration!r} is not a number of seconds")
         utterances.append(
             Utterance(
                 id=identity,
                 audio=str(path.parent / audio),
-                text=str(row.get("text", "")),
-                speaker=str(row.get("speaker", "")),
+                text=str(row.get("text") or ""),
+                speaker=str(row.get("speaker") or ""),
                 duration=None if duration is None else float(duration),
                 split=split,
             )
@@ -218,7 +224,7 @@ def _read_table(source: DataSource, split: str, local: Path | None) -> list[Utte
                 id=str(row["id"]) if "id" in names else f"{Path(source.path).stem}-{index:06d}",
                 audio=RowAudio(table, index, source.audio_column),
                 text=str(row[source.text_column] or ""),
-                speaker=str(row.get("speaker", row.get("speaker_id", ""))),
+                speaker=str(row.get("speaker") or row.get("speaker_id") or ""),
                 duration=row.get("duration"),
                 split=split,
             )

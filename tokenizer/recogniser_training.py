@@ -35,6 +35,14 @@ class RecogniserTrainingConfig:
     log_steps: int = field(default=25, metadata={"help": "steps between logged losses"})
     num_workers: int = field(default=0, metadata={"help": "processes that load and augment audio"})
 
+    def __post_init__(self) -> None:
+        counts = ("steps", "batch_size", "accumulation", "save_steps", "validate_steps", "log_steps")
+        problems = [f"{name}={getattr(self, name)}: must be at least 1" for name in counts if getattr(self, name) < 1]
+        if not 0 <= self.warmup_share < 1:
+            problems.append(f"warmup_share={self.warmup_share}: must lie in [0, 1)")
+        if problems:
+            raise ValueError("training: " + "; ".join(problems))
+
 
 class TrainingUtterances(Dataset):
     """Item n of an endless augmented run: {"samples" (S,), "labels" (L,)}, drawn from (seed, n) alone."""

@@ -1,4 +1,4 @@
-"""Checkpoints of the codec training: written to a temporary name, renamed, `latest` moved last; torn ones set aside.
+"""Checkpoints of the codec training: written to a temporary name and renamed, torn ones set aside.
 
 `checkpoint-N/` holds model.safetensors, discriminator.safetensors where there is one, and optimizers.pt, loaded with
 `weights_only=True`.
@@ -7,14 +7,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
@@ -48,9 +46,6 @@ def save_state(state: TrainState, folder: Path, keep: int, accelerator: Accelera
     if final.exists():  # the same step, torn before and trained again
         shutil.rmtree(final)
     draft.rename(final)
-    pointer = folder / ".latest.writing"
-    pointer.write_text(final.name + "\n")
-    os.replace(pointer, folder / "latest")
     for old in sorted(folder.glob("checkpoint-*"))[:-keep]:
         shutil.rmtree(old)
 
@@ -61,22 +56,25 @@ def load_latest_state(state: TrainState, folder: Path, accelerator: Accelerator)
     A torn checkpoint is renamed to `torn-...` and the one before it taken.
     """
     for checkpoint in sorted(folder.glob("checkpoint-*"), reverse=True):
-        try:
+        try:  # all files are read before anything is applied: a torn one must not leave half a state behind
             model = load_file(checkpoint / "model.safetensors")
+            judges = load_file(checkpoint / "discriminator.safetensors") if state.discriminator is not None else {}
             optimizers = torch.load(checkpoint / "optimizers.pt", weights_only=True, map_location="cpu")
-            accelerator.unwrap_model(state.model).load_state_dict(model)
-            state.optimizer.load_state_dict(optimizers["generator"])
-            if state.discriminator is not None:
-                discriminator = load_file(checkpoint / "discriminator.safetensors")
-                accelerator.unwrap_model(state.discriminator).load_state_dict(discriminator)
-                state.discriminator_optimizer.load_state_dict(optimizers["discriminator"])
-            state.step = optimizers["step"]
-            return True
-        except (OSError, SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except Exception as error:  # a torn file raises whatever its last bytes happen to mean
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            aside, number = checkpoint.with_name(f"torn-{checkpoint.name}"), 1
+            while aside.exists():
+                aside, number = checkpoint.with_name(f"torn-{checkpoint.name}-{number}"), number + 1
             logger.warning("%s cannot be read (%s): set aside, the one before is used", checkpoint, reason)
-            if accelerator.is_main_process:
-                checkpoint.rename(checkpoint.with_name(f"torn-{checkpoint.name}"))
+            checkpoint.rename(aside)
+            continue
+        accelerator.unwrap_model(state.model).load_state_dict(model)
+        state.optimizer.load_state_dict(optimizers["generator"])
+        if state.discriminator is not None:
+            accelerator.unwrap_model(state.discriminator).load_state_dict(judges)
+            state.discriminator_optimizer.load_state_dict(optimizers["discriminator"])
+        state.step = optimizers["step"]
+        return True
     return False
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import julius
 import torch
 from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperModel
@@ -68,7 +69,7 @@ def encoder_window(encoder: WhisperEncoder, mel_frames: int) -> Iterator[None]:
             f"{mel_frames} mel frames: an even number up to {2 * len(table.weight)} "
             f"({len(table.weight) / 50:g} s) is needed"
         )
-    # A shared-storage view: gradients and dtype moves still act on the one table.
+    # A view of the one table: nothing is copied.
     encoder.embed_positions = nn.Embedding(
         positions, table.embedding_dim, _weight=table.weight.detach()[:positions], _freeze=True
     )
@@ -154,20 +155,29 @@ class SpeechTeacher(nn.Module):
             return self.encoder(log_mel).last_hidden_state
 
 
+def at_teacher_rate(waveform: Tensor, sampling_rate: int) -> Tensor:
+    """Waveforms (B, 1, S) as the teacher takes them: (B, S') at 16 kHz, resampled inside the graph where need be."""
+    if sampling_rate == WHISPER_RATE_HZ:
+        return waveform[:, 0]
+    return julius.resample_frac(waveform[:, 0], sampling_rate, WHISPER_RATE_HZ)
+
+
 def resynthesis_distillation(teacher: SpeechTeacher, target: Tensor, resynthesis: Tensor) -> tuple[Tensor, Tensor]:
     """Semantic speech-resynthesis distillation (arXiv 2506.16738, section 3.2).
 
     Args:
         teacher: the frozen encoder.
         target: original waveforms (B, S) at 16 kHz.
-        resynthesis: the auxiliary decoder's waveforms (B, S) from semantic codes alone, 16 kHz.
+        resynthesis: the auxiliary decoder's waveforms (B, S') from semantic codes alone, 16 kHz; the longer is cut.
 
     Returns:
         The MSE between the two encodings, and that MSE over the variance of the target's encoding (what share of the
         teacher's signal is lost: comparable between teachers, where the MSE is not).
     """
+    # A resynthesis ends with its last frame, the original may end inside it.
+    samples = min(target.shape[-1], resynthesis.shape[-1])
     with torch.no_grad():
-        wanted = teacher(target).float()
-    heard = teacher(resynthesis).float()
+        wanted = teacher(target[..., :samples]).float()
+    heard = teacher(resynthesis[..., :samples]).float()
     loss = nn.functional.mse_loss(heard, wanted)
     return loss, loss.detach() / wanted.var().clamp_min(1e-8)

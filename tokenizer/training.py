@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from tokenizer.configuration import LMSPTConfig
 from tokenizer.crops import TrainingCrops
 from tokenizer.losses import LossWeights, MultiScaleMelLoss, discriminator_loss, generator_losses
 from tokenizer.modeling import LMSPTModel, LMSPTOutput
 from tokenizer.state_files import save_state
-from tokenizer.teacher import WHISPER_RATE_HZ, SpeechTeacher, resynthesis_distillation
+from tokenizer.teacher import SpeechTeacher, at_teacher_rate, resynthesis_distillation
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,24 @@ class CodecTrainingConfig:
     keep_checkpoints: int = field(default=2, metadata={"help": "newest checkpoints to keep"})
     num_workers: int = field(default=0, metadata={"help": "processes that load and augment audio"})
 
+    def __post_init__(self) -> None:
+        least = {"revive_steps": 0, "num_workers": 0, "warmup_steps": 0}
+        counts = (
+            "steps",
+            "batch_size",
+            "log_steps",
+            "validate_steps",
+            "validate_crops",
+            "save_steps",
+            "keep_checkpoints",
+        )
+        least |= dict.fromkeys(counts, 1)
+        problems = [
+            f"{n}={getattr(self, n)}: must be at least {low}" for n, low in least.items() if getattr(self, n) < low
+        ]
+        if problems:
+            raise ValueError("training: " + "; ".join(problems))
+
 
 @dataclass
 class TrainState:
@@ -67,6 +86,11 @@ class TrainState:
     discriminator: nn.Module | None = None
     discriminator_optimizer: torch.optim.Optimizer | None = None
     step: int = 0
+
+    @property
+    def model_config(self) -> LMSPTConfig:
+        """The tokenizer's sizes, whatever wraps the model."""
+        return getattr(self.model, "module", self.model).config
 
 
 @dataclass
@@ -118,6 +142,8 @@ def train_step(
     state.optimizer.zero_grad()
     accelerator.backward(loss)
     metrics["gradient_norm"] = float(accelerator.clip_grad_norm_(state.model.parameters(), config.gradient_clip))
+    if not math.isfinite(metrics["gradient_norm"]):
+        return metrics
     state.optimizer.step()
 
     model: LMSPTModel = accelerator.unwrap_model(state.model)
@@ -172,8 +198,9 @@ def _generator_losses(
         "acoustic_codebook": output.acoustic_codebook_loss,
     }
     if objective.teacher is not None:
+        rates = state.model_config.sampling_rate, state.model_config.auxiliary_sampling_rate
         losses["distillation"], losses["distillation_share"] = resynthesis_distillation(
-            objective.teacher, at_teacher_rate(target, output.auxiliary_values), output.auxiliary_values[:, 0]
+            objective.teacher, at_teacher_rate(target, rates[0]), at_teacher_rate(output.auxiliary_values, rates[1])
         )
     if adversarial:
         state.discriminator.requires_grad_(False)
@@ -181,17 +208,6 @@ def _generator_losses(
         losses["adversarial"], losses["feature_matching"] = generator_losses(*_halves(features))
         state.discriminator.requires_grad_(True)
     return losses
-
-
-def at_teacher_rate(target: Tensor, resynthesis: Tensor) -> Tensor:
-    """The original (B, 1, S) as the teacher hears it: (B, S'), resampled where the tokenizer's rate is not 16 kHz."""
-    samples = resynthesis.shape[-1]
-    if target.shape[-1] == samples:
-        return target[:, 0]
-    import julius
-
-    rate = round(WHISPER_RATE_HZ * target.shape[-1] / samples)
-    return julius.resample_frac(target[:, 0], rate, WHISPER_RATE_HZ)[..., :samples]
 
 
 def _halves(features: list[list[Tensor]]) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
@@ -217,10 +233,9 @@ def validate(model: LMSPTModel, crops: Tensor, objective: Objective) -> Metrics:
         mels.append(objective.mel(model.decode(encoded, lengths).audio_values, chunk).item())
         semantic_mels.append(objective.mel(model.decode(encoded[:, :1], lengths).audio_values, chunk).item())
         if objective.teacher is not None:
-            heard = model.resynthesize(encoded).audio_values[..., : chunk.shape[-1]]
-            shares.append(
-                resynthesis_distillation(objective.teacher, at_teacher_rate(chunk, heard), heard[:, 0])[1].item()
-            )
+            heard = at_teacher_rate(model.resynthesize(encoded).audio_values, model.config.auxiliary_sampling_rate)
+            wanted = at_teacher_rate(chunk, model.config.sampling_rate)
+            shares.append(resynthesis_distillation(objective.teacher, wanted, heard)[1].item())
         codes.append(encoded)
     model.train()
     metrics = {"valid/mel": _mean(mels), "valid/mel_semantic": _mean(semantic_mels)}
@@ -260,18 +275,22 @@ def fit(
     loader = accelerator.prepare(loader)
     bar = tqdm(total=config.steps, initial=state.step, desc="train-tokenizer", disable=not accelerator.is_main_process)
     bad_steps, since = 0, time.perf_counter()
+    window: list[Metrics] = []
     for batch in loader:
         metrics = train_step(state, batch, objective, config, accelerator)
         state.step += 1
-        bad_steps = 0 if math.isfinite(metrics["loss/total"]) else bad_steps + 1
+        finite = math.isfinite(metrics["loss/total"]) and math.isfinite(metrics.get("gradient_norm", math.nan))
+        bad_steps = 0 if finite else bad_steps + 1
         if bad_steps == NON_FINITE_LIMIT:
             raise FloatingPointError(
-                f"the loss was not finite in {bad_steps} steps in a row (step {state.step}): lower "
+                f"loss or gradient was not finite in {bad_steps} steps in a row (step {state.step}): lower "
                 f"training.learning_rate or use precision=fp32; checkpoints in {checkpoints} are untouched"
             )
+        window.append(metrics)
         if state.step % config.log_steps == 0:
-            metrics["seconds_per_step"] = (time.perf_counter() - since) / config.log_steps
-            since = time.perf_counter()
+            metrics = {name: _mean([m[name] for m in window if name in m]) for name in metrics}
+            metrics["seconds_per_step"] = (time.perf_counter() - since) / len(window)
+            window, since = [], time.perf_counter()
             accelerator.log(metrics, step=state.step)
             bar.set_postfix(mel=f"{metrics['loss/mel']:.2f}", distil=f"{metrics.get('loss/distillation_share', 0):.3f}")
         bar.update()

@@ -1,0 +1,55 @@
+"""Whole and torn checkpoints of transformers' Trainer, whatever engine wrote them.
+
+Trainer raises on a torn `checkpoint-N` instead of taking the one before. A list of files and sizes, written last, tells
+the whole ones apart.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainingArguments
+
+log = logging.getLogger(__name__)
+MARKER = "checkpoint_files.json"
+
+
+class CheckpointMarker(TrainerCallback):
+    """Lists each checkpoint's files in it, once all processes have written theirs."""
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.world_size > 1:
+            dist.barrier()  # every process's files are there before they are listed
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+            temporary = folder / f".{MARKER}.tmp"
+            temporary.write_text(json.dumps(sizes, indent=1))
+            temporary.rename(folder / MARKER)
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The newest whole checkpoint; torn ones, cut off while written, are renamed to `torn-checkpoint-N` and left alone.
+
+    Args:
+        folder: Where the Trainer's `checkpoint-N` folders lie.
+    """
+    found = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
+    for path in found:
+        try:
+            sizes = json.loads((path / MARKER).read_text())
+            whole = all((path / name).stat().st_size == size for name, size in sizes.items())
+        except (OSError, json.JSONDecodeError):
+            whole = False
+        if whole:
+            return path
+        number = 0
+        while (aside := path.with_name(f"torn-{path.name}" + (f"-{number}" if number else ""))).exists():
+            number += 1
+        path.rename(aside)
+        log.warning("%s was cut off while it was written: set aside as %s", path, aside.name)
+    return None
