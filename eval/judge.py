@@ -14,10 +14,8 @@ Shapes: B clips, S samples, M mel bins, T encoder frames, D width, V vocabulary,
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -27,18 +25,21 @@ import numpy as np
 import torch
 
 from eval.audio import resample, split_at_quiet
+from eval.readers import (
+    CTC_HEAD_FILE,
+    OPEN_WINDOW_S,
+    JudgeError,
+    Reader,
+    ctc_head_reader,
+    ctc_reader,
+    pocketsphinx_reader,
+    seq2seq_reader,
+)
 
 __all__ = ["CTC_HEAD_FILE", "Judge", "JudgeConfig", "JudgeError", "check_judge", "load_judge"]
 
-CTC_HEAD_FILE = "ctc_head.safetensors"
 _FRAME_S = 0.02  # one frame of a Whisper encoder
 _SHORTEST_S = 0.1  # shorter clips are padded: convolutional front ends need some input
-_OPEN_WINDOW_S = 30.0  # pieces for models that have no window of their own
-_Reader = Callable[[list[np.ndarray]], list[str]]
-
-
-class JudgeError(ValueError):
-    """The judge cannot be had as configured; the message says what is missing and the way out."""
 
 
 @dataclass
@@ -96,7 +97,7 @@ class Judge:
     sampling_rate: int
     window_s: float
     batch_size: int
-    _read: _Reader
+    _read: Reader
 
     @property
     def name(self) -> str:
@@ -160,6 +161,8 @@ def _kind(config: JudgeConfig) -> tuple[str, Any]:
         ) from error
     seq2seq = type(model_config) in AutoModelForSpeechSeq2Seq._model_mapping
     ctc = type(model_config) in AutoModelForCTC._model_mapping
+    if config.decoding == "auto" and seq2seq and _reads_by_ctc_only(Path(config.name)):
+        return "ctc-head", model_config
     if config.decoding == "ctc" and seq2seq and not ctc:
         if not (Path(config.name) / CTC_HEAD_FILE).is_file():
             raise JudgeError(f"judge {config.name!r} has no {CTC_HEAD_FILE}: use decoding=attention")
@@ -172,6 +175,16 @@ def _kind(config: JudgeConfig) -> tuple[str, Any]:
         f"judge {config.name!r} ({model_config.model_type}) cannot be read with decoding={config.decoding}: it is "
         f"{'a CTC model' if ctc else 'a sequence-to-sequence model' if seq2seq else 'not a speech recogniser'}"
     )
+
+
+def _reads_by_ctc_only(folder: Path) -> bool:
+    """Whether a recogniser folder says that its decoder was never trained (`slm train-teacher` with CTC alone)."""
+    if not (folder / CTC_HEAD_FILE).is_file():
+        return False
+    from safetensors import safe_open
+
+    with safe_open(folder / CTC_HEAD_FILE, "pt") as head:
+        return (head.metadata() or {}).get("decoder") == "untrained"
 
 
 def _weights_sha256(folder: Path) -> str:
@@ -221,7 +234,7 @@ def load_judge(config: JudgeConfig, device: str = "cpu") -> Judge:
     """
     identity = check_judge(config)
     if identity["kind"] == "pocketsphinx":
-        return Judge(identity, 16_000, _OPEN_WINDOW_S, config.batch_size, _pocketsphinx_reader())
+        return Judge(identity, 16_000, OPEN_WINDOW_S, config.batch_size, pocketsphinx_reader())
     kind, model_config = _kind(config)
     from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoModelForSpeechSeq2Seq, AutoTokenizer
 
@@ -234,7 +247,7 @@ def load_judge(config: JudgeConfig, device: str = "cpu") -> Judge:
     except OSError as error:
         raise JudgeError(f"judge {config.name!r} is incomplete: {error}") from error
     whisper = model_config.model_type == "whisper"
-    window_s = model_config.max_source_positions * _FRAME_S if whisper else _OPEN_WINDOW_S
+    window_s = model_config.max_source_positions * _FRAME_S if whisper else OPEN_WINDOW_S
     rate = extractor.sampling_rate
 
     def features(clips: list[np.ndarray], attention_mask: bool = True) -> dict[str, torch.Tensor]:
@@ -244,152 +257,9 @@ def load_judge(config: JudgeConfig, device: str = "cpu") -> Judge:
         return {key: value.to(device) for key, value in batch.items() if attention_mask or key != "attention_mask"}
 
     if kind == "ctc":
-        read = _ctc_reader(model, features, tokenizer, extractor)
+        read = ctc_reader(model, features, tokenizer, extractor)
     elif kind == "ctc-head":
-        read = _ctc_head_reader(model, features, tokenizer, Path(config.name))
+        read = ctc_head_reader(model, features, tokenizer, Path(config.name))
     else:
-        read = _seq2seq_reader(model, features, tokenizer, config, rate, whisper)
+        read = seq2seq_reader(model, features, tokenizer, config, rate, whisper)
     return Judge(identity, rate, window_s, config.batch_size, read)
-
-
-@contextmanager
-def _quiet_whisper() -> Iterator[None]:
-    """Drops one notice: Whisper's own generate hands the library's two kinds of settings, and is warned for it."""
-    logger = logging.getLogger("transformers.generation.utils")
-
-    def keep(record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith("Passing `generation_config` together with")
-
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
-
-
-def _seq2seq_reader(
-    model: Any,
-    features: Callable[..., dict[str, torch.Tensor]],
-    tokenizer: Any,
-    config: JudgeConfig,
-    rate: int,
-    whisper: bool,
-) -> _Reader:
-    settings = model.generation_config
-    for key in ("suppress_tokens", "begin_suppress_tokens"):
-        # Whisper's configuration suppresses ids of its own vocabulary by default; a smaller one does not have them.
-        kept = [i for i in getattr(settings, key, None) or [] if 0 <= i < model.config.vocab_size]
-        setattr(settings, key, kept or None)
-    settings.max_length = None
-    extra: dict[str, Any] = {"return_timestamps": False} if whisper else {}
-    if config.language is not None:
-        extra |= {"language": config.language, "task": "transcribe"}
-    # Room for the prompt: start, language, task, no timestamps.
-    room = max(1, (getattr(model.config, "max_target_positions", None) or 448) - 8)
-    eos, special = settings.eos_token_id, set(tokenizer.all_special_ids)
-
-    def bound(n_samples: int) -> int:
-        return min(room, 10 + math.ceil(config.max_tokens_per_second * n_samples / rate))
-
-    def read(clips: list[np.ndarray]) -> list[str]:
-        bounds = [bound(len(clip)) for clip in clips]
-        # Beams depend on the bound itself, which must then not depend on the company a clip is in.
-        longest = max(bounds) if config.num_beams == 1 else bound(round(_OPEN_WINDOW_S * rate))
-        # Whisper's generate adds its prompt to `max_length`, and warns about its own default beside `max_new_tokens`.
-        limit = {"max_length" if whisper else "max_new_tokens": longest}
-        with torch.inference_mode(), _quiet_whisper():
-            output = model.generate(
-                **features(clips, attention_mask=not whisper),
-                num_beams=config.num_beams,
-                do_sample=False,
-                **limit,
-                **extra,
-            )  # (B, L)
-        texts = []
-        for ids, length in zip(output.tolist(), bounds, strict=True):
-            # The batch ran under its longest clip's bound; each answer is cut to its own, so batching changes nothing.
-            start = next((i for i, token in enumerate(ids) if token not in special), len(ids))
-            answer = ids[start : start + length]
-            if eos in answer:
-                answer = answer[: answer.index(eos)]
-            texts.append(_to_text(tokenizer, answer))
-        return texts
-
-    return read
-
-
-def _to_text(tokenizer: Any, ids: list[int], **options: Any) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False, **options)
-
-
-def _collapse(ids: list[int], blank: int) -> list[int]:
-    """Greedy CTC: repeats become one, then blanks go."""
-    return [token for i, token in enumerate(ids) if token != blank and (i == 0 or token != ids[i - 1])]
-
-
-def _ctc_head_reader(
-    model: Any, features: Callable[..., dict[str, torch.Tensor]], tokenizer: Any, folder: Path
-) -> _Reader:
-    from safetensors.torch import load_file
-
-    head = {key: value.to(model.device) for key, value in load_file(folder / CTC_HEAD_FILE).items()}
-    if head.keys() != {"weight", "bias"} or head["weight"].shape[1] != model.config.d_model:
-        raise JudgeError(f"{folder / CTC_HEAD_FILE} must hold `weight` (V, {model.config.d_model}) and `bias` (V,)")
-    blank = tokenizer.pad_token_id
-
-    def read(clips: list[np.ndarray]) -> list[str]:
-        with torch.inference_mode():
-            hidden = model.get_encoder()(features(clips)["input_features"]).last_hidden_state  # (B, T, D)
-            best = torch.nn.functional.linear(hidden, head["weight"], head["bias"]).argmax(-1)  # (B, T)
-        # The whole window is read: a head trained on padded clips may place a last letter in the silence after the end.
-        return [_to_text(tokenizer, _collapse(ids, blank)) for ids in best.tolist()]
-
-    return read
-
-
-def _ctc_reader(
-    model: Any, features: Callable[..., dict[str, torch.Tensor]], tokenizer: Any, extractor: Any
-) -> _Reader:
-    from transformers import Wav2Vec2CTCTokenizer
-
-    blank = model.config.pad_token_id if model.config.pad_token_id is not None else tokenizer.pad_token_id
-    # This tokenizer would merge repeats again, and write "helo" for "hel<blank>lo".
-    options = {"group_tokens": False} if isinstance(tokenizer, Wav2Vec2CTCTokenizer) else {}
-
-    def read(clips: list[np.ndarray]) -> list[str]:
-        # Models trained without attention mask (group norm over time) hear the padding: they read one by one.
-        groups = [clips] if extractor.return_attention_mask else [[clip] for clip in clips]
-        texts = []
-        for group in groups:
-            with torch.inference_mode():
-                best = model(**features(group)).logits.argmax(-1)  # (B, T)
-            longest = max(len(clip) for clip in group)
-            for ids, clip in zip(best.tolist(), group, strict=True):
-                valid = math.ceil(len(ids) * len(clip) / longest)
-                texts.append(_to_text(tokenizer, _collapse(ids[:valid], blank), **options))
-        return texts
-
-    return read
-
-
-def _pocketsphinx_reader() -> _Reader:
-    from pocketsphinx import Decoder
-
-    decoder = Decoder(samprate=16_000, loglevel="FATAL")
-
-    def read(clips: list[np.ndarray]) -> list[str]:
-        texts = []
-        for clip in clips:
-            # It was trained on speech at full level and takes 16-bit samples: a quiet recording is brought up.
-            peak = float(np.abs(clip).max())
-            samples = (clip * (0.9 * 32767 / peak if peak > 0 else 0.0)).astype(np.int16)
-            # Its front end carries state on: without this a text depends on what was read before.
-            decoder.reinit_feat()
-            decoder.start_utt()
-            decoder.process_raw(samples.tobytes(), no_search=False, full_utt=True)
-            decoder.end_utt()
-            hypothesis = decoder.hyp()
-            texts.append("" if hypothesis is None else hypothesis.hypstr)
-        return texts
-
-    return read

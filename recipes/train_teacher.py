@@ -162,7 +162,8 @@ def run(config: Config) -> Path:
     trainer.remove_callback(TensorBoardCallback)  # it closed its file and would open another one elsewhere
     scores = trainer.evaluate()
     if is_main_process():
-        save_recogniser(trainer.accelerator.unwrap_model(trainer.model), folder.path("model"))
+        recogniser = trainer.accelerator.unwrap_model(trainer.model)
+        save_recogniser(recogniser, folder.path("model"), decoder_trained=config.model.ctc_weight < 1)
     folder.mark_complete({"steps": settings.steps, "n_failed": store.n_failed, **scores})
     return folder.path("model")
 

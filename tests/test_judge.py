@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GenerationConfig,
@@ -22,7 +23,8 @@ from transformers import (
 )
 
 from eval.audio import resample, split_at_quiet
-from eval.judge import JudgeConfig, JudgeError, _collapse, check_judge, load_judge
+from eval.judge import JudgeConfig, JudgeError, check_judge, load_judge
+from eval.readers import collapse
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHARACTERS = ["<pad>", "<s>", "</s>", "<unk>", " ", *"abcdefghijklmnopqrstuvwxyz'"]
@@ -108,8 +110,8 @@ def test_ctc_head_says_what_its_weights_say(whisper_folder) -> None:
         (whisper_folder / "ctc_head.safetensors").write_bytes(original)
 
 
-def test_collapse() -> None:
-    assert _collapse([0, 5, 5, 0, 5, 6, 6, 0], blank=0) == [5, 5, 6]
+def testcollapse() -> None:
+    assert collapse([0, 5, 5, 0, 5, 6, 6, 0], blank=0) == [5, 5, 6]
 
 
 def test_wav2vec2(tmp_path) -> None:
@@ -197,3 +199,12 @@ def test_pocketsphinx_reads_real_speech() -> None:
         fresh.transcribe([first], rate) + fresh.transcribe([other], rate)
         == (judge.transcribe([other], rate) + judge.transcribe([first], rate))[::-1]
     )
+
+
+def test_auto_reads_a_recogniser_without_a_trained_decoder_by_its_ctc_head(whisper_folder, tmp_path) -> None:
+    folder = tmp_path / "ctc-only"
+    shutil.copytree(whisper_folder, folder)
+    assert check_judge(JudgeConfig(name=str(folder)))["decoding"] == "attention"
+    head = load_file(folder / "ctc_head.safetensors")
+    save_file(head, folder / "ctc_head.safetensors", metadata={"decoder": "untrained"})
+    assert check_judge(JudgeConfig(name=str(folder)))["decoding"] == "ctc"

@@ -176,10 +176,11 @@ def greedy_ctc(logits: Tensor) -> list[list[int]]:
     return texts
 
 
-def save_recogniser(recogniser: Recogniser, folder: Path) -> None:
+def save_recogniser(recogniser: Recogniser, folder: Path, decoder_trained: bool = True) -> None:
     """Writes a folder that AutoModelForSpeechSeq2Seq, AutoTokenizer and AutoFeatureExtractor load, plus the CTC head.
 
-    The CTC head is a file of its own: a reader that knows only Whisper sees a plain Whisper folder.
+    The CTC head is a file of its own: a reader that knows only Whisper sees a plain Whisper folder. Its metadata says
+    whether the decoder was trained too; where it was not, the CTC head is the only way to read this recogniser.
     """
     config = recogniser.config
     plain = WhisperForConditionalGeneration(config)
@@ -194,7 +195,7 @@ def save_recogniser(recogniser: Recogniser, folder: Path) -> None:
     )
     plain.save_pretrained(folder)
     head = {name: value.detach().float().cpu().contiguous() for name, value in recogniser.ctc_head.state_dict().items()}
-    save_file(head, folder / CTC_HEAD_FILE)
+    save_file(head, folder / CTC_HEAD_FILE, metadata={"decoder": "trained" if decoder_trained else "untrained"})
     tokenizer = character_tokenizer()
     tokenizer.save_pretrained(folder)
     # Whisper's own tokenizer class would be picked for a Whisper model: say that this one is plain.
