@@ -114,9 +114,10 @@ _COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("RTF", lambda row: "" if row.real_time_factor is None else f"{row.real_time_factor:.3g}", True),
     (_DIFFERENCE, _difference_text, True),
 ]
-# A terminal is narrow: the counts in one column, the rest is in the report.
+# A terminal is narrow: the counts in one column, names folded, and what still does not fit is in the report alone.
 _TERMINAL_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("WER % [95 %]", _wer_text, True),
+    (_DIFFERENCE, _difference_text, True),
     ("CER %", lambda row: _per_cent(row.cer), True),
     ("S+D+I/N", lambda row: f"{row.substitutions}+{row.deletions}+{row.insertions}/{row.n_words}", True),
     ("failed", lambda row: f"{row.n_failed}/{row.n_scored + row.n_failed}", True),
@@ -124,12 +125,16 @@ _TERMINAL_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("tokens/s", lambda row: _number(row.tokens_per_second), True),
     ("RTF", lambda row: "" if row.real_time_factor is None else f"{row.real_time_factor:.2g}", True),
 ]
+_LEFT_OUT_FIRST = ("RTF", "tokens/s", "S+D+I/N", "CER %")
+_NAME_WIDTH = 24  # a longer name is folded before a column is left out
 
 
-def _columns(group: _Group) -> list[tuple[str, Callable[[Row], str], bool]]:
-    rows = {heading: [*group.rows, *group.beside] for heading, _, _ in _COLUMNS}
+def _columns(
+    group: _Group, columns: Sequence[tuple[str, Callable[[Row], str], bool]] = tuple(_COLUMNS)
+) -> list[tuple[str, Callable[[Row], str], bool]]:
+    rows = {heading: [*group.rows, *group.beside] for heading, _, _ in columns}
     rows[_DIFFERENCE] = group.rows  # the others' differences belong to their own table
-    return [(heading, text, number) for heading, text, number in _COLUMNS if any(map(text, rows[heading]))]
+    return [(heading, text, number) for heading, text, number in columns if any(map(text, rows[heading]))]
 
 
 def format_table(results: Results, width: int = 110) -> str:
@@ -138,15 +143,42 @@ def format_table(results: Results, width: int = 110) -> str:
     console = Console(file=stream, width=width, color_system=None)
     for group in _groups(results.rows):
         console.print(Text(_caption(group)))  # as a table's title it would be folded to the table's width
+        truth = [row for row in group.beside if row.system == "ground_truth"]
+        shown = _Group(group.protocol, group.rows, truth)
+        # The others' differences belong to their own table.
+        lines = [(_label(row, group.rows), row, True) for row in group.rows]
+        lines += [(f"{row.protocol.judge.get('name', '?')} on {row.name}", row, False) for row in truth]
+        columns = {
+            heading: [text(row) if own or heading != _DIFFERENCE else "" for _, row, own in lines]
+            for heading, text, _ in _columns(shown, _TERMINAL_COLUMNS)
+        }
+        names = [label for label, _, _ in lines]
+        for heading in _LEFT_OUT_FIRST:
+            if _natural_width(names, columns) > width:
+                columns.pop(heading, None)
         table = Table(box=SIMPLE_HEAD)
         table.add_column("system", overflow="fold")
-        columns = [column for column in _TERMINAL_COLUMNS if any(column[1](row) for row in group.rows)]
-        for heading, _, numeric in columns:
-            table.add_column(heading, justify="right" if numeric else "left", no_wrap=True)
-        for row in group.rows:
-            table.add_row(Text(_label(row, group.rows)), *(Text(text(row)) for _, text, _ in columns))
+        for heading in columns:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for number, name in enumerate(names):
+            cells = (Text(texts[number]) for texts in columns.values())
+            table.add_row(Text(name), *cells, end_section=number == len(group.rows) - 1)
         console.print(table)
+        against: dict[str, list[str]] = {}
+        for name, row, own in lines:
+            if own and row.difference:
+                against.setdefault(row.difference.against, []).append(name)
+        for other, of in against.items():
+            console.print(Text(f"{_DIFFERENCE} against {other}" + (f": {', '.join(of)}" if len(against) > 1 else "")))
+        if against:
+            console.print()
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def _natural_width(names: Sequence[str], columns: dict[str, list[str]]) -> int:
+    """Characters that a terminal table needs: two beside each column's text, one between columns and at either end."""
+    widths = [max(map(len, [heading, *texts])) for heading, texts in columns.items()]
+    return 1 + sum(width + 3 for width in [min(_NAME_WIDTH, max(map(len, names))), *widths])
 
 
 def _caption(group: _Group) -> str:

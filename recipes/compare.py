@@ -102,6 +102,8 @@ def label_results(results: Results, cell: str) -> Results:
     for sample in results.samples:
         for clip in sample.clips:
             clip.label = renamed.get(clip.label, clip.label)
+            # Beside judges, the cells' own transcripts: each under its row's name.
+            clip.heard = {renamed.get(name, name): text for name, text in clip.heard.items()}
     results.codes = [
         item if item.name.startswith(f"{cell}/") else replace(item, name=f"{cell}: {item.name}")
         for item in results.codes

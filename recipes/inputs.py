@@ -13,7 +13,7 @@ HASHED_BYTES, BLOCK_BYTES = 64 << 20, 1 << 20
 
 
 def digest(*parts: str | Path | Iterable[str]) -> str:
-    """A hash of texts, of the files of folders (a model, a coded corpus's index), and of names that are neither."""
+    """A hash of texts, of files, of the files of folders (a model, a coded corpus's index), and of other names."""
     found = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path) and part.is_dir():
@@ -23,6 +23,9 @@ def digest(*parts: str | Path | Iterable[str]) -> str:
                     _add_file(found, path)
         elif isinstance(part, str | Path):
             found.update(f"{part}\0".encode())
+            if isinstance(part, Path) and part.is_file():
+                found.update(f"{part.stat().st_size}\0".encode())
+                _add_file(found, part)
         else:
             for text in part:
                 found.update(f"{text}\0".encode())

@@ -23,7 +23,7 @@ import torch
 
 from eval.text import get_normaliser
 from recipes.config import ConfigError
-from recipes.runtime import RunFolder, disk_errors, log, resolve_device
+from recipes.runtime import MAY_CHANGE, RunFolder, disk_errors, log, resolve_device
 from recipes.transcribe import (
     begun,
     check_inputs,
@@ -47,7 +47,9 @@ class Config:
     run_dir: str = field(default="", metadata={"help": "where audio and predictions go; may be empty with a text"})
     model: str = field(default="", metadata={"help": "folder of a fine-tuned model (RUN_DIR/model of `slm finetune`)"})
     text: str = field(default="", metadata={"help": "what to say"})
-    output: str = field(default="out.wav", metadata={"help": "the file for a single text"})
+    output: str = field(
+        default="", metadata={"help": "the file for a text without run_dir; empty: out.wav", MAY_CHANGE: True}
+    )
     data: DataSource | None = field(default=None, metadata={"help": "or a data source, e.g. data.path=manifest.jsonl"})
     corpus: str | None = field(default=None, metadata={"help": "or a coded corpus: the run_dir of `slm encode`"})
     split: str = field(default="test", metadata={"help": "split of the data source or corpus"})
@@ -59,6 +61,16 @@ class Config:
 
     def __post_init__(self) -> None:
         check_inputs(self, self.text, "text")
+        if self.output and self.run_dir:
+            raise ValueError(
+                f"output (-o): {self.output!r} would be ignored with run_dir, where audio goes to "
+                f"{self.run_dir}/audio; give one of the two"
+            )
+
+    @property
+    def output_file(self) -> str:
+        """Where the audio of a single text goes."""
+        return self.output or "out.wav"
 
 
 def read_texts(config: Config, vocabulary: SpeechVocabulary) -> list[tuple[str, str]]:
@@ -103,7 +115,7 @@ def plan(config: Config) -> dict[str, object]:
         "speech tokens at most": int(budget * vocabulary.frame_rate * vocabulary.n_codebooks),
         "sampling rate (Hz)": tokenizer.config.sampling_rate,
         "device": device,
-        "result": config.run_dir or config.output,
+        "result": config.run_dir or config.output_file,
     }
 
 
@@ -154,7 +166,7 @@ def run(config: Config) -> Path:
 
 
 def speak_one(config: Config, speech_lm: SpeechLM, tokenizer: Any, text: str, device: str) -> Path:
-    """Says one text into config.output."""
+    """Says one text into config.output_file."""
     if not text:
         raise ConfigError(
             f"text: {config.text!r} holds nothing to say after the {speech_lm.vocabulary.normaliser!r} normaliser"
@@ -162,7 +174,7 @@ def speak_one(config: Config, speech_lm: SpeechLM, tokenizer: Any, text: str, de
     output = synthesize_codes(speech_lm, [text], config.decoding)[0]
     if output.truncated:
         log.warning("the model did not end within its budget: the audio is cut off (decoding.min_seconds raises it)")
-    path = Path(config.output)
+    path = Path(config.output_file)
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(path):
         soundfile.write(path, decode(tokenizer, output.codes, device), tokenizer.config.sampling_rate, subtype="PCM_16")

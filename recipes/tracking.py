@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import GeneralTracker, on_main_process
+from tqdm import tqdm
 from transformers import TrainerCallback
 
 from recipes.runtime import atomic_write_text
@@ -88,3 +89,41 @@ class MetricsCallback(TrainerCallback):
         """Append one line."""
         if state.is_world_process_zero and logs:
             append_metrics(self.path, state.global_step, logs)
+
+
+class ProgressBar(TrainerCallback):
+    """One bar with the newest loss, where the Trainer's own prints a dictionary every few steps.
+
+    Use it with `disable_tqdm=True`; it takes the place of the PrinterCallback, which the Trainer then has.
+    """
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start where a resumed run goes on."""
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.description)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One step further."""
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Show the loss beside the bar; scores of the valid split as a line of their own."""
+        if self.bar is None or not logs:
+            return
+        if "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+        scores = {name: value for name, value in logs.items() if name.startswith(("valid", "eval_"))}
+        if scores:
+            line = ", ".join(f"{n} {v:.3f}" for n, v in scores.items() if isinstance(v, float))
+            self.bar.write(f"step {state.global_step}: {line}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Leave the full bar standing."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

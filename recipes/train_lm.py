@@ -28,6 +28,7 @@ from recipes.runtime import (
     resolve_precision,
     seed_everything,
 )
+from recipes.tracking import ProgressBar
 from slm.batches import TextSamples, plan_steps
 from slm.modeling import save_slm
 from slm.text_lm import TextLMConfig, build_text_tokenizer, new_text_lm
@@ -123,7 +124,7 @@ def run(config: Config) -> Path:
         device=device,
         precision=resolve_precision(config.precision, device),
         processes=processes_asked(),
-        callbacks=[MetricsCallback(folder.metrics)],
+        callbacks=[MetricsCallback(folder.metrics), ProgressBar("train-lm")],
         tensorboard=folder.path("tensorboard"),
     )
     model, state = trained_weights(trainer)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from transformers import TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from eval.text import get_normaliser
@@ -36,6 +36,7 @@ from recipes.runtime import (
     resolve_precision,
     seed_everything,
 )
+from recipes.tracking import ProgressBar
 from slm.checkpoints import CheckpointMarker, newest_checkpoint
 from tokenizer.augmentation import AugmentationConfig
 from tokenizer.data import AudioError, AudioStore, DataSource, Utterance, load_audio, read_source, read_sources
@@ -150,8 +151,9 @@ def run(config: Config) -> Path:
         ),
         ctc_weight=config.model.ctc_weight,
         validate=_validator(config),
-        callbacks=[MetricsCallback(folder.metrics), CheckpointMarker()],
+        callbacks=[MetricsCallback(folder.metrics), CheckpointMarker(), ProgressBar("train-teacher")],
     )
+    trainer.remove_callback(PrinterCallback)
     if is_main_process():
         from torch.utils.tensorboard import SummaryWriter
 
@@ -211,6 +213,7 @@ def _training_arguments(config: Config, folder: RunFolder) -> TrainingArguments:
         logging_steps=settings.log_steps,
         dataloader_num_workers=settings.num_workers,
         remove_unused_columns=False,
+        disable_tqdm=True,
         report_to="none",
         seed=config.seed,
     )

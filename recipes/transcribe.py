@@ -116,12 +116,13 @@ def model_vocabulary(config: Any) -> SpeechVocabulary:
     return facts.vocabulary
 
 
-def begun(config: Any, own: Iterable[str]) -> RunFolder | None:
+def begun(config: Any, own: Iterable[str | Path]) -> RunFolder | None:
     """The run folder, refused if it was begun with another model or other inputs; None where none is set.
 
     Args:
         config: the recipe's configuration.
-        own: what it works on where neither a data source nor a corpus is given.
+        own: what it works on where neither a data source nor a corpus is given: texts, or paths of files, whose
+            contents count.
 
     Raises:
         ConfigError: the folder belongs to another configuration or to other inputs.
@@ -130,11 +131,13 @@ def begun(config: Any, own: Iterable[str]) -> RunFolder | None:
         return None
     folder = RunFolder(config.run_dir)
     folder.check(config)
-    inputs: Any = Path(config.corpus) if config.corpus else own
-    if config.data:
-        inputs = [f"{utterance.id} {utterance.text}" for utterance in source_utterances(config)]
-    fingerprint = digest(Path(config.model), inputs)
-    refuse_other_inputs(folder, fingerprint, "model, data or corpus")
+    inputs: list[Any] = list(own)
+    if config.corpus:
+        inputs = [Path(config.corpus)]
+    elif config.data:
+        inputs = [[f"{utterance.id} {utterance.text}" for utterance in source_utterances(config)]]
+    fingerprint = digest(Path(config.model), *inputs)
+    refuse_other_inputs(folder, fingerprint, "model, files, data or corpus")
     return folder if folder.complete else folder.start(config, fingerprint)
 
 
@@ -227,7 +230,7 @@ def run(config: Config) -> Path | dict[str, str]:
     require_input(config, config.files, "FILE...")
     device = resolve_device(config.device)
     vocabulary = model_vocabulary(config)
-    folder = begun(config, config.files)
+    folder = begun(config, [Path(path) for path in config.files])
     if folder is not None and folder.complete:
         log.info("%s is complete: skipped", config.run_dir)
         return folder.path("predictions.jsonl")

@@ -186,7 +186,7 @@ def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int
     Args:
         examples: The sequences.
         weights: Loss weight of each one's answer.
-        pack_length: Row length; attention's cost grows with it, padding's share shrinks.
+        pack_length: Row length; attention's cost grows with it, padding's share shrinks. 0: one sequence a row.
 
     Returns:
         `input_ids`, `labels`, `position_ids`, `loss_weights`, each (R, L). Padding is a sequence of its own without
@@ -204,7 +204,7 @@ def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int
     room: list[int] = []
     for index in sorted(range(len(examples)), key=lambda i: -len(examples[i])):
         size = len(examples[index])
-        row = next((r for r, free in enumerate(room) if free >= size), None)
+        row = next((r for r, free in enumerate(room) if free >= size), None) if pack_length else None
         if row is None:
             rows.append([])
             room.append(capacity)

@@ -16,11 +16,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from slm.batches import Batch, PackedBatches, Samples, evaluation_batches
 from slm.checkpoints import CheckpointMarker, newest_checkpoint
+from slm.packing import packing_leaks
 from slm.sequences import IGNORE
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,9 @@ class TrainingConfig:
         default=4096, metadata={"help": "tokens a step sees, over all processes and micro-batches"}
     )
     gradient_accumulation: int = field(default=1, metadata={"help": "micro-batches a step is split into, per process"})
-    pack_length: int = field(default=512, metadata={"help": "length of a row that sequences are packed into"})
+    pack_length: int = field(
+        default=512, metadata={"help": "length of a row that sequences are packed into; 0: each has a row of its own"}
+    )
     learning_rate: float = field(
         default=5e-4, metadata={"help": "highest learning rate (for a pretrained LLM about 1e-4)"}
     )
@@ -71,9 +74,11 @@ class TrainingConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("steps", "tokens_per_step", "gradient_accumulation", "pack_length", "log_steps", "save_steps"):
+        for name in ("steps", "tokens_per_step", "gradient_accumulation", "log_steps", "save_steps"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"training.{name}: {getattr(self, name)} must be at least 1")
+        if self.pack_length < 0:
+            raise TrainingError(f"training.pack_length: {self.pack_length} must be at least 1, or 0 for no packing")
         if self.keep_checkpoints < 2:
             raise TrainingError("training.keep_checkpoints: at least 2, so that a torn one leaves the one before")
         if self.keep == "best" and (self.eval_steps < 1 or self.save_steps % self.eval_steps):
@@ -214,7 +219,8 @@ def train(
         The trainer, its model trained (with `keep: best`, that of lowest valid loss).
 
     Raises:
-        TrainingError: Another number of processes or another engine than asked for came up.
+        TrainingError: Another number of processes or another engine than asked for came up, or the model reads
+            across the borders of packed sequences.
     """
     evaluates = valid_samples is not None and config.eval_steps > 0
     if config.keep == "best" and not evaluates:
@@ -252,7 +258,7 @@ def train(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         report_to="none",
-        disable_tqdm=False,
+        disable_tqdm=True,  # the caller's callbacks show progress; the Trainer's own bar prints dictionaries
         **({"gradient_checkpointing": True} if config.gradient_checkpointing else {}),
     )
     if not arguments.use_cpu and arguments.world_size == 1:
@@ -287,6 +293,9 @@ def train(
         task_weights=dict(zip(train_samples.task_names, train_samples.task_weights, strict=True)),
         callbacks=list(callbacks),
     )
+    if config.pack_length and not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
+        _check_packing(trainer.model, train_samples)
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Watch(trainer, config))
     trainer.add_callback(CheckpointMarker())
     if tensorboard is not None and trainer.is_world_process_zero():
@@ -297,6 +306,18 @@ def train(
         checkpoint = newest_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer
+
+
+def _check_packing(model: nn.Module, samples: Samples) -> None:
+    """Raises TrainingError where the model reads across the borders of packed sequences."""
+    first, second = (samples.example(index, None).input_ids for index in (0, len(samples.lengths) - 1))
+    if packing_leaks(model, first, second):
+        bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+        raise TrainingError(
+            f"{type(bare).__name__} does not keep packed sequences apart: the second of a row gives other logits than "
+            "alone, so it would be trained on what it cannot know. Set training.pack_length=0 (a row for each "
+            "sequence), or take a model whose layers are all attention, in transformers' own code (Qwen2, Llama, ...)"
+        )
 
 
 def trained_weights(trainer: SpeechTrainer) -> tuple[nn.Module, dict[str, torch.Tensor] | None]:

@@ -161,14 +161,18 @@ class SpeechVocabulary:
         Raises:
             VocabularyError: A name is missing there or has another id.
         """
+        if (wrong := self._first_difference(text_tokenizer)) is not None:
+            name, expected, found = wrong
+            raise VocabularyError(
+                f"{FILE_NAME} gives {name} the id {expected}, the text tokenizer {found}: they are not from one "
+                "model; take both from the folder that `slm finetune` wrote"
+            )
+
+    def _first_difference(self, text_tokenizer: PreTrainedTokenizerBase) -> tuple[str, int, int | None] | None:
+        """The first new name whose id in the text tokenizer is another: (name, our id, its id)."""
         known = text_tokenizer.get_vocab()
-        for expected, name in zip(self.new_ids, self.token_names(), strict=True):
-            if known.get(name) != expected:
-                raise VocabularyError(
-                    f"{FILE_NAME} gives {name} the id {expected}, the text tokenizer {known.get(name)}: they "
-                    f"are not from one "
-                    "model; take both from the folder that `slm finetune` wrote"
-                )
+        names = zip(self.token_names(), self.new_ids, strict=True)
+        return next(((name, i, known.get(name)) for name, i in names if known.get(name) != i), None)
 
     def check_fingerprint(self, fingerprint: str, what: str) -> None:
         """Refuses a tokenizer or corpus of other codes.
@@ -241,7 +245,8 @@ def add_speech(
         normaliser: Name of what was done to the training texts.
 
     Raises:
-        VocabularyError: The speech tokenizer has fewer codebooks, the names are taken, or there is no end token.
+        VocabularyError: The speech tokenizer has fewer codebooks, the names are taken, there is no end token, or the
+            text tokenizer's ids have gaps.
     """
     if not 1 <= n_codebooks <= len(codebook_sizes):
         raise VocabularyError(f"n_codebooks: {n_codebooks}, but the speech tokenizer has 1 to {len(codebook_sizes)}")
@@ -263,10 +268,21 @@ def add_speech(
         raise VocabularyError(
             f"the text tokenizer already has {SPEECH}: the model has speech, but its folder lost {FILE_NAME}"
         )
+    if (highest := max(taken.values())) >= len(text_tokenizer):
+        raise VocabularyError(
+            f"the text tokenizer's ids have gaps ({len(text_tokenizer)} tokens, highest id {highest}), so new tokens "
+            "would get ids that text tokens have. Fill the gaps with placeholder tokens in the model folder's "
+            "tokenizer.json, so that the ids run from 0 without a break, or take another model"
+        )
     # Special and not normalized: only so does split_special_tokens keep a user's text from matching them.
     names = vocabulary.token_names()
     text_tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
-    vocabulary.check_text_tokenizer(text_tokenizer)
+    if (wrong := vocabulary._first_difference(text_tokenizer)) is not None:
+        name, expected, found = wrong
+        raise VocabularyError(
+            f"the text tokenizer gave the new token {name} the id {found}, not {expected}, the one after its last: "
+            "speech tokens need ids on end. Take a model whose tokenizer is a fast one (tokenizer.json)"
+        )
     return vocabulary
 
 

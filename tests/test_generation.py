@@ -187,6 +187,11 @@ def test_transcribe_recipe(recipe, tmp_path, capsys) -> None:
     texts = transcribe.run(recipe(transcribe, f"files=[{good}, {bad}]"))
     assert texts[str(good)] is not None and texts[str(bad)] is None
     assert "bad.flac" in capsys.readouterr().out
+    kept = recipe(transcribe, f"files=[{good}]", f"run_dir={tmp_path / 'files'}")
+    assert transcribe.run(kept) == transcribe.run(kept)
+    soundfile.write(good, np.sin(np.arange(16000) * 0.2) * 0.3, 16000)
+    with pytest.raises(ConfigError, match="files, data or corpus"):
+        transcribe.run(kept)
     with pytest.raises(ValueError, match=r"none of the 1 files.*bad\.flac"):
         transcribe.run(recipe(transcribe, f"files=[{bad}]"))
 
@@ -218,6 +223,8 @@ def test_synthesize_recipe(recipe, tmp_path) -> None:
     out = tmp_path / "deep" / "out.wav"
     assert synthesize.run(recipe(synthesize, "text=Lay RED!", f"output={out}", *short)) == out
     assert soundfile.info(out).frames >= 1280
+    with pytest.raises(ConfigError, match=r"output \(-o\).*run_dir"):
+        recipe(synthesize, "text=red", f"output={out}", f"run_dir={tmp_path / 'both'}")
     with pytest.raises(ConfigError, match="nothing to say"):
         synthesize.run(recipe(synthesize, "text='?!'", f"output={out}"))
 

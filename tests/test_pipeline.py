@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from eval.codes import code_statistics
+from eval.schema import Clip, Results, Sample, merge_results
 from eval.speech import QualitySummary
 from recipes import compare, quickstart
 from recipes.config import ConfigError, load_config
@@ -172,7 +173,7 @@ def test_a_cell_s_name_stands_before_its_rows_but_not_before_the_ground_truth():
         types.SimpleNamespace(name="ground truth", system="ground_truth", difference=None),
         types.SimpleNamespace(name="SLM TTS", system="tts", difference=difference),
     ]
-    clips = [types.SimpleNamespace(label="ground truth"), types.SimpleNamespace(label="SLM TTS")]
+    clips = [Clip("ground truth", "a.flac"), Clip("SLM TTS", "b.flac")]
     names = ("tokenizer", "25hz/train-tokenizer")
     codes = [code_statistics([np.zeros((1, 3), int)], [4], 25.0, name) for name in names]
     quality = [QualitySummary(name, "tokenizer", 1, None, None, None, None, {}, []) for name in ("SLM TTS", "other")]
@@ -184,3 +185,16 @@ def test_a_cell_s_name_stands_before_its_rows_but_not_before_the_ground_truth():
     assert [item.name for item in results.quality] == ["25hz: SLM TTS", "other"]
     assert [row.name for row in rows] == ["ground truth", "25hz: SLM TTS"] == [clip.label for clip in clips]
     assert rows[1].difference.against == "ground truth"
+
+
+def test_every_cell_s_transcript_shows_beside_the_recording():
+    def cell(name, text):
+        row = types.SimpleNamespace(name="SLM ASR", system="asr", difference=None, model="", protocol=None)
+        clip = Clip("ground truth", "a.flac", {"judge": "said", "SLM ASR": text})
+        results = Results("", [], samples=[Sample("u", "said", [clip])])
+        results.rows.append(row)
+        compare.label_results(results, name).rows.clear()
+        return results
+
+    (clip,) = merge_results([cell("25hz", "sad"), cell("6hz", "sat")], "both").samples[0].clips
+    assert clip.heard == {"judge": "said", "25hz: SLM ASR": "sad", "6hz: SLM ASR": "sat"}

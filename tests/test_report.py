@@ -125,8 +125,26 @@ def test_table_for_the_terminal(results: Results) -> None:
     assert all(len(line) <= 110 for line in lines)
     truth = next(line for line in lines if line.strip().startswith("ground truth"))
     assert "0.0 [0.0, 0.0]" in truth and "0+0+0/19" in truth and "0/3" in truth
+    assert "\u0394 WER against ground truth" in lines
+    tts = next(line for line in lines if line.strip().startswith("SLM TTS, slm-12"))
+    difference = results.rows[0].difference
+    assert f"{100 * difference.wer:+.1f} [{100 * difference.interval[0]:+.1f}, " in tts
+    asr = lines[lines.index(next(line for line in lines if line.startswith("Speech recognition"))) :]
+    assert "\u0394" not in asr[2] and any(line.strip().startswith("small-recogniser on ground") for line in asr)
     rates = [line.strip().split("  ")[0] for line in lines if "SLM TTS" in line]
     assert rates == ["SLM TTS, slm-12", "SLM TTS, slm-6"]
+
+
+def test_a_wide_table_leaves_columns_out_and_cuts_none(results: Results) -> None:
+    for number, one in enumerate(results.rows):
+        one.name = f"12.5hz-with-a-long-name: {one.name}"
+        one.substitutions, one.deletions, one.n_words, one.n_truncated = 12345, 12345, 123456, 1000
+        one.difference = Difference(f"reference {number}", 1.0, (0.9, 1.1), 0.0)
+        one.wer, one.interval, one.real_time_factor = 1.123, (1.001, 1.234), 0.012
+    text = format_table(results)
+    assert max(map(len, text.splitlines())) <= 110 and "\u2026" not in text
+    assert "+100.0 [+90.0, +110.0]" in text and "112.3 [100.1, 123.4]" in text and "RTF" not in text
+    assert "\u0394 WER against reference 0: 12.5hz-with-a-long-name: SLM TTS" in text
 
 
 class Page(HTMLParser):

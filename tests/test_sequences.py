@@ -12,7 +12,7 @@ from slm_tiny import CODES, tiny_model, tiny_tokenizer, utterances
 import slm.batches
 import slm.sequences
 from slm.batches import BatchError, NoiseConfig, PackedBatches, SpeechSamples, TextSamples, pack, plan_steps
-from slm.sequences import asr_example, asr_prompt, example_length, tts_example, tts_prompt
+from slm.sequences import answer, asr_example, asr_prompt, example_length, tts_example, tts_prompt
 from slm.vocabulary import SpeechVocabulary, add_speech
 
 
@@ -62,6 +62,12 @@ def test_labels_are_the_answer_and_prompts_the_rest() -> None:
         assert example.labels[-1] == vocabulary.end_id
         assert len(example) == example_length(vocabulary, 3, 2)
     assert tts_example(vocabulary, codes, text).labels[-2] == vocabulary.speech_end_id
+
+
+def test_pack_length_0_gives_each_sequence_a_row() -> None:
+    short, long = (answer(np.array([5]), np.arange(6, 6 + n)) for n in (1, 5))
+    assert pack([short, short, long], [1.0] * 3, pack_length=1)["input_ids"].shape == (2, 6)
+    assert pack([short, short, long], [1.0] * 3, pack_length=0)["input_ids"].shape == (3, 6)
 
 
 def test_packed_logits_equal_the_singles() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ import torch
 from slm_tiny import CODES, save_llm, tiny_model, utterances, write_corpus
 from test_sequences import speech_samples
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, Lfm2Config, Lfm2ForCausalLM, TrainerCallback
 
 from recipes import finetune, train_lm
 from recipes.config import ConfigError, load_config
 from slm.batches import NoiseConfig
 from slm.checkpoints import newest_checkpoint
+from slm.packing import packing_leaks
 from slm.training import TrainingConfig, TrainingError, train
 
 OPTIONS = {"tokens_per_step": 260, "pack_length": 64, "learning_rate": 3e-3, "warmup_steps": 2, "log_steps": 1}
@@ -136,6 +138,7 @@ def test_evaluation_and_best_weights(tmp_path) -> None:
 def test_bad_settings_are_told(tmp_path) -> None:
     for options in (
         {"steps": 0},
+        {"pack_length": -1},
         {"keep_checkpoints": 1},
         {"keep": "best", "save_steps": 3, "eval_steps": 2},
         {"deepspeed": "a", "fsdp": "b"},
@@ -148,6 +151,29 @@ def test_bad_settings_are_told(tmp_path) -> None:
     model = tiny_model("qwen2", samples.vocabulary.size)
     with pytest.raises(TrainingError, match="torchrun --nproc_per_node 2"):
         train(model, samples, None, TrainingConfig(steps=1), tmp_path, processes=2)
+
+
+def test_a_model_that_reads_across_packed_sequences_is_refused(tmp_path) -> None:
+    samples = speech_samples()
+    sizes = {"vocab_size": samples.vocabulary.size, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "layer_types": ["conv", "full_attention"]}
+    torch.manual_seed(0)
+    # Weights as large as trained ones: with those of a new model hardly anything gets through a convolution.
+    hybrid = Lfm2ForCausalLM(Lfm2Config(**sizes, initializer_range=0.3))
+    state = torch.get_rng_state()
+    config = TrainingConfig(**(OPTIONS | {"steps": 1, "eval_steps": 0}))
+    with pytest.raises(TrainingError, match=r"Lfm2ForCausalLM does not keep(.|\n)*pack_length=0"):
+        train(hybrid, samples, None, config, tmp_path / "packed")
+    # One sequence a row is the way out that the message names.
+    train(hybrid, samples, None, replace(config, pack_length=0), tmp_path / "alone")
+    first, second = samples.example(0, None).input_ids, samples.example(1, None).input_ids
+    for kind in ("qwen2", "llama", "gemma"):
+        model = tiny_model(kind, samples.vocabulary.size).train()
+        model.lm_head.eval()
+        torch.set_rng_state(state)
+        assert not packing_leaks(model, first, second)
+        assert not packing_leaks(model.to(torch.bfloat16), first, second)
+        assert model.training and not model.lm_head.training and torch.equal(torch.get_rng_state(), state)
 
 
 def finetune_config(tmp_path: Path, name: str, *overrides: str) -> finetune.Config:

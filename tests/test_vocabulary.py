@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from slm_tiny import SENTENCES, tiny_tokenizer
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from slm.vocabulary import MARKS, SpeechVocabulary, VocabularyError, add_speech
 
@@ -84,6 +88,18 @@ def test_misuse_is_told() -> None:
     add_speech(tokenizer, [12])
     with pytest.raises(VocabularyError, match="already"):
         add_speech(tokenizer, [12])
+
+
+def test_a_tokenizer_with_gaps_in_its_ids_is_refused_with_a_way_out() -> None:
+    whole = tiny_tokenizer()
+    content = json.loads(whole.backend_tokenizer.to_str())
+    last = max(content["model"]["vocab"], key=content["model"]["vocab"].get)
+    content["model"]["vocab"][last] += 5
+    backend = Tokenizer.from_str(json.dumps(content))
+    gapped = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|bos|>", eos_token="<|eos|>")
+    with pytest.raises(VocabularyError, match=r"gaps \(300 tokens, highest id 304\).*tokenizer\.json"):
+        add_speech(gapped, [12])
+    assert len(gapped) == 300
 
 
 def test_text_tokenizer_round_trip() -> None:
