@@ -101,6 +101,7 @@ def _difference_text(row: Row) -> str:
 _COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("model", lambda row: row.model, False),
     ("WER % [95 %]", _wer_text, True),
+    (_DIFFERENCE, _difference_text, True),
     ("CER %", lambda row: _per_cent(row.cer), True),
     ("S", lambda row: str(row.substitutions), True),
     ("D", lambda row: str(row.deletions), True),
@@ -112,7 +113,6 @@ _COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("tokens/s", lambda row: _number(row.tokens_per_second), True),
     ("bit/s", lambda row: _number(row.bitrate_bps, 0), True),
     ("RTF", lambda row: "" if row.real_time_factor is None else f"{row.real_time_factor:.3g}", True),
-    (_DIFFERENCE, _difference_text, True),
 ]
 # A terminal is narrow: the counts in one column, names folded, and what still does not fit is in the report alone.
 _TERMINAL_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
