@@ -25,7 +25,7 @@ __all__ = ["Quality", "QualitySummary", "compare_audio", "log_mel_db", "summaris
 QUALITY_HZ = 16_000  # wide-band PESQ is defined at this rate; the other measures follow it
 _N_FFT, _HOP, _N_MELS = 1024, 256, 80
 _FLOOR = 1e-8  # of power: -80 dB, below which nobody hears a difference
-_INSTALL = "install the extra: pip install 'lmspt-slm[eval]'"
+_INSTALL = "install the extra: pip install 'lmspt-slm[{}]'"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _stoi(reference: np.ndarray, audio: np.ndarray) -> tuple[float | None, str |
     try:
         from pystoi import stoi
     except ImportError:
-        return None, f"STOI: {_INSTALL}"
+        return None, f"STOI: {_INSTALL.format('eval')}"
     with warnings.catch_warnings():
         # Too few frames with speech: pystoi warns, and returns a number that means nothing.
         warnings.simplefilter("error", RuntimeWarning)
@@ -98,7 +98,7 @@ def _pesq(reference: np.ndarray, audio: np.ndarray) -> tuple[float | None, str |
     try:
         from pesq import PesqError, pesq
     except ImportError:
-        return None, f"PESQ: {_INSTALL}"
+        return None, f"PESQ: {_INSTALL.format('pesq')}"
     try:
         return float(pesq(QUALITY_HZ, reference, audio, "wb")), None
     except (PesqError, ValueError, ZeroDivisionError):

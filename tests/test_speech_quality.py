@@ -66,7 +66,7 @@ def test_without_the_extra_it_says_how_to_install_it(monkeypatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
     quality = compare_audio(voice(), voice(), RATE)
     assert quality.stoi is None and quality.pesq is None
-    assert all("lmspt-slm[eval]" in note for note in quality.notes) and len(quality.notes) == 2
+    assert [note.split(": pip install")[-1] for note in quality.notes] == [" 'lmspt-slm[eval]'", " 'lmspt-slm[pesq]'"]
 
 
 def test_summary_counts_what_it_could_measure() -> None:
@@ -74,4 +74,4 @@ def test_summary_counts_what_it_could_measure() -> None:
     summary = summarise_quality("reconstruction", "nano", clips)
     assert summary.n_clips == 2 and summary.n_measured["level_difference_db"] == 1
     assert summary.level_difference_db == pytest.approx(-6.02, abs=0.01)
-    assert summary.notes == ["the clip is silent (1 clips)"]
+    assert "the clip is silent (1 clips)" in summary.notes
