@@ -66,7 +66,7 @@ class Config:
     augmentation: AugmentationConfig = field(
         default_factory=AugmentationConfig, metadata={"help": "changes to the waveforms"}
     )
-    init_from: str | None = field(default=None, metadata={"help": "start from this recogniser folder of the same size"})
+    init_from: str | None = field(default=None, metadata={"help": "start from this recogniser folder of the same size (the window may differ)"})
     normaliser: str = field(
         default="basic", metadata={"help": "text normaliser, applied before spelling out characters"}
     )
@@ -180,6 +180,8 @@ def _initial_model(config: Config) -> Recogniser:
         source = Path(config.init_from)
         try:
             state = load_file(source / "model.safetensors")
+            # A fixed table of sinusoids, as long as the window: the new model has its own.
+            state["model.encoder.embed_positions.weight"] = model.model.encoder.embed_positions.weight
             head = load_file(source / "ctc_head.safetensors")
             state |= {f"ctc_head.{name}": value for name, value in head.items()}
             missing, unexpected = model.load_state_dict(state, strict=False)
