@@ -66,7 +66,9 @@ class Config:
     augmentation: AugmentationConfig = field(
         default_factory=AugmentationConfig, metadata={"help": "changes to the waveforms"}
     )
-    init_from: str | None = field(default=None, metadata={"help": "start from this recogniser folder of the same size (the window may differ)"})
+    init_from: str | None = field(
+        default=None, metadata={"help": "start from this recogniser folder of the same size (the window may differ)"}
+    )
     normaliser: str = field(
         default="basic", metadata={"help": "text normaliser, applied before spelling out characters"}
     )

@@ -39,16 +39,11 @@ from tokenizer.data import AudioStore, DataError, DataSource, read_sources
 from tokenizer.discriminator import Discriminator, DiscriminatorConfig
 from tokenizer.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.modeling import LMSPTModel
+from tokenizer.objective import Objective
 from tokenizer.state_files import load_latest_state
-from tokenizer.teacher import SpeechTeacher, TeacherConfig
-from tokenizer.training import (
-    CodecTrainingConfig,
-    Objective,
-    TrainState,
-    at_teacher_rate,
-    fit,
-    validate,
-)
+from tokenizer.teacher import SpeechTeacher, TeacherConfig, at_teacher_rate
+from tokenizer.training import CodecTrainingConfig, TrainState, fit
+from tokenizer.validation import validate
 
 DISTILLATION_PER_VARIANCE = 100.0
 VARIANCE_CROPS = 32

@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from tokenizer.configuration import LMSPTConfig
 from tokenizer.crops import TrainingCrops
-from tokenizer.losses import LossWeights, MultiScaleMelLoss, discriminator_loss, generator_losses
+from tokenizer.losses import discriminator_loss
 from tokenizer.modeling import LMSPTModel, LMSPTOutput
+from tokenizer.objective import Objective, codec_losses, halves, loss_weights
 from tokenizer.state_files import save_state
-from tokenizer.teacher import SpeechTeacher, at_teacher_rate, resynthesis_distillation
+from tokenizer.validation import mean, validate
 
 logger = logging.getLogger(__name__)
 
@@ -93,17 +94,6 @@ class TrainState:
         return getattr(self.model, "module", self.model).config
 
 
-@dataclass
-class Objective:
-    """What the step minimises: the frozen teacher (None: no distillation), the mel loss and the weights."""
-
-    weights: LossWeights
-    mel: MultiScaleMelLoss
-    teacher: SpeechTeacher | None
-    distillation_weight: float
-    discriminator_start: int = 0
-
-
 def learning_rate_share(step: int, config: CodecTrainingConfig) -> float:
     """Linear warm-up, then a cosine from 1 to `final_lr_share`: a function of the step alone."""
     if step < config.warmup_steps:
@@ -133,8 +123,10 @@ def train_step(
         metrics |= _discriminator_step(state, target, output.audio_values.detach(), config, accelerator)
 
     with accelerator.autocast():
-        losses = _generator_losses(state, output, target, objective, adversarial)
-    weights = _weights(objective)
+        losses = codec_losses(
+            objective, output, target, state.model_config, state.discriminator if adversarial else None
+        )
+    weights = loss_weights(objective)
     loss = sum(weights[name] * value for name, value in losses.items() if name in weights)
     metrics |= {f"loss/{name}": value.item() for name, value in losses.items()} | {"loss/total": loss.item()}
     if not math.isfinite(metrics["loss/total"]):
@@ -158,26 +150,12 @@ def train_step(
     return metrics
 
 
-def _weights(objective: Objective) -> dict[str, float]:
-    w = objective.weights
-    return {
-        "mel": w.mel,
-        "adversarial": w.adversarial,
-        "feature_matching": w.feature_matching,
-        "semantic_commitment": w.commitment,
-        "acoustic_commitment": w.commitment,
-        "semantic_codebook": w.codebook,
-        "acoustic_codebook": w.codebook,
-        "distillation": objective.distillation_weight,
-    }
-
-
 def _discriminator_step(
     state: TrainState, real: Tensor, fake: Tensor, config: CodecTrainingConfig, accelerator: Accelerator
 ) -> Metrics:
     with accelerator.autocast():
         features = state.discriminator(torch.cat([real, fake]))
-        loss = discriminator_loss(*_halves(features))
+        loss = discriminator_loss(*halves(features))
     if not torch.isfinite(loss):
         return {"loss/discriminator": loss.item()}
     state.discriminator_optimizer.zero_grad()
@@ -185,72 +163,6 @@ def _discriminator_step(
     norm = accelerator.clip_grad_norm_(state.discriminator.parameters(), config.gradient_clip)
     state.discriminator_optimizer.step()
     return {"loss/discriminator": loss.item(), "gradient_norm/discriminator": float(norm)}
-
-
-def _generator_losses(
-    state: TrainState, output: LMSPTOutput, target: Tensor, objective: Objective, adversarial: bool
-) -> dict[str, Tensor]:
-    losses = {
-        "mel": objective.mel(output.audio_values, target),
-        "semantic_commitment": output.semantic_commitment_loss,
-        "acoustic_commitment": output.acoustic_commitment_loss,
-        "semantic_codebook": output.semantic_codebook_loss,
-        "acoustic_codebook": output.acoustic_codebook_loss,
-    }
-    if objective.teacher is not None:
-        rates = state.model_config.sampling_rate, state.model_config.auxiliary_sampling_rate
-        losses["distillation"], losses["distillation_share"] = resynthesis_distillation(
-            objective.teacher, at_teacher_rate(target, rates[0]), at_teacher_rate(output.auxiliary_values, rates[1])
-        )
-    if adversarial:
-        state.discriminator.requires_grad_(False)
-        features = state.discriminator(torch.cat([target, output.audio_values]))
-        losses["adversarial"], losses["feature_matching"] = generator_losses(*_halves(features))
-        state.discriminator.requires_grad_(True)
-    return losses
-
-
-def _halves(features: list[list[Tensor]]) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Feature maps of a batch of real and generated crops, parted."""
-    pairs = [[layer.chunk(2) for layer in part] for part in features]
-    return [[a for a, _ in part] for part in pairs], [[b for _, b in part] for part in pairs]
-
-
-@torch.no_grad()
-def validate(model: LMSPTModel, crops: Tensor, objective: Objective) -> Metrics:
-    """Mel losses of reconstruction and semantic reconstruction, the resynthesis' distillation share, use of the books.
-
-    Args:
-        model: the tokenizer.
-        crops: (B, 1, S), the same each time.
-        objective: for its mel loss and teacher.
-    """
-    model.eval()
-    codes, mels, semantic_mels, shares = [], [], [], []
-    for chunk in crops.split(16):
-        encoded = model.encode(chunk).audio_codes
-        lengths = torch.full((len(chunk),), chunk.shape[-1])
-        mels.append(objective.mel(model.decode(encoded, lengths).audio_values, chunk).item())
-        semantic_mels.append(objective.mel(model.decode(encoded[:, :1], lengths).audio_values, chunk).item())
-        if objective.teacher is not None:
-            heard = at_teacher_rate(model.resynthesize(encoded).audio_values, model.config.auxiliary_sampling_rate)
-            wanted = at_teacher_rate(chunk, model.config.sampling_rate)
-            shares.append(resynthesis_distillation(objective.teacher, wanted, heard)[1].item())
-        codes.append(encoded)
-    model.train()
-    metrics = {"valid/mel": _mean(mels), "valid/mel_semantic": _mean(semantic_mels)}
-    if shares:
-        metrics["valid/distillation_share"] = _mean(shares)
-    books = torch.cat(codes).transpose(0, 1).flatten(1)
-    for book in (0, 1)[: len(books)]:
-        counts = torch.bincount(books[book]).float()
-        probabilities = counts[counts > 0] / counts.sum()
-        metrics[f"valid/perplexity_book_{book}"] = float((-(probabilities * probabilities.log()).sum()).exp())
-    return metrics
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def fit(
@@ -288,7 +200,7 @@ def fit(
             )
         window.append(metrics)
         if state.step % config.log_steps == 0:
-            metrics = {name: _mean([m[name] for m in window if name in m]) for name in metrics}
+            metrics = {name: mean([m[name] for m in window if name in m]) for name in metrics}
             metrics["seconds_per_step"] = (time.perf_counter() - since) / len(window)
             window, since = [], time.perf_counter()
             accelerator.log(metrics, step=state.step)

@@ -1,0 +1,80 @@
+"""What a codec training step minimises: reconstruction, distillation, quantizer and adversarial losses.
+
+Shapes: B batch, S samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tokenizer.configuration import LMSPTConfig
+from tokenizer.losses import LossWeights, MultiScaleMelLoss, generator_losses
+from tokenizer.modeling import LMSPTOutput
+from tokenizer.teacher import SpeechTeacher, at_teacher_rate, resynthesis_distillation
+
+
+@dataclass
+class Objective:
+    """What the step minimises: the frozen teacher (None: no distillation), the mel loss and the weights."""
+
+    weights: LossWeights
+    mel: MultiScaleMelLoss
+    teacher: SpeechTeacher | None
+    distillation_weight: float
+    discriminator_start: int = 0
+
+
+def loss_weights(objective: Objective) -> dict[str, float]:
+    """What each of `codec_losses` counts; those without a weight are only logged."""
+    w = objective.weights
+    return {
+        "mel": w.mel,
+        "adversarial": w.adversarial,
+        "feature_matching": w.feature_matching,
+        "semantic_commitment": w.commitment,
+        "acoustic_commitment": w.commitment,
+        "semantic_codebook": w.codebook,
+        "acoustic_codebook": w.codebook,
+        "distillation": objective.distillation_weight,
+    }
+
+
+def codec_losses(
+    objective: Objective, output: LMSPTOutput, target: Tensor, config: LMSPTConfig, discriminator: nn.Module | None
+) -> dict[str, Tensor]:
+    """All losses of the generator, unweighted scalars.
+
+    Args:
+        objective: teacher, mel loss and weights.
+        output: of the model's forward pass on `target`.
+        target: original waveforms (B, 1, S).
+        config: the tokenizer's sizes.
+        discriminator: None where the adversarial losses are off.
+    """
+    losses = {
+        "mel": objective.mel(output.audio_values, target),
+        "semantic_commitment": output.semantic_commitment_loss,
+        "acoustic_commitment": output.acoustic_commitment_loss,
+        "semantic_codebook": output.semantic_codebook_loss,
+        "acoustic_codebook": output.acoustic_codebook_loss,
+    }
+    if objective.teacher is not None:
+        rates = config.sampling_rate, config.auxiliary_sampling_rate
+        losses["distillation"], losses["distillation_share"] = resynthesis_distillation(
+            objective.teacher, at_teacher_rate(target, rates[0]), at_teacher_rate(output.auxiliary_values, rates[1])
+        )
+    if discriminator is not None:
+        discriminator.requires_grad_(False)
+        features = discriminator(torch.cat([target, output.audio_values]))
+        losses["adversarial"], losses["feature_matching"] = generator_losses(*halves(features))
+        discriminator.requires_grad_(True)
+    return losses
+
+
+def halves(features: list[list[Tensor]]) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Feature maps of a batch of real and generated crops, parted."""
+    pairs = [[layer.chunk(2) for layer in part] for part in features]
+    return [[a for a, _ in part] for part in pairs], [[b for _, b in part] for part in pairs]
