@@ -5,15 +5,24 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from eval.codes import CodeStatistics
-from eval.schema import Row
+from eval.schema import SYSTEM_NAMES, SYSTEMS, Contrast, Row
 
-__all__ = ["SYSTEM_COLOURS", "book_use_figure", "rate_figure", "wer_figure"]
+__all__ = [
+    "SYSTEM_COLOURS",
+    "book_use_figure",
+    "contrast_figure",
+    "rate_figure",
+    "save_figure",
+    "svg_of",
+    "wer_figure",
+]
 
 SYSTEM_COLOURS = {
     "ground_truth": "#7a8793",
@@ -145,3 +154,78 @@ def book_use_figure(codes: Sequence[CodeStatistics], name: str) -> str | None:
     if len(codes) > 1:
         axes.legend(frameon=False, labelcolor=_TEXT, fontsize=9)
     return _svg(figure, name)
+
+
+_MARKERS = "osD^v"
+
+
+def contrast_figure(contrasts: Sequence[Contrast]) -> Figure | None:
+    """A forest plot: each contrast's difference with its interval beside the zero line, a block for each name.
+
+    A colour for each kind of row, a marker for each judge; the pale bar is what the test set could not show. None where
+    there are no contrasts.
+    """
+    if not contrasts:
+        return None
+    judges = list(dict.fromkeys(c.judge for c in contrasts))
+    ticks: list[tuple[float, str]] = []
+    lines: list[tuple[float, Contrast]] = []
+    headings: list[tuple[float, str]] = []
+    spans: list[tuple[float, float]] = []
+    y = 0.0
+    for name in dict.fromkeys(c.name for c in contrasts):
+        headings.append((y, name))
+        y += 1
+        for system in SYSTEMS:
+            found = [c for c in contrasts if (c.name, c.system) == (name, system)]
+            if found:
+                height = 0.55 * len(found)
+                lines += [(y + 0.55 * i, contrast) for i, contrast in enumerate(found)]
+                ticks.append((y + (height - 0.55) / 2, SYSTEM_NAMES[system]))
+                y += height + 0.35
+        spans.append((headings[-1][0] + 0.6, y - 0.3))
+        y += 0.4
+    figure, axes = _figure(7.2, 1.2 + 0.24 * y)
+    for at, contrast in lines:
+        colour = SYSTEM_COLOURS[contrast.system]
+        if contrast.smallest_detectable is not None:
+            bound = 100 * contrast.smallest_detectable
+            axes.barh(at, 2 * bound, left=-bound, height=0.46, color="#88888833")
+        low, high = (100 * edge for edge in contrast.interval)
+        axes.plot([low, high], [at, at], color=colour, linewidth=1.6, solid_capstyle="butt")
+        marker = _MARKERS[judges.index(contrast.judge) % len(_MARKERS)]
+        axes.plot(100 * contrast.difference, at, marker=marker, color=colour, markersize=5, linestyle="none")
+    for top, bottom in spans:  # the zero line leaves the headings free
+        axes.plot([0, 0], [top, bottom], color=_TEXT, linewidth=1)
+    for judge, marker in zip(judges, _MARKERS, strict=False):
+        label = judge or "own transcript"
+        axes.plot([], [], marker=marker, color=_TEXT, markersize=5, linestyle="none", label=label)
+    axes.set_yticks([at for at, _ in ticks], [text for _, text in ticks], fontsize=9)
+    axes.set_ylim(y, -0.8)
+    for at, text in headings:
+        axes.annotate(
+            text, (0.01, at), xycoords=("axes fraction", "data"), va="center", color=_TEXT, fontsize=9, weight="bold"
+        )
+    axes.set_xlabel(
+        "difference in WER, points (line: 95 % interval; pale: too small for this test set to show)", color=_TEXT
+    )
+    axes.xaxis.label.set_fontsize(9)
+    axes.grid(axis="x", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside upper right", ncols=len(judges), frameon=False, labelcolor=_TEXT, fontsize=9)
+    return figure
+
+
+def svg_of(figure: Figure | None, name: str) -> str | None:
+    """A figure as inline SVG in the page's own text colour; ``name`` keeps the ids of several figures apart."""
+    return None if figure is None else _svg(figure, name)
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure to a file of its own (.png or .svg), dark text on white; the same bytes for the same figure."""
+    figure.patch.set_alpha(1)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem, "font.family": "sans-serif"}):
+        metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else None
+        figure.savefig(path, dpi=130, facecolor="white", metadata=metadata)
+    figure.patch.set_alpha(0)
+    return path

@@ -17,21 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.plots import book_use_figure, rate_figure, wer_figure
-from eval.schema import SYSTEMS, Protocol, Results, Row, Sample
+from eval.contrasts import COLUMNS, EXPLANATION, blocks
+from eval.plots import book_use_figure, contrast_figure, rate_figure, svg_of, wer_figure
+from eval.schema import SYSTEM_NAMES, SYSTEMS, Protocol, Results, Row, Sample
 from eval.wer import align_text
 
-__all__ = ["REPORT_FILE", "SYSTEM_NAMES", "format_table", "write_report"]
+__all__ = ["REPORT_FILE", "format_table", "write_report"]
 
 REPORT_FILE = "report.html"
-SYSTEM_NAMES = {
-    "ground_truth": "ground truth",
-    "reconstruction": "reconstruction",
-    "semantic_reconstruction": "semantic reconstruction",
-    "resynthesis": "resynthesis",
-    "tts": "SLM TTS",
-    "asr": "SLM ASR",
-}
 _MEDIA_TYPES = {".flac": "audio/flac", ".wav": "audio/wav", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
 _DIFFERENCE = "\u0394 WER"
 _WORST = 10  # utterances listed for each row
@@ -172,6 +165,14 @@ def format_table(results: Results, width: int = 110) -> str:
             console.print(Text(f"{_DIFFERENCE} against {other}" + (f": {', '.join(of)}" if len(against) > 1 else "")))
         if against:
             console.print()
+    for block in blocks(results.contrasts, each=False):
+        console.print(Text(f"{block['name']} (a: {block['a']}; b: {block['b']})"))
+        table = Table(box=SIMPLE_HEAD)
+        for heading in COLUMNS[:-1]:  # the reading is left to the report: a terminal is narrow
+            table.add_column(heading, min_width=14 if heading == "row" else None, no_wrap="points" in heading)
+        for line in block["lines"]:
+            table.add_row(*map(Text, line[:-1]))
+        console.print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
@@ -292,6 +293,10 @@ def write_report(results: Results, folder: Path | str) -> Path:
         test_sets=list({group["group"].protocol.test_set: None for group in groups}),
         judges=list(dict.fromkeys(g["group"].protocol.judge["name"] for g in groups if g["group"].protocol.judge)),
         book_use=_safe(book_use_figure(results.codes, "books")),
+        contrasts=blocks(results.contrasts),
+        contrast_columns=COLUMNS,
+        contrast_note=EXPLANATION,
+        contrast_plot=_safe(svg_of(contrast_figure(results.contrasts), "contrasts")),
         samples=_players(results.samples, folder),
         number=_number,
     )

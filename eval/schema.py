@@ -26,7 +26,9 @@ __all__ = [
     "RESULTS_FILE",
     "SCHEMA_VERSION",
     "SYSTEMS",
+    "SYSTEM_NAMES",
     "Clip",
+    "Contrast",
     "Difference",
     "Protocol",
     "Results",
@@ -37,6 +39,7 @@ __all__ = [
     "load_results",
     "make_row",
     "merge_results",
+    "refuse_other_protocol",
     "save_results",
     "test_set_sha256",
 ]
@@ -44,7 +47,15 @@ __all__ = [
 SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"
 # Kinds of system, in the order of tables.
-SYSTEMS = ("ground_truth", "reconstruction", "semantic_reconstruction", "resynthesis", "tts", "asr")
+SYSTEM_NAMES = {
+    "ground_truth": "ground truth",
+    "reconstruction": "reconstruction",
+    "semantic_reconstruction": "semantic reconstruction",
+    "resynthesis": "resynthesis",
+    "tts": "SLM TTS",
+    "asr": "SLM ASR",
+}
+SYSTEMS = tuple(SYSTEM_NAMES)
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,31 @@ class Difference:
     wer: float
     interval: tuple[float, float]
     p_value: float
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Mean WER of the cells ``a`` minus that of the cells ``b``, in one kind of row; a group's cells differ in seed.
+
+    ``judge`` is empty for the SLM's own transcripts. ``wers_a`` and ``wers_b`` stand in the order of the cells.
+    ``interval`` and ``p_value`` are those of :func:`eval.stats.pooled_bootstrap`.
+    """
+
+    name: str
+    system: str
+    judge: str
+    a: list[str]
+    b: list[str]
+    wers_a: list[float]
+    wers_b: list[float]
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+    smallest_detectable: float | None
+    n_utterances: int
+    n_words: int
+    bootstrap_samples: int
+    seed: int
 
 
 @dataclass
@@ -158,6 +194,7 @@ class Results:
     codes: list[CodeStatistics] = field(default_factory=list)
     quality: list[QualitySummary] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    contrasts: list[Contrast] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     created: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -204,12 +241,8 @@ def make_row(name: str, system: str, model: str, protocol: Protocol, rates: Erro
     )
 
 
-def compare_rows(row: Row, against: Row) -> PairedDifference:
-    """WER of ``row`` minus that of ``against``, with its paired bootstrap interval.
-
-    Raises:
-        ValueError: the rows' protocols differ (the message says in what), or their utterances do.
-    """
+def refuse_other_protocol(row: Row, against: Row) -> None:
+    """Raises ValueError where the rows' protocols differ; the message says in what."""
     mine, other = row.protocol.comparable_by(), against.protocol.comparable_by()
     odd = [key for key in mine if mine[key] != other[key]]
     if odd:
@@ -217,6 +250,15 @@ def compare_rows(row: Row, against: Row) -> PairedDifference:
             f"rows {row.name!r} and {against.name!r} cannot be compared: their protocols differ in {', '.join(odd)}; "
             "score both with one judge, normaliser and test set"
         )
+
+
+def compare_rows(row: Row, against: Row) -> PairedDifference:
+    """WER of ``row`` minus that of ``against``, with its paired bootstrap interval.
+
+    Raises:
+        ValueError: the rows' protocols differ (the message says in what), or their utterances do.
+    """
+    refuse_other_protocol(row, against)
     return paired_bootstrap(
         [u.id for u in row.utterances],
         [u.errors for u in row.utterances],
@@ -246,6 +288,7 @@ def merge_results(parts: Sequence[Results], title: str) -> Results:
                 merged.rows.append(row)
         merged.codes += [c for c in part.codes if c not in merged.codes]
         merged.quality += [q for q in part.quality if q not in merged.quality]
+        merged.contrasts += [c for c in part.contrasts if c not in merged.contrasts]
         merged.notes += [note for note in part.notes if note not in merged.notes]
         merged.versions |= part.versions
         for sample in part.samples:

@@ -1,6 +1,6 @@
 """Intervals for corpus error rates: the bootstrap over utterances, and its paired form for a difference.
 
-Shapes: U utterances, R resamples.
+Shapes: U utterances, R resamples, T trainings (one system trained with several seeds).
 
 Utterances, not words, are resampled: the errors of one utterance depend on each other.
 """
@@ -9,10 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
-__all__ = ["PairedDifference", "bootstrap_interval", "paired_bootstrap"]
+__all__ = [
+    "GroupDifference",
+    "PairedDifference",
+    "bootstrap_interval",
+    "paired_bootstrap",
+    "pooled_bootstrap",
+    "smallest_detectable_difference",
+]
 
 _CELLS_PER_BLOCK = 4_000_000  # bounds the memory of one block of resamples (int64)
 
@@ -128,11 +136,149 @@ def paired_bootstrap(
         raise ValueError("a paired bootstrap needs at least two utterances with words")
     deltas = a_errors - b_errors
     drawn = np.concatenate([_rate(deltas[index], a_words[index]) for index in _resamples(len(deltas), samples, seed)])
-    drawn = drawn[~np.isnan(drawn)]
-    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
     return PairedDifference(
         difference=float(deltas.sum() / a_words.sum()),
         interval=_percentiles(drawn, confidence),
-        p_value=float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1))),
+        p_value=_two_sided(drawn),
         n_utterances=len(deltas),
     )
+
+
+def _two_sided(drawn: np.ndarray) -> float:
+    """Twice the share of resampled differences on the rarer side of zero."""
+    drawn = drawn[~np.isnan(drawn)]
+    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    return float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
+
+
+@dataclass(frozen=True)
+class GroupDifference:
+    """Mean error rate of the trainings of group A minus that of group B; negative means that A is better."""
+
+    rates_a: list[float]
+    rates_b: list[float]
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+    n_utterances: int
+
+
+def _check_groups(
+    errors_a: Sequence[Sequence[int]], errors_b: Sequence[Sequence[int]], words: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    words_array = np.asarray(words, dtype=np.int64)
+    groups = []
+    for name, errors in (("A", errors_a), ("B", errors_b)):
+        sizes = [len(one) for one in errors]
+        if not sizes or set(sizes) != {len(words_array)}:
+            raise ValueError(
+                f"group {name} holds the errors of {sizes} utterances: give at least one training, each scored on the "
+                f"same {len(words_array)} utterances in the same order"
+            )
+        groups.append(np.asarray(errors, dtype=np.int64))
+    if len(words_array) < 2 or words_array.sum() == 0:
+        raise ValueError("a paired bootstrap needs at least two utterances with words")
+    return groups[0], groups[1], words_array
+
+
+def pooled_bootstrap(
+    errors_a: Sequence[Sequence[int]],
+    errors_b: Sequence[Sequence[int]],
+    words: Sequence[int],
+    *,
+    samples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> GroupDifference:
+    """Bootstrap of the difference of two methods, each trained with one or several seeds.
+
+    Two levels are resampled, each on its own, and their deviations added: the utterances, the same ones for all
+    trainings (paired), and the trainings within each group that has two or more. T trainings drawn from T vary by
+    (T - 1) / T of what T new ones would, so their deviation is stretched by sqrt(T / (T - 1)) (Rao and Wu, 1988, on
+    small strata). In simulation (64 utterances of six words, WER about 35 %) a 95 % interval held the truth in 98 % of
+    cases where seeds did not matter, in 92 to 97 % where their standard deviation was 2 to 4 points, and in 84 (T = 2)
+    to 89 % (T = 3) at 8 points: two or three trainings tell little of so large a spread.
+
+    A group of one training adds nothing for its seed: the interval then speaks of these trained models on other
+    utterances, not of the method trained anew.
+
+    Args:
+        errors_a: word errors of each training of A (T, U).
+        errors_b: word errors of each training of B (T, U); T may differ.
+        words: reference words of each utterance (U,).
+        samples: number of resamples.
+        seed: makes the interval repeatable.
+        confidence: 0.95 gives the 95 % interval.
+
+    Raises:
+        ValueError: an empty group, lists of different lengths, fewer than two utterances, or settings out of range.
+    """
+    a, b, counts = _check_groups(errors_a, errors_b, words)
+    _check(a[0], counts, samples, confidence)
+    trainings = np.random.default_rng([seed, 1])  # apart from the utterances' draws
+    drawn = []
+    for index in _resamples(len(counts), samples, seed):
+        drawn.append(_group_rate(a, counts, index, trainings) - _group_rate(b, counts, index, trainings))
+    rates_a, rates_b = (list(map(float, _rate(errors, counts))) for errors in (a, b))
+    differences = np.concatenate(drawn)
+    return GroupDifference(
+        rates_a=rates_a,
+        rates_b=rates_b,
+        difference=float(np.mean(rates_a) - np.mean(rates_b)),
+        interval=_percentiles(differences, confidence),
+        p_value=_two_sided(differences),
+        n_utterances=len(counts),
+    )
+
+
+def _group_rate(errors: np.ndarray, words: np.ndarray, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mean rate (R,) of a group's trainings (T, U) on the utterances drawn (R, U), plus the trainings' deviation."""
+    drawn = _rate(errors.mean(0)[index], words[index])
+    if (size := len(errors)) < 2:
+        return drawn
+    rates = _rate(errors, words)
+    picked = rates[rng.integers(0, size, (size, len(index)))].mean(0)
+    return drawn + np.sqrt(size / (size - 1)) * (picked - rates.mean())
+
+
+def smallest_detectable_difference(
+    errors_a: Sequence[Sequence[int]],
+    errors_b: Sequence[Sequence[int]],
+    words: Sequence[int],
+    *,
+    confidence: float = 0.95,
+    power: float = 0.8,
+) -> float | None:
+    """The smallest true difference in corpus error rate that this test set would show, with probability ``power``.
+
+    With d_u the difference of the two groups' mean errors in utterance u, w_u its words, W their sum and
+    D = sum(d) / W, the standard error of D (a ratio, linearised) is
+
+        SE = sqrt(U / (U - 1) x sum((d_u - D w_u)^2)) / W
+
+    and the result is (z((1 + confidence) / 2) + z(power)) x SE: 2.80 SE at 95 % and 80 %. It takes the spread found as
+    that of the difference looked for, and holds for the trained models at hand: variation between seeds comes on top.
+
+    Args:
+        errors_a: word errors of each training of A (T, U).
+        errors_b: word errors of each training of B (T, U).
+        words: reference words of each utterance (U,).
+        confidence: of the two-sided interval that has to leave zero out.
+        power: how often it should.
+
+    Returns:
+        A rate, or None where the systems do not differ in any utterance: there is no spread to judge by.
+
+    Raises:
+        ValueError: as :func:`pooled_bootstrap`, or a power that is not between 0 and 1.
+    """
+    a, b, counts = _check_groups(errors_a, errors_b, words)
+    if not (0 < confidence < 1 and 0 < power < 1):
+        raise ValueError(f"confidence and power must be between 0 and 1, not {confidence} and {power}")
+    deltas = a.mean(0) - b.mean(0)
+    if not deltas.any():
+        return None
+    residuals = deltas - deltas.sum() / counts.sum() * counts
+    standard_error = np.sqrt(len(counts) / (len(counts) - 1) * (residuals**2).sum()) / counts.sum()
+    normal = NormalDist()
+    return float((normal.inv_cdf(0.5 + confidence / 2) + normal.inv_cdf(power)) * standard_error)

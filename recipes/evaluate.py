@@ -84,7 +84,7 @@ class Config:
     )
     split: str = field(default="test", metadata={"help": "split of the data"})
     tokenizer: str | None = field(
-        default=None, metadata={"help": "folder, preset or hub name: adds its three rows and its codes' statistics"}
+        default=None, metadata={"help": "folder, preset or hub name: adds its rows and its codes' statistics"}
     )
     predictions: list[str] = field(
         default_factory=list, metadata={"help": "folders (or predictions.jsonl) of slm transcribe / slm synthesize"}

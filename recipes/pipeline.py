@@ -29,6 +29,9 @@ class Stage:
     config: str | None = field(default=None, metadata={"help": "its YAML, or a shipped name"})
     set: list[str] = field(default_factory=list, metadata={"help": "key=value overrides; ${stage} is a stage's folder"})
     shared: bool = field(default=False, metadata={"help": "compare: run once for all cells"})
+    run_dir: str | None = field(
+        default=None, metadata={"help": "its folder where that lies elsewhere: a stage that another pipeline has too"}
+    )
 
     def __post_init__(self) -> None:
         self.name = self.name or self.command
@@ -101,7 +104,10 @@ def make_steps(config: PipelineConfig, cell: str | None = None, cell_set: list[s
     steps = []
     for stage in config.stages:
         own = cell is not None and not stage.shared
-        folders[stage.name] = str(Path(config.run_dir, cell, stage.name) if own else Path(config.run_dir, stage.name))
+        if own and stage.run_dir is not None:
+            raise ConfigError(f"stage {stage.name}: run_dir={stage.run_dir} would be every cell's; set `shared` too")
+        place = Path(config.run_dir, cell, stage.name) if own else Path(config.run_dir, stage.name)
+        folders[stage.name] = stage.run_dir or str(place)
         # A shared stage sees shared ones only: it may not depend on what differs between cells.
         known = {name: place for name, place in folders.items() if own or cell is None or name in once}
         try:
@@ -165,9 +171,12 @@ def refuse_stale(step: Step) -> None:
 
 
 def set_aside_from(steps: list[Step], name: str) -> None:
-    """Set a stage's folder and those of all later ones aside, so that they run anew."""
+    """Set a stage's folder and those of all later ones aside, so that they run anew.
+
+    A later stage whose folder lies elsewhere stays: another pipeline reads it.
+    """
     position = next(index for index, step in enumerate(steps) if step.stage.name == name)
-    for step in steps[position:]:
+    for step in (steps[position], *(step for step in steps[position + 1 :] if step.stage.run_dir is None)):
         if moved := step.folder.set_aside():
             log.info("redo: the earlier %s is now %s", step.config.run_dir, moved)
 

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from eval.codes import code_statistics, nominal_bitrate
-from eval.stats import bootstrap_interval, paired_bootstrap
+from eval.stats import (
+    bootstrap_interval,
+    paired_bootstrap,
+    pooled_bootstrap,
+    smallest_detectable_difference,
+)
 
 
 def test_interval_is_seeded_and_holds_the_rate() -> None:
@@ -67,6 +72,86 @@ def test_pairing_refuses_other_utterances() -> None:
         paired_bootstrap(["a", "b"], [0, 1], ["a", "c"], [0, 1], [3, 3], [3, 3])
     with pytest.raises(ValueError, match="'b' has references of different lengths"):
         paired_bootstrap(["a", "b"], [0, 1], ["a", "b"], [0, 1], [3, 3], [3, 4])
+
+
+def test_pooling_one_training_each_is_the_paired_bootstrap() -> None:
+    rng = np.random.default_rng(3)
+    words = rng.integers(3, 9, 50)
+    a, b = rng.binomial(words, 0.5), rng.binomial(words, 0.3)
+    ids = [str(i) for i in range(50)]
+    paired = paired_bootstrap(ids, a, ids, b, words, words, samples=500, seed=4)
+    pooled = pooled_bootstrap([a], [b], words, samples=500, seed=4)
+    assert pooled.difference == pytest.approx(paired.difference)
+    assert pooled.interval == pytest.approx(paired.interval) and pooled.p_value == paired.p_value
+    assert (pooled.rates_a, pooled.rates_b) == ([a.sum() / words.sum()], [b.sum() / words.sum()])
+
+
+def test_seeds_that_differ_widen_the_interval_and_equal_ones_do_not() -> None:
+    rng = np.random.default_rng(4)
+    words = np.full(60, 6)
+    a, b = rng.binomial(words, 0.5), rng.binomial(words, 0.4)
+
+    def width(group_a, group_b) -> float:
+        low, high = pooled_bootstrap(group_a, group_b, words, samples=2000).interval
+        return high - low
+
+    one = width([a], [b])
+    assert width([a, a, a], [b, b]) == pytest.approx(one, rel=1e-9)
+    # Seeds one error in every utterance apart: +-1/6 in the rate, which no choice of utterances explains.
+    apart = width([a, a + 1], [b])
+    expected = math.hypot(one / 3.92, 1 / 12)  # sd of the utterances; of the mean of two that lie 1/6 apart
+    drawn = pooled_bootstrap([a, a + 1], [b], words, samples=4000)
+    assert apart > 2 * one and drawn.difference == pytest.approx((a.sum() + 30 - b.sum()) / 360)
+    assert (drawn.interval[1] - drawn.interval[0]) / 3.92 == pytest.approx(expected, rel=0.25)
+
+
+def test_an_interval_over_seeds_covers_a_new_pair_of_methods() -> None:
+    """Two methods that are equal but for their seeds: utterances alone miss that, utterances and seeds do not."""
+    rng = np.random.default_rng(6)
+    words, hits, hits_of_one = np.full(60, 6), 0, 0
+    for _ in range(150):
+        hard = rng.uniform(0.1, 0.6, 60)
+        groups = [[rng.binomial(words, np.clip(hard + rng.normal(0, 0.05), 0, 1)) for _ in range(3)] for _ in range(2)]
+        low, high = pooled_bootstrap(*groups, words, samples=300).interval
+        hits += low <= 0 <= high
+        low, high = pooled_bootstrap(groups[0][:1], groups[1][:1], words, samples=300).interval
+        hits_of_one += low <= 0 <= high
+    assert hits >= 128 and hits_of_one < 120
+
+
+def test_pooling_refuses_what_is_not_paired() -> None:
+    for a, b, words in (([], [[1, 2]], [3, 3]), ([[1, 2], [1]], [[1, 2]], [3, 3]), ([[1]], [[1]], [3])):
+        with pytest.raises(ValueError, match=r"group A holds|at least two utterances"):
+            pooled_bootstrap(a, b, words)
+        with pytest.raises(ValueError, match=r"group A holds|at least two utterances"):
+            smallest_detectable_difference(a, b, words)
+
+
+def test_the_smallest_detectable_difference_is_found_four_times_in_five() -> None:
+    """Draw test sets whose true difference is the one computed: about 80 % of intervals leave zero out."""
+    rng = np.random.default_rng(7)
+    words = rng.integers(4, 9, 80)
+    hard = rng.beta(2, 4, 80)
+
+    def draw(gap: float) -> tuple[np.ndarray, np.ndarray]:
+        return rng.binomial(words, np.clip(hard + gap, 0, 1)), rng.binomial(words, hard)
+
+    sizes = []
+    for _ in range(60):
+        a, b = draw(0.1)
+        sizes.append(smallest_detectable_difference([a], [b], words))
+    gap = float(np.mean(sizes))
+    found = 0
+    for _ in range(250):
+        a, b = draw(gap)
+        low, high = pooled_bootstrap([a], [b], words, samples=400).interval
+        found += low > 0 or high < 0
+    assert 0.7 <= found / 250 <= 0.9
+    # By the formula: twice the utterances, smaller by the root of two; less power asked, less is needed.
+    twice = smallest_detectable_difference([np.tile(a, 2)], [np.tile(b, 2)], np.tile(words, 2))
+    assert twice == pytest.approx(smallest_detectable_difference([a], [b], words) / math.sqrt(2), rel=0.02)
+    assert smallest_detectable_difference([a], [b], words, power=0.5) < smallest_detectable_difference([a], [b], words)
+    assert smallest_detectable_difference([a], [a], words) is None
 
 
 def test_code_statistics_closed_forms() -> None:

@@ -1,0 +1,235 @@
+"""Contrasts: groups of cells, row by row, from the configuration to results.json, Markdown, plots and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval.contrasts import contrasts_markdown, make_contrasts, reading, write_contrasts
+from eval.report import format_table, write_report
+from eval.schema import Protocol, Results, Row, TestSet, load_results, make_row, save_results
+from eval.stats import pooled_bootstrap
+from eval.text import get_normaliser
+from eval.wer import score_pairs
+from recipes import compare
+from recipes.config import ConfigError, load_config
+from recipes.pipeline import Stage, make_steps, set_aside_from
+from recipes.runtime import RunFolder
+
+TEXTS = ["bin blue at f two now", "set white by g six please", "lay green with a nine soon", "place red in b one again"]
+IDS = ["u1", "u2", "u3", "u4"]
+JUDGES = ({"name": "teacher", "weights_sha256": "ab"}, {"name": "second <judge>", "weights_sha256": "cd"})
+
+
+def cell(wrong: int, ids: list[str] = IDS, seed: int = 0, **changes) -> list[Row]:
+    """The rows of one cell: each kind by each judge, with ``wrong`` words of every utterance misheard."""
+
+    def row(system: str, judge: dict) -> Row:
+        test_set = TestSet("t", changes.get("test_set", "0"), 4)
+        task = "asr" if system == "asr" else "speech"
+        protocol = Protocol(task, judge, "basic", "1", test_set, bootstrap_samples=300)
+        counts = [wrong + (i + seed) % 2 for i in range(len(TEXTS))]
+        heard = [" ".join(["x"] * n + text.split()[n:]) for n, text in zip(counts, TEXTS, strict=True)]
+        return make_row(system, system, "m", protocol, score_pairs(TEXTS, heard, get_normaliser("basic"), ids))
+
+    kinds = ("ground_truth", "reconstruction", "semantic_reconstruction", "resynthesis", "tts")
+    return [*(row(kind, judge) for judge in JUDGES for kind in kinds), row("asr", {})]
+
+
+def test_every_row_by_every_judge_is_contrasted_with_seeds_pooled() -> None:
+    a, b = {"a-s0": cell(1), "a-s1": cell(2, seed=1)}, {"b-s0": cell(3)}
+    found = make_contrasts("a - b", a, b)
+    kinds = [(c.system, c.judge) for c in found]
+    assert kinds[:2] == [("reconstruction", "teacher"), ("reconstruction", "second <judge>")]
+    assert len(kinds) == 9 and kinds[-1] == ("asr", "") and "ground_truth" not in dict(kinds)
+    errors = [[u.errors for u in rows[1].utterances] for rows in (*a.values(), *b.values())]
+    expected = pooled_bootstrap(errors[:2], errors[2:], [6] * 4, samples=300)
+    one = found[0]
+    assert (one.difference, one.interval, one.p_value) == (expected.difference, expected.interval, expected.p_value)
+    assert one.wers_a == [6 / 24, 10 / 24] and one.wers_b == [14 / 24] and (one.n_words, one.n_utterances) == (24, 4)
+    assert (one.a, one.b) == (["a-s0", "a-s1"], ["b-s0"]) and one.smallest_detectable > 0
+
+
+def test_utterances_are_matched_by_id() -> None:
+    other = cell(3)
+    for row in other:
+        row.utterances.reverse()
+    assert make_contrasts("x", {"a": cell(1)}, {"b": other}) == make_contrasts("x", {"a": cell(1)}, {"b": cell(3)})
+
+
+@pytest.mark.parametrize(
+    ("b", "message"),
+    [
+        ({}, "none empty"),
+        ({"a": cell(1)}, "no cell in both"),
+        ({"b": cell(1, test_set="1")}, "protocols differ in test set"),
+        ({"b": cell(1, ids=["u1", "u2", "u3", "u5"])}, "not scored on the same utterances"),
+        ({"b": cell(1) + cell(2)}, "cell b has two rows of kind"),
+    ],
+)
+def test_what_cannot_be_contrasted_is_refused(b: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_contrasts("x", {"a": cell(1)}, b)
+
+
+def test_a_reading_claims_no_more_than_the_interval() -> None:
+    (one, *_) = make_contrasts("x", {"a": cell(1)}, {"b": cell(3)})
+    assert reading(one) == "a is better"
+    for interval, words in (((-0.1, 0.0), "inconclusive"), ((-0.1, 0.1), "inconclusive"), ((0.01, 0.2), "b is better")):
+        assert reading(dataclasses.replace(one, interval=interval)) == words
+
+
+def test_contrasts_are_kept_written_plotted_and_shown(tmp_path: Path) -> None:
+    a, b = {"a-s0": cell(1), "a-s1": cell(2, seed=1)}, {"b-s0": cell(3)}
+    contrasts = make_contrasts("low | <rate>", a, b) + make_contrasts("high", b, a)
+    results = Results("T", [], contrasts=contrasts)
+    save_results(results, tmp_path)
+    assert load_results(tmp_path).contrasts == contrasts
+    text = write_contrasts(contrasts, "T", tmp_path).read_text()
+    assert text == contrasts_markdown(contrasts, "T") and "4 utterances, 24 words" in text
+    line = next(line for line in text.splitlines() if line.startswith("| semantic reconstruction | teacher"))
+    assert "| 33.3 (25.0, 41.7) | 58.3 | -25.0 [" in line and line.count("|") == 9
+    assert (tmp_path / "contrasts.png").read_bytes()[:4] == b"\x89PNG"
+    svg = (tmp_path / "contrasts.svg").read_text()
+    assert "low | &lt;rate&gt;" in svg and "second &lt;judge&gt;" in svg and "zero" not in svg
+    write_contrasts(contrasts, "T", tmp_path)
+    assert (tmp_path / "contrasts.svg").read_text() == svg
+    html = write_report(results, tmp_path).read_text()
+    assert "<h2>Contrasts</h2>" in html and "low | &lt;rate&gt;" in html and "<rate>" not in html
+    assert html.count("<svg") == 1 and "a: a-s0, a-s1; b: b-s0" in html and "second <judge>" not in html
+    table = format_table(results)
+    assert "high (a: b-s0; b: a-s0, a-s1)" in table and max(map(len, table.splitlines())) <= 110
+
+
+def test_no_contrasts_no_section(tmp_path: Path) -> None:
+    assert "Contrasts" not in write_report(Results("T", []), tmp_path).read_text()
+    with pytest.raises(ValueError, match="no contrasts"):
+        write_contrasts([], "T", tmp_path)
+
+
+@dataclasses.dataclass
+class FakeConfig:
+    run_dir: str = ""
+    rate: int = 1
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[str]:
+    """`compare` over recipes that only say that they ran; `evaluate` leaves the rows of a cell behind."""
+    names: list[str] = []
+
+    def recipe(name: str) -> types.SimpleNamespace:
+        def run(config: FakeConfig) -> None:
+            folder = RunFolder(config.run_dir).start(config)
+            names.append(str(Path(config.run_dir).relative_to(Path(config.run_dir).parents[1])))
+            if name == "evaluate":
+                save_results(Results("", cell(config.rate)), config.run_dir)
+            folder.mark_complete()
+
+        return types.SimpleNamespace(Config=FakeConfig, run=run, plan=lambda config: {})
+
+    for name in ("make", "evaluate"):
+        monkeypatch.setitem(sys.modules, f"recipes.{name}", recipe(name))
+    monkeypatch.setattr(compare, "write_report", lambda results, folder: None)  # has tests of its own
+    monkeypatch.setattr("recipes.runtime.git_commit", lambda: None)
+    return names
+
+
+def comparison(tmp_path: Path, **more) -> compare.Config:
+    stages = [Stage("make", shared=True, run_dir=str(tmp_path / "elsewhere" / "make")), Stage("evaluate")]
+    cells = [compare.Cell(f"{kind}-s{s}", [f"evaluate.rate={r}"]) for s in (0, 1) for kind, r in (("a", 1), ("b", 3))]
+    contrasts = [compare.Contrasted("a - b", ["a-*"], ["b-*"])]
+    given = {"cells": cells, "contrasts": contrasts} | more
+    return compare.Config(run_dir=str(tmp_path / "runs"), stages=stages, **given)
+
+
+def test_some_cells_now_and_a_table_of_all_that_are_complete(tmp_path, ran) -> None:
+    compare.run(comparison(tmp_path, only=["a-s0"]))
+    assert ran == ["elsewhere/make", "a-s0/evaluate"]
+    results = load_results(tmp_path / "runs")
+    assert not results.contrasts and not RunFolder(tmp_path / "runs").complete
+    assert "left out: b-s0, evaluate is not complete" in results.notes
+    compare.run(comparison(tmp_path, only=["b-s0", "a-s1"]))
+    assert ran[2:] == ["b-s0/evaluate", "a-s1/evaluate"]
+    contrasts = load_results(tmp_path / "runs").contrasts
+    assert contrasts[0].a == ["a-s0", "a-s1"] and contrasts[0].b == ["b-s0"] and contrasts[0].difference < 0
+    assert (tmp_path / "runs" / "contrasts.md").is_file()
+    compare.run(comparison(tmp_path, only=[]))
+    assert len(ran) == 4
+    plan = compare.plan(comparison(tmp_path, only=[]))
+    assert plan["a-s0"] == "not run (only): complete" and "evaluate is not complete" in plan["b-s1"]
+    compare.run(comparison(tmp_path))
+    assert ran[4:] == ["b-s1/evaluate"] and RunFolder(tmp_path / "runs").complete
+    assert len(load_results(tmp_path / "runs").contrasts[0].wers_b) == 2
+
+
+def test_a_cell_of_other_settings_stays_out_of_the_table(tmp_path, ran) -> None:
+    compare.run(comparison(tmp_path))
+    changed = comparison(tmp_path, only=[], set=["evaluate.rate=5"])
+    changed.cells = [compare.Cell("a-s0", []), compare.Cell("b-s0", ["evaluate.rate=3"])]
+    compare.run(changed)
+    results = load_results(tmp_path / "runs")
+    assert any(note.startswith("left out: a-s0, evaluate: ") for note in results.notes)
+    assert {row.name.split(":")[0] for row in results.rows} == {"ground_truth", "b-s0"}
+
+
+def test_no_complete_cell_is_an_error(tmp_path, ran) -> None:
+    with pytest.raises(ConfigError, match="no cell is complete yet.*a-s0"):
+        compare.run(comparison(tmp_path, only=[]))
+
+
+def test_a_folder_elsewhere_is_shared_and_outlives_a_redo(tmp_path, ran) -> None:
+    config = comparison(tmp_path)
+    compare.run(config)
+    steps = make_steps(config, "a-s0")
+    steps = [steps[1], steps[0]]  # the stage elsewhere after the one that is redone
+    set_aside_from(steps, "evaluate")
+    assert not (tmp_path / "runs" / "a-s0" / "evaluate").exists() and (tmp_path / "elsewhere" / "make").is_dir()
+    config.stages[0].shared = False
+    with pytest.raises(ConfigError, match="stage make: run_dir=.*every cell's"):
+        make_steps(config, "a-s0")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"only": ["c-s0"]}, "only: no cell is called c-s0; there are a-s0, b-s0"),
+        ({"contrasts": [compare.Contrasted("x", ["a-*"], ["c-*"])]}, r"no cell fits c-\*"),
+        ({"contrasts": [compare.Contrasted("x", ["a-*"], ["*-s0"])]}, "different cells"),
+        ({"contrasts": [compare.Contrasted("x", [], ["*-s0"])]}, "different cells"),
+    ],
+)
+def test_wrong_names_are_named(tmp_path, more, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        comparison(tmp_path, **more)
+
+
+def test_the_shipped_comparison_differs_between_cells_in_what_their_names_say() -> None:
+    config = load_config(compare.Config, "mixed/compare-distillation")
+    names = [c.name for c in config.cells]
+    assert names[:4] == [f"{hz}hz-{kind}-s0" for hz in ("6.25", "12.5") for kind in ("resynthesis", "pooled")]
+    assert len(names) == 18
+    for entry in config.cells:
+        rate, kind, seed = re.fullmatch(r"([\d.]+)hz-(\w+)-s(\d)", entry.name).groups()
+        steps = {step.stage.name: step.config for step in make_steps(config, entry.name, entry.set)}
+        tokenizer = steps["tokenizer"]
+        assert (tokenizer.preset, tokenizer.distillation.kind) == (f"nano-{rate}hz", kind)
+        assert [tokenizer.seed, steps["codes"].seed, steps["slm"].seed] == [int(seed)] * 3
+        assert tokenizer.distillation.probe is (kind != "resynthesis")
+        assert tokenizer.teacher.name == steps["evaluate"].judges[0].name == "runs/mixed/teacher/model"
+        assert steps["evaluate"].judges[1].name == "runs/grid-s1/second-judge/model"
+        assert (
+            len(tokenizer.data) == 3 and len(steps["evaluate"].data) == 1 and steps["teacher"].run_dir in str(tokenizer)
+        )
+    for contrast in config.contrasts:
+        groups = [contrast.group(patterns, names) for patterns in (contrast.a, contrast.b)]
+        assert [len(group) for group in groups] == [3, 3]
+        rates = {name.split("-")[0] for group in groups for name in group}
+        assert len(rates) == (2 if "6.25 - 12.5" in contrast.name else 1)
+    assert np.unique([c.name for c in config.contrasts]).size == len(config.contrasts) == 8
