@@ -42,6 +42,7 @@ class Command:
     config: str | None = None  # the shipped configuration where no --config is given
     output: str | None = None  # the Config field of -o
     strict: bool = False
+    backwards: str | None = None  # the Config field of --to-published
 
     @property
     def module(self) -> str:
@@ -69,6 +70,22 @@ COMMANDS = [
         "train-tokenizer",
         "Train an LM-SPT tokenizer by semantic speech-resynthesis distillation.",
         "slm train-tokenizer --config quickstart/train-tokenizer run_dir=runs/tokenizer",
+    ),
+    Command(
+        "plot-training",
+        "Draw the curves of one or several trainings, laid over each other, from their metrics.jsonl.",
+        "slm plot-training runs/tokenizer runs/other-tokenizer -o curves.png",
+        positional="runs",
+        metavar="RUN_DIR... KEY=VALUE",
+        output="output",
+    ),
+    Command(
+        "convert",
+        "Turn published LM-SPT weights into a tokenizer folder; --to-published goes back.",
+        "slm convert kakaocorp/lmspt runs/lmspt-release",
+        positional="paths",
+        metavar="SOURCE OUT_DIR KEY=VALUE",
+        backwards="to_published",
     ),
     Command(
         "encode",
@@ -123,7 +140,12 @@ def load_recipe(command: Command) -> Any:
 
 
 def build_config(
-    command: Command, arguments: list[str], config: str | None, output: str | None = None, strict: bool = False
+    command: Command,
+    arguments: list[str],
+    config: str | None,
+    output: str | None = None,
+    strict: bool = False,
+    backwards: bool = False,
 ) -> tuple[Any, Any]:
     """Returns (recipe module, typed configuration). Raises ConfigError naming all that is wrong."""
     from recipes.config import ConfigError, load_config, yaml_scalar
@@ -143,6 +165,8 @@ def build_config(
         overrides.append(f"{command.output}={yaml_scalar(output)}")
     if strict:
         overrides.append("strict=true")
+    if backwards:
+        overrides.append(f"{command.backwards}=true")
     return recipe, load_config(recipe.Config, config or command.config, overrides)
 
 
@@ -155,12 +179,13 @@ def execute(
     restart: bool = False,
     output: str | None = None,
     strict: bool = False,
+    backwards: bool = False,
 ) -> None:
     """Run one command, or print its plan."""
     from recipes.runtime import RunFolder, hide_loading_bars, log, setup_logging
 
     setup_logging()
-    recipe, settings = build_config(command, arguments, config, output, strict)
+    recipe, settings = build_config(command, arguments, config, output, strict, backwards)
     hide_loading_bars()
     if restart and not dry_run and settings.run_dir and (aside := RunFolder(settings.run_dir).set_aside()):
         log.info("the earlier %s is now %s", settings.run_dir, aside)
@@ -256,6 +281,9 @@ def _register(command: Command) -> None:
     strict_option = typer.Option(
         False, "--strict", help="Stop at the first file that cannot be used.", hidden=not command.strict
     )
+    backwards_option = typer.Option(
+        False, "--to-published", help="From a tokenizer folder to the published layout.", hidden=not command.backwards
+    )
 
     def body(
         arguments: list[str] = arguments_type,
@@ -265,11 +293,14 @@ def _register(command: Command) -> None:
         debug: bool = debug_option,
         output: str = output_option,
         strict: bool = strict_option,
+        backwards: bool = backwards_option,
     ) -> None:
         if output is not None and command.output is None:
             raise typer.BadParameter(f"slm {command.name} takes no -o; name the folder with run_dir=...")
         if strict and not command.strict:
             raise typer.BadParameter(f"slm {command.name} takes no --strict")
+        if backwards and command.backwards is None:
+            raise typer.BadParameter(f"slm {command.name} takes no --to-published")
         guarded(
             lambda: execute(
                 command,
@@ -279,6 +310,7 @@ def _register(command: Command) -> None:
                 restart=restart,
                 output=output,
                 strict=strict,
+                backwards=backwards,
             ),
             debug,
         )

@@ -42,6 +42,18 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny recogniser with random weights, whose encoder can teach."""
+    from tokenizer.recogniser import Recogniser, RecogniserConfig, save_recogniser
+
+    torch.manual_seed(0)
+    sizes = RecogniserConfig(hidden_size=64, encoder_layers=2, decoder_layers=1, window_s=2.0)
+    folder = tmp_path_factory.mktemp("teacher")
+    save_recogniser(Recogniser.from_scratch(sizes), folder)
+    return folder
+
+
 def tone(seconds: float, rate: int = 16000, pitch_hz: float = 200.0) -> np.ndarray:
     """(S,) a voiced sound with a little noise, the same in every run."""
     time_s = np.arange(round(seconds * rate)) / rate

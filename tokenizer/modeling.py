@@ -6,19 +6,25 @@ K books.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from . import dac
+from .book import DEAD_USAGE
 from .configuration import LMSPTConfig
-from .decoder import Decoder
+from .decoder import Decoder, decoder_receptive_field
 from .encoder import Encoder, receptive_field
-from .layers import ConvNeXtBlock, ISTFTHead, LogMel
-from .quantizer import SplitQuantizer, VectorQuantizer
+from .layers import ConvNeXtBlock, ISTFTHead, LogMel, StreamCache
+from .protocol import ALL_WAYS_BACK, code_mask, item_lengths, trim
+from .quantizer import FiniteScalarQuantizer, SplitQuantizer, VectorQuantizer
 
 
 @dataclass
@@ -73,37 +79,60 @@ class LMSPTModel(PreTrainedModel):
     config_class = LMSPTConfig
     base_model_prefix = "lmspt"
     main_input_name = "input_values"
-    _no_split_modules = ["ConvNeXtBlock", "AttentionLayer"]
+    ways_back = ALL_WAYS_BACK
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ConvNeXtBlock", "AttentionLayer", "EncoderBlock", "DecoderBlock"]
 
     def __init__(self, config: LMSPTConfig) -> None:
         super().__init__(config)
-        self.mel = LogMel(
-            config.sampling_rate, config.n_fft, config.strides[0], config.n_mels, config.mel_mean, config.mel_std
-        )
-        self.semantic_encoder = Encoder(config, "semantic")
-        self.acoustic_encoder = Encoder(config, "acoustic")
+        encoder = Encoder
+        if config.encoder_architecture == "dac":
+            self.mel, encoder = None, dac.DacEncoder
+        else:
+            sizes = (config.sampling_rate, config.n_fft, config.strides[0], config.n_mels)
+            self.mel = LogMel(*sizes, config.mel_mean, config.mel_std, config.causal)
+        self.semantic_encoder = encoder(config, "semantic")
+        self.acoustic_encoder = None if config.shared_encoder else encoder(config, "acoustic")
         self.quantizer = SplitQuantizer(config)
-        self.decoder = Decoder(config, "decoder")
-        self.auxiliary_decoder = Decoder(config, "auxiliary_decoder")
+        self.decoder = _decoder(config, "decoder", config.decoder_architecture)
+        self.auxiliary_decoder = None
+        if config.auxiliary_decoder == "decoupled":
+            self.auxiliary_decoder = _decoder(config, "auxiliary_decoder", config.auxiliary_decoder_architecture)
+        if config.encoder_architecture == "dac":
+            if config.weight_norm:
+                dac.add_weight_norm(self.quantizer)
+            # Statistics of the published training, nothing reads them: a published file goes there and back whole.
+            sizes = config.codebook_sizes
+            self.register_buffer("semantic_vocab_usage", torch.zeros(1, sizes[0]))
+            self.register_buffer("acoustic_vocab_usage", torch.zeros(len(sizes) - 1, max(sizes[1:])))
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            init.trunc_normal_(module.weight, std=std)
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            _fill_weight(module, lambda weight: init.trunc_normal_(weight, std=std))
             init.zeros_(module.bias)
+        elif isinstance(module, nn.ConvTranspose1d):
+            _fill_weight(module, lambda weight: init.kaiming_uniform_(weight, a=5**0.5))
+            init.zeros_(module.bias)
+        elif isinstance(module, dac.Snake1d):
+            init.ones_(module.alpha)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, ConvNeXtBlock):
             init.trunc_normal_(module.down.weight, std=std * module.scale)
-        if isinstance(module, VectorQuantizer):
+        elif isinstance(module, LMSPTModel) and module.config.encoder_architecture == "dac":
+            init.zeros_(module.semantic_vocab_usage)
+            init.zeros_(module.acoustic_vocab_usage)
+        if isinstance(module, (VectorQuantizer, FiniteScalarQuantizer)):
             # transposed orthonormal projections: each book starts by taking a subspace out of the residual, and
             # projections of normed latents spread like the entries
-            init.orthogonal_(module.project_in.weight)
-            init.copy_(module.project_out.weight, module.project_in.weight.T)
-            init.normal_(module.codebook.weight)
+            _fill_weight(module.project_in, init.orthogonal_)
+            _fill_weight(module.project_out, lambda weight: init.copy_(weight, module.project_in.weight.T))
+            if isinstance(module, VectorQuantizer):
+                init.normal_(module.codebook.weight)
             init.ones_(module.usage)
         elif isinstance(module, ISTFTHead):
             # start quiet and noise-like: equal phases would add up to one click per frame
@@ -119,7 +148,21 @@ class LMSPTModel(PreTrainedModel):
     @property
     def receptive_field_frames(self) -> int:
         """Frames on each side beyond which a change of the input cannot change a code."""
-        return max(receptive_field(self.config, part) for part in ("semantic", "acoustic"))
+        reach = receptive_field if self.config.encoder_architecture == "mel" else dac.encoder_receptive_field
+        parts = ("semantic",) if self.config.shared_encoder else ("semantic", "acoustic")
+        return max(reach(self.config, part) for part in parts)
+
+    @property
+    def decoder_receptive_field_frames(self) -> int:
+        """Frames on each side beyond which a change of a code cannot change a frame's samples, in either decoder."""
+        parts = {"decoder": self.decoder, "auxiliary_decoder": self.auxiliary_decoder}
+        return max(
+            (dac.decoder_receptive_field if isinstance(module, dac.DacDecoder) else decoder_receptive_field)(
+                self.config, part
+            )
+            for part, module in parts.items()
+            if module is not None
+        )
 
     def encode(self, input_values: Tensor, padding_mask: Tensor | None = None) -> LMSPTEncoderOutput:
         """Turns waveforms into codes.
@@ -130,12 +173,14 @@ class LMSPTModel(PreTrainedModel):
 
         Returns:
             Codes (B, K, F) with F = ceil(S / hop) and -1 past an item's ceil(length / hop), and the mask (B, F).
+            Without `config.exact_lengths`, F is what the convolutions make of the input as it is.
 
         Raises:
-            ValueError: a shape is wrong, there is no sample, or an item's mask is empty or has holes.
+            ValueError: a shape is wrong, there is no sample (or no frame, without `exact_lengths`), or an item's mask
+                is empty or has holes.
         """
-        samples, mask, full = self._frames(input_values, padding_mask)
-        semantic, acoustic = self._latents(samples, mask)
+        samples, lengths, mask, full = self._frames(input_values, padding_mask)
+        semantic, acoustic = self._latents(samples, mask, lengths=lengths)
         codes = self.quantizer(semantic, acoustic, mask).codes
         return LMSPTEncoderOutput(audio_codes=codes, audio_codes_mask=full)
 
@@ -148,7 +193,8 @@ class LMSPTModel(PreTrainedModel):
             lengths: (B,) samples to keep of each item; None keeps all frames.
 
         Returns:
-            `audio_values` (B, 1, S): S = F * hop, or the largest of `lengths`; zero past each item's length.
+            `audio_values` (B, 1, S): S = F * hop, or the largest of `lengths`; zero past each item's length. Without
+            `config.exact_lengths` and `lengths`, odd strides of a DAC decoder leave S a few samples short.
 
         Raises:
             ValueError: a wrong shape, more books than K, a code out of its book's range, -1 before a valid frame, or a
@@ -156,7 +202,9 @@ class LMSPTModel(PreTrainedModel):
         """
         mask = self._check_codes(audio_codes)
         samples = self.decoder(self.quantizer.look_up(audio_codes, mask), mask)
-        return LMSPTDecoderOutput(audio_values=_trim(samples, mask, lengths, self.config.hop_length))
+        if lengths is not None:
+            samples = _fit(samples, audio_codes.shape[-1] * self.config.hop_length)
+        return LMSPTDecoderOutput(audio_values=trim(samples, mask, lengths, self.config.hop_length))
 
     def resynthesize(self, audio_codes: Tensor, lengths: Tensor | None = None) -> LMSPTDecoderOutput:
         """Turns book 0 alone into waveforms with the auxiliary decoder, at `config.auxiliary_sampling_rate`.
@@ -165,8 +213,10 @@ class LMSPTModel(PreTrainedModel):
         the auxiliary rate.
         """
         mask = self._check_codes(audio_codes)
-        samples = self.auxiliary_decoder(self.quantizer.look_up(audio_codes[:, :1], mask), mask)
-        return LMSPTDecoderOutput(audio_values=_trim(samples, mask, lengths, self.config.auxiliary_hop_length))
+        samples = self.resynthesizer(self.quantizer.look_up(audio_codes[:, :1], mask), mask)
+        if lengths is not None:
+            samples = _fit(samples, audio_codes.shape[-1] * self.config.auxiliary_hop_length)
+        return LMSPTDecoderOutput(audio_values=trim(samples, mask, lengths, self.config.auxiliary_hop_length))
 
     def forward(
         self,
@@ -174,6 +224,7 @@ class LMSPTModel(PreTrainedModel):
         padding_mask: Tensor | None = None,
         n_acoustic_books: Tensor | None = None,
         semantic_only: Tensor | None = None,
+        auxiliary: Literal["attached", "detached", "skipped"] = "attached",
     ) -> LMSPTOutput:
         """Encodes, quantizes and decodes twice, for training.
 
@@ -184,6 +235,9 @@ class LMSPTModel(PreTrainedModel):
             semantic_only: (B,) bool; where true the main decoder reads the DETACHED quantized semantic latents alone.
                 Ours, not published: book 0 alone then sounds well in the main decoder, while that path moves neither
                 the encoders nor a book.
+            auxiliary: what the auxiliary decoder reads: the quantized semantic latents (`attached`), the same cut from
+                the graph (`detached`: only that decoder learns from it), or nothing (`skipped`: `auxiliary_values` is
+                None).
 
         Returns:
             An LMSPTOutput.
@@ -192,8 +246,8 @@ class LMSPTModel(PreTrainedModel):
             ValueError: as `encode`, or a shape or count in the last two arguments is wrong.
         """
         config = self.config
-        samples, mask, full = self._frames(input_values, padding_mask)
-        semantic, acoustic = self._latents(samples, mask)
+        samples, lengths, mask, full = self._frames(input_values, padding_mask)
+        semantic, acoustic = self._latents(samples, mask, lengths=lengths)
         books = self.quantizer(semantic, acoustic, mask, n_acoustic_books)
         quantized = books.semantic + books.acoustic
         if semantic_only is not None:
@@ -202,9 +256,13 @@ class LMSPTModel(PreTrainedModel):
             quantized = torch.where(semantic_only[:, None, None], books.semantic.detach(), quantized)
         n_samples = input_values.shape[-1]
         n_auxiliary = -(-n_samples * config.auxiliary_sampling_rate // config.sampling_rate)
+        resynthesis = None
+        if auxiliary != "skipped":
+            heard = books.semantic if auxiliary == "attached" else books.semantic.detach()
+            resynthesis = _fit(self.resynthesizer(heard, mask), n_auxiliary)[:, None]
         return LMSPTOutput(
-            audio_values=self.decoder(quantized, mask)[:, None, :n_samples],
-            auxiliary_values=self.auxiliary_decoder(books.semantic, mask)[:, None, :n_auxiliary],
+            audio_values=_fit(self.decoder(quantized, mask), n_samples)[:, None],
+            auxiliary_values=resynthesis,
             audio_codes=books.codes,
             audio_codes_mask=full,
             semantic_latents=semantic.transpose(1, 2),
@@ -221,7 +279,9 @@ class LMSPTModel(PreTrainedModel):
         """Moves every book's running usage towards this batch's codes. Call once per training step."""
         self.quantizer.update_usage(output.audio_codes, output.audio_codes_mask, decay)
 
-    def revive_dead_codes(self, output: LMSPTOutput, generator: torch.Generator, threshold: float = 0.05) -> list[int]:
+    def revive_dead_codes(
+        self, output: LMSPTOutput, generator: torch.Generator, threshold: float = DEAD_USAGE
+    ) -> list[int]:
         """Replaces entries used less than `threshold` of even use by latents of this batch; returns counts per book.
 
         Args:
@@ -239,87 +299,95 @@ class LMSPTModel(PreTrainedModel):
 
         return fingerprint(self, precision)
 
-    def _latents(self, samples: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Semantic and acoustic latents (B, F, D) of samples (B, F * hop)."""
-        mel = self.mel(samples)
-        return self.semantic_encoder(mel, mask), self.acoustic_encoder(mel, mask)
+    @property
+    def resynthesizer(self) -> nn.Module:
+        """The decoder of the semantic codes alone: the auxiliary one, or the main one where it is shared."""
+        return self.decoder if self.auxiliary_decoder is None else self.auxiliary_decoder
 
-    def _frames(self, input_values: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Checks the input and pads it to whole frames.
+    @torch.no_grad()
+    def fold_weight_norm(self) -> LMSPTModel:
+        """Multiplies weight norm out, for faster inference with the same outputs; the folded model saves and loads.
 
         Returns:
-            Samples (B, F * hop), zero past each item's length; the frame mask (B, F), None where all are valid; and the
-            same mask spelled out.
+            The model itself; `config.weight_norm` is False from here on.
         """
-        if input_values.ndim != 3 or input_values.shape[1] != 1:
-            raise ValueError(f"input_values must be of shape (B, 1, S), not {tuple(input_values.shape)}")
+        for module in self.modules():
+            if parametrize.is_parametrized(module, "weight"):
+                parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        self.config.weight_norm = False
+        return self
+
+    def _latents(
+        self,
+        samples: Tensor,
+        mask: Tensor | None,
+        cache: StreamCache | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Semantic and acoustic latents (B, F, D) of samples (B, S), the next ones of a stream with a cache.
+
+        `lengths` (B,) are each item's samples where they are not those of the mask's whole frames.
+        """
+        if self.mel is not None:
+            heard = (self.mel(samples, cache), mask, cache)
+        else:
+            if lengths is None and mask is not None:
+                lengths = mask.sum(dim=1) * self.config.hop_length
+            heard = (samples, lengths, cache)
+        semantic = self.semantic_encoder(*heard)
+        return semantic, semantic if self.acoustic_encoder is None else self.acoustic_encoder(*heard)
+
+    def _frames(
+        self, input_values: Tensor, padding_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+        """Checks the input and, with `exact_lengths`, pads it to whole frames.
+
+        Returns:
+            Samples (B, S) for the encoders, zero past each item's length; how many of them each item has (B,), None
+            where that follows from the next; the frame mask (B, F), None where all are valid; and the same mask spelled
+            out.
+        """
+        lengths = item_lengths(input_values, padding_mask)
         batch, _, length = input_values.shape
-        if not batch or not length:
-            raise ValueError(f"input_values holds no samples: its shape is {tuple(input_values.shape)}")
-        hop = self.config.hop_length
-        n_frames = -(-length // hop)
-        samples = nn.functional.pad(input_values[:, 0], (0, n_frames * hop - length))
+        hop, exact = self.config.hop_length, self.config.exact_lengths
+        count = (lambda n: -(-n // hop)) if exact else self.semantic_encoder.out_length
+        n_frames = count(length)
+        if n_frames < 1 or int(count(lengths.min())) < 1:
+            raise ValueError(
+                f"input_values: {int(lengths.min())} samples are too few for one frame of {hop} where exact_lengths is "
+                "false; pad them, or set exact_lengths to true"
+            )
+        samples = _fit(input_values[:, 0], n_frames * hop) if exact else input_values[:, 0]
         full = torch.ones(batch, n_frames, dtype=torch.bool, device=samples.device)
-        if padding_mask is None:
-            return samples, None, full
-        if padding_mask.shape != (batch, length):
-            raise ValueError(f"padding_mask must be of shape {(batch, length)}, not {tuple(padding_mask.shape)}")
-        valid = padding_mask.bool()
-        if bool(valid.all()):
-            return samples, None, full
-        lengths = valid.sum(dim=1)
-        if not bool(lengths.all()):
-            items = (lengths == 0).nonzero().flatten().tolist()
-            raise ValueError(f"padding_mask marks no sample of item(s) {items}")
-        positions = torch.arange(length, device=samples.device)
-        if not bool((valid == (positions < lengths[:, None])).all()):
-            raise ValueError("padding_mask must mark the first samples of each item (right padding, no holes)")
-        samples = samples.masked_fill(~nn.functional.pad(valid, (0, n_frames * hop - length)), 0.0)
-        full = torch.arange(n_frames, device=samples.device) * hop < lengths[:, None]
-        return samples, (None if bool(full.all()) else full), full
+        if bool((lengths == length).all()):
+            return samples, None, None, full
+        positions = torch.arange(samples.shape[1], device=samples.device)
+        samples = samples.masked_fill(positions >= lengths[:, None], 0.0)
+        full = torch.arange(n_frames, device=samples.device) < count(lengths)[:, None]
+        return samples, (None if exact else lengths), (None if bool(full.all()) else full), full
 
     def _check_codes(self, codes: Tensor) -> Tensor | None:
         """Checks codes (B, k, F) and returns their frame mask (B, F), None where all are valid."""
-        sizes = self.config.codebook_sizes
-        if codes.ndim != 3 or 0 in codes.shape or codes.dtype not in (torch.int64, torch.int32):
-            raise ValueError(
-                f"audio_codes must be integers of shape (B, k, F), none of them 0, not {codes.dtype} "
-                f"{tuple(codes.shape)}"
-            )
-        if codes.shape[1] > len(sizes):
-            raise ValueError(f"audio_codes has {codes.shape[1]} books, the tokenizer has {len(sizes)}")
-        for book, size in zip(range(codes.shape[1]), sizes, strict=False):
-            low, high = int(codes[:, book].min()), int(codes[:, book].max())
-            if low < -1 or high >= size:
-                raise ValueError(
-                    f"book {book} holds code {high if high >= size else low}; its codes go from 0 to {size - 1}, with "
-                    "-1 past an item's length"
-                )
-        mask = codes[:, 0] >= 0
-        if bool(mask.all()) and bool((codes >= 0).all()):
-            return None
-        if bool(((codes >= 0) != mask[:, None]).any()):
-            raise ValueError("audio_codes: the books of an item differ in where -1 begins")
-        if bool((mask[:, 1:] & ~mask[:, :-1]).any()) or not bool(mask[:, 0].all()):
-            raise ValueError("audio_codes: -1 may stand only past an item's last code, and each item needs one code")
-        return mask
+        return code_mask(codes, self.config.codebook_sizes)
 
 
-def _trim(samples: Tensor, mask: Tensor | None, lengths: Tensor | None, hop: int) -> Tensor:
-    """Cuts samples (B, F * hop) to `lengths`: (B, 1, largest length), zero past each."""
-    if lengths is None:
-        return samples[:, None]
-    batch, total = samples.shape
-    lengths = torch.as_tensor(lengths, device=samples.device)
-    reach = torch.full((batch,), total, device=samples.device) if mask is None else mask.sum(dim=1) * hop
-    if lengths.shape != (batch,) or bool(((lengths < 0) | (lengths > reach)).any()):
-        raise ValueError(
-            f"lengths must be {batch} numbers of samples within what the codes give ({reach.tolist()}), "
-            f"not {lengths.tolist()}"
-        )
-    longest = int(lengths.max())
-    positions = torch.arange(longest, device=samples.device)
-    return samples[:, None, :longest].masked_fill((positions >= lengths[:, None])[:, None], 0.0)
+def _decoder(config: LMSPTConfig, part: str, architecture: str) -> Decoder | dac.DacDecoder:
+    return (dac.DacDecoder if architecture == "dac" else Decoder)(config, part)
+
+
+def _fit(samples: Tensor, n_samples: int) -> Tensor:
+    """Samples (B, S) cut or padded with zeros to (B, n_samples)."""
+    return nn.functional.pad(samples[:, :n_samples], (0, max(n_samples - samples.shape[1], 0)))
+
+
+def _fill_weight(module: nn.Module, fill: Callable[[Tensor], object]) -> None:
+    """Initialises a weight, under weight norm its direction and then its norm."""
+    if not parametrize.is_parametrized(module, "weight"):
+        fill(module.weight)
+        return
+    norm, direction = module.parametrizations.weight.original0, module.parametrizations.weight.original1
+    fill(direction)
+    init.copy_(norm, torch.norm_except_dim(direction, 2, 0))
 
 
 AutoConfig.register("lmspt", LMSPTConfig)

@@ -12,31 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .book import Book, BookOutput
 from .configuration import LMSPTConfig
+from .fsq import FiniteScalarQuantizer
 from .layers import apply_mask, full_precision
 
 
-@dataclass
-class BookOutput:
-    """What one book makes of its input. Losses are per item: (B,)."""
-
-    quantized: Tensor  # (B, F, D), straight-through
-    codes: Tensor  # (B, F) int64
-    projected: Tensor  # (B, F, E), detached: the candidates for revival
-    commitment_loss: Tensor  # (B,)
-    codebook_loss: Tensor  # (B,)
-
-
-class VectorQuantizer(nn.Module):
+class VectorQuantizer(Book):
     """One book: project to `codebook_dim`, L2-normalised look-up, straight-through, project back.
 
     Follows the published configuration (factorized, dimension 8, cosine look-up; arXiv 2506.16738 v2), as in DAC: the
     look-up compares directions, the losses compare the projected latent and the entry themselves.
-
-    `usage` is a running mean of each entry's share of the frames, times N: 1 is even use, 0 is dead.
     """
-
-    usage: Tensor
 
     def __init__(self, latent_dim: int, size: int, codebook_dim: int) -> None:
         super().__init__()
@@ -44,11 +31,6 @@ class VectorQuantizer(nn.Module):
         self.codebook = nn.Embedding(size, codebook_dim)
         self.project_out = nn.Linear(codebook_dim, latent_dim)
         self.register_buffer("usage", torch.ones(size))
-
-    @property
-    def size(self) -> int:
-        """N, the number of entries."""
-        return self.codebook.num_embeddings
 
     def forward(self, latents: Tensor, mask: Tensor | None) -> BookOutput:
         """Quantizes latents (B, F, D) under a mask (B, F)."""
@@ -73,14 +55,6 @@ class VectorQuantizer(nn.Module):
         return apply_mask(F.linear(entries, self.project_out.weight.float(), self.project_out.bias.float()), mask)
 
     @torch.no_grad()
-    def update_usage(self, codes: Tensor, mask: Tensor | None = None, decay: float = 0.99) -> None:
-        """Moves `usage` towards the shares of codes (B, F) among valid frames."""
-        valid = codes.reshape(-1) if mask is None else codes[mask]
-        if valid.numel():
-            counts = torch.bincount(valid, minlength=self.size).to(self.usage)
-            self.usage.lerp_(counts * (self.size / valid.numel()), 1 - decay)
-
-    @torch.no_grad()
     def revive(self, candidates: Tensor, generator: torch.Generator, threshold: float) -> int:
         """Replaces the entries whose usage is below the threshold by random candidates.
 
@@ -90,8 +64,11 @@ class VectorQuantizer(nn.Module):
             threshold: usage, in units of even use, under which an entry is dead.
 
         Returns:
-            How many entries were replaced. Their usage is set to 1, so that each gets time to be used.
+            How many entries were replaced. Their usage is set to 1, so that each gets time to be used. A frozen book
+            is left as it is.
         """
+        if not self.codebook.weight.requires_grad:
+            return 0
         dead = (self.usage < threshold).nonzero().squeeze(-1)
         if not len(dead) or not len(candidates):
             return 0
@@ -125,15 +102,20 @@ class QuantizerOutput:
 class SplitQuantizer(nn.Module):
     """One semantic book, and a residual quantizer of K-1 acoustic books (arXiv 2506.16738).
 
-    The acoustic side quantizes `acoustic latents - quantized semantic latents`, not detached, as published.
+    The acoustic side quantizes `acoustic latents - quantized semantic latents`: `attached` as published, `detached`
+    (reconstruction and acoustic losses then reach the semantic side only by the sum), or the latents alone (`none`).
     """
 
     def __init__(self, config: LMSPTConfig) -> None:
         super().__init__()
-        self.subtract = config.semantic_subtraction
-        self.books = nn.ModuleList(
-            VectorQuantizer(config.latent_dim, size, config.codebook_dim) for size in config.codebook_sizes
-        )
+        self.subtraction = config.semantic_subtraction
+        books: list[Book] = [
+            VectorQuantizer(config.latent_dim, size, dim)
+            for size, dim in zip(config.codebook_sizes, config.codebook_dims, strict=True)
+        ]
+        if config.semantic_quantizer == "fsq":
+            books[0] = FiniteScalarQuantizer(config.latent_dim, config.fsq_levels)
+        self.books = nn.ModuleList(books)
 
     def forward(
         self, semantic: Tensor, acoustic: Tensor, mask: Tensor | None, n_acoustic_books: Tensor | None = None
@@ -159,7 +141,9 @@ class SplitQuantizer(nn.Module):
                 raise ValueError(f"n_acoustic_books must lie in 1..{n_books}, not {n_acoustic_books.tolist()}")
         with full_precision(semantic):
             first: BookOutput = self.books[0](semantic, mask)
-            residual = acoustic.float() - first.quantized if self.subtract else acoustic.float()
+            residual = acoustic.float()
+            if self.subtraction != "none":
+                residual = residual - (first.quantized if self.subtraction == "attached" else first.quantized.detach())
             total, outputs = torch.zeros_like(residual), [first]
             commitment = codebook = residual.new_zeros(())
             for index, book in enumerate(self.books[1:]):
