@@ -3,12 +3,12 @@
 Shapes: B items, S samples, K books, F frames; waveforms (S,), codes (K, F).
 
 Utterances are sorted by length into batches over the whole split and the batches dealt out to shards, so that the
-shards are the same bytes whatever was interrupted. Files that cannot be used are set aside and counted.
+shards are the same bytes whatever was interrupted. Files that cannot be used are set aside and counted. A recording
+longer than a batch may be is read and encoded in chunks of a batch's length, so memory does not grow with it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -21,12 +21,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import soundfile
-import soxr
-import torch
 
 from recipes.config import ConfigError
+from recipes.encode_audio import Variation, encode_batch, encode_recording
 from recipes.runtime import (
     MAY_CHANGE,
     RunFolder,
@@ -40,9 +38,10 @@ from recipes.runtime import (
 )
 from slm.corpus import CodedCorpusWriter, CorpusMetadata
 from tokenizer import load_tokenizer
+from tokenizer.chunking import can_chunk
 from tokenizer.data import AudioError, DataError, DataSource, RowAudio, Utterance, load_audio, read_source
+from tokenizer.long_audio import LongAudio
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SHOWN = 10
 
 
@@ -57,12 +56,15 @@ class Config:
         default_factory=lambda: ["train", "valid", "test"],
         metadata={"help": "which; one without data is left out"},
     )
-    max_duration_s: float | None = field(default=120.0, metadata={"help": "longer clips are set aside; null: no limit"})
+    max_duration_s: float | None = field(default=None, metadata={"help": "longer clips are set aside; null: no limit"})
     copies: int = field(default=1, metadata={"help": "train split: the plain copy and copies - 1 varied ones"})
     seed: int = field(default=0, metadata={"help": "of the varied copies and of a preset's random weights"})
     precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16; part of the fingerprint"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
-    batch_seconds: float = field(default=60.0, metadata={"help": "seconds of padded audio in a batch"})
+    batch_seconds: float = field(
+        default=60.0,
+        metadata={"help": "seconds of padded audio in a batch; longer recordings go in such chunks"},
+    )
     shard_size: int = field(default=2000, metadata={"help": "utterances in a shard, about"})
     strict: bool = field(default=False, metadata={"help": "stop at the first file that cannot be used"})
     allow_untrained: bool = field(default=False, metadata={"help": "accept a preset's random weights"})
@@ -70,37 +72,14 @@ class Config:
         default=2, metadata={"help": "threads that read audio meanwhile; 0 reads in line", MAY_CHANGE: True}
     )
 
+    # Of finished folders; memory no longer grows with a recording's length, so the limit went.
+    former_defaults = {"max_duration_s": 120.0}
+
     def __post_init__(self) -> None:
         if self.copies < 1 or self.shard_size < 1 or self.batch_seconds <= 0 or self.num_workers < 0:
             raise ValueError("copies and shard_size must be at least 1, batch_seconds above 0, num_workers 0 or more")
         if len(set(self.splits)) != len(self.splits) or not self.splits:
             raise ValueError(f"splits: {self.splits} must name each split once, and at least one")
-
-
-@dataclass(frozen=True)
-class Variation:
-    """How a copy differs from the recording: a start inside a frame, another level, another speed."""
-
-    shift: int = 0  # samples of silence in front, up to one hop
-    gain: float = 1.0
-    speed: float = 1.0
-
-    @classmethod
-    def draw(cls, utterance_id: str, copy: int, seed: int, hop_length: int) -> Variation:
-        """The variation of a copy, a function of (seed, id, copy) alone; copy 0 is the plain recording."""
-        if copy == 0:
-            return cls()
-        digest = hashlib.sha256(f"{seed}\0{copy}\0{utterance_id}".encode()).digest()
-        rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
-        shift = int(rng.integers(0, hop_length + 1))
-        return cls(shift, float(10 ** (rng.uniform(-6, 6) / 20)), round(float(rng.uniform(0.95, 1.05)), 3))
-
-    def apply(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
-        """(S,) -> (S',); a gain that would clip is held at full scale."""
-        if self.speed != 1.0:
-            waveform = soxr.resample(waveform, sampling_rate * self.speed, sampling_rate)
-        gain = min(self.gain, 1.0 / max(float(np.abs(waveform).max()), 1e-9)) if self.gain != 1.0 else 1.0
-        return np.concatenate([np.zeros(self.shift), gain * waveform]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -164,6 +143,14 @@ def prepare(config: Config) -> Job:
         shards[split] = deal(items, config.batch_seconds, config.shard_size)
         for u in members:
             digest.update(json.dumps([split, u.id, u.text, u.speaker, durations[u.id]]).encode())
+    longest = max(item.duration_s for split in shards.values() for shard in split for b in shard for item in b)
+    if longest > config.batch_seconds and not can_chunk(tokenizer):
+        log.warning(
+            "%s cannot be cut into chunks: the longest recording (%.0f s) goes through whole, and memory grows with "
+            "it; max_duration_s sets longer ones aside",
+            config.tokenizer,
+            longest,
+        )
     return Job(tokenizer.to(device), precision, device, shards, digest.hexdigest())
 
 
@@ -212,32 +199,21 @@ def deal(items: list[Item], batch_seconds: float, shard_size: int) -> list[list[
     return [batches[index::n_shards] for index in range(n_shards)]
 
 
-def read_batch(items: list[Item], sampling_rate: int, max_duration_s: float | None, strict: bool) -> list[Any]:
-    """The waveform (S,) of each item, or the AudioError why there is none."""
+def read_batch(config: Config, items: list[Item], sampling_rate: int, chunks: bool) -> list[Any]:
+    """The waveform (S,) of each item, a LongAudio where it is to be cut in chunks, or the AudioError why not."""
+    limit, strict = config.max_duration_s, config.strict
     found: list[Any] = []
     for item in items:
         try:
-            found.append(item.variation.apply(load_audio(item.utterance, sampling_rate, max_duration_s), sampling_rate))
+            if chunks and item.duration_s > config.batch_seconds:
+                found.append(LongAudio(item.utterance, sampling_rate, limit))
+                continue
+            found.append(item.variation.apply(load_audio(item.utterance, sampling_rate, limit), sampling_rate))
         except AudioError as error:
             if strict:
                 raise
             found.append(error)
     return found
-
-
-def encode_batch(tokenizer: Any, waveforms: list[np.ndarray], precision: str, device: str) -> list[np.ndarray]:
-    """Codes (K, F) of each waveform (S,), encoded together."""
-    lengths = torch.tensor([len(waveform) for waveform in waveforms])
-    values = torch.zeros(len(waveforms), 1, int(lengths.max()))
-    for row, waveform in enumerate(waveforms):
-        values[row, 0, : len(waveform)] = torch.from_numpy(waveform)
-    mask = torch.arange(values.shape[-1])[None] < lengths[:, None]
-    kind = torch.device(device).type
-    low = torch.autocast(kind, AUTOCAST[precision]) if precision in AUTOCAST else contextlib.nullcontext()
-    with torch.inference_mode(), low:
-        output = tokenizer.encode(values.to(device), mask.to(device))
-    codes, valid = output.audio_codes.cpu().numpy(), output.audio_codes_mask.cpu().numpy()
-    return [item[:, keep] for item, keep in zip(codes, valid, strict=True)]
 
 
 def plan(config: Config) -> dict[str, object]:
@@ -321,26 +297,35 @@ def _encode_shard(config: Config, job: Job, batches: list[list[Item]], name: str
     rows: list[dict] = []
     skipped: list[dict] = []
     rate = job.tokenizer.config.sampling_rate
-    for items, waveforms in progress(_read_ahead(config, rate, batches), f"encode {name}", len(batches)):
+    for items, waveforms in progress(_read_ahead(config, job, batches), f"encode {name}", len(batches)):
         good = [(i, w) for i, w in zip(items, waveforms, strict=True) if not isinstance(w, AudioError)]
         for item, error in zip(items, waveforms, strict=True):
             if isinstance(error, AudioError):
                 skipped.append({"id": item.id, "file": item.utterance.name, "reason": str(error)})
         if not good:
             continue
-        codes = encode_batch(job.tokenizer, [waveform for _, waveform in good], job.precision, job.device)
-        for (item, waveform), item_codes in zip(good, codes, strict=True):
-            utterance, duration = item.utterance, len(waveform) / rate
+        if isinstance(good[0][1], LongAudio):  # longer than a batch, so alone in it
+            (item, recording), model = good[0], job.tokenizer
+            blocks = item.variation.blocks(recording)
+            codes, duration = encode_recording(model, blocks, config.batch_seconds, job.precision, job.device)
+            encoded = [(item, codes, duration)]
+        else:
+            waveforms = [waveform for _, waveform in good]
+            codes = encode_batch(job.tokenizer, waveforms, job.precision, job.device)
+            encoded = [(i, c, len(w) / rate) for (i, w), c in zip(good, codes, strict=True)]
+        for item, item_codes, duration in encoded:
+            utterance = item.utterance
             row = {"id": item.id, "text": utterance.text, "speaker": utterance.speaker, "duration": duration}
             rows.append(row | {"audio_codes": item_codes})
     return rows, skipped
 
 
-def _read_ahead(config: Config, rate: int, batches: list[list[Item]]) -> Iterator[tuple[list[Item], list[Any]]]:
+def _read_ahead(config: Config, job: Job, batches: list[list[Item]]) -> Iterator[tuple[list[Item], list[Any]]]:
     """Batches with their waveforms, in order; threads read the next ones while this one is encoded."""
+    rate, chunks = job.tokenizer.config.sampling_rate, can_chunk(job.tokenizer)
     if config.num_workers == 0:
         for items in batches:
-            yield items, read_batch(items, rate, config.max_duration_s, config.strict)
+            yield items, read_batch(config, items, rate, chunks)
         return
     ahead = config.num_workers + 1
     with ThreadPoolExecutor(config.num_workers) as pool:
@@ -349,7 +334,7 @@ def _read_ahead(config: Config, rate: int, batches: list[list[Item]]) -> Iterato
             for position, items in enumerate(batches):
                 while len(waiting) < ahead and position + len(waiting) < len(batches):
                     coming = batches[position + len(waiting)]
-                    waiting.append(pool.submit(read_batch, coming, rate, config.max_duration_s, config.strict))
+                    waiting.append(pool.submit(read_batch, config, coming, rate, chunks))
                 yield items, waiting.pop(0).result()
         finally:
             for future in waiting:

@@ -15,6 +15,7 @@ import random
 import subprocess
 import sys
 import time
+import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,6 +75,11 @@ class RunFolder:
         now = yaml.safe_load(dump_config(config))
         free = set(_may_change(type(config)))
         old, new = _flatten(before), _flatten(now)
+        # A default that changed since is no change of configuration: nobody asked for either value.
+        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        for key, value in getattr(type(config), "former_defaults", {}).items():
+            if old.get(key) == value and new[key] == defaults[key]:
+                old[key] = new[key]
         changed = [
             f"{key}: was {old.get(key, '(absent)')!r}, is now {new.get(key, '(absent)')!r}"
             for key in dict.fromkeys([*old, *new])
@@ -162,7 +168,7 @@ def describe_run(config: Any) -> dict[str, Any]:
         "versions": versions,
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": process_count(),
     }
 
 
@@ -180,6 +186,11 @@ def git_commit() -> str | None:
 def is_main_process() -> bool:
     """True in the process that writes (torchrun sets RANK)."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def process_count() -> int:
+    """How many processes were started for this run (torchrun sets WORLD_SIZE)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -328,10 +339,13 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.rstrip("."): value}
 
 
-def _may_change(config_class: type) -> Iterator[str]:
+def _may_change(config_class: type, prefix: str = "") -> Iterator[str]:
+    hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         if field.metadata.get(MAY_CHANGE):
-            yield field.name
+            yield f"{prefix}{field.name}"
+        elif dataclasses.is_dataclass(hints[field.name]):
+            yield from _may_change(hints[field.name], f"{prefix}{field.name}.")
 
 
 def _sha256(path: Path) -> str:

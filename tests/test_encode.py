@@ -133,6 +133,40 @@ def test_clips_over_the_limit_are_set_aside(config, bad_corpus):
     assert len(reasons) == 7 and any("long.flac: 40.0 s, more than max_duration_s=30" in reason for reason in reasons)
 
 
+def test_long_recordings_are_cut_into_chunks_and_come_out_as_if_they_were_not(config, bad_corpus):
+    """40 s with a batch of 30 s: read in blocks, varied copy included; a header's time is not trusted for the rest."""
+    config.data, config.copies = [DataSource(str(bad_corpus[0]))], 2
+    found = {}
+    for seconds in (60.0, 30.0):
+        config.batch_seconds, config.run_dir = seconds, f"{config.run_dir}-{seconds:g}"
+        found[seconds] = {row["id"]: row for row in CodedCorpus.open(encode.run(config)).rows("train")}
+    whole, cut = found[60.0], found[30.0]
+    assert set(whole) == set(cut)
+    for name, row in whole.items():
+        assert row["audio_codes"].shape == cut[name]["audio_codes"].shape
+        assert cut[name]["duration"] == pytest.approx(row["duration"], abs=1e-3)
+        # a varied copy is resampled in one step in place of two
+        assert (row["audio_codes"] == cut[name]["audio_codes"]).mean() >= (0.9 if name == "long.flac#1" else 0.995)
+
+
+def test_a_folder_begun_under_the_former_limit_is_still_its_own(config):
+    config.max_duration_s = 120.0
+    encode.run(config)
+    config.max_duration_s = None
+    encode.run(config)
+    config.max_duration_s = 60.0
+    with pytest.raises(ConfigError, match="max_duration_s: was 120.0, is now 60.0"):
+        encode.run(config)
+
+
+def test_a_tokenizer_that_cannot_be_cut_is_named(config, bad_corpus, monkeypatch, caplog):
+    monkeypatch.setattr(encode, "can_chunk", lambda tokenizer: False)
+    config.data, config.batch_seconds = [DataSource(str(bad_corpus[0]))], 30.0
+    with caplog.at_level("WARNING", logger="slm"):
+        encode.plan(config)
+    assert "cannot be cut into chunks: the longest recording (40 s)" in caplog.text
+
+
 def test_strict_stops_at_the_first_bad_file(config, bad_corpus):
     config.data, config.strict = [DataSource(str(bad_corpus[0]))], True
     with pytest.raises(AudioError, match=r"bad/(missing|empty|words|short)\."):
