@@ -90,6 +90,17 @@ def file_name(utterance_id: str) -> str:
     return plain + ".wav"
 
 
+def decoding_tokenizer(config: Config, vocabulary: SpeechVocabulary, device: str) -> Any:
+    """The speech tokenizer the model was trained with. Raises ConfigError where it has no decoder."""
+    tokenizer = speech_tokenizer(config, vocabulary, device)
+    if not tokenizer.ways_back:
+        raise ConfigError(
+            f"the model speaks the codes of {config.tokenizer or vocabulary.tokenizer}, which has no decoder to make "
+            "sound of them: it can transcribe, not synthesize. Fine-tune a model on codes of a tokenizer with a decoder"
+        )
+    return tokenizer
+
+
 @torch.inference_mode()
 def decode(tokenizer: Any, codes: np.ndarray, device: str) -> np.ndarray:
     """(n, F) codes -> (S,) waveform by the main decoder, within [-1, 1]."""
@@ -104,7 +115,7 @@ def plan(config: Config) -> dict[str, object]:
         RunFolder(config.run_dir).check(config)
     device = resolve_device(config.device)
     vocabulary = model_vocabulary(config)
-    tokenizer = speech_tokenizer(config, vocabulary, "cpu")
+    tokenizer = decoding_tokenizer(config, vocabulary, "cpu")
     texts = read_texts(config, vocabulary)
     budget = config.decoding.min_seconds * len(texts)
     budget += config.decoding.seconds_per_character * sum(len(text) for _, text in texts)
@@ -130,7 +141,7 @@ def run(config: Config) -> Path:
         return folder.path("predictions.jsonl")
     normalise = get_normaliser(vocabulary.normaliser)
     texts = read_texts(config, vocabulary)
-    tokenizer = speech_tokenizer(config, vocabulary, device)
+    tokenizer = decoding_tokenizer(config, vocabulary, device)
     speech_lm = SpeechLM.load(config.model, device, config.weights)
     if folder is None:
         output = speak_one(config, speech_lm, tokenizer, normalise(config.text), device)

@@ -146,7 +146,7 @@ def batches_of(audios: dict[str, np.ndarray], batch_samples: float) -> list[list
 def codec_systems(
     tokenizer: Any, label: str, recordings: System, batch_seconds: float, precision: str, device: str
 ) -> tuple[list[System], list[np.ndarray]]:
-    """Encode every recording once, and decode it in the three ways.
+    """Encode every recording once, and decode it in the ways that the tokenizer has.
 
     Returns:
         Reconstruction (main decoder, all books), semantic reconstruction (main decoder, book 0) and resynthesis
@@ -155,10 +155,15 @@ def codec_systems(
     config = tokenizer.config
     rate, frame_rate, sizes = config.sampling_rate, config.frame_rate, list(config.codebook_sizes)
     fingerprint = tokenizer.fingerprint(precision)
-    ways: list[tuple[str, int, int, Callable[[torch.Tensor], Any]]] = [
-        ("reconstruction", len(sizes), rate, tokenizer.decode),
-        ("semantic_reconstruction", 1, rate, lambda codes: tokenizer.decode(codes[:, :1])),
-        ("resynthesis", 1, config.auxiliary_sampling_rate, tokenizer.resynthesize),
+    known: dict[str, tuple[int, Callable[[torch.Tensor], Any]]] = {
+        "reconstruction": (len(sizes), lambda codes: tokenizer.decode(codes)),
+        "semantic_reconstruction": (1, lambda codes: tokenizer.decode(codes[:, :1])),
+        "resynthesis": (1, lambda codes: tokenizer.resynthesize(codes)),
+    }
+    ways = [
+        (kind, n_books, config.auxiliary_sampling_rate if kind == "resynthesis" else rate, decode)
+        for kind, (n_books, decode) in known.items()
+        if kind in tokenizer.ways_back
     ]
     systems = [
         System(kind.replace("_", " "), kind, label, way_rate, fingerprint=fingerprint) for kind, _, way_rate, _ in ways

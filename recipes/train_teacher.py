@@ -3,6 +3,7 @@
 Features: joint CTC / attention loss, SpecAugment, speed, level and noise augmentation, data order fixed by the seed,
 checkpoints and bit-exact resume (transformers' Trainer), WER of each corpus's valid split by greedy CTC while training.
 The result, `run_dir/model`, is a Whisper folder (AutoModelForSpeechSeq2Seq loads it) with `ctc_head.safetensors`.
+With `model.quantizer` it is a tokenizer of supervised semantic tokens instead (CosyVoice style; `load_tokenizer`).
 
 Not here: recognisers by name (openai/whisper-small). They need no training: name one as teacher or judge.
 
@@ -48,7 +49,7 @@ from tokenizer.recogniser_training import (
     TrainingUtterances,
     greedy_ctc_texts,
 )
-from tokenizer.teacher import WHISPER_RATE_HZ, WhisperLogMel
+from tokenizer.teacher import SAMPLES_PER_ENCODER_FRAME, WHISPER_RATE_HZ, WhisperLogMel
 
 
 @dataclass
@@ -148,9 +149,7 @@ def run(config: Config) -> Path:
         model=model,
         args=arguments,
         train_dataset=TrainingUtterances(store, texts, config.augmentation, length, config.model.window_s, config.seed),
-        data_collator=RecogniserCollator(
-            WhisperLogMel(config.model.n_mels), round(config.model.window_s * WHISPER_RATE_HZ)
-        ),
+        data_collator=_collator(config.model),
         ctc_weight=config.model.ctc_weight,
         validate=_validator(config),
         callbacks=[MetricsCallback(folder.metrics), CheckpointMarker(), ProgressBar("train-teacher")],
@@ -172,6 +171,11 @@ def run(config: Config) -> Path:
     return folder.path("model")
 
 
+def _collator(model: RecogniserConfig) -> RecogniserCollator:
+    multiple = model.quantizer.hop_length if model.quantizer else SAMPLES_PER_ENCODER_FRAME
+    return RecogniserCollator(WhisperLogMel(model.n_mels), round(model.window_s * WHISPER_RATE_HZ), multiple)
+
+
 def _initial_model(config: Config) -> Recogniser:
     model = Recogniser.from_scratch(config.model)
     if resolve_device() == "cpu":
@@ -188,7 +192,9 @@ def _initial_model(config: Config) -> Recogniser:
             state |= {f"ctc_head.{name}": value for name, value in head.items()}
             missing, unexpected = model.load_state_dict(state, strict=False)
             # The output projection is the decoder's embedding, so it is not stored.
-            if wrong := [*(name for name in missing if name != "proj_out.weight"), *unexpected]:
+            # A quantizer is new where the recogniser that it is put into was trained without one.
+            absent = [name for name in missing if name != "proj_out.weight" and not name.startswith("quantizer.")]
+            if wrong := [*absent, *unexpected]:
                 raise RuntimeError(f"{len(wrong)} tensors too few or too many, such as {wrong[0]}")
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ConfigError(f"init_from={source}: not a recogniser folder of this size ({error})") from None

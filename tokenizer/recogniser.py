@@ -1,7 +1,8 @@
 """A small recogniser trained from scratch: the offline teacher of the distillation and the offline judge of the scores.
 
 It is a WhisperForConditionalGeneration, so what reads Whisper reads it, with a CTC head on its encoder during
-training: attention alone does not find the alignment in a few hundred steps on an hour of speech.
+training: attention alone does not find the alignment in a few hundred steps on an hour of speech. With `quantizer` set
+it becomes the trainer of a supervised speech tokenizer instead (`supervised.py`), and only that is saved.
 
 Shapes: B batch, M mel channels, T mel frames (100 Hz), E = T / 2 encoder frames, L label characters, V characters.
 """
@@ -24,6 +25,15 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from tokenizer.book import BookOutput
+from tokenizer.supervised import (
+    ENCODER_HZ,
+    SemanticQuantizer,
+    SemanticQuantizerConfig,
+    SupervisedTokenizerModel,
+    first_layers,
+    last_layers,
+)
 from tokenizer.teacher import encoder_window
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
@@ -52,6 +62,10 @@ class RecogniserConfig:
     mask_feature_prob: float = field(
         default=0.05, metadata={"help": "SpecAugment: share of channels that start a mask"}
     )
+    quantizer: SemanticQuantizerConfig | None = field(
+        default=None,
+        metadata={"help": "make a supervised speech tokenizer: quantize inside the encoder, e.g. {frame_rate_hz: 25}"},
+    )
 
     def __post_init__(self) -> None:
         problems = []
@@ -61,6 +75,13 @@ class RecogniserConfig:
             problems.append(f"ctc_weight={self.ctc_weight}: must lie in [0, 1]")
         if round(self.window_s * 100) % 2 or self.window_s <= 0:
             problems.append(f"window_s={self.window_s}: must be a positive multiple of 0.02")
+        if self.quantizer is not None:
+            if self.quantizer.layer > self.encoder_layers:
+                problems.append(
+                    f"quantizer.layer={self.quantizer.layer}: there are {self.encoder_layers} encoder_layers"
+                )
+            if round(self.window_s * ENCODER_HZ) % self.quantizer.stride:
+                problems.append(f"window_s={self.window_s:g}: must hold whole codes of quantizer.frame_rate_hz")
         if problems:
             raise ValueError("recogniser: " + "; ".join(problems))
 
@@ -83,20 +104,28 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 @dataclass
 class RecogniserLosses:
-    """Scalars of one batch; `attention` is None where the decoder is not trained."""
+    """Scalars of one batch; `attention` is None where the decoder is not trained, `quantizer` where there is none."""
 
     loss: Tensor
     ctc: Tensor
     attention: Tensor | None
+    quantizer: Tensor | None = None
 
 
 class Recogniser(WhisperForConditionalGeneration):
-    """Whisper with a CTC head on its encoder. The blank is the padding token."""
+    """Whisper with a CTC head on its encoder. The blank is the padding token.
 
-    def __init__(self, config: WhisperConfig) -> None:
+    With a quantizer in the encoder, what comes after it reads the codes' vectors alone.
+    """
+
+    def __init__(self, config: WhisperConfig, quantizer: SemanticQuantizerConfig | None = None) -> None:
         super().__init__(config)
         self.ctc_head = nn.Linear(config.d_model, config.vocab_size)
+        self.quantizer = None if quantizer is None else SemanticQuantizer(config.d_model, quantizer)
+        self._quantized: tuple[BookOutput, Tensor] | None = None
         self.post_init()
+        if self.quantizer is not None:
+            self.quantizer.initialise()
 
     @classmethod
     def from_scratch(cls, config: RecogniserConfig) -> Recogniser:
@@ -123,27 +152,52 @@ class Recogniser(WhisperForConditionalGeneration):
                 bos_token_id=BOS,
                 eos_token_id=EOS,
                 decoder_start_token_id=BOS,
-            )
+            ),
+            config.quantizer,
         )
 
-    def ctc_logits(self, input_features: Tensor) -> Tensor:
-        """Maps log-mels (B, M, T) to CTC logits (B, E, V)."""
-        with encoder_window(self.model.encoder, input_features.shape[-1]):
-            return self.ctc_head(self.model.encoder(input_features).last_hidden_state)
+    def ctc_logits(self, input_features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Maps log-mels (B, M, T) of `lengths` (B,) samples to CTC logits (B, E, V)."""
+        return self.ctc_head(self._encode(input_features, lengths))
 
-    def forward(self, input_features: Tensor, labels: Tensor, ctc_weight: float) -> RecogniserLosses:
+    def _encode(self, features: Tensor, lengths: Tensor | None) -> Tensor:
+        """Hidden states (B, E, C) of log-mels (B, M, T); a quantizer does not see what lies past `lengths` samples."""
+        encoder = self.model.encoder
+        with encoder_window(encoder, features.shape[-1]):
+            if self.quantizer is None:
+                return encoder(features).last_hidden_state
+            layers, stride = self.quantizer.config.layer, self.quantizer.config.stride
+            frames = features.shape[-1] // 2
+            mask = torch.ones(len(features), frames // stride, dtype=torch.bool, device=features.device)
+            if lengths is not None:
+                codes = torch.arange(frames // stride, device=features.device)
+                mask = codes * self.quantizer.config.hop_length < lengths.to(features.device)[:, None]
+            hidden = first_layers(encoder, features, layers, frames, mask.repeat_interleave(stride, dim=1))
+            book = self.quantizer.quantize(hidden, mask)
+            self._quantized = (book, mask)
+            return last_layers(encoder, self.quantizer.spread(book.quantized.to(hidden.dtype)), layers)
+
+    def maintain_codebook(self) -> int:
+        """Follows the use of the quantizer's entries after a training batch; returns how many were revived."""
+        if self.quantizer is None or self._quantized is None:
+            return 0
+        return self.quantizer.maintain(*self._quantized)
+
+    def forward(
+        self, input_features: Tensor, labels: Tensor, ctc_weight: float, lengths: Tensor | None = None
+    ) -> RecogniserLosses:
         """Joint CTC / attention loss, both per character. Inference goes through the saved plain Whisper.
 
         Args:
             input_features: log-mels (B, M, T), T at most the window.
             labels: characters and </s> (B, L), -100 past the end.
             ctc_weight: share of the CTC loss in [0, 1].
+            lengths: samples of each item (B,), for a quantizer; None where none is padded.
         """
         model = self.model
         # WhisperModel.forward masks the features and always runs the decoder; CTC alone needs only the first.
         features = model._mask_input_features(input_features)
-        with encoder_window(model.encoder, features.shape[-1]):
-            hidden = model.encoder(features).last_hidden_state
+        hidden = self._encode(features, lengths)
         is_character = (labels != -100) & (labels != EOS)
         log_probabilities = self.ctc_head(hidden).float().log_softmax(-1).transpose(0, 1)
         ctc = nn.functional.ctc_loss(
@@ -155,7 +209,7 @@ class Recogniser(WhisperForConditionalGeneration):
             zero_infinity=True,
         )
         if ctc_weight == 1.0:
-            return RecogniserLosses(loss=ctc, ctc=ctc, attention=None)
+            return self._with_quantizer(RecogniserLosses(loss=ctc, ctc=ctc, attention=None))
         decoder_input = torch.where(labels == -100, PAD, labels)
         decoder_input = torch.cat([torch.full_like(decoder_input[:, :1], BOS), decoder_input[:, :-1]], dim=1)
         decoded = model.decoder(
@@ -163,7 +217,15 @@ class Recogniser(WhisperForConditionalGeneration):
         ).last_hidden_state
         logits = self.proj_out(decoded).float()
         attention = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
-        return RecogniserLosses(ctc_weight * ctc + (1 - ctc_weight) * attention, ctc, attention)
+        return self._with_quantizer(RecogniserLosses(ctc_weight * ctc + (1 - ctc_weight) * attention, ctc, attention))
+
+    def _with_quantizer(self, losses: RecogniserLosses) -> RecogniserLosses:
+        if self.quantizer is not None:
+            book, config = self._quantized[0], self.quantizer.config
+            losses.quantizer = config.commitment_weight * book.commitment_loss.mean()
+            losses.quantizer = losses.quantizer + config.codebook_weight * book.codebook_loss.mean()
+            losses.loss = losses.loss + losses.quantizer
+        return losses
 
 
 def greedy_ctc(logits: Tensor) -> list[list[int]]:
@@ -181,7 +243,13 @@ def save_recogniser(recogniser: Recogniser, folder: Path, decoder_trained: bool 
 
     The CTC head is a file of its own: a reader that knows only Whisper sees a plain Whisper folder. Its metadata says
     whether the decoder was trained too; where it was not, the CTC head is the only way to read this recogniser.
+
+    Of a recogniser with a quantizer only the tokenizer is written, as `load_tokenizer` reads it: a reader that knows
+    only Whisper would run past the quantizer and not notice.
     """
+    if recogniser.quantizer is not None:
+        SupervisedTokenizerModel.from_recogniser(recogniser.model.encoder, recogniser.quantizer).save_pretrained(folder)
+        return
     config = recogniser.config
     plain = WhisperForConditionalGeneration(config)
     state = {name: value for name, value in recogniser.state_dict().items() if not name.startswith("ctc_head.")}

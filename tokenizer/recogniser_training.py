@@ -86,19 +86,21 @@ class RecogniserCollator:
 
     log_mel: WhisperLogMel
     window_samples: int
+    multiple: int = 2 * MEL_HOP  # samples: whole encoder frames, or whole codes of a quantizer
 
     def __call__(self, items: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
         longest = max(len(item["samples"]) for item in items)
         share = max(0.0, 2 * float(items[0]["padding"]) - 1)
         wanted = longest + share * (self.window_samples - longest)
-        wanted = min(-(-int(wanted) // (2 * MEL_HOP)) * 2 * MEL_HOP, self.window_samples)
+        wanted = min(-(-int(wanted) // self.multiple) * self.multiple, self.window_samples)
         samples = torch.stack(
             [torch.from_numpy(np.pad(i["samples"][:wanted], (0, max(0, wanted - len(i["samples"]))))) for i in items]
         )
         labels = torch.nn.utils.rnn.pad_sequence(
             [torch.from_numpy(item["labels"]) for item in items], batch_first=True, padding_value=-100
         )
-        return {"input_features": self.log_mel(samples), "labels": labels}
+        lengths = torch.tensor([min(len(item["samples"]), wanted) for item in items])
+        return {"input_features": self.log_mel(samples), "labels": labels, "lengths": lengths}
 
 
 class RecogniserTrainer(Trainer):
@@ -132,6 +134,11 @@ class RecogniserTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return model(**inputs, ctc_weight=self.ctc_weight).loss
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.accelerator.unwrap_model(model).maintain_codebook()
+        return loss
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         self.model.eval()
         metrics = self.validate(self.model)
@@ -151,5 +158,7 @@ def greedy_ctc_texts(recogniser: Recogniser, waveforms: list[np.ndarray], batch_
     for start in range(0, len(waveforms), batch_size):
         chunk = [np.pad(w[:window], (0, max(0, window - len(w)))) for w in waveforms[start : start + batch_size]]
         features = log_mel(torch.from_numpy(np.stack(chunk))).to(recogniser.device)
-        texts += [decode(ids, skip_special_tokens=True) for ids in greedy_ctc(recogniser.ctc_logits(features))]
+        lengths = torch.tensor([min(len(w), window) for w in waveforms[start : start + batch_size]])
+        paths = greedy_ctc(recogniser.ctc_logits(features, lengths))
+        texts += [decode(ids, skip_special_tokens=True) for ids in paths]
     return texts
