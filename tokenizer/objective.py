@@ -5,26 +5,29 @@ Shapes: B batch, S samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from tokenizer.configuration import LMSPTConfig
+from tokenizer.distillation import DistillationConfig, distillation_losses
 from tokenizer.losses import LossWeights, MultiScaleMelLoss, generator_losses
 from tokenizer.modeling import LMSPTOutput
-from tokenizer.teacher import SpeechTeacher, at_teacher_rate, resynthesis_distillation
+from tokenizer.teacher import SpeechTeacher
 
 
 @dataclass
 class Objective:
-    """What the step minimises: the frozen teacher (None: no distillation), the mel loss and the weights."""
+    """What the step minimises: mel loss, weights, the frozen teacher (None: not heard), what it teaches."""
 
     weights: LossWeights
     mel: MultiScaleMelLoss
     teacher: SpeechTeacher | None
     distillation_weight: float
     discriminator_start: int = 0
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    probe_weight: float = 0.0
 
 
 def loss_weights(objective: Objective) -> dict[str, float]:
@@ -39,11 +42,17 @@ def loss_weights(objective: Objective) -> dict[str, float]:
         "semantic_codebook": w.codebook,
         "acoustic_codebook": w.codebook,
         "distillation": objective.distillation_weight,
+        "probe": objective.probe_weight,
     }
 
 
 def codec_losses(
-    objective: Objective, output: LMSPTOutput, target: Tensor, config: LMSPTConfig, discriminator: nn.Module | None
+    objective: Objective,
+    output: LMSPTOutput,
+    target: Tensor,
+    config: LMSPTConfig,
+    discriminator: nn.Module | None,
+    projection: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """All losses of the generator, unweighted scalars.
 
@@ -53,6 +62,7 @@ def codec_losses(
         target: original waveforms (B, 1, S).
         config: the tokenizer's sizes.
         discriminator: None where the adversarial losses are off.
+        projection: of the semantic latents to the teacher's width, for pooled distillation.
     """
     losses = {
         "mel": objective.mel(output.audio_values, target),
@@ -62,10 +72,7 @@ def codec_losses(
         "acoustic_codebook": output.acoustic_codebook_loss,
     }
     if objective.teacher is not None:
-        rates = config.sampling_rate, config.auxiliary_sampling_rate
-        losses["distillation"], losses["distillation_share"] = resynthesis_distillation(
-            objective.teacher, at_teacher_rate(target, rates[0]), at_teacher_rate(output.auxiliary_values, rates[1])
-        )
+        losses |= distillation_losses(objective.distillation, objective.teacher, projection, output, target, config)
     if discriminator is not None:
         discriminator.requires_grad_(False)
         features = discriminator(torch.cat([target, output.audio_values]))

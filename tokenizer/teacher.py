@@ -86,19 +86,60 @@ class TeacherConfig:
 
     name: str = field(default="", metadata={"help": "folder or hub name of a Whisper model (openai/whisper-small)"})
     revision: str | None = field(default=None, metadata={"help": "hub revision of the teacher"})
+    layer: int | None = field(
+        default=None,
+        metadata={
+            "help": "the encoder layer that is heard, counted from 1, before the final norm; null (published): the "
+            "last, after it"
+        },
+    )
     pad_to_seconds: float | None = field(
         default=None, metadata={"help": "pad crops to this before the teacher (published: 30); null: the crop alone"}
     )
+
+
+@contextmanager
+def _named_errors(config: TeacherConfig) -> Iterator[None]:
+    if not config.name:
+        raise ValueError(
+            "teacher.name is empty: give a folder made by `slm train-teacher`, or e.g. openai/whisper-small"
+        )
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"teacher {config.name!r} is neither a local Whisper folder nor a model that can be fetched here: "
+            "train one with `slm train-teacher`, or download it where there is a network "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+
+
+def teacher_width(config: TeacherConfig) -> int:
+    """Channels of a teacher's hidden states, from its configuration alone. Raises ValueError as loading it does."""
+    with _named_errors(config):
+        return WhisperConfig.from_pretrained(config.name, revision=config.revision).d_model
 
 
 class SpeechTeacher(nn.Module):
     """A frozen Whisper encoder: waveforms at 16 kHz to hidden states, differentiable in the waveform.
 
     It stays in eval mode whatever `train()` is called with, and no parameter of it takes a gradient.
+
+    Args:
+        encoder: taken over: layers after `layer` and the final norm are cut off.
+        pad_to_seconds: window that crops are padded to.
+        layer: 1 to the encoder's layers: its output before the final norm. None: the last, after it.
+
+    Raises:
+        ValueError: if the window or the layer is more than the encoder has.
     """
 
-    def __init__(self, encoder: WhisperEncoder, pad_to_seconds: float | None = None) -> None:
+    def __init__(self, encoder: WhisperEncoder, pad_to_seconds: float | None = None, layer: int | None = None) -> None:
         super().__init__()
+        if layer is not None:
+            if not 1 <= layer <= len(encoder.layers):
+                raise ValueError(f"teacher.layer={layer}: this teacher has layers 1 to {len(encoder.layers)}")
+            encoder.layers, encoder.layer_norm = encoder.layers[:layer], nn.Identity()
         self.encoder = encoder
         self.log_mel = WhisperLogMel(encoder.config.num_mel_bins)
         self.pad_to_seconds = pad_to_seconds
@@ -115,20 +156,10 @@ class SpeechTeacher(nn.Module):
         Raises:
             ValueError: if it cannot be loaded here, naming it and the way out.
         """
-        if not config.name:
-            raise ValueError(
-                "teacher.name is empty: give a folder made by `slm train-teacher`, or e.g. openai/whisper-small"
-            )
-        try:
+        with _named_errors(config):
             model_config = WhisperConfig.from_pretrained(config.name, revision=config.revision)
             model = WhisperModel.from_pretrained(config.name, revision=config.revision, config=model_config)
-        except OSError as error:
-            raise ValueError(
-                f"teacher {config.name!r} is neither a local Whisper folder nor a model that can be fetched here: "
-                "train one with `slm train-teacher`, or download it where there is a network "
-                f"({str(error).splitlines()[0]})"
-            ) from None
-        return cls(model.encoder, config.pad_to_seconds)
+        return cls(model.encoder, config.pad_to_seconds, config.layer)
 
     def train(self, mode: bool = True) -> SpeechTeacher:
         return super().train(False)
@@ -162,13 +193,16 @@ def at_teacher_rate(waveform: Tensor, sampling_rate: int) -> Tensor:
     return julius.resample_frac(waveform[:, 0], sampling_rate, WHISPER_RATE_HZ)
 
 
-def resynthesis_distillation(teacher: SpeechTeacher, target: Tensor, resynthesis: Tensor) -> tuple[Tensor, Tensor]:
+def resynthesis_distillation(
+    teacher: SpeechTeacher, target: Tensor, resynthesis: Tensor, encoding: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Semantic speech-resynthesis distillation (arXiv 2506.16738, section 3.2).
 
     Args:
         teacher: the frozen encoder.
         target: original waveforms (B, S) at 16 kHz.
         resynthesis: the auxiliary decoder's waveforms (B, S') from semantic codes alone, 16 kHz; the longer is cut.
+        encoding: the teacher's of the whole `target` (B, E, D), where it is at hand.
 
     Returns:
         The MSE between the two encodings, and that MSE over the variance of the target's encoding (what share of the
@@ -177,7 +211,8 @@ def resynthesis_distillation(teacher: SpeechTeacher, target: Tensor, resynthesis
     # A resynthesis ends with its last frame, the original may end inside it.
     samples = min(target.shape[-1], resynthesis.shape[-1])
     with torch.no_grad():
-        wanted = teacher(target[..., :samples]).float()
+        whole = encoding is not None and samples == target.shape[-1]
+        wanted = (encoding if whole else teacher(target[..., :samples])).float()
     heard = teacher(resynthesis[..., :samples]).float()
     loss = nn.functional.mse_loss(heard, wanted)
     return loss, loss.detach() / wanted.var().clamp_min(1e-8)

@@ -1,0 +1,194 @@
+"""What the teacher teaches: pooled features, nothing, the probe; which parameters each of them moves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_codec_training import config, metrics
+
+from recipes import train_tokenizer
+from recipes.config import ConfigError, from_values
+from tokenizer.configuration import preset_config
+from tokenizer.distillation import DistillationConfig, distillation_losses, pool_to_frames, pooled_distillation
+from tokenizer.step import train_step
+from tokenizer.teacher import resynthesis_distillation
+from tokenizer.validation import validate
+
+
+def cell(manifest, run_dir, teacher, kind, probe=False, **changes):
+    changes.setdefault("discriminator", {"enabled": False})
+    return config(manifest, run_dir, teacher, distillation={"kind": kind, "probe": probe}, **changes)
+
+
+def one_step(settings):
+    """Which parts a training step moves, the parameters after it, its metrics, and the state."""
+    torch.manual_seed(0)
+    accelerator = train_tokenizer.Accelerator(cpu=True)
+    state = train_tokenizer._new_state(settings, accelerator)
+    objective = train_tokenizer._objective(settings, accelerator)
+    objective.distillation_weight, objective.probe_weight = 3.0, 3.0
+    batch = {
+        "input_values": 0.1 * torch.randn(2, 1, 8000),
+        "padding_mask": torch.arange(8000) < torch.tensor([[8000], [5000]]),
+        "n_acoustic_books": torch.tensor([2, 1]),
+        "semantic_only": torch.tensor([False, True]),
+    }
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    heard = {name: p.detach().clone() for name, p in objective.teacher.named_parameters()} if objective.teacher else {}
+    state.model.train()
+    figures = train_step(state, [batch], objective, settings.training, accelerator)
+    for name, parameter in heard.items():
+        assert torch.equal(parameter, objective.teacher.get_parameter(name)), f"the teacher moved: {name}"
+    after = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    moved = {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
+    return moved, after, figures, state
+
+
+ALL = {"semantic_encoder", "acoustic_encoder", "quantizer", "decoder", "auxiliary_decoder"}
+
+
+@pytest.mark.parametrize("probe", [False, True])
+@pytest.mark.parametrize("kind", ["pooled", "none"])
+def test_the_probe_moves_the_auxiliary_decoder_and_nothing_else(tmp_path, tiny_teacher, kind, probe):
+    settings = cell("", tmp_path / "run", tiny_teacher, kind, probe)
+    moved, after, figures, _ = one_step(settings)
+    assert moved == (ALL if probe else ALL - {"auxiliary_decoder"})
+    assert ("loss/probe" in figures) == probe and ("loss/distillation" in figures) == (kind == "pooled")
+    if probe:
+        # not even by way of the clipped gradient norm: all else is bit-equal to the run without it
+        settings = cell("", tmp_path / "run", tiny_teacher, kind, False)
+        _, without, _, _ = one_step(settings)
+        others = [name for name in after if not name.startswith("auxiliary_decoder.")]
+        assert all(torch.equal(after[name], without[name]) for name in others)
+
+
+def test_each_kind_reaches_the_semantic_encoder_by_its_own_way(tmp_path, tiny_teacher):
+    """Gradient of the distillation terms alone."""
+    reached = {}
+    for kind, probe in (("resynthesis", False), ("pooled", False), ("none", True)):
+        settings = cell("", tmp_path / "run", tiny_teacher, kind, probe)
+        accelerator = train_tokenizer.Accelerator(cpu=True)
+        state = train_tokenizer._new_state(settings, accelerator)
+        objective = train_tokenizer._objective(settings, accelerator)
+        values = torch.randn(2, 1, 8000)
+        output = state.model(values, auxiliary=settings.distillation.auxiliary)
+        terms = distillation_losses(
+            settings.distillation, objective.teacher, state.projection, output, values, state.model.config
+        )
+        sum(terms.values()).backward()
+        reached[kind] = {
+            name.split(".")[0] for name, p in state.model.named_parameters() if p.grad is not None and p.grad.any()
+        }
+        assert all(p.grad is None for p in objective.teacher.parameters())
+        if kind == "pooled":
+            assert output.auxiliary_values is None
+            assert all(p.grad.any() for p in state.projection.parameters())
+    assert reached == {
+        "resynthesis": {"semantic_encoder", "quantizer", "auxiliary_decoder"},
+        "pooled": {"semantic_encoder", "quantizer"},
+        "none": {"auxiliary_decoder"},
+    }
+
+
+def test_pooling_is_the_mean_over_each_code_frame():
+    features = torch.randn(2, 100, 3)
+    pooled = pool_to_frames(features, 13, preset_config("nano-6.25hz"))
+    torch.testing.assert_close(pooled[:, :12], features[:, :96].unfold(1, 8, 8).mean(-1))
+    torch.testing.assert_close(pooled[:, 12], features[:, 96:].mean(1))  # half a frame, averaged over that half
+
+
+def test_pooling_is_exact_at_a_ratio_that_is_not_whole():
+    sizes = preset_config("nano-12.5hz", sampling_rate=24000, strides=[160, 4, 3], auxiliary_strides=[160, 4, 2])
+    assert sizes.frame_rate == 12.5
+    odd = preset_config("nano-12.5hz", strides=[160, 3, 2])  # 16.67 Hz: three teacher frames each
+    rare = preset_config("nano-12.5hz", strides=[128, 5, 2], n_fft=640)  # 12.5 Hz
+    uneven = preset_config("nano-12.5hz", strides=[160, 7, 1])  # 14.29 Hz: 3.5 teacher frames each
+    features = torch.arange(28.0)[None, :, None]
+    torch.testing.assert_close(pool_to_frames(features, 7, sizes), pool_to_frames(features, 7, rare))
+    torch.testing.assert_close(pool_to_frames(features, 9, odd)[0, :, 0], torch.arange(9.0) * 3 + 1)
+    expected = [(0 + 1 + 2 + 0.5 * 3) / 3.5, (0.5 * 3 + 4 + 5 + 6) / 3.5]
+    torch.testing.assert_close(pool_to_frames(features, 8, uneven)[0, :2, 0], torch.tensor(expected))
+    fast = preset_config("nano-25hz", strides=[160, 1])  # 100 Hz: each teacher frame twice
+    torch.testing.assert_close(pool_to_frames(features, 56, fast)[0, :, 0], torch.arange(28.0).repeat_interleave(2))
+    # a last code frame that begins where the features end takes the nearest
+    torch.testing.assert_close(pool_to_frames(features, 57, fast)[0, -1, 0], torch.tensor(27.0))
+
+
+def test_pooled_loss_leaves_out_what_lies_past_the_mask():
+    predicted, target = torch.randn(2, 5, 3), torch.randn(2, 5, 3)
+    mask = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
+    loss, share = pooled_distillation(predicted, target, mask)
+    parts = [(predicted[0] - target[0]).square().mean(), (predicted[1, :2] - target[1, :2]).square().mean()]
+    torch.testing.assert_close(loss, sum(parts) / 2)
+    torch.testing.assert_close(share, loss / torch.cat([target[0], target[1, :2]]).var())
+    junk_p, junk_t = predicted.clone(), target.clone()
+    junk_p[1, 2:], junk_t[1, 2:] = 1e3, -1e3
+    assert torch.equal(pooled_distillation(junk_p, junk_t, mask)[1], share)
+
+
+def test_the_default_is_resynthesis_to_the_last_bit(tmp_path, tiny_teacher):
+    assert from_values(train_tokenizer.Config, {}).distillation == DistillationConfig("resynthesis", False)
+    settings = config("", tmp_path / "run", tiny_teacher)
+    accelerator = train_tokenizer.Accelerator(cpu=True)
+    model = train_tokenizer._new_state(settings, accelerator).model
+    heard_by = train_tokenizer._objective(settings, accelerator).teacher
+    values = torch.randn(2, 1, 8000)
+    output = model(values)
+    found = distillation_losses(DistillationConfig(), heard_by, None, output, values, model.config)
+    wanted = resynthesis_distillation(heard_by, values[:, 0], output.auxiliary_values[:, 0])
+    assert torch.equal(found["distillation"], wanted[0]) and torch.equal(found["distillation_share"], wanted[1])
+
+
+def test_a_pooled_run_with_probe_resumes_exactly_and_logs_both_shares(make_corpus, tmp_path, tiny_teacher, monkeypatch):
+    manifest = make_corpus()
+    make_corpus(2, split="valid")
+    whole = train_tokenizer.run(cell(manifest, tmp_path / "whole", tiny_teacher, "pooled", probe=True))
+    settings = cell(manifest, tmp_path / "cut", tiny_teacher, "pooled", probe=True)
+    import tokenizer.training as training
+
+    real, calls = training.train_step, []
+
+    def cut_off(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(training, "train_step", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer.run(settings)
+    assert not (tmp_path / "cut/model").exists()
+    resumed = train_tokenizer.run(settings)
+    one, other = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert all(torch.equal(one[name], other[name]) for name in one) and not any("projection" in name for name in one)
+    last = "checkpoints/checkpoint-0000004/projection.safetensors"
+    one, other = load_file(tmp_path / "whole" / last), load_file(tmp_path / "cut" / last)
+    assert one and all(torch.equal(one[name], other[name]) for name in one)
+    rows = metrics(tmp_path / "cut")
+    assert all(row["loss/distillation_share"] > 0 and row["loss/probe_share"] > 0 for row in rows if "loss/mel" in row)
+    (scores,) = [row for row in rows if "valid/mel" in row]
+    assert scores["valid/distillation_share"] > 0 and scores["valid/probe_share"] > 0
+    variances = json.loads((tmp_path / "cut/teacher_variance.json").read_text())
+    record = json.loads((tmp_path / "cut/complete.json").read_text())["summary"]
+    assert record["distillation_weight"] == pytest.approx(100 / variances["pooled_variance"])
+    assert record["probe_weight"] == pytest.approx(100 / variances["variance"])
+
+
+def test_validation_without_distillation_hears_no_teacher(make_corpus, tmp_path):
+    settings = cell(make_corpus(), tmp_path / "run", "no/such-teacher", "none")
+    _, _, figures, state = one_step(settings)
+    objective = train_tokenizer._objective(settings, train_tokenizer.Accelerator(cpu=True))
+    assert objective.teacher is None and "loss/distillation" not in figures
+    assert "valid/distillation_share" not in validate(state.model, torch.randn(2, 1, 8000), objective)
+    assert train_tokenizer.plan(settings)["teacher"] == "none is heard"
+
+
+@pytest.mark.parametrize(("kind", "probe"), [("resynthesis", False), ("pooled", False), ("none", True)])
+def test_what_needs_a_teacher_says_so(make_corpus, tmp_path, kind, probe):
+    settings = cell(make_corpus(), tmp_path / "run", None, kind, probe)
+    for entry in (train_tokenizer.plan, train_tokenizer.run):
+        with pytest.raises(ConfigError, match=f"distillation.kind={kind}.*needs a teacher.*distillation.kind=none"):
+            entry(settings)
