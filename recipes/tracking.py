@@ -1,18 +1,28 @@
-"""Where training figures go: ``metrics.jsonl``, one JSON object per line, written by accelerate or the Trainer."""
+"""Where training figures go: ``metrics.jsonl``, one JSON object per line, written by accelerate or the Trainer.
+
+A tokenizer's training also writes TensorBoard's files and, where asked, to Weights & Biases.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import math
+import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from accelerate.tracking import GeneralTracker, on_main_process
+from accelerate.tracking import GeneralTracker, WandBTracker, on_main_process
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from recipes.runtime import atomic_write_text
+from recipes.config import ConfigError
+from recipes.runtime import RunFolder, atomic_write_text
+
+Tracker = Literal["tensorboard", "wandb"]
+PROJECT = "lmspt-slm"
 
 
 def append_metrics(path: str | Path, step: int, values: dict[str, Any]) -> None:
@@ -68,6 +78,43 @@ class JsonlTracker(GeneralTracker):
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
         """Append one line."""
         append_metrics(self.path, step if step is not None else 0, values)
+
+
+def check_trackers(names: list[Tracker]) -> None:
+    """Raises ConfigError where one of the trackers' packages is not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"trackers={names}: {name} is not installed: pip install {name}, or leave it out")
+
+
+def make_trackers(names: list[Tracker], folder: RunFolder) -> list[GeneralTracker | str]:
+    """What accelerate logs to: `metrics.jsonl` always, and the named ones.
+
+    A resumed run goes on in the same run of Weights & Biases, which is called like the run folder; its project is
+    `lmspt-slm` unless WANDB_PROJECT says otherwise.
+
+    Raises:
+        ConfigError: where a package is missing.
+    """
+    check_trackers(names)
+    trackers: list[GeneralTracker | str] = [JsonlTracker(folder.metrics)]
+    for name in dict.fromkeys(names):
+        trackers.append(_wandb(folder) if name == "wandb" else name)
+    return trackers
+
+
+class _WandB(WandBTracker):
+    """Accelerate's tracker, opened in the first process alone."""
+
+    main_process_only = True
+
+
+def _wandb(folder: RunFolder) -> WandBTracker:
+    name = "-".join(folder.folder.parts[-3:])
+    identity = hashlib.sha256(str(folder.folder.resolve()).encode()).hexdigest()[:16]
+    folder.folder.mkdir(parents=True, exist_ok=True)
+    project = os.environ.get("WANDB_PROJECT", PROJECT)
+    return _WandB(project, name=name, id=identity, resume="allow", dir=str(folder.folder))
 
 
 class MetricsCallback(TrainerCallback):

@@ -1,7 +1,8 @@
 """`slm train-tokenizer`: trains an LM-SPT tokenizer by semantic speech-resynthesis distillation.
 
 Features: the published losses and weights, a frozen Whisper teacher by folder or hub name, discriminators that can be
-small, late or off, quantizer dropout, dead-code revival, bf16, checkpoints, exact resume, TensorBoard, metrics.jsonl.
+small, late or off, quantizer dropout, dead-code revival, bf16 and fp16, averaged weights, activation checkpointing,
+gradient accumulation, several processes (torchrun), exact resume, metrics.jsonl with TensorBoard and Weights & Biases.
 The result, `run_dir/model`, is what `load_tokenizer` and AutoModel load.
 
 Raises: ConfigError for settings that cannot work, ValueError for a teacher that cannot be loaded, DataError.
@@ -10,7 +11,6 @@ Raises: ConfigError for settings that cannot work, ValueError for a teacher that
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,35 +18,35 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch.utils.data import DataLoader, Subset
 
 from recipes.config import ConfigError
 from recipes.inputs import digest, refuse_other_inputs
 from recipes.runtime import (
-    JsonlTracker,
+    MAY_CHANGE,
     RunFolder,
-    atomic_write_text,
     log,
+    process_count,
     resolve_device,
     resolve_precision,
     seed_everything,
 )
-from recipes.tracking import drop_metrics_after
+from recipes.switches import distillation_weights, feature_projection, freeze_parts, teacher_config
+from recipes.tracking import Tracker, check_trackers, drop_metrics_after, make_trackers
 from tokenizer.augmentation import AugmentationConfig
 from tokenizer.configuration import LMSPTConfig, preset_config
-from tokenizer.crops import CropConfig, TrainingCrops, validation_crops
-from tokenizer.data import AudioStore, DataError, DataSource, read_sources
+from tokenizer.crops import CropConfig, TrainingCrops, micro_batch_size, validation_crops
+from tokenizer.data import AudioStore, DataError, DataSource, read_source
 from tokenizer.discriminator import Discriminator, DiscriminatorConfig
+from tokenizer.distillation import DistillationConfig
 from tokenizer.losses import LossWeights, MultiScaleMelLoss
+from tokenizer.mixing import training_audio, validation_utterances
 from tokenizer.modeling import LMSPTModel
 from tokenizer.objective import Objective
 from tokenizer.state_files import load_latest_state
-from tokenizer.teacher import SpeechTeacher, TeacherConfig, at_teacher_rate
-from tokenizer.training import CodecTrainingConfig, TrainState, fit
+from tokenizer.surgery import transplant
+from tokenizer.teacher import SpeechTeacher, TeacherConfig
+from tokenizer.training import CodecTrainingConfig, TrainState, averaged, fit
 from tokenizer.validation import validate
-
-DISTILLATION_PER_VARIANCE = 100.0
-VARIANCE_CROPS = 32
 
 
 @dataclass
@@ -64,7 +64,10 @@ class Config:
         default_factory=dict, metadata={"help": "LMSPTConfig fields that differ from the preset"}
     )
     teacher: TeacherConfig | None = field(
-        default_factory=TeacherConfig, metadata={"help": "speech encoder; null: no distillation"}
+        default_factory=TeacherConfig, metadata={"help": "speech encoder; null with distillation.kind=none only"}
+    )
+    distillation: DistillationConfig = field(
+        default_factory=DistillationConfig, metadata={"help": "what the teacher teaches"}
     )
     weights: LossWeights = field(default_factory=LossWeights, metadata={"help": "what each loss counts"})
     discriminator: DiscriminatorConfig = field(
@@ -79,8 +82,22 @@ class Config:
     training: CodecTrainingConfig = field(
         default_factory=CodecTrainingConfig, metadata={"help": "steps, batch, optimizer"}
     )
-    init_from: str | None = field(default=None, metadata={"help": "start from this tokenizer folder of the same size"})
-    precision: str = field(default="auto", metadata={"help": "auto, fp32 or bf16"})
+    init_from: str | None = field(
+        default=None,
+        metadata={"help": "start from this tokenizer folder; at another frame rate what fits is reused"},
+    )
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={"help": "parts of the tokenizer that must not move, e.g. [auxiliary_decoder] with init_from"},
+    )
+    precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16, or on a GPU fp16"})
+    trackers: list[Tracker] = field(
+        default_factory=lambda: ["tensorboard"],
+        metadata={
+            "help": "beside metrics.jsonl: tensorboard, wandb (project and mode from WANDB_*)",
+            MAY_CHANGE: True,
+        },
+    )
     seed: int = field(default=0, metadata={"help": "seed of weights, order, crops and augmentation"})
 
 
@@ -91,43 +108,46 @@ def _model_config(config: Config) -> LMSPTConfig:
         raise ConfigError(f"preset={config.preset}, model={config.model}: {error}") from None
 
 
-def _precision(config: Config) -> str:
-    """fp32 or bf16, in one process: what this loop is tested in."""
-    precision = resolve_precision(config.precision)
-    if precision == "fp16":
-        raise ConfigError("precision=fp16: this loop has no loss scaling; take bf16 or fp32")
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise ConfigError(f"train-tokenizer runs in one process, {processes} were started: codebooks would drift apart")
-    return precision
+def _micro_batch(config: Config) -> int:
+    """Crops in one forward pass of one process. Raises ConfigError where a step's batch cannot be divided so."""
+    try:
+        return micro_batch_size(config.training.batch_size, config.training.accumulation, process_count())
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def plan(config: Config) -> dict[str, object]:
     """What the run would do; raises what would stop it."""
     RunFolder(config.run_dir).check(config)
-    utterances = read_sources(config.data, "train")
+    taught_by = teacher_config(config)
     model_config = _model_config(config)
+    audio = training_audio(config.data, model_config.sampling_rate, config.seed)
+    check_trackers(config.trackers)
     model = LMSPTModel(model_config)
+    freeze_parts(config, model)
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    teacher = SpeechTeacher.from_pretrained(config.teacher) if config.teacher else None
+    teacher = SpeechTeacher.from_pretrained(taught_by) if taught_by else None
     if teacher and config.crops.crop_s > teacher.window_s:
         raise ConfigError(
             f"crops.crop_s={config.crops.crop_s:g} is longer than the teacher's window, {teacher.window_s:g} s"
         )
     discriminator = Discriminator(config.discriminator) if config.discriminator.enabled else torch.nn.Module()
     judges = sum(p.numel() for p in discriminator.parameters())
-    hours = sum(u.duration or 0 for u in utterances) / 3600
+    hours = audio.hours
     seen = config.training.steps * config.training.batch_size * config.crops.crop_s / 3600
     return {
-        "training recordings": f"{len(utterances)}, {hours:.2f} h",
+        "training recordings": audio.describe(),
         "frame rate (Hz)": model_config.frame_rate,
         "codebooks": model_config.codebook_sizes,
         "parameters": f"{sum(parameters.values()):,} ({', '.join(f'{n} {p:,}' for n, p in parameters.items() if p)})",
         "discriminator parameters": judges,
-        "teacher": f"{config.teacher.name}, window {teacher.window_s:g} s" if teacher else "none: no distillation",
+        "teacher": f"{taught_by.name}, window {teacher.window_s:g} s" if teacher else "none is heard",
+        "distillation": config.distillation.kind + (", with a probe" if config.distillation.probes else ""),
         "steps": config.training.steps,
         "hours of crops seen": round(seen, 2),
         "passes over the data": round(seen / hours, 1) if hours else "unknown (no durations)",
-        "precision": _precision(config),
+        "crops per step": f"{config.training.batch_size}, {_micro_batch(config)} in one forward pass of one process",
+        "precision": resolve_precision(config.precision),
         "memory of weights, gradients and optimizer (MiB)": round(16 * (sum(parameters.values()) + judges) / 2**20),
         "result": str(RunFolder(config.run_dir).path("model")),
     }
@@ -142,30 +162,39 @@ def run(config: Config) -> Path:
     if folder.complete:
         log.info("%s is complete: skipped", config.run_dir)
         return folder.path("model")
-    _precision(config)
+    precision = resolve_precision(config.precision)
+    _micro_batch(config)
+    trackers = make_trackers(config.trackers, folder)
     folder.start(config, fingerprint)
     seed_everything(config.seed)
     AcceleratorState._reset_state()  # an earlier stage of this process may have computed in another precision
     accelerator = Accelerator(
-        mixed_precision={"fp32": "no", "bf16": "bf16"}[_precision(config)],
+        mixed_precision={"fp32": "no"}.get(precision, precision),
         cpu=resolve_device() == "cpu",
-        log_with=[JsonlTracker(folder.metrics), "tensorboard"],
+        log_with=trackers,
         project_dir=str(folder.folder),
     )
     state = _new_state(config, accelerator)
-    crops, objective = _crops(config, accelerator.num_processes), _objective(config, accelerator)
+    crops, objective = _crops(config), _objective(config, accelerator)
+    state.audio = crops.audio
     if load_latest_state(state, folder.checkpoints, accelerator):
         log.info("resumed at step %d", state.step)
     if accelerator.is_main_process:
         drop_metrics_after(folder.metrics, state.step)
     if objective.teacher is not None:
-        objective.distillation_weight = _distillation_weight(config, crops, objective.teacher, folder)
-    accelerator.init_trackers("tensorboard")
+        with accelerator.main_process_first():  # it measures, the others read
+            weights = distillation_weights(config, state.model_config, crops, objective.teacher, folder)
+        objective.distillation_weight, objective.probe_weight = weights
+    accelerator.init_trackers("tensorboard")  # the name of TensorBoard's folder in the run's
     validation = _validation(config)
     fit(state, crops, validation, objective, config.training, accelerator, folder.checkpoints)
 
-    model: LMSPTModel = accelerator.unwrap_model(state.model).eval()
-    scores = validate(model, validation.to(accelerator.device), objective) if validation is not None else {}
+    crops.audio.close()
+
+    model: LMSPTModel = state.result.eval()
+    scores = {}
+    if validation is not None and accelerator.is_main_process:
+        scores = validate(model, validation.to(accelerator.device), objective, state.projection)
     if accelerator.is_main_process:
         model.config.trained = True
         model.save_pretrained(folder.path("model"))
@@ -174,9 +203,12 @@ def run(config: Config) -> Path:
     folder.mark_complete(
         {
             "steps": state.step,
-            "n_failed": crops.store.n_failed,
+            "n_failed": crops.audio.n_failed,
             "fingerprint": model.fingerprint(),
             "distillation_weight": objective.distillation_weight,
+            "probe_weight": objective.probe_weight,
+            "non_finite_steps": state.health.non_finite_steps,
+            "warnings": list(state.health.warnings.values()),
             **{name: round(value, 4) for name, value in scores.items()},
         }
     )
@@ -187,46 +219,51 @@ def _new_state(config: Config, accelerator: Accelerator) -> TrainState:
     model = LMSPTModel(_model_config(config))
     if config.init_from is not None:
         try:
-            model.load_state_dict(LMSPTModel.from_pretrained(config.init_from).state_dict())
-        except (OSError, RuntimeError) as error:
-            raise ConfigError(f"init_from={config.init_from}: not a tokenizer folder of this size ({error})") from None
+            transplant(model, config.init_from)
+        except ValueError as error:
+            raise ConfigError(f"init_from={error}") from None
     settings = config.training
+    freeze_parts(config, model)
 
-    def optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            module.parameters(), settings.learning_rate, settings.betas, weight_decay=settings.weight_decay
-        )
+    def optimizer(*modules: torch.nn.Module) -> torch.optim.Optimizer:
+        trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+        return torch.optim.AdamW(trained, settings.learning_rate, settings.betas, weight_decay=settings.weight_decay)
 
-    state = TrainState(model=model, optimizer=optimizer(model))
-    state.model, state.optimizer = accelerator.prepare(state.model, state.optimizer)
+    projection = feature_projection(config, model.config)
+    # Networks go to their device as they are, not into DistributedDataParallel: see tokenizer/parallel.py.
+    model.to(accelerator.device)
+    state = TrainState(model=model, optimizer=None, ema=averaged(model, settings.ema_decay))
+    if projection is not None:
+        state.projection = projection.to(accelerator.device)
+    state.optimizer = accelerator.prepare(optimizer(model, *filter(None, [projection])))
     if config.discriminator.enabled:
-        discriminator = Discriminator(config.discriminator)
-        state.discriminator, state.discriminator_optimizer = accelerator.prepare(
-            discriminator, optimizer(discriminator)
-        )
+        state.discriminator = Discriminator(config.discriminator).to(accelerator.device)
+        state.discriminator_optimizer = accelerator.prepare(optimizer(state.discriminator))
     return state
 
 
 def _inputs(config: Config) -> str:
     """A hash of what decides the weights beside the configuration: training recordings, teacher, initial weights."""
-    rows = (json.dumps([u.id, u.speaker, u.duration]) for u in read_sources(config.data, "train"))
-    teacher = Path(config.teacher.name).expanduser() if config.teacher else ""
+    listed = [utterance for source in config.data if not source.stream for utterance in read_source(source, "train")]
+    rows = (json.dumps([u.id, u.speaker, u.duration]) for u in listed)
+    taught_by = teacher_config(config)
+    teacher = Path(taught_by.name).expanduser() if taught_by else ""
     return digest(rows, teacher, Path(config.init_from).expanduser() if config.init_from else "")
 
 
-def _crops(config: Config, processes: int = 1) -> TrainingCrops:
+def _crops(config: Config) -> TrainingCrops:
     model_config = _model_config(config)
-    store = AudioStore(read_sources(config.data, "train"), model_config.sampling_rate)
-    length = config.training.steps * config.training.batch_size * processes
+    audio = training_audio(config.data, model_config.sampling_rate, config.seed)
+    length = config.training.steps * config.training.batch_size
     return TrainingCrops(
-        store, config.crops, config.augmentation, len(model_config.codebook_sizes), length, config.seed
+        audio, config.crops, config.augmentation, len(model_config.codebook_sizes), length, config.seed
     )
 
 
 def _objective(config: Config, accelerator: Accelerator) -> Objective:
     teacher = None
-    if config.teacher is not None:
-        teacher = SpeechTeacher.from_pretrained(config.teacher).to(accelerator.device)
+    if (taught_by := teacher_config(config)) is not None:
+        teacher = SpeechTeacher.from_pretrained(taught_by).to(accelerator.device)
         if accelerator.device.type == "cpu":
             # On CPUs the backward of fused attention costs more than all the rest of a small encoder.
             teacher.encoder.set_attn_implementation("eager")
@@ -236,42 +273,15 @@ def _objective(config: Config, accelerator: Accelerator) -> Objective:
         teacher=teacher,
         distillation_weight=config.weights.distillation or 0.0,
         discriminator_start=config.discriminator.start_step,
+        distillation=config.distillation,
     )
 
 
 def _validation(config: Config) -> torch.Tensor | None:
     try:
-        utterances = read_sources(config.data, "valid")
+        utterances = validation_utterances(config.data, config.training.validate_crops)
     except DataError as error:
         log.warning("training without validation: %s", error)
         return None
     store = AudioStore(utterances, _model_config(config).sampling_rate)
     return validation_crops(store, config.crops.crop_s, config.training.validate_crops)
-
-
-@torch.no_grad()
-def _distillation_weight(config: Config, crops: TrainingCrops, teacher: SpeechTeacher, folder: RunFolder) -> float:
-    """The configured weight, or one that suits this teacher: a weight means something for one teacher only.
-
-    The MSE is divided by the variance of the teacher's encoding of the first crops; the figure stays in the run folder,
-    so that a resumed run uses the same.
-    """
-    if config.weights.distillation is not None:
-        return config.weights.distillation
-    record = folder.path("teacher_variance.json")
-    if not record.is_file():
-        first = next(iter(DataLoader(Subset(crops, range(min(VARIANCE_CROPS, len(crops)))), VARIANCE_CROPS)))
-        values = first["input_values"].to(next(teacher.parameters()).device)
-        heard = at_teacher_rate(values, _model_config(config).sampling_rate)
-        atomic_write_text(record, json.dumps({"variance": float(teacher(heard).float().var())}) + "\n")
-    variance = json.loads(record.read_text())["variance"]
-    # Silence that pads the teacher's window adds terms to the mean that cost nothing: the weight makes up for them.
-    padding = max(1.0, (config.teacher.pad_to_seconds or 0.0) / config.crops.crop_s)
-    weight = padding * DISTILLATION_PER_VARIANCE / variance
-    log.info(
-        "distillation weight %.3g: %g / variance %.3g of the teacher's encoding",
-        weight,
-        DISTILLATION_PER_VARIANCE,
-        variance,
-    )
-    return weight

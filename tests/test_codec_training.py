@@ -58,6 +58,7 @@ def config(manifest, run_dir, teacher, **changes):
             "validate_steps": 4,
             "revive_steps": 2,
         },
+        "distillation": {"kind": "resynthesis" if teacher else "none"},
         "precision": "fp32",
     }
     for key, value in changes.items():

@@ -1,19 +1,21 @@
-"""Training crops: item n of an endless run, everything about it drawn from (seed, n).
+"""Training crops: item n of an endless run, everything about it drawn from (seed, n); and who computes which.
 
 Shapes: B batch, S samples of a crop, K books.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from tokenizer.augmentation import AugmentationConfig, augment
-from tokenizer.data import AudioStore, epoch_item
+from tokenizer.data import AudioStore, Utterance
+from tokenizer.mixing import Key, TrainingAudio
 
 
 @dataclass
@@ -44,27 +46,35 @@ class CropConfig:
 
 
 class TrainingCrops(Dataset):
-    """Item n: {"input_values" (1, S), "padding_mask" (S,), "n_acoustic_books" (), "semantic_only" ()}."""
+    """Item n: {"input_values" (1, S), "padding_mask" (S,), "n_acoustic_books" (), "semantic_only" ()}.
+
+    An item may also be asked for by the key that `TrainingAudio.key` gives, which carries the row of a stream.
+    """
 
     def __init__(
         self,
-        store: AudioStore,
+        audio: TrainingAudio,
         config: CropConfig,
         augmentation: AugmentationConfig,
         n_books: int,
         length: int,
         seed: int,
     ) -> None:
-        self.store, self.config, self.augmentation = store, config, augmentation
+        self.audio, self.config, self.augmentation = audio, config, augmentation
         self.n_books, self.length, self.seed = n_books, length, seed
-        self.samples = round(config.crop_s * store.sampling_rate)
+        self.samples = round(config.crop_s * audio.sampling_rate)
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
+    def utterance(self, position: int) -> Utterance:
+        """Which recording item `position` is cut from, found again from (seed, position). It is decoded to see."""
+        return self.audio.recording(self.audio.key(position))[0]
+
+    def __getitem__(self, key: int | Key) -> dict[str, Tensor]:
+        position, rows = self.audio.key(key) if isinstance(key, int) else key
         rng = np.random.default_rng((self.seed, position))
-        _, waveform = self.store.readable(epoch_item(position, len(self.store), self.seed))
+        _, waveform = self.audio.recording((position, rows))
         # A margin is cut with the crop, so that a faster copy still fills it; resampling less costs less.
         margin = round(self.samples * (1 + self.augmentation.speed)) + 64
         start = int(rng.integers(0, max(1, len(waveform) - margin + 1)))
@@ -79,6 +89,44 @@ class TrainingCrops(Dataset):
             "n_acoustic_books": torch.tensor(kept),
             "semantic_only": torch.tensor(semantic_only),
         }
+
+
+class StepBatches(Sampler[list[Key]]):
+    """The micro-batches of one process, step after step.
+
+    Step s is made of positions s * batch_size up to (s + 1) * batch_size. They are cut into one contiguous part per
+    process, and that into one per accumulation: put together by process, then by accumulation, they stand in order
+    again.
+
+    Raises:
+        ValueError: if the batch cannot be cut so.
+    """
+
+    def __init__(
+        self, audio: TrainingAudio, steps: range, batch_size: int, accumulation: int, process: int, processes: int
+    ) -> None:
+        self.audio, self.steps, self.batch_size = audio, steps, batch_size
+        self.accumulation, self.process = accumulation, process
+        self.micro = micro_batch_size(batch_size, accumulation, processes)
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for step in self.steps:
+            first = step * self.batch_size + self.process * self.micro * self.accumulation
+            for start in range(first, first + self.micro * self.accumulation, self.micro):
+                yield [self.audio.key(position) for position in range(start, start + self.micro)]
+
+
+def micro_batch_size(batch_size: int, accumulation: int, processes: int) -> int:
+    """Crops in one forward pass. Raises ValueError where the batch of a step cannot be divided evenly."""
+    if batch_size % (accumulation * processes):
+        raise ValueError(
+            f"training.batch_size={batch_size} is the batch of a whole step: it must divide by training.accumulation="
+            f"{accumulation} times {processes} process(es)"
+        )
+    return batch_size // (accumulation * processes)
 
 
 def validation_crops(store: AudioStore, crop_s: float, limit: int) -> Tensor:

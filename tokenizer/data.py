@@ -81,6 +81,25 @@ class DataSource:
     )
     audio_column: str = field(default="audio", metadata={"help": "Parquet and hub: the column that holds the audio"})
     text_column: str = field(default="text", metadata={"help": "Parquet and hub: the column that holds the text"})
+    weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "train-tokenizer: share of the crops beside the other sources' weights; null in all: by recordings"
+        },
+    )
+    stream: bool = field(
+        default=False,
+        metadata={"help": "train-tokenizer: read a hub set or *.parquet row by row, without listing or copying it"},
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "stream: rows held in memory to draw from (undecoded audio)"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and not 0 < self.weight < float("inf"):
+            raise ValueError(f"data source {self.path}: weight={self.weight}: must be above 0, or null")
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"data source {self.path}: shuffle_buffer={self.shuffle_buffer}: must be at least 1")
 
 
 def read_sources(sources: Sequence[DataSource], split: str) -> list[Utterance]:
@@ -89,9 +108,15 @@ def read_sources(sources: Sequence[DataSource], split: str) -> list[Utterance]:
     Raises:
         DataError: if a source is missing or malformed, if two utterances share an id, or if nothing is left.
     """
+    utterances = [utterance for source in sources for utterance in read_source(source, split)]
+    check_utterances(utterances, sources, split)
+    return utterances
+
+
+def check_utterances(utterances: Sequence[Utterance], sources: Sequence[DataSource], split: str) -> None:
+    """Raises DataError if there are none, or if two share an id."""
     if not sources:
         raise DataError("no data: give at least one source, e.g. data.0.path=corpus/manifest.jsonl")
-    utterances = [utterance for source in sources for utterance in read_source(source, split)]
     if not utterances:
         raise DataError(
             f"no utterances in split {split!r} of {', '.join(source.path for source in sources)}: "
@@ -102,7 +127,6 @@ def read_sources(sources: Sequence[DataSource], split: str) -> list[Utterance]:
         if utterance.id in seen:
             raise DataError(f"two utterances are called {utterance.id!r} (second: {utterance.name}): ids must differ")
         seen.add(utterance.id)
-    return utterances
 
 
 def read_source(source: DataSource, split: str) -> list[Utterance]:
@@ -115,6 +139,8 @@ def read_source(source: DataSource, split: str) -> list[Utterance]:
         raise DataError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
     if source.split is not None and source.split not in SPLITS:
         raise DataError(f"{source.path}: `split: {source.split}` is not one of {', '.join(SPLITS)}")
+    if source.stream:
+        raise DataError(f"{source.path}: stream=true cannot be listed; only train-tokenizer reads it, row by row")
     if source.split is not None and source.split != split:
         return []
     path = Path(source.path).expanduser()
@@ -251,12 +277,21 @@ def load_audio(
     if not isinstance(utterance, Utterance):
         utterance = Utterance(id=Path(utterance).stem, audio=str(utterance))
     name = utterance.name
-    handle = _open(utterance)
+    handle = open_audio(utterance)
     try:
         samples, rate = soundfile.read(handle, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         raise AudioError(f"{name}: not audio that libsndfile can read ({error}): convert it to WAV or FLAC") from None
-    duration = len(samples) / rate
+    mono = samples.mean(axis=1)
+    peak = float(np.abs(mono).max(initial=0.0))
+    check_recording(name, len(samples) / rate, bool(np.isfinite(samples).all()), peak, max_duration_s)
+    if rate != sampling_rate:
+        mono = soxr.resample(mono, rate, sampling_rate).astype(np.float32)
+    return np.ascontiguousarray(mono)
+
+
+def check_recording(name: str, duration: float, finite: bool, peak: float, max_duration_s: float | None) -> None:
+    """Raises AudioError where a recording of so many seconds and such a peak cannot be used."""
     if duration < MIN_DURATION_S:
         raise AudioError(
             f"{name}: {1000 * duration:.1f} ms of audio, at least {1000 * MIN_DURATION_S:.0f} ms are needed"
@@ -265,17 +300,14 @@ def load_audio(
         raise AudioError(
             f"{name}: {duration:.1f} s, more than max_duration_s={max_duration_s:g}: cut it or raise the limit"
         )
-    if not np.isfinite(samples).all():
+    if not finite:
         raise AudioError(f"{name}: holds NaN or infinite samples: export it again")
-    mono = samples.mean(axis=1)
-    if np.abs(mono).max() < SILENCE_PEAK:
+    if peak < SILENCE_PEAK:
         raise AudioError(f"{name}: silent (peak below {SILENCE_PEAK:g}): nothing to encode")
-    if rate != sampling_rate:
-        mono = soxr.resample(mono, rate, sampling_rate).astype(np.float32)
-    return np.ascontiguousarray(mono)
 
 
-def _open(utterance: Utterance) -> str | io.BytesIO:
+def open_audio(utterance: Utterance) -> str | io.BytesIO:
+    """The path of an utterance's audio, or its bytes as a file. Raises AudioError: missing or empty."""
     audio = utterance.audio
     if isinstance(audio, RowAudio):
         content, path = audio.read()

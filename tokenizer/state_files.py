@@ -1,7 +1,9 @@
 """Checkpoints of the codec training: written to a temporary name and renamed, torn ones set aside.
 
-`checkpoint-N/` holds model.safetensors, discriminator.safetensors where there is one, and optimizers.pt, loaded with
-`weights_only=True`.
+`checkpoint-N/` holds model.safetensors, {discriminator, projection, ema}.safetensors where there are such modules, and
+optimizers.pt, loaded with `weights_only=True`: step, both optimizers, fp16's loss scale, where streams' epochs
+began, the record of the run's health.
+Nothing in it depends on the number of processes.
 """
 
 from __future__ import annotations
@@ -9,10 +11,11 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
@@ -31,11 +34,19 @@ def save_state(state: TrainState, folder: Path, keep: int, accelerator: Accelera
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        save_file(_tensors(accelerator.unwrap_model(state.model)), draft / "model.safetensors")
-        optimizers = {"step": state.step, "generator": state.optimizer.state_dict()}
+        for name, module in _modules(state).items():
+            save_file(_tensors(module), draft / f"{name}.safetensors")
+        optimizers = {
+            "step": state.step,
+            "generator": state.optimizer.state_dict(),
+            "health": state.health.state_dict(),
+        }
         if state.discriminator is not None:
-            save_file(_tensors(accelerator.unwrap_model(state.discriminator)), draft / "discriminator.safetensors")
             optimizers["discriminator"] = state.discriminator_optimizer.state_dict()
+        if accelerator.scaler is not None:
+            optimizers["scaler"] = accelerator.scaler.state_dict()
+        if state.audio is not None:
+            optimizers["audio"] = state.audio.state_dict()
         torch.save(optimizers, draft / "optimizers.pt")
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
@@ -53,13 +64,31 @@ def save_state(state: TrainState, folder: Path, keep: int, accelerator: Accelera
 def load_latest_state(state: TrainState, folder: Path, accelerator: Accelerator) -> bool:
     """Fills `state` from the newest whole checkpoint; False where there is none.
 
-    A torn checkpoint is renamed to `torn-...` and the one before it taken.
+    The first process looks for it, the others take the same. A torn checkpoint is renamed to `torn-...` and the one
+    before it taken.
     """
+    chosen = [_newest_whole(state, folder)] if accelerator.is_main_process else [None]
+    if broadcast_object_list(chosen)[0] is None:
+        return False
+    modules, optimizers = _read(state, chosen[0])
+    for name, module in _modules(state).items():
+        module.load_state_dict(modules[name])
+    state.optimizer.load_state_dict(optimizers["generator"])
+    if state.discriminator is not None:
+        state.discriminator_optimizer.load_state_dict(optimizers["discriminator"])
+    if accelerator.scaler is not None and "scaler" in optimizers:
+        accelerator.scaler.load_state_dict(optimizers["scaler"])
+    if state.audio is not None and "audio" in optimizers:
+        state.audio.load_state_dict(optimizers["audio"])
+    state.health.load_state_dict(optimizers.get("health", {}))  # checkpoints of before hold none
+    state.step = optimizers["step"]
+    return True
+
+
+def _newest_whole(state: TrainState, folder: Path) -> Path | None:
     for checkpoint in sorted(folder.glob("checkpoint-*"), reverse=True):
-        try:  # all files are read before anything is applied: a torn one must not leave half a state behind
-            model = load_file(checkpoint / "model.safetensors")
-            judges = load_file(checkpoint / "discriminator.safetensors") if state.discriminator is not None else {}
-            optimizers = torch.load(checkpoint / "optimizers.pt", weights_only=True, map_location="cpu")
+        try:
+            _read(state, checkpoint)
         except Exception as error:  # a torn file raises whatever its last bytes happen to mean
             reason = (str(error) or type(error).__name__).splitlines()[0]
             aside, number = checkpoint.with_name(f"torn-{checkpoint.name}"), 1
@@ -68,14 +97,24 @@ def load_latest_state(state: TrainState, folder: Path, accelerator: Accelerator)
             logger.warning("%s cannot be read (%s): set aside, the one before is used", checkpoint, reason)
             checkpoint.rename(aside)
             continue
-        accelerator.unwrap_model(state.model).load_state_dict(model)
-        state.optimizer.load_state_dict(optimizers["generator"])
-        if state.discriminator is not None:
-            accelerator.unwrap_model(state.discriminator).load_state_dict(judges)
-            state.discriminator_optimizer.load_state_dict(optimizers["discriminator"])
-        state.step = optimizers["step"]
-        return True
-    return False
+        return checkpoint
+    return None
+
+
+def _read(state: TrainState, checkpoint: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """All files of a checkpoint, before anything is applied: a torn one must not leave half a state behind."""
+    modules = {name: load_file(checkpoint / f"{name}.safetensors") for name in _modules(state)}
+    return modules, torch.load(checkpoint / "optimizers.pt", weights_only=True, map_location="cpu")
+
+
+def _modules(state: TrainState) -> dict[str, torch.nn.Module]:
+    found = {
+        "model": state.model,
+        "discriminator": state.discriminator,
+        "projection": state.projection,
+        "ema": state.ema,
+    }
+    return {name: module for name, module in found.items() if module is not None}
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -1,8 +1,9 @@
-"""The codec training loop: TrainState, train_step (discriminator, then generator), validate, fit.
+"""The codec training loop: its settings, TrainState, and fit. One step stands in step.py.
 
-All randomness comes with the batch, drawn from (seed, step, sample): a state is weights, optimizers and a step number.
+All randomness comes with the batch, drawn from (seed, step, sample), or from the step's number: a state is weights,
+optimizers and a step number. Nothing draws from a global generator.
 
-Shapes: B batch, S samples, D teacher width, K books.
+Shapes: B crops of a micro-batch, S samples.
 """
 
 from __future__ import annotations
@@ -10,27 +11,33 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from tokenizer.configuration import LMSPTConfig
-from tokenizer.crops import TrainingCrops
-from tokenizer.losses import discriminator_loss
-from tokenizer.modeling import LMSPTModel, LMSPTOutput
-from tokenizer.objective import Objective, codec_losses, halves, loss_weights
+from tokenizer.code_use import CodeCounts
+from tokenizer.configuration import PARTS, LMSPTConfig
+from tokenizer.crops import StepBatches, TrainingCrops
+from tokenizer.health import HealthMonitor, HealthRecord
+from tokenizer.mixing import TrainingAudio
+from tokenizer.objective import Objective, loss_weights
+from tokenizer.parallel import start_equal
 from tokenizer.state_files import save_state
-from tokenizer.validation import mean, validate
+from tokenizer.step import Batch, Metrics, train_step
+from tokenizer.validation import validate
 
 logger = logging.getLogger(__name__)
 
-Metrics = dict[str, float]
-NON_FINITE_LIMIT = 5
+FREE = {"may_change": True}  # how a step is computed, not what comes out: a resumed run may set it otherwise
 
 
 @dataclass
@@ -38,13 +45,23 @@ class CodecTrainingConfig:
     """Steps, batch and optimizer. Learning rate, betas and clipping default to the published ones."""
 
     steps: int = field(default=4000, metadata={"help": "optimizer steps"})
-    batch_size: int = field(default=16, metadata={"help": "crops per step and process"})
+    batch_size: int = field(
+        default=16, metadata={"help": "crops per step, of all processes and accumulations together"}
+    )
+    accumulation: int = field(
+        default=1,
+        metadata={"help": "forward passes per step, of batch_size / (accumulation x processes) crops each", **FREE},
+    )
     learning_rate: float = field(default=2e-4, metadata={"help": "peak learning rate, generator and discriminators"})
     betas: tuple[float, float] = field(default=(0.8, 0.9), metadata={"help": "AdamW's betas"})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay"})
     gradient_clip: float = field(default=1.0, metadata={"help": "largest gradient norm, each optimizer"})
     warmup_steps: int = field(default=100, metadata={"help": "steps of linear warm-up"})
     final_lr_share: float = field(default=0.1, metadata={"help": "cosine decay down to this share of the peak"})
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "per step, of averaged weights, which are then validated and saved (0.999); 0: off"},
+    )
     usage_decay: float = field(
         default=0.97, metadata={"help": "per step, of the running use by which entries count as dead"}
     )
@@ -57,13 +74,22 @@ class CodecTrainingConfig:
     validate_crops: int = field(default=32, metadata={"help": "crops of the valid split to validate on"})
     save_steps: int = field(default=500, metadata={"help": "steps between checkpoints"})
     keep_checkpoints: int = field(default=2, metadata={"help": "newest checkpoints to keep"})
-    num_workers: int = field(default=0, metadata={"help": "processes that load and augment audio"})
+    num_workers: int = field(
+        default=0, metadata={"help": "processes that load and augment audio, beside each training process", **FREE}
+    )
+    activation_checkpointing: bool = field(
+        default=False, metadata={"help": "recompute the blocks in the backward pass: less memory, slower", **FREE}
+    )
+    compile: bool = field(
+        default=False, metadata={"help": "torch.compile the encoders and decoders (needs a C++ compiler)", **FREE}
+    )
 
     def __post_init__(self) -> None:
         least = {"revive_steps": 0, "num_workers": 0, "warmup_steps": 0}
         counts = (
             "steps",
             "batch_size",
+            "accumulation",
             "log_steps",
             "validate_steps",
             "validate_crops",
@@ -74,6 +100,10 @@ class CodecTrainingConfig:
         problems = [
             f"{n}={getattr(self, n)}: must be at least {low}" for n, low in least.items() if getattr(self, n) < low
         ]
+        if not 0 <= self.ema_decay < 1:
+            problems.append(f"ema_decay={self.ema_decay}: must lie in [0, 1)")
+        if self.accumulation > 0 and self.batch_size % self.accumulation:
+            problems.append(f"batch_size={self.batch_size}: must divide by accumulation={self.accumulation}")
         if problems:
             raise ValueError("training: " + "; ".join(problems))
 
@@ -87,82 +117,26 @@ class TrainState:
     discriminator: nn.Module | None = None
     discriminator_optimizer: torch.optim.Optimizer | None = None
     step: int = 0
+    projection: nn.Module | None = None  # latents to the teacher's features, in the generator's optimizer
+    ema: AveragedModel | None = None  # running mean of the model's weights
+    audio: TrainingAudio | None = None  # for where the epochs of its streams began
+    health: HealthRecord = field(default_factory=HealthRecord)
+    counts: CodeCounts = field(default_factory=CodeCounts)  # of the codes since the last log; not kept
 
     @property
     def model_config(self) -> LMSPTConfig:
-        """The tokenizer's sizes, whatever wraps the model."""
-        return getattr(self.model, "module", self.model).config
+        """The tokenizer's sizes."""
+        return self.model.config
+
+    @property
+    def result(self) -> nn.Module:
+        """The tokenizer that is validated and saved: the averaged weights where there are any."""
+        return self.model if self.ema is None else self.ema.module
 
 
-def learning_rate_share(step: int, config: CodecTrainingConfig) -> float:
-    """Linear warm-up, then a cosine from 1 to `final_lr_share`: a function of the step alone."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.final_lr_share + (1 - config.final_lr_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def train_step(
-    state: TrainState,
-    batch: dict[str, Tensor],
-    objective: Objective,
-    config: CodecTrainingConfig,
-    accelerator: Accelerator,
-) -> Metrics:
-    """One step: the discriminators on real and generated crops, then the generator on all its losses."""
-    share = learning_rate_share(state.step, config)
-    for optimizer in filter(None, (state.optimizer, state.discriminator_optimizer)):
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * share
-    target = batch["input_values"]
-    with accelerator.autocast():
-        output: LMSPTOutput = state.model(**batch)
-    metrics: Metrics = {"learning_rate": config.learning_rate * share}
-    adversarial = state.discriminator is not None and state.step >= objective.discriminator_start
-    if adversarial:
-        metrics |= _discriminator_step(state, target, output.audio_values.detach(), config, accelerator)
-
-    with accelerator.autocast():
-        losses = codec_losses(
-            objective, output, target, state.model_config, state.discriminator if adversarial else None
-        )
-    weights = loss_weights(objective)
-    loss = sum(weights[name] * value for name, value in losses.items() if name in weights)
-    metrics |= {f"loss/{name}": value.item() for name, value in losses.items()} | {"loss/total": loss.item()}
-    if not math.isfinite(metrics["loss/total"]):
-        return metrics
-    state.optimizer.zero_grad()
-    accelerator.backward(loss)
-    metrics["gradient_norm"] = float(accelerator.clip_grad_norm_(state.model.parameters(), config.gradient_clip))
-    if not math.isfinite(metrics["gradient_norm"]):
-        return metrics
-    state.optimizer.step()
-
-    model: LMSPTModel = accelerator.unwrap_model(state.model)
-    model.update_usage(output, config.usage_decay)
-    if (
-        config.revive_steps
-        and state.step % config.revive_steps == 0
-        and state.step < config.revive_until * config.steps
-    ):
-        generator = torch.Generator().manual_seed(state.step)
-        metrics["revived"] = float(sum(model.revive_dead_codes(output, generator)))
-    return metrics
-
-
-def _discriminator_step(
-    state: TrainState, real: Tensor, fake: Tensor, config: CodecTrainingConfig, accelerator: Accelerator
-) -> Metrics:
-    with accelerator.autocast():
-        features = state.discriminator(torch.cat([real, fake]))
-        loss = discriminator_loss(*halves(features))
-    if not torch.isfinite(loss):
-        return {"loss/discriminator": loss.item()}
-    state.discriminator_optimizer.zero_grad()
-    accelerator.backward(loss)
-    norm = accelerator.clip_grad_norm_(state.discriminator.parameters(), config.gradient_clip)
-    state.discriminator_optimizer.step()
-    return {"loss/discriminator": loss.item(), "gradient_norm/discriminator": float(norm)}
+def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
+    """A running mean of the model's weights; None for decay 0. Buffers are copied as they are."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
 
 
 def fit(
@@ -177,42 +151,71 @@ def fit(
     """Trains from `state.step` to `config.steps`, with metrics through accelerate's trackers and checkpoints by step.
 
     Raises:
-        FloatingPointError: if the loss is not finite in several steps in a row; the last checkpoint is untouched.
+        FloatingPointError: if the loss is not finite in several steps in a row; the last checkpoint is untouched, and
+            a file beside `checkpoints` names the recordings.
     """
-    state.model.train()
-    start = state.step * config.batch_size * accelerator.num_processes
-    loader = DataLoader(
-        Subset(crops, range(start, len(crops))), config.batch_size, num_workers=config.num_workers, drop_last=True
-    )
-    loader = accelerator.prepare(loader)
+    _prepare(state, config, accelerator)
+    batches = _micro_batches(state, crops, config, accelerator)
     bar = tqdm(total=config.steps, initial=state.step, desc="train-tokenizer", disable=not accelerator.is_main_process)
-    bad_steps, since = 0, time.perf_counter()
-    window: list[Metrics] = []
-    for batch in loader:
-        metrics = train_step(state, batch, objective, config, accelerator)
+    monitor = HealthMonitor(
+        state, config, loss_weights(objective), objective.discriminator_start, crops, accelerator, checkpoints.parent
+    )
+    since, begun = time.perf_counter(), state.step
+    while state.step < config.steps:
+        parts = list(islice(batches, config.accumulation))
+        metrics = train_step(state, parts, objective, config, accelerator)
         state.step += 1
-        finite = math.isfinite(metrics["loss/total"]) and math.isfinite(metrics.get("gradient_norm", math.nan))
-        bad_steps = 0 if finite else bad_steps + 1
-        if bad_steps == NON_FINITE_LIMIT:
-            raise FloatingPointError(
-                f"loss or gradient was not finite in {bad_steps} steps in a row (step {state.step}): lower "
-                f"training.learning_rate or use precision=fp32; checkpoints in {checkpoints} are untouched"
-            )
-        window.append(metrics)
+        monitor.step(metrics, _sound(metrics, accelerator), parts)
         if state.step % config.log_steps == 0:
-            metrics = {name: mean([m[name] for m in window if name in m]) for name in metrics}
-            metrics["seconds_per_step"] = (time.perf_counter() - since) / len(window)
-            window, since = [], time.perf_counter()
+            metrics = monitor.window()
+            metrics["seconds_per_step"] = (time.perf_counter() - since) / (state.step - begun)
+            since, begun = time.perf_counter(), state.step
             accelerator.log(metrics, step=state.step)
             bar.set_postfix(mel=f"{metrics['loss/mel']:.2f}", distil=f"{metrics.get('loss/distillation_share', 0):.3f}")
         bar.update()
         if validation is not None and state.step % config.validate_steps == 0 and accelerator.is_main_process:
-            scores = validate(accelerator.unwrap_model(state.model), validation.to(accelerator.device), objective)
+            scores = validate(state.result, validation.to(accelerator.device), objective, state.projection)
             accelerator.log(scores, step=state.step)
-            logger.info("step %d: %s", state.step, ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+            shown = {name: value for name, value in scores.items() if "_book_" not in name or name.endswith("_book_0")}
+            logger.info("step %d: %s", state.step, ", ".join(f"{k} {v:.3f}" for k, v in shown.items()))
+            monitor.validated(scores)
         if state.step % config.save_steps == 0 or state.step == config.steps:
             save_state(state, checkpoints, config.keep_checkpoints, accelerator)
-        if state.step >= config.steps:
-            break
     bar.close()
     return state
+
+
+def _prepare(state: TrainState, config: CodecTrainingConfig, accelerator: Accelerator) -> None:
+    """Puts the model in the form that training wants it in; its state_dict stays the same."""
+    start_equal((state.model, state.discriminator, state.projection, state.ema), accelerator)
+    state.model.train()
+    if config.activation_checkpointing:
+        state.model.activation_checkpointing_enable({"use_reentrant": False})
+    if config.compile:  # part by part: what the model checks between them depends on the data
+        for part in filter(None, (getattr(state.model, name, None) for name in PARTS)):
+            part.compile()
+
+
+def _micro_batches(
+    state: TrainState, crops: TrainingCrops, config: CodecTrainingConfig, accelerator: Accelerator
+) -> Iterator[Batch]:
+    """This process's micro-batches from `state.step` on, on its device."""
+    sampler = StepBatches(
+        crops.audio,
+        range(state.step, config.steps),
+        config.batch_size,
+        config.accumulation,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    on_gpu = accelerator.device.type == "cuda"
+    loader = DataLoader(crops, batch_sampler=sampler, num_workers=config.num_workers, pin_memory=on_gpu)
+    for batch in loader:
+        yield send_to_device(batch, accelerator.device, non_blocking=on_gpu)
+
+
+def _sound(metrics: Metrics, accelerator: Accelerator) -> bool:
+    """Whether a step was taken, or was left out so that fp16's loss scale can find its place."""
+    if "overflow" in metrics:
+        return accelerator.scaler.get_scale() > 1.0
+    return math.isfinite(metrics["loss/total"]) and math.isfinite(metrics.get("gradient_norm", math.nan))

@@ -1,0 +1,157 @@
+"""Training data of several sources: shares, order, streams, and the place where a resumed run goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import tone
+from test_codec_training import config, metrics
+
+from recipes import train_tokenizer
+from tokenizer.data import DataError, DataSource, read_source
+from tokenizer.mixing import BLOCK, Mixture, training_audio, validation_utterances
+from tokenizer.streams import Stream
+
+
+@pytest.fixture
+def shards(tmp_path, monkeypatch):
+    """A folder of two Parquet files: eight training rows, two of the valid split."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    # `datasets` waits five seconds at the end of an epoch for threads of its own
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.0)
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for shard in range(2):
+        rows = []
+        for row in range(5):
+            wav = io.BytesIO()
+            soundfile.write(wav, tone(0.3 + 0.05 * row), 16000, format="WAV")
+            split = "valid" if row == 4 else "train"
+            rows.append({"id": f"{shard}-{row}", "audio": {"bytes": wav.getvalue(), "path": None}, "split": split})
+        datasets.Dataset.from_list(rows).to_parquet(str(folder / f"{shard}.parquet"))
+    return folder
+
+
+def taken(audio, positions) -> list[str]:
+    return [audio.recording(audio.key(position))[0].id for position in positions]
+
+
+def test_each_source_gets_its_share_and_no_item_twice_before_all_once():
+    mixture = Mixture([3.0, 1.0, 0.006], seed=1)
+    places = [mixture.place(position) for position in range(3 * BLOCK)]
+    assert sum(mixture.counts) == BLOCK
+    counts = Counter(source for source, _ in places)
+    assert counts[0] / len(places) == pytest.approx(3 / 4.006, abs=2e-3) and counts[2] == 3 * mixture.counts[2]
+    for source in range(3):
+        assert [k for other, k in places if other == source] == list(range(counts[source]))
+    first, second = (Counter(source for source, _ in places[i : i + 100])[1] for i in (0, BLOCK))
+    assert 10 < first < 40 and 10 < second < 40  # mixed, not one source after the other
+    assert places != [Mixture([3.0, 1.0, 0.006], seed=2).place(position) for position in range(3 * BLOCK)]
+    assert places[1700] == Mixture([3.0, 1.0, 0.006], seed=1).place(1700)
+    with pytest.raises(ValueError, match="smallest must be at least 1/1000"):
+        Mixture([1.0, 1e-5], seed=0)
+
+
+def test_weights_are_shares_of_the_crops_and_without_them_recordings_count(make_corpus):
+    few, many = make_corpus(1, name="few"), None
+    many = few.parent.parent / "many"
+    many.mkdir()
+    rows = []
+    for number in range(9):
+        soundfile.write(many / f"{number}.wav", tone(0.3), 16000)
+        rows.append({"id": f"many{number}", "audio": f"{number}.wav"})
+    (many / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = training_audio([DataSource(str(few)), DataSource(str(many))], 16000, seed=0)
+    assert Counter(taken(plain, range(100)))["train0"] == 10
+    weighted = training_audio([DataSource(str(few), weight=4), DataSource(str(many), weight=1)], 16000, seed=0)
+    assert Counter(taken(weighted, range(1000)))["train0"] == 800
+    assert "1 (80.0% of the crops); 9 (20.0% of the crops)" == weighted.describe()
+    with pytest.raises(DataError, match="no weight for .*many"):
+        training_audio([DataSource(str(few), weight=4), DataSource(str(many))], 16000, seed=0)
+    with pytest.raises(ValueError, match="weight=0: must be above 0"):
+        DataSource("x", weight=0)
+
+
+def test_a_stream_shuffles_each_epoch_anew_and_goes_on_where_it_is_told(shards):
+    source = DataSource(str(shards), stream=True, shuffle_buffer=4)
+    stream = Stream(source, "train", seed=5)
+    ids = [stream.item(k)[0].id for k in range(24)]
+    epochs = [ids[i : i + 8] for i in (0, 8, 16)]
+    assert all(sorted(epoch) == sorted(f"{s}-{r}" for s in range(2) for r in range(4)) for epoch in epochs)
+    assert epochs[0] != epochs[1] and stream.epoch_starts[:3] == [0, 8, 16]
+    assert [row.id for row in stream.item(17)] == [ids[17], ids[16]]  # with the one before, to fall back on
+    fresh = Stream(source, "train", seed=5)
+    assert [fresh.item(k)[0].id for k in (1, 6, 7, 13)] == [ids[k] for k in (1, 6, 7, 13)]
+    resumed = Stream(source, "train", seed=5)
+    resumed.epoch_starts = stream.epoch_starts
+    opened = []
+    real = resumed._begin_epoch
+    resumed._begin_epoch = lambda start: opened.append(start) or real(start)
+    assert resumed.item(19)[0].id == ids[19] and opened == [16]  # epochs that are over are not read again
+    assert [Stream(source, "train", seed=6).item(k)[0].id for k in range(8)] != epochs[0]
+
+
+def test_a_stream_that_cannot_be_listed_or_opened_says_so(shards, tmp_path):
+    with pytest.raises(DataError, match="stream=true cannot be listed"):
+        read_source(DataSource(str(shards), stream=True), "train")
+    with pytest.raises(DataError, match="cannot be streamed here.*no file fits"):
+        training_audio([DataSource(str(tmp_path), stream=True)], 16000, 0)
+    with pytest.raises(DataError, match="no column 'sound'"):
+        training_audio([DataSource(str(shards), stream=True, audio_column="sound")], 16000, 0)
+    with pytest.raises(DataError, match="owner/unknown-set: cannot be streamed here"):
+        training_audio([DataSource("owner/unknown-set", stream=True)], 16000, 0)
+    with pytest.raises(DataError, match="no rows in split 'test'"):
+        Stream(DataSource(str(shards), stream=True), "test", 0).item(0)
+    valid = validation_utterances([DataSource(str(shards), stream=True)], 8)
+    assert [utterance.id for utterance in valid] == ["0-4", "1-4"]
+
+
+def test_a_streamed_row_that_cannot_be_decoded_is_replaced_by_the_one_before(shards, caplog):
+    audio = training_audio([DataSource(str(shards), stream=True)], 16000, seed=0)
+    position, (row, before) = audio.key(3)
+    broken = type(row)(id="broken", audio=b"no audio")
+    assert audio.recording((position, (broken, before)))[0].id == before.id
+    assert audio.n_failed == 1 and "left out: broken" in caplog.text
+
+
+def test_a_run_mixes_a_stream_with_a_manifest_and_resumes_to_the_same_weights(make_corpus, shards, tmp_path):
+    """With workers and without: they decode, and the training process reads the stream in order."""
+    data = [
+        {"path": str(make_corpus()), "weight": 1.0},
+        {"path": str(shards), "stream": True, "weight": 3.0, "shuffle_buffer": 4},
+    ]
+    training = {"steps": 6, "save_steps": 3, "keep_checkpoints": 9, "validate_steps": 6, "batch_size": 4}
+    settings = {"discriminator": {"enabled": False}, "data": data}
+    whole = config("", tmp_path / "whole", None, training=training, **settings)
+    train_tokenizer.run(whole)
+    cut = config("", tmp_path / "cut", None, training=training | {"num_workers": 2}, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tokenizer.training.train_step", _stops_at(4))
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer.run(cut)
+    train_tokenizer.run(cut)
+    losses = [
+        [row["loss/total"] for row in metrics(tmp_path / name) if "loss/total" in row] for name in ("whole", "cut")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+    state = torch.load(tmp_path / "cut/checkpoints/checkpoint-0000006/optimizers.pt", weights_only=True)
+    assert state["audio"]["epoch_starts"][0][:3] == [0, 8, 16]
+    assert np.isfinite(metrics(tmp_path / "cut")[-1]["valid/mel"])  # the stream's own valid rows
+
+
+def _stops_at(step: int):
+    from tokenizer.step import train_step
+
+    def stopping(state, *rest):
+        if state.step == step:
+            raise KeyboardInterrupt
+        return train_step(state, *rest)
+
+    return stopping

@@ -1,0 +1,108 @@
+"""Starting a tokenizer from another's weights: which tensors go over, which are new, and that the log names them."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from test_codec_training import TINY, config
+from test_training_scale import DAC
+
+from recipes import train_tokenizer
+from recipes.config import ConfigError
+from tokenizer import LMSPTModel
+from tokenizer.configuration import preset_config
+from tokenizer.surgery import transplant
+
+
+def grown(tmp_path, before: dict, after: dict, old="nano-12.5hz", new="nano-12.5hz"):
+    """A model made from another one's weights; the old model, the new one and what went over."""
+    torch.manual_seed(0)
+    source = LMSPTModel(preset_config(old, **before))
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.normal_()
+    source.save_pretrained(tmp_path / "old")
+    model = LMSPTModel(preset_config(new, **after))
+    return source, model, transplant(model, tmp_path / "old")
+
+
+def modules(names) -> set[str]:
+    return {".".join(name.split(".")[:3]) for name in names}
+
+
+def test_the_same_sizes_take_everything(tmp_path):
+    source, model, result = grown(tmp_path, TINY, TINY)
+    assert not result.new and not result.dropped
+    state = model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in source.state_dict().items())
+
+
+def test_a_nano_tokenizer_at_half_the_rate_has_new_strides_alone(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "tokenizer"):
+        source, model, result = grown(tmp_path, TINY, TINY, new="nano-6.25hz")
+    encoders = {"semantic_encoder.downs.1", "acoustic_encoder.downs.1"}
+    assert modules(result.new) == encoders | {"decoder.ups.1", "auxiliary_decoder.ups.1"}
+    assert modules(result.dropped) == modules(result.new)
+    assert "strides [160, 4, 2] become [160, 4, 4]" in caplog.text
+    assert "new: semantic_encoder.downs.1" in caplog.text
+    state, old = model.state_dict(), source.state_dict()
+    assert all(torch.equal(state[name], old[name]) for name in result.reused)
+
+
+def test_a_nano_tokenizer_with_one_more_rung_names_it(tmp_path):
+    _, model, result = grown(tmp_path, TINY, TINY, old="nano-25hz")
+    added = {f"{part}_encoder.{name}.1" for part in ("semantic", "acoustic") for name in ("downs", "down_norms")}
+    added |= {f"{part}.{name}.1" for part in ("decoder", "auxiliary_decoder") for name in ("ups", "up_norms")}
+    assert modules(result.new) == added
+    assert modules(result.dropped) == {"semantic_encoder.blocks.1"}  # nano-12.5hz has a block less there
+    model(torch.randn(1, 1, 3200))
+
+
+def test_a_dac_tokenizer_with_one_more_stride_keeps_what_lies_nearer_the_waveform(tmp_path):
+    wider = DAC | {"strides": [4, 5, 8, 8, 2], "decoder_width": 64, "auxiliary_decoder_width": 32}
+    source, model, result = grown(tmp_path, DAC, wider)
+    new, old = model.state_dict(), source.state_dict()
+    # an encoder's added block stands last, a decoder's first: what was block 1 of a decoder is block 2
+    for name, before in (
+        ("semantic_encoder.block.4.block.0.block.1.bias", None),
+        ("decoder.model.2.block.1.bias", "decoder.model.1.block.1.bias"),
+        ("auxiliary_decoder.model.7.bias", "auxiliary_decoder.model.6.bias"),
+    ):
+        assert torch.equal(new[name], old[before or name]), name
+        assert name in result.reused
+    assert modules(result.new) >= {"semantic_encoder.block.5", "decoder.model.0", "decoder.model.1"}
+    assert "quantizer.books.0.codebook.weight" in result.reused
+    assert not any(name.startswith("decoder.model.3") for name in result.new)
+    model(torch.randn(1, 1, 5120))
+
+
+def test_a_dac_tokenizer_with_a_longer_last_stride_has_new_strided_convolutions_alone(tmp_path):
+    _, _, result = grown(tmp_path, DAC, DAC | {"strides": [4, 5, 8, 16]})
+    # weight norm keeps one gain per channel, and a bias: those fit; the taps do not
+    assert {name.rsplit(".", 1)[-1] for name in result.new} <= {"weight", "original0", "original1"}
+    assert modules(result.new) == {f"{part}_encoder.block.4" for part in ("semantic", "acoustic")} | {
+        "decoder.model.1",
+        "auxiliary_decoder.model.1",
+    }
+
+
+def test_a_model_of_other_sizes_throughout_or_no_tokenizer_is_refused(tmp_path, make_corpus, tiny_teacher):
+    wider = TINY | {"latent_dim": 48} | {name: 48 for name in TINY if name.endswith("_width")}
+    with pytest.raises(ValueError, match="no weight of its encoders"):
+        grown(tmp_path, TINY, wider)
+    with pytest.raises(ConfigError, match="init_from=.*not a tokenizer folder"):
+        train_tokenizer.run(config(make_corpus(), tmp_path / "r", None, init_from=str(tiny_teacher)))
+
+
+def test_a_run_starts_from_a_tokenizer_of_twice_its_rate(make_corpus, tmp_path):
+    manifest = make_corpus()
+    changes = {"discriminator": {"enabled": False}, "training": {"steps": 1, "warmup_steps": 0, "learning_rate": 1e-9}}
+    first = train_tokenizer.run(config(manifest, tmp_path / "first", None, **changes))
+    second = train_tokenizer.run(
+        config(manifest, tmp_path / "second", None, preset="nano-6.25hz", init_from=str(first), **changes)
+    )
+    one, two = (LMSPTModel.from_pretrained(folder).state_dict() for folder in (first, second))
+    name = "semantic_encoder.layers.1.up.weight"
+    torch.testing.assert_close(two[name], one[name], atol=1e-6, rtol=0)
