@@ -186,7 +186,7 @@ def run(config: Config) -> Path:
             weights = distillation_weights(config, state.model_config, crops, objective.teacher, folder)
         objective.distillation_weight, objective.probe_weight = weights
     accelerator.init_trackers("tensorboard")  # the name of TensorBoard's folder in the run's
-    validation = _validation(config)
+    validation = _validation(config) if accelerator.is_main_process else None
     fit(state, crops, validation, objective, config.training, accelerator, folder.checkpoints)
 
     crops.audio.close()

@@ -320,7 +320,7 @@ def open_audio(utterance: Utterance) -> str | io.BytesIO:
         return io.BytesIO(audio)
     path = Path(audio)
     if not path.is_file():
-        raise AudioError(f"{path}: no such file: correct the manifest or remove the line")
+        raise AudioError(f"{path}: no such file: correct the path, or remove the manifest's line")
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: empty (0 bytes): copy it again")
     return str(path)
