@@ -20,8 +20,9 @@ from transformers.audio_utils import mel_filter_bank
 
 from eval.audio import resample
 
-__all__ = ["Quality", "QualitySummary", "compare_audio", "log_mel_db", "summarise_quality"]
+__all__ = ["MEASURES_EXPLAINED", "Quality", "QualitySummary", "compare_audio", "log_mel_db", "summarise_quality"]
 
+MEASURES_EXPLAINED = "Log-mel distance: lower is better. STOI (to 1) and wide-band PESQ (to 4.6): higher is better."
 QUALITY_HZ = 16_000  # wide-band PESQ is defined at this rate; the other measures follow it
 _N_FFT, _HOP, _N_MELS = 1024, 256, 80
 _FLOOR = 1e-8  # of power: -80 dB, below which nobody hears a difference

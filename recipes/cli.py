@@ -88,6 +88,15 @@ COMMANDS = [
         backwards="to_published",
     ),
     Command(
+        "resynthesize",
+        "Your own recordings through tokenizers and back, with scores and a page to listen to.",
+        "slm resynthesize recording.wav -o heard tokenizers=runs/tokenizer/model",
+        positional="files",
+        metavar="FILE... KEY=VALUE",
+        output="output",
+        strict=True,
+    ),
+    Command(
         "encode",
         "Turn a speech corpus into codes: Parquet shards with the tokenizer's fingerprint.",
         "slm encode --config quickstart/encode tokenizer=runs/tokenizer/model run_dir=runs/codes",
