@@ -162,8 +162,8 @@ _MARKERS = "osD^v"
 def contrast_figure(contrasts: Sequence[Contrast]) -> Figure | None:
     """A forest plot: each contrast's difference with its interval beside the zero line, a block for each name.
 
-    A colour for each kind of row, a marker for each judge; the pale bar is what the test set could not show. None where
-    there are no contrasts.
+    A colour for each kind of row, a marker for each judge; the pale bar ends at the smallest detectable difference.
+    None where there are no contrasts.
     """
     if not contrasts:
         return None
@@ -186,6 +186,7 @@ def contrast_figure(contrasts: Sequence[Contrast]) -> Figure | None:
         spans.append((headings[-1][0] + 0.6, y - 0.3))
         y += 0.4
     figure, axes = _figure(7.2, 1.2 + 0.24 * y)
+    axes.use_sticky_edges = False  # a pale bar ends before the frame does
     for at, contrast in lines:
         colour = SYSTEM_COLOURS[contrast.system]
         if contrast.smallest_detectable is not None:
@@ -206,9 +207,7 @@ def contrast_figure(contrasts: Sequence[Contrast]) -> Figure | None:
         axes.annotate(
             text, (0.01, at), xycoords=("axes fraction", "data"), va="center", color=_TEXT, fontsize=9, weight="bold"
         )
-    axes.set_xlabel(
-        "difference in WER, points (line: 95 % interval; pale: too small for this test set to show)", color=_TEXT
-    )
+    axes.set_xlabel("difference in WER, points (line: 95 % interval; pale: below smallest detectable)", color=_TEXT)
     axes.xaxis.label.set_fontsize(9)
     axes.grid(axis="x", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)

@@ -30,7 +30,7 @@ from recipes.pipeline import (
     set_aside_from,
 )
 from recipes.quickstart import show_results
-from recipes.runtime import MAY_CHANGE, RunFolder, log
+from recipes.runtime import COMPLETE_FILE, MAY_CHANGE, RunFolder, log
 
 # What does not depend on the cell: kept once in the table.
 COMMON_SYSTEMS = ("ground_truth",)
@@ -120,7 +120,11 @@ def run(config: Config) -> Path:
     """Run the cells' stages that are not complete, then one table of every complete cell; returns the report."""
     started = time.perf_counter()
     cells = _cells(config)
-    folder = RunFolder(config.run_dir).start(config)
+    folder = RunFolder(config.run_dir)
+    folder.check(config)
+    if folder.complete and any(missing_of(steps) for steps in cells.values()):  # a cell was added since
+        folder.path(COMPLETE_FILE).unlink()
+    folder.start(config)
     chosen = {cell: steps for cell, steps in cells.items() if config.runs(cell)}
     if config.redo is not None:
         for steps in chosen.values():

@@ -111,7 +111,7 @@ def plan(config: Config) -> dict[str, object]:
     """What the run would do; raises what would stop it."""
     RunFolder(config.run_dir).check(config)
     utterances, texts = _training_utterances(config)
-    model = Recogniser.from_scratch(config.model)
+    model = _initial_model(config)
     seen = config.training.steps * config.training.batch_size * config.training.accumulation
     parameters = sum(p.numel() for p in model.parameters())
     return {

@@ -188,6 +188,16 @@ def test_fsq_codes_go_to_values_and_back():
     torch.testing.assert_close(output.quantized[0], book.look_up(codes[None], None)[0])
 
 
+@pytest.mark.parametrize("levels", [[1024, 2], [3001]])
+def test_fsq_of_very_many_levels_stays_within_its_codes(levels):
+    book = FiniteScalarQuantizer(2, levels)
+    latents = torch.tensor([[-1e4, -1e4], [1e4, 1e4], [0.0, 0.0]])[None]
+    with torch.no_grad():
+        book.project_in.weight.copy_(torch.eye(2)[: len(levels)])
+        output = book(latents, None)
+    assert output.codes.min() == 0 and output.codes.max() == book.size - 1
+
+
 def test_fsq_learns_no_entry_and_passes_the_gradient():
     book = FiniteScalarQuantizer(12, [8, 5, 5])
     assert {name for name, _ in book.named_parameters()} == {

@@ -126,6 +126,8 @@ def test_train_teacher_makes_a_tokenizer_that_encode_takes(tmp_path):
     values = {"data": [{"path": str(tmp_path / "manifest.jsonl")}], "training": steps, "precision": "fp32"}
     plain = from_values(train_teacher.Config, values | {"run_dir": str(tmp_path / "plain"), "model": sizes})
     quantized = {"run_dir": str(tmp_path / "run"), "model": sizes | {"quantizer": quantizer}}
+    with pytest.raises(ConfigError, match="init_from=.*nowhere: not a recogniser folder"):
+        train_teacher.plan(from_values(train_teacher.Config, values | quantized | {"init_from": "nowhere"}))
     quantized["init_from"] = str(train_teacher.run(plain))
     folder = train_teacher.run(from_values(train_teacher.Config, values | quantized))
     codes = CodedCorpus.open(

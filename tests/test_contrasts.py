@@ -136,7 +136,9 @@ def ran(monkeypatch) -> list[str]:
 
     for name in ("make", "evaluate"):
         monkeypatch.setitem(sys.modules, f"recipes.{name}", recipe(name))
-    monkeypatch.setattr(compare, "write_report", lambda results, folder: None)  # has tests of its own
+    # Report and pictures have tests of their own.
+    monkeypatch.setattr(compare, "write_report", lambda results, folder: None)
+    monkeypatch.setattr("eval.contrasts.save_figure", lambda figure, path: path)
     monkeypatch.setattr("recipes.runtime.git_commit", lambda: None)
     return names
 
@@ -167,6 +169,10 @@ def test_some_cells_now_and_a_table_of_all_that_are_complete(tmp_path, ran) -> N
     compare.run(comparison(tmp_path))
     assert ran[4:] == ["b-s1/evaluate"] and RunFolder(tmp_path / "runs").complete
     assert len(load_results(tmp_path / "runs").contrasts[0].wers_b) == 2
+    more = comparison(tmp_path, only=[])
+    more.cells.append(compare.Cell("c-s0"))
+    compare.run(more)
+    assert not RunFolder(tmp_path / "runs").complete and "c-s0" in (tmp_path / "runs" / "config.yaml").read_text()
 
 
 def test_a_cell_of_other_settings_stays_out_of_the_table(tmp_path, ran) -> None:

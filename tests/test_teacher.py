@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from tokenizer.teacher import (
@@ -14,6 +15,7 @@ from tokenizer.teacher import (
     at_teacher_rate,
     encoder_window,
     resynthesis_distillation,
+    teacher_width,
 )
 
 
@@ -98,6 +100,26 @@ def test_too_long_a_crop_and_unknown_names_are_told():
         SpeechTeacher.from_pretrained(TeacherConfig(name="no/such-teacher"))
     with pytest.raises(ValueError, match="teacher.name is empty"):
         SpeechTeacher.from_pretrained(TeacherConfig())
+
+
+def test_a_folder_that_would_give_a_teacher_of_random_weights_is_refused(tmp_path, tiny_tokenizer):
+    """transformers loads both without an error: another kind of model, and a Whisper whose encoder is not all there."""
+    with pytest.raises(ValueError, match="type 'lmspt', not a Whisper.*train-teacher"):
+        SpeechTeacher.from_pretrained(TeacherConfig(str(tiny_tokenizer)))
+    with pytest.raises(ValueError, match="not a Whisper"):
+        teacher_width(TeacherConfig(str(tiny_tokenizer)))
+    whisper = tiny_whisper()
+    whisper.save_pretrained(tmp_path)
+    loaded = SpeechTeacher.from_pretrained(TeacherConfig(str(tmp_path)))
+    assert torch.equal(loaded.encoder.conv1.weight, whisper.encoder.conv1.weight)
+    weights = {name: value for name, value in whisper.state_dict().items() if name != "encoder.conv2.weight"}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="1 missing, such as encoder.conv2.weight"):
+        SpeechTeacher.from_pretrained(TeacherConfig(str(tmp_path)))
+    weights["encoder.conv2.weight"] = torch.zeros(1, 2, 3)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="weights do not fit config.json"):
+        SpeechTeacher.from_pretrained(TeacherConfig(str(tmp_path)))
 
 
 def test_odd_lengths_are_padded_to_whole_encoder_frames():

@@ -41,7 +41,6 @@ class DMel(Codec):
         num_codebooks: keep only the lowest channels; None keeps all 80.
     """
 
-    filters: Tensor
     inverse: Tensor
 
     def __init__(self, name: str, num_codebooks: int | None = None) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import julius
 import torch
 from torch import Tensor, nn
-from transformers import WhisperConfig, WhisperModel
+from transformers import PreTrainedConfig, WhisperConfig, WhisperModel
 from transformers.audio_utils import mel_filter_bank
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -114,10 +114,21 @@ def _named_errors(config: TeacherConfig) -> Iterator[None]:
         ) from None
 
 
+def _whisper_config(config: TeacherConfig) -> WhisperConfig:
+    """A teacher's sizes. Of another kind of model transformers would make a Whisper of random weights."""
+    with _named_errors(config):
+        settings, _ = PreTrainedConfig.get_config_dict(config.name, revision=config.revision)
+        if settings.get("model_type") != WhisperConfig.model_type:
+            raise ValueError(
+                f"teacher {config.name!r} holds a model of type {settings.get('model_type')!r}, not a Whisper: give a "
+                "folder made by `slm train-teacher` (without model.quantizer), or e.g. openai/whisper-small"
+            )
+        return WhisperConfig.from_pretrained(config.name, revision=config.revision)
+
+
 def teacher_width(config: TeacherConfig) -> int:
     """Channels of a teacher's hidden states, from its configuration alone. Raises ValueError as loading it does."""
-    with _named_errors(config):
-        return WhisperConfig.from_pretrained(config.name, revision=config.revision).d_model
+    return _whisper_config(config).d_model
 
 
 class SpeechTeacher(nn.Module):
@@ -154,11 +165,23 @@ class SpeechTeacher(nn.Module):
         """Loads the encoder of a Whisper model by folder or hub name.
 
         Raises:
-            ValueError: if it cannot be loaded here, naming it and the way out.
+            ValueError: if it cannot be loaded here, or is no whole Whisper encoder, naming it and the way out.
         """
+        sizes = _whisper_config(config)
         with _named_errors(config):
-            model_config = WhisperConfig.from_pretrained(config.name, revision=config.revision)
-            model = WhisperModel.from_pretrained(config.name, revision=config.revision, config=model_config)
+            try:
+                model, report = WhisperModel.from_pretrained(
+                    config.name, revision=config.revision, config=sizes, output_loading_info=True
+                )
+            except RuntimeError as error:  # so transformers says that tensors are of another size
+                raise ValueError(
+                    f"teacher {config.name!r}: its weights do not fit config.json ({str(error).splitlines()[0]})"
+                ) from error
+        if absent := sorted(name for name in report["missing_keys"] if name.startswith("encoder.")):
+            raise ValueError(
+                f"teacher {config.name!r}: the weights of its encoder are not all there ({len(absent)} missing, such "
+                f"as {absent[0]}), and a teacher of random weights teaches nothing: make or download it again"
+            )
         return cls(model.encoder, config.pad_to_seconds, config.layer)
 
     def train(self, mode: bool = True) -> SpeechTeacher:
