@@ -11,7 +11,7 @@ from tokenizer.modeling import LMSPTModel
 from tokenizer.published import load_published, save_published
 
 from .config import ConfigError
-from .runtime import log
+from .runtime import disk_errors, log
 
 
 @dataclass
@@ -37,6 +37,8 @@ def read(config: Config) -> LMSPTModel:
     """Checks the paths and loads the model. Raises ConfigError and ValueError."""
     if len(config.paths) != 2:
         raise ConfigError(f"paths: give SOURCE and OUT_DIR, not {len(config.paths)} names")
+    if not Path(config.run_dir).name:
+        raise ConfigError(f"paths: {config.run_dir!r} cannot be OUT_DIR: give the new folder a name")
     if Path(config.run_dir).exists() and (not Path(config.run_dir).is_dir() or any(Path(config.run_dir).iterdir())):
         raise ConfigError(f"{config.run_dir} exists; name another folder, or --restart sets it aside")
     if not config.to_published:
@@ -65,12 +67,17 @@ def run(config: Config) -> Path:
     """Converts; the folder appears once it is whole."""
     model = read(config)
     out = Path(config.run_dir)
-    unfinished = out.with_name(out.name + ".tmp")
+    unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    if config.to_published:
-        save_published(model, unfinished)
-    else:
-        model.save_pretrained(unfinished)
+    try:
+        with disk_errors(out):
+            if config.to_published:
+                save_published(model, unfinished)
+            else:
+                model.save_pretrained(unfinished)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     if out.exists():
         out.rmdir()  # empty, as `read` saw
     unfinished.replace(out)

@@ -56,8 +56,9 @@ class Variation:
 
 
 def encode_batch(tokenizer: Any, waveforms: list[np.ndarray], precision: str, device: str) -> list[np.ndarray]:
-    """Codes (K, F) of each waveform (S,), encoded together."""
-    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    """Codes (K, F) of each waveform (S,), encoded together; silence fills up what is too short for any code."""
+    fewest = getattr(tokenizer, "min_samples", 1)
+    lengths = torch.tensor([max(len(waveform), fewest) for waveform in waveforms])
     values = torch.zeros(len(waveforms), 1, int(lengths.max()))
     for row, waveform in enumerate(waveforms):
         values[row, 0, : len(waveform)] = torch.from_numpy(waveform)

@@ -203,7 +203,10 @@ def test_too_short_an_input_without_exact_lengths():
     model = tiny(exact_lengths=False)
     with pytest.raises(ValueError, match="too few for one frame of 30"):
         model.encode(speech(5))
-    assert tiny().encode(speech(1)).audio_codes.shape == (1, 3, 1)
+    assert model.encode(speech(model.min_samples)).audio_codes.shape == (1, 3, 1) and model.min_samples > 5
+    with pytest.raises(ValueError, match="too few"):
+        model.encode(speech(model.min_samples - 1))
+    assert tiny().encode(speech(1)).audio_codes.shape == (1, 3, 1) and tiny().min_samples == 1
 
 
 @pytest.mark.parametrize(

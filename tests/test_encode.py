@@ -17,7 +17,8 @@ from recipes import encode
 from recipes.config import ConfigError, load_config
 from recipes.encode import Config, Item, Variation, deal
 from slm.corpus import CodedCorpus
-from tokenizer import load_tokenizer
+from tokenizer import LMSPTModel, load_tokenizer
+from tokenizer.configuration import preset_config
 from tokenizer.data import AudioError, DataError, DataSource, Utterance
 
 
@@ -147,6 +148,17 @@ def test_long_recordings_are_cut_into_chunks_and_come_out_as_if_they_were_not(co
         assert cut[name]["duration"] == pytest.approx(row["duration"], abs=1e-3)
         # a varied copy is resampled in one step in place of two
         assert (row["audio_codes"] == cut[name]["audio_codes"]).mean() >= (0.9 if name == "long.flac#1" else 0.995)
+
+
+def test_a_recording_shorter_than_a_frame_of_published_lengths_gets_one_code(config, tmp_path):
+    sizes = {f"{part}_width": 32 for part in ("semantic_encoder", "acoustic_encoder", "decoder", "auxiliary_decoder")}
+    model = LMSPTModel(preset_config("release-12.5hz", **sizes, latent_dim=16, codebook_sizes=[32, 16], trained=True))
+    model.save_pretrained(tmp_path / "release")
+    config.tokenizer = str(tmp_path / "release")
+    soundfile.write(os.path.join(os.path.dirname(config.data[0].path), "train0.flac"), tone(0.03), 16000)
+    rows = {row["id"]: row for row in CodedCorpus.open(encode.run(config)).rows("train")}
+    assert rows["train0"]["audio_codes"].shape == (2, 1) and rows["train0"]["duration"] == pytest.approx(0.03)
+    assert rows["train1"]["audio_codes"].shape == (2, 5)  # 0.4 s
 
 
 def test_a_folder_begun_under_the_former_limit_is_still_its_own(config):

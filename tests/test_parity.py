@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from published_layout import Published
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from test_teacher import speech_like, tiny_whisper
 from transformers import AutoModel, WhisperFeatureExtractor
@@ -176,6 +178,13 @@ def spoil(folder, out, config=None, drop=None, resize=None):
         ({"config": {"n_codebooks": 3}}, "quantizers.2.*not of this model"),
         ({"config": {"colour": "red"}}, "colour is unknown"),
         ({"config": {"decoder_dim": "gone"}}, "decoder_dim is missing"),
+        (
+            {
+                "config": {"encoder_dim": "gone", "latent_dim": "gone"}
+                | {f"{part}_encoder_dim": 6 for part in ("semantic", "acoustic")}
+            },
+            "latent_dim is missing",
+        ),
         ({"config": {"dilation": [1, 2, 4]}}, r"dilation must be \[1, 3, 9\]"),
         ({"config": {"n_semantic_codebooks": 2}}, "n_semantic_codebooks must be 1"),
         ({"config": {"output_sample_rate": 24_000}}, "output_sample_rate"),
@@ -239,12 +248,35 @@ def test_convert_refuses_before_it_writes(tmp_path):
     for arguments, message in (
         ([str(tmp_path)], "give SOURCE and OUT_DIR"),
         ([str(tmp_path), str(tmp_path / "full")], "--restart"),
+        ([str(tmp_path), "."], "give the new folder a name"),
         ([str(tmp_path / "absent"), str(tmp_path / "out"), "--to-published"], "no tokenizer"),
         ([str(tmp_path), str(tmp_path / "out"), "--to-published", "exact_lengths=true"], "exact_lengths"),
     ):
         result = CliRunner().invoke(cli.app, ["convert", *arguments])
         assert result.exit_code == 2 and message in result.output, result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+def test_convert_onto_a_full_disk_and_from_a_torn_folder_says_so_and_leaves_nothing(plain, tmp_path, monkeypatch):
+    mine = tmp_path / "out.tmp"
+    mine.mkdir()
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    load_published(plain).save_pretrained(whole)
+    shutil.copytree(whole, torn)
+    (torn / "model.safetensors").write_bytes((whole / "model.safetensors").read_bytes()[:5000])
+    result = CliRunner().invoke(cli.app, ["convert", str(torn), str(tmp_path / "out"), "--to-published"])
+    assert result.exit_code == 2 and "torn: the weights cannot be read" in result.output, result.output
+
+    def full(tensors, path, **_):
+        Path(path).write_bytes(b"some")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("tokenizer.published.save_file", full)
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    for arguments in ([str(plain)], [str(whole), "--to-published"]):
+        result = CliRunner().invoke(cli.app, ["convert", arguments[0], str(tmp_path / "out"), *arguments[1:]])
+        assert result.exit_code == 2 and "no space left for" in result.output, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "torn", "out.tmp"}
 
 
 def test_teacher_parity_with_the_published_window_of_30_seconds():

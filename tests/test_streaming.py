@@ -93,6 +93,20 @@ def test_output_comes_as_soon_as_the_stated_latency_allows_and_is_final(model):
     assert decoder.flush().shape[-1] == min(ready, 9 * hop)
 
 
+@torch.no_grad()
+def test_pushes_of_nothing_and_of_less_than_a_frame_go_through_both(model):
+    hop = model.config.hop_length
+    values, encoder, decoder = speech(3 * hop + 5), StreamingEncoder(model), StreamingDecoder(model)
+    for _ in range(2):  # after a flush the next stream begins
+        blocks = [encoder.push(piece) for piece in (values[..., :0], *values.split(hop // 3 + 1, dim=-1))]
+        blocks.append(encoder.flush())
+        assert 0 in {codes.shape[-1] for codes in blocks}
+        found, whole = torch.cat([*map(decoder.push, blocks), decoder.flush()], dim=-1), torch.cat(blocks, dim=-1)
+        torch.testing.assert_close(found, model.decode(whole).audio_values, atol=1e-4, rtol=0)
+    assert encoder.push(values[..., :0]).shape == (1, 3, 0) == encoder.flush().shape
+    assert decoder.push(blocks[0]).shape == (1, 1, 0) == decoder.flush().shape
+
+
 def test_a_push_costs_the_same_however_long_the_stream_is():
     """What is kept between pushes does not grow."""
     model = MODELS["mel"]()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .codecs import TRANSFORMERS_CODECS, Codec
@@ -120,6 +121,8 @@ def _load(kind: Any, source: str, **options: Any) -> PreTrainedModel:
         model, report = kind.from_pretrained(source, output_loading_info=True, **options)
     except RuntimeError as error:  # so transformers says that tensors are of another size
         raise ValueError(f"{source}: the weights do not fit config.json ({str(error).splitlines()[0]})") from error
+    except SafetensorError as error:
+        raise ValueError(f"{source}: the weights cannot be read ({error}): the file is torn, copy it again") from error
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:
         raise ValueError(f"{source}: the weights do not fit config.json; missing or of another size: {absent[:5]}")

@@ -76,15 +76,17 @@ def encode_long(
     codes = torch.full((batch, len(tokenizer.config.codebook_sizes), n_frames), -1, device=input_values.device)
     for window in windows(n_frames, size, tokenizer.receptive_field_frames):
         rows = (lengths > window.first * hop).nonzero().flatten()
+        if not len(rows):
+            break  # padding alone
         part = input_values[rows, :, window.start * hop : window.stop * hop]
         mask = torch.arange(part.shape[-1], device=lengths.device) < (lengths[rows] - window.start * hop)[:, None]
         found = tokenizer.encode(part.to(device), mask.to(device)).audio_codes[:, :, window.first - window.start :]
         if window.last < n_frames:  # the last chunk keeps what there is: published lengths may fall short
             found = found[:, :, : window.last - window.first]
         codes[rows, :, window.first : window.first + found.shape[-1]] = found.to(codes)
-    valid = codes[:, 0] >= 0
-    n_found = int(valid.any(dim=0).sum())
-    return LMSPTEncoderOutput(audio_codes=codes[:, :, :n_found], audio_codes_mask=valid[:, :n_found])
+    if not getattr(tokenizer.config, "exact_lengths", True):
+        codes = codes[:, :, : tokenizer.semantic_encoder.out_length(total)]
+    return LMSPTEncoderOutput(audio_codes=codes, audio_codes_mask=codes[:, 0] >= 0)
 
 
 def encode_blocks(tokenizer: Any, blocks: Iterable[Tensor], chunk_s: float = CHUNK_S) -> Iterator[Tensor]:
@@ -154,12 +156,14 @@ def decode_blocks(
     hop = config.auxiliary_hop_length if resynthesis else config.hop_length
     for window in windows(n_frames, size, tokenizer.decoder_receptive_field_frames):
         rows = (lengths > window.first).nonzero().flatten()
-        part = audio_codes[rows, :, window.start : window.stop].to(device)
-        found = decode(part).audio_values[:, :, (window.first - window.start) * hop :]
+        part = audio_codes[rows, :, window.start : window.stop]
+        if not len(rows):  # past every item: one goes through for the number of samples alone
+            part = audio_codes[:1, :, window.start : window.stop].clamp(min=0)
+        found = decode(part.to(device)).audio_values[:, :, (window.first - window.start) * hop :]
         if window.last < n_frames:
             found = found[:, :, : (window.last - window.first) * hop]
         samples = torch.zeros(len(audio_codes), 1, found.shape[-1], device=audio_codes.device)
-        samples[rows] = found.to(samples)
+        samples[rows] = found[: len(rows)].to(samples)
         yield samples
 
 

@@ -12,7 +12,7 @@ Source: the published configuration `lmspt_12d5hz_16384_4096_8vq` (arXiv 2506.16
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import count, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -169,6 +169,11 @@ class DacEncoder(CheckpointedModule):
         for block in self.block[1:-2]:
             length = block.out_length(length)
         return length
+
+    @property
+    def min_length(self) -> int:
+        """The fewest samples that give a frame."""
+        return next(length for length in count(1) if self.out_length(length) > 0)
 
     def forward(self, samples: Tensor, lengths: Tensor | None, cache: StreamCache | None = None) -> Tensor:
         """Encodes.

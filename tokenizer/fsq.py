@@ -73,6 +73,7 @@ class FiniteScalarQuantizer(Book):
         """(..., E) into just beyond its outermost levels; an even number of levels is shifted by half a level."""
         levels, _ = self._digits(projected.device)
         reach = (levels - 1) * (1 + MARGIN) / 2
+        reach = torch.minimum(reach, (levels - 1) / 2 + 0.4)  # a thousand levels must not round to one more
         offset = (levels % 2 == 0) * 0.5
         return torch.tanh(projected + torch.atanh(offset / reach)) * reach - offset
 

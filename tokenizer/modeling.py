@@ -153,6 +153,11 @@ class LMSPTModel(PreTrainedModel):
         return max(reach(self.config, part) for part in parts)
 
     @property
+    def min_samples(self) -> int:
+        """The fewest samples that `encode` takes: one, or without `config.exact_lengths` those that give a frame."""
+        return 1 if self.config.exact_lengths else self.semantic_encoder.min_length
+
+    @property
     def decoder_receptive_field_frames(self) -> int:
         """Frames on each side beyond which a change of a code cannot change a frame's samples, in either decoder."""
         parts = {"decoder": self.decoder, "auxiliary_decoder": self.auxiliary_decoder}

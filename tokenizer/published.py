@@ -104,6 +104,8 @@ def config_from_published(values: dict[str, Any], exact_lengths: bool = False) -
     for key, pair in (("encoder_dim", widths), ("codebook_size", sizes), ("codebook_dim", dims)):
         if None in pair:
             found.append(f"{key} is missing")
+    if values.get("latent_dim") is None and values.get("encoder_dim") is None:
+        found.append("latent_dim is missing (it follows from encoder_dim alone)")
     if found:
         raise ValueError("published configuration: " + "; ".join(found))
     latent_dim = values.get("latent_dim") or values["encoder_dim"] * 2 ** len(values["encoder_rates"])

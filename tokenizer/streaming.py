@@ -46,7 +46,7 @@ class StreamingEncoder:
         tokenizer: a causal LM-SPT tokenizer in eval mode.
 
     Raises:
-        ValueError: the tokenizer is not causal.
+        ValueError: the tokenizer is not causal, or keeps the published lengths (`exact_lengths` false).
     """
 
     def __init__(self, tokenizer: LMSPTModel) -> None:
@@ -107,7 +107,7 @@ class StreamingDecoder:
         resynthesis: play book 0 with the auxiliary decoder, as `resynthesize` does, in place of the main one.
 
     Raises:
-        ValueError: the tokenizer is not causal.
+        ValueError: the tokenizer is not causal, or keeps the published lengths (`exact_lengths` false).
     """
 
     def __init__(self, tokenizer: LMSPTModel, resynthesis: bool = False) -> None:
@@ -137,14 +137,19 @@ class StreamingDecoder:
     def push(self, audio_codes: Tensor) -> Tensor:
         """Takes the next codes (B, k, f), none of them -1; returns the samples (B, 1, s) that are final now.
 
+        No codes (f = 0), as the encoder gives for less than a frame, give no samples.
+
         Raises:
             ValueError: codes that `decode` would refuse, -1 among them, or another number of streams than before.
         """
-        if self.tokenizer._check_codes(audio_codes) is not None:
+        empty = audio_codes.ndim == 3 and len(audio_codes) > 0 and audio_codes.shape[-1] == 0
+        if not empty and self.tokenizer._check_codes(audio_codes) is not None:
             raise ValueError("a stream's codes hold no -1: stop pushing where a stream ends")
         if self._batch not in (None, len(audio_codes)):
             raise ValueError(f"{len(audio_codes)} streams pushed, {self._batch} before: flush or reset first")
         self._batch = len(audio_codes)
+        if empty:
+            return torch.zeros(self._batch, 1, 0, device=audio_codes.device)
         codes = audio_codes[:, :1] if self.resynthesis else audio_codes
         quantized = self.tokenizer.quantizer.look_up(codes, None)
         return self._wanted(self.decoder(quantized, None, self._cache))
@@ -158,7 +163,7 @@ class StreamingDecoder:
         """
         if self._batch is None:
             raise ValueError("nothing was pushed, so there is no stream to end")
-        if not self.decoder.lookahead:
+        if not self.decoder.lookahead or not self._cache:  # nothing held back, or no frame came
             rest = torch.zeros(self._batch, 1, 0, device=self.tokenizer.device)
         else:
             rest = self._wanted(self.decoder.head.rest(self._cache))
