@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from safetensors import SafetensorError
 
 from recipes.config import ConfigError, dump_config, from_values
 
@@ -142,15 +143,22 @@ class RunFolder:
             atomic_write_text(self.path(COMPLETE_FILE), json.dumps(marker, indent=2) + "\n")
 
     def set_aside(self) -> Path | None:
-        """Move the whole folder to ``<name>.old-N``; returns where, or None if there was nothing."""
+        """Move the whole folder to ``<name>.old-N``; returns where, or None if there was nothing.
+
+        Of several processes the first moves it; the others wait, or they would take the old folder for this run's.
+        """
         if self.folder.resolve() in (Path.cwd(), *Path.cwd().parents):
             raise ConfigError(f"run_dir {self.folder} is the working folder or above it: it is not set aside")
-        if not self.folder.exists() or not is_main_process():
-            return None
-        number = 1
-        while (target := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
-            number += 1
-        self.folder.rename(target)
+        target = None
+        if is_main_process() and self.folder.exists():
+            number = 1
+            while (target := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
+                number += 1
+            self.folder.rename(target)
+        if process_count() > 1:
+            from accelerate import PartialState
+
+            PartialState(cpu=resolve_device() == "cpu").wait_for_everyone()
         return target
 
 
@@ -228,10 +236,13 @@ def disk_errors(path: str | Path) -> Iterator[None]:
     """Turn a full disk into an error that names the place and says that nothing made so far is lost."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and "the same command goes on" not in str(error):
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        if isinstance(error, SafetensorError):  # its text alone says what the system said
+            number = next((n for n in (errno.ENOSPC, errno.EDQUOT) if f"os error {n})" in str(error)), None)
+        if number in (errno.ENOSPC, errno.EDQUOT) and "the same command goes on" not in str(error):
             message = f"no space left for {path}: free some, and the same command goes on; what was made so far is kept"
-            raise OSError(error.errno, message) from error
+            raise OSError(number, message) from error
         raise
 
 

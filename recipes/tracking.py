@@ -5,11 +5,11 @@ A tokenizer's training also writes TensorBoard's files and, where asked, to Weig
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import math
 import os
+import secrets
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from recipes.config import ConfigError
-from recipes.runtime import RunFolder, atomic_write_text
+from recipes.runtime import RunFolder, atomic_write_text, is_main_process
 
 Tracker = Literal["tensorboard", "wandb"]
 PROJECT = "lmspt-slm"
@@ -111,8 +111,13 @@ class _WandB(WandBTracker):
 
 def _wandb(folder: RunFolder) -> WandBTracker:
     name = "-".join(folder.folder.parts[-3:])
-    identity = hashlib.sha256(str(folder.folder.resolve()).encode()).hexdigest()[:16]
     folder.folder.mkdir(parents=True, exist_ok=True)
+    # The id lies in the folder, so that a training started over is another run there too.
+    file, identity = folder.path("wandb_id.txt"), None
+    if is_main_process():
+        if not file.is_file():
+            atomic_write_text(file, secrets.token_hex(8) + "\n")
+        identity = file.read_text(encoding="utf-8").strip()
     project = os.environ.get("WANDB_PROJECT", PROJECT)
     return _WandB(project, name=name, id=identity, resume="allow", dir=str(folder.folder))
 

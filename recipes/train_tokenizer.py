@@ -24,6 +24,7 @@ from recipes.inputs import digest, refuse_other_inputs
 from recipes.runtime import (
     MAY_CHANGE,
     RunFolder,
+    disk_errors,
     log,
     process_count,
     resolve_device,
@@ -33,7 +34,7 @@ from recipes.runtime import (
 from recipes.switches import distillation_weights, feature_projection, freeze_parts, teacher_config
 from recipes.tracking import Tracker, check_trackers, drop_metrics_after, make_trackers
 from tokenizer.augmentation import AugmentationConfig
-from tokenizer.configuration import LMSPTConfig, preset_config
+from tokenizer.configuration import PRESETS, LMSPTConfig, preset_config
 from tokenizer.crops import CropConfig, TrainingCrops, micro_batch_size, validation_crops
 from tokenizer.data import AudioStore, DataError, DataSource, read_source
 from tokenizer.discriminator import Discriminator, DiscriminatorConfig
@@ -57,9 +58,7 @@ class Config:
     data: list[DataSource] = field(
         default_factory=list, metadata={"help": "where training and valid recordings come from"}
     )
-    preset: str = field(
-        default="nano-12.5hz", metadata={"help": "size and frame rate: nano-25hz, nano-12.5hz, nano-6.25hz"}
-    )
+    preset: str = field(default="nano-12.5hz", metadata={"help": f"size and frame rate: {', '.join(sorted(PRESETS))}"})
     model: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "LMSPTConfig fields that differ from the preset"}
     )
@@ -123,8 +122,7 @@ def plan(config: Config) -> dict[str, object]:
     model_config = _model_config(config)
     audio = training_audio(config.data, model_config.sampling_rate, config.seed)
     check_trackers(config.trackers)
-    model = LMSPTModel(model_config)
-    freeze_parts(config, model)
+    model = _new_model(config)
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     teacher = SpeechTeacher.from_pretrained(taught_by) if taught_by else None
     if teacher and config.crops.crop_s > teacher.window_s:
@@ -197,7 +195,8 @@ def run(config: Config) -> Path:
         scores = validate(model, validation.to(accelerator.device), objective, state.projection)
     if accelerator.is_main_process:
         model.config.trained = True
-        model.save_pretrained(folder.path("model"))
+        with disk_errors(folder.path("model")):
+            model.save_pretrained(folder.path("model"))
     accelerator.wait_for_everyone()
     accelerator.end_training()
     folder.mark_complete(
@@ -215,15 +214,20 @@ def run(config: Config) -> Path:
     return folder.path("model")
 
 
-def _new_state(config: Config, accelerator: Accelerator) -> TrainState:
+def _new_model(config: Config) -> LMSPTModel:
+    """The tokenizer as the first step finds it. Raises ConfigError for an `init_from` or `freeze` that cannot work."""
     model = LMSPTModel(_model_config(config))
     if config.init_from is not None:
         try:
             transplant(model, config.init_from)
         except ValueError as error:
             raise ConfigError(f"init_from={error}") from None
-    settings = config.training
     freeze_parts(config, model)
+    return model
+
+
+def _new_state(config: Config, accelerator: Accelerator) -> TrainState:
+    model, settings = _new_model(config), config.training
 
     def optimizer(*modules: torch.nn.Module) -> torch.optim.Optimizer:
         trained = [p for module in modules for p in module.parameters() if p.requires_grad]

@@ -17,6 +17,8 @@ from recipes import train_tokenizer
 from recipes.config import ConfigError, dump_config, from_values
 from tokenizer import load_tokenizer
 from tokenizer.recogniser import Recogniser, RecogniserConfig, save_recogniser
+from tokenizer.state_files import save_state
+from tokenizer.training import TrainState
 
 TINY = {f"{part}_width": 32 for part in ("semantic_encoder", "acoustic_encoder", "decoder", "auxiliary_decoder")} | {
     "latent_dim": 32,
@@ -176,13 +178,32 @@ def test_a_full_disk_names_the_folder_and_keeps_the_checkpoint_before(make_corpu
     assert left == ["checkpoint-0000002"]
 
 
+@pytest.mark.parametrize("limit", [60_000, 120_000], ids=["weights", "optimizers"])
+def test_no_writer_hides_a_failed_write_or_leaves_its_half(tmp_path, limit):
+    """A limit on the size of files, which the system's errors come from: each library wraps them its own way."""
+    resource = pytest.importorskip("resource")
+    model = torch.nn.Linear(128, 160)  # 82 kB, its optimizer twice that
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 128)).sum().backward()
+    optimizer.step()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match="checkpoint-0000003.*make room"):
+            save_state(TrainState(model, optimizer, step=3), tmp_path, 2, train_tokenizer.Accelerator(cpu=True))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
 def test_settings_that_cannot_work_are_named(make_corpus, tmp_path, teacher):
     manifest = make_corpus()
     with pytest.raises(ConfigError, match="no preset 'nano-13hz'"):
         train_tokenizer.plan(config(manifest, tmp_path / "a", teacher, preset="nano-13hz"))
     with pytest.raises(ConfigError, match="crop_s=9"):
         train_tokenizer.plan(config(manifest, tmp_path / "a", teacher, crops={"crop_s": 9}))
-    with pytest.raises(ConfigError, match="init_from=.*not a tokenizer folder"):
-        train_tokenizer.run(config(manifest, tmp_path / "b", teacher, init_from=str(teacher)))
+    for start in (train_tokenizer.plan, train_tokenizer.run):
+        with pytest.raises(ConfigError, match="init_from=.*not a tokenizer folder"):
+            start(config(manifest, tmp_path / "b", teacher, init_from=str(teacher)))
     plan = train_tokenizer.plan(config(manifest, tmp_path / "a", teacher))
     assert plan["steps"] == 4 and plan["frame rate (Hz)"] == 12.5

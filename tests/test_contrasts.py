@@ -220,14 +220,15 @@ def test_the_shipped_comparison_differs_between_cells_in_what_their_names_say() 
     config = load_config(compare.Config, "mixed/compare-distillation")
     names = [c.name for c in config.cells]
     assert names[:4] == [f"{hz}hz-{kind}-s0" for hz in ("6.25", "12.5") for kind in ("resynthesis", "pooled")]
-    assert len(names) == 18
+    assert len(names) == 19 and names[-1] == "6.25hz-pooled-quarter-s0"
     for entry in config.cells:
-        rate, kind, seed = re.fullmatch(r"([\d.]+)hz-(\w+)-s(\d)", entry.name).groups()
+        rate, kind, part, seed = re.fullmatch(r"([\d.]+)hz-([a-z]+)(-quarter)?-s(\d)", entry.name).groups()
         steps = {step.stage.name: step.config for step in make_steps(config, entry.name, entry.set)}
         tokenizer = steps["tokenizer"]
         assert (tokenizer.preset, tokenizer.distillation.kind) == (f"nano-{rate}hz", kind)
         assert [tokenizer.seed, steps["codes"].seed, steps["slm"].seed] == [int(seed)] * 3
         assert tokenizer.distillation.probe is (kind != "resynthesis")
+        assert tokenizer.weights.distillation == (25 if part else None)
         assert tokenizer.teacher.name == steps["evaluate"].judges[0].name == "runs/mixed/teacher/model"
         assert steps["evaluate"].judges[1].name == "runs/grid-s1/second-judge/model"
         assert (
@@ -235,7 +236,7 @@ def test_the_shipped_comparison_differs_between_cells_in_what_their_names_say() 
         )
     for contrast in config.contrasts:
         groups = [contrast.group(patterns, names) for patterns in (contrast.a, contrast.b)]
-        assert [len(group) for group in groups] == [3, 3]
+        assert [len(group) for group in groups] == [3, 1 if "quarter" in contrast.name else 3]
         rates = {name.split("-")[0] for group in groups for name in group}
         assert len(rates) == (2 if "6.25 - 12.5" in contrast.name else 1)
-    assert np.unique([c.name for c in config.contrasts]).size == len(config.contrasts) == 8
+    assert np.unique([c.name for c in config.contrasts]).size == len(config.contrasts) == 9

@@ -15,6 +15,7 @@ from test_codec_training import TINY, config, metrics
 
 from recipes import train_tokenizer
 from recipes.config import ConfigError
+from recipes.runtime import RunFolder
 from recipes.tracking import make_trackers
 from recipes.train_tokenizer import Accelerator
 from tokenizer import LMSPTModel, load_tokenizer
@@ -213,6 +214,29 @@ def test_weights_and_biases_gets_the_figures_and_its_absence_is_named(make_corpu
     assert [step for step, _ in logged] == [1, 2] and all("loss/mel" in values for _, values in logged)
     assert started[0]["project"] == "lmspt-slm" and started[0]["name"].endswith("w") and started[0]["resume"] == "allow"
     assert not (tmp_path / "w/tensorboard").exists()
+
+    folder = RunFolder(tmp_path / "w")
+
+    def identity() -> str:
+        return make_trackers(["wandb"], folder)[1].init_kwargs["id"]
+
+    assert identity() == started[0]["id"]  # a resumed run goes on there
+    folder.set_aside()
+    assert identity() != started[0]["id"]  # one started over does not
+
+
+def test_several_processes_start_over_only_when_the_folder_is_set_aside(tmp_path, monkeypatch):
+    """Else one of them would find the old run complete, and leave the others waiting."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    seen = []
+    monkeypatch.setattr("accelerate.PartialState.wait_for_everyone", lambda self: seen.append(run.exists()))
+    monkeypatch.setattr("accelerate.PartialState.__init__", lambda self, cpu: None)
+    for rank, left in (("1", True), ("0", False)):
+        monkeypatch.setenv("RANK", rank)
+        run = tmp_path / "run"
+        run.mkdir(exist_ok=True)
+        RunFolder(run).set_aside()
+        assert seen.pop() is left
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ Nothing in it depends on the number of processes.
 from __future__ import annotations
 
 import logging
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
@@ -47,11 +50,14 @@ def save_state(state: TrainState, folder: Path, keep: int, accelerator: Accelera
             optimizers["scaler"] = accelerator.scaler.state_dict()
         if state.audio is not None:
             optimizers["audio"] = state.audio.state_dict()
-        torch.save(optimizers, draft / "optimizers.pt")
-    except OSError as error:
+        with (draft / "optimizers.pt").open("wb") as file:
+            torch.save(optimizers, file)
+    except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)
+        if (number := _system_error(error)) is None:
+            raise
         raise OSError(
-            error.errno, f"checkpoint {final} could not be written ({error.strerror}): make room and start the same "
+            number, f"checkpoint {final} could not be written ({os.strerror(number)}): make room and start the same "
             "command again; it goes on from the checkpoint before", str(folder)
         ) from None  # fmt: skip
     if final.exists():  # the same step, torn before and trained again
@@ -59,6 +65,15 @@ def save_state(state: TrainState, folder: Path, keep: int, accelerator: Accelera
     draft.rename(final)
     for old in sorted(folder.glob("checkpoint-*"))[:-keep]:
         shutil.rmtree(old)
+
+
+def _system_error(error: Exception) -> int | None:
+    """The system's number behind a failed write: safetensors has it in its text, torch.save raises on top of it."""
+    for cause in (error, error.__context__):
+        if isinstance(cause, OSError):
+            return cause.errno
+    found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    return int(found[1]) if found else None
 
 
 def load_latest_state(state: TrainState, folder: Path, accelerator: Accelerator) -> bool:
