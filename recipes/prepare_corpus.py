@@ -1,7 +1,8 @@
-"""``slm prepare-corpus``: the embedded corpus, synthesised with espeak-ng the same bytes every time.
+"""``slm prepare-corpus``: a corpus synthesised with espeak-ng, the same bytes every time.
 
-Six-word commands (the grammar of GRID), connected digits and everyday sentences (`sentences.txt`). No text stands in
-two splits; one voice is in the test split only. It needs no download, so that the whole road can be tried anywhere.
+Six-word commands (the grammar of GRID), connected digits, everyday sentences (`sentences.txt`) and phrases recombined
+from the texts of other corpora. No text stands in two splits; one voice is in the test split only. It needs no
+download, so that the whole road can be tried anywhere. Voices of flite (``flite:slt``) speak too where it is installed.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ import hashlib
 import json
 import random
 import re
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 
-import soundfile
-import soxr
-
+from eval.text import get_normaliser
+from recipes import flite
 from recipes.config import ConfigError
-from recipes.espeak import Espeak, EspeakError, missing_message
-from recipes.runtime import RunFolder, atomic_write_text, disk_errors, log, progress
+from recipes.espeak import EspeakError, missing_message
+from recipes.runtime import RunFolder, atomic_write_text, log, progress
+from recipes.speaking import Line, speak
+from tokenizer.data import SPLITS, DataSource, read_source
 
-SAMPLING_RATE_HZ = 16000
 SENTENCES = Path(__file__).parent / "sentences.txt"
 VERBS, COLOURS = ("bin", "lay", "place", "set"), ("blue", "green", "red", "white")
 PREPOSITIONS, LETTERS = ("at", "by", "in", "with"), tuple("abcdefghijklmnopqrstuvxyz")
@@ -40,11 +43,18 @@ class Config:
     n_commands: int = field(default=600, metadata={"help": "six-word commands, over all splits"})
     n_digit_strings: int = field(default=360, metadata={"help": "strings of 3 to 7 digits, over all splits"})
     n_sentences: int = field(default=280, metadata={"help": "everyday sentences, over all splits"})
+    n_phrases: int = field(
+        default=0, metadata={"help": "phrases of 4 to 9 words after the word pairs of `texts_from`, over all splits"}
+    )
+    texts_from: list[str] = field(
+        default_factory=list,
+        metadata={"help": "manifests: phrases follow their training texts; a text of their other splits is never said"},
+    )
     valid_share: float = field(default=0.08, metadata={"help": "share of the texts in the valid split"})
     test_share: float = field(default=0.1, metadata={"help": "share of the texts in the test split"})
     voices: list[str] = field(
         default_factory=lambda: ["en-us", "en-us+f2", "en-us+m1", "en-us+f4", "en+m3", "en-gb-x-rp+f1"],
-        metadata={"help": "espeak-ng voices of all splits, with their variants"},
+        metadata={"help": "espeak-ng voices of all splits, with their variants, or flite:slt and so on"},
     )
     held_out_voice: str = field(
         default="en-us+m7", metadata={"help": "speaks every other test utterance, nothing else"}
@@ -57,33 +67,10 @@ class Config:
             raise ValueError("voices: name at least one, and not the held_out_voice, which is for the test split alone")
         if self.valid_share <= 0 or self.test_share <= 0 or self.valid_share + self.test_share >= 1:
             raise ValueError("valid_share and test_share must be above 0 and leave something for training")
-        if min(self.n_commands, self.n_digit_strings, self.n_sentences) < 0:
-            raise ValueError("n_commands, n_digit_strings and n_sentences must be 0 or more")
-
-
-@dataclass(frozen=True)
-class Line:
-    """One utterance to be spoken."""
-
-    id: str
-    text: str
-    split: str
-    voice: str
-    words_per_minute: int
-    pitch: int
-
-    @property
-    def file(self) -> str:
-        return f"audio/{self.voice}/{self.id}.flac"
-
-    @property
-    def spoken(self) -> str:
-        """What espeak-ng gets: the letter a as a letter, not as an article."""
-        return (
-            re.sub(r"\b(at|by|in|with) a (?=\w+ \w+$)", r"\1 [[e'I]] ", self.text)
-            if "command" in self.id
-            else self.text
-        )
+        if min(self.n_commands, self.n_digit_strings, self.n_sentences, self.n_phrases) < 0:
+            raise ValueError("n_commands, n_digit_strings, n_sentences and n_phrases must be 0 or more")
+        if self.n_phrases and not self.texts_from:
+            raise ValueError("n_phrases: name the manifests whose words they use (texts_from)")
 
 
 def read_sentences() -> list[str]:
@@ -105,11 +92,15 @@ def make_lines(config: Config) -> list[Line]:
     if config.n_commands > most // 2:
         raise ConfigError(f"n_commands={config.n_commands}: at most {most // 2}, so that they can all differ")
     rng = random.Random(config.seed)
+    training_texts, never = _other_texts(config.texts_from)
     kinds = {
-        "command": _distinct(config.n_commands, lambda: _command(rng)),
-        "digits": _distinct(config.n_digit_strings, lambda: _digit_string(rng)),
-        "sentence": rng.sample(sentences, config.n_sentences),
+        "command": _distinct(config.n_commands, lambda: _command(rng), never),
+        "digits": _distinct(config.n_digit_strings, lambda: _digit_string(rng), never),
+        "sentence": [text for text in rng.sample(sentences, config.n_sentences) if text not in never],
     }
+    if config.n_phrases:
+        follows = _word_pairs(training_texts)
+        kinds["phrase"] = _distinct(config.n_phrases, lambda: _phrase(rng, follows), never)
     lines = []
     for kind, texts in kinds.items():
         n_valid, n_test = round(len(texts) * config.valid_share), round(len(texts) * config.test_share)
@@ -121,7 +112,7 @@ def make_lines(config: Config) -> list[Line]:
             speed = round(config.words_per_minute * rng.uniform(0.9, 1.1))
             lines.append(Line(f"{kind}-{number:04d}", text, split, voice, speed, rng.randint(42, 58)))
     if not lines:
-        raise ConfigError("n_commands, n_digit_strings and n_sentences are all 0: nothing to speak")
+        raise ConfigError("n_commands, n_digit_strings, n_sentences and n_phrases are all 0: nothing to speak")
     return lines
 
 
@@ -133,39 +124,58 @@ def _digit_string(rng: random.Random) -> str:
     return " ".join(rng.choice(DIGITS) for _ in range(rng.randint(SHORTEST, LONGEST)))
 
 
-def _distinct(count: int, draw) -> list[str]:
+def _other_texts(manifests: list[str]) -> tuple[list[str], set[str]]:
+    """Normalised texts of manifests: those of their training splits, and those of the others."""
+    training, held_out = [], []
+    for manifest in manifests:
+        for split in SPLITS:
+            texts = training if split == "train" else held_out
+            for utterance in read_source(DataSource(path=manifest), split):
+                texts.append(re.sub(r"[^a-z' ]", "", get_normaliser("basic")(utterance.text)))
+    return training, set(held_out)
+
+
+def _word_pairs(texts: list[str]) -> dict[str, list[str]]:
+    """Which words follow a word, as often as they do; the empty word stands before a text and after it."""
+    follows: dict[str, list[str]] = {}
+    for text in texts:
+        words = ["", *text.split(), ""]
+        for first, second in pairwise(words):
+            follows.setdefault(first, []).append(second)
+    return follows
+
+
+def _phrase(rng: random.Random, follows: dict[str, list[str]]) -> str:
+    """4 to 9 words, each after one that it followed somewhere; begun anew where a text ended."""
+    words: list[str] = []
+    last = ""
+    for _ in range(rng.randint(4, 9)):
+        last = rng.choice(follows[last]) or rng.choice(follows[""])
+        words.append(last)
+    return " ".join(words)
+
+
+def _distinct(count: int, draw: Callable[[], str], never: set[str]) -> list[str]:
+    """So many different texts, none of `never`."""
     texts: dict[str, None] = {}
-    while len(texts) < count:
-        texts[draw()] = None
+    for _ in range(100 * count):
+        if len(texts) == count:
+            break
+        text = draw()
+        if text not in never:
+            texts[text] = None
+    if len(texts) < count:
+        raise ConfigError(f"{count} different texts are asked for, but only {len(texts)} were found; ask for fewer")
     return list(texts)
-
-
-def speak(lines: list[Line], folder: Path) -> dict[str, float]:
-    """Synthesise one voice's lines to FLAC files, in a process of its own.
-
-    espeak-ng carries state from one utterance to the next, so a voice is always spoken whole, from a fresh engine.
-
-    Returns:
-        id -> duration in seconds.
-    """
-    engine, durations = Espeak(), {}
-    for line in lines:
-        waveform = engine.synthesise(line.spoken, line.voice, words_per_minute=line.words_per_minute, pitch=line.pitch)
-        waveform = soxr.resample(waveform, engine.sampling_rate, SAMPLING_RATE_HZ)
-        file = folder / line.file
-        temporary = file.with_suffix(".tmp")
-        with disk_errors(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(temporary, 0.9 * waveform, SAMPLING_RATE_HZ, format="FLAC", subtype="PCM_16")
-            temporary.replace(file)
-        durations[line.id] = round(len(waveform) / SAMPLING_RATE_HZ, 4)
-    return durations
 
 
 def plan(config: Config) -> dict[str, object]:
     """What would be synthesised; raises what would stop it."""
-    if message := missing_message():
-        raise ConfigError(message)
+    voices = [*config.voices, config.held_out_voice]
+    needs = [flite.missing_message() for voice in voices if flite.is_flite(voice)]
+    needs += [missing_message() for voice in voices if not flite.is_flite(voice)]
+    if messages := [message for message in needs if message]:
+        raise ConfigError(messages[0])
     RunFolder(config.run_dir).check(config)
     lines = make_lines(config)
     splits = {split: sum(line.split == split for line in lines) for split in ("train", "valid", "test")}
@@ -204,13 +214,13 @@ def run(config: Config) -> Path:
         for voice, future in progress(pending.items(), "voices", len(pending)):
             try:
                 spoken = future.result()
-            except (EspeakError, BrokenProcessPool) as error:
+            except (EspeakError, flite.FliteError, BrokenProcessPool) as error:
                 raise ConfigError(f"voice {voice}: {error}; choose others (voices, held_out_voice)") from error
             atomic_write_text(_done_path(folder, by_voice[voice]), json.dumps(spoken))
             durations |= spoken
     rows = [
         {"id": line.id, "audio": line.file, "text": line.text, "speaker": line.voice, "duration": durations[line.id]}
-        | {"split": line.split, "source": "espeak-ng"}
+        | {"split": line.split, "source": "flite" if flite.is_flite(line.voice) else "espeak-ng"}
         for line in lines
     ]
     atomic_write_text(manifest, "".join(json.dumps(row) + "\n" for row in rows))

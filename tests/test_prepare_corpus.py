@@ -6,9 +6,10 @@ from collections import defaultdict
 import pytest
 import soundfile
 
-from recipes import prepare_corpus
+from recipes import flite, prepare_corpus
 from recipes.config import ConfigError, load_config
-from recipes.prepare_corpus import DIGITS, Config, Line, make_lines, read_sentences
+from recipes.prepare_corpus import DIGITS, Config, make_lines, read_sentences
+from recipes.speaking import Line
 
 SMALL = {"n_commands": 4, "n_digit_strings": 2, "n_sentences": 4, "voices": ["en-us"]}
 SMALL |= {"valid_share": 0.25, "test_share": 0.5}
@@ -55,6 +56,60 @@ def test_the_letter_a_is_spoken_as_a_letter():
         Line("command-0", "set white at a two now", "train", "en-us", 160, 50).spoken == "set white at [[e'I]] two now"
     )
     assert Line("sentence-0", "he had a look at a red kite", "train", "en-us", 160, 50).spoken.count("[[") == 0
+
+
+def manifest_of(folder, texts: dict[str, list[str]]):
+    rows = [
+        {"id": f"{split}-{n}", "audio": "a.flac", "text": text, "speaker": "s", "duration": 1.0, "split": split}
+        for split, members in texts.items()
+        for n, text in enumerate(members)
+    ]
+    (folder / "a.flac").touch()
+    path = folder / "manifest.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_phrases_follow_the_training_texts_and_never_say_a_held_out_one(tmp_path):
+    texts = {"train": ["The cat sat there, on a mat.", "a dog sat on the cat"], "test": ["a mat the cat"]}
+    texts["test"].append(make_lines(Config(n_sentences=0, n_digit_strings=0))[0].text)
+    config = Config(n_sentences=0, n_digit_strings=0, n_phrases=30, texts_from=[manifest_of(tmp_path, texts)])
+    lines = make_lines(config)
+    pairs = {("a", "mat"), ("cat", "sat"), ("dog", "sat"), ("mat", "the"), ("mat", "a"), ("there", "on")}
+    phrases = [line.text.split() for line in lines if line.id.startswith("phrase")]
+    assert len(phrases) == 30 and all(4 <= len(words) <= 9 for words in phrases)
+    follows = {(a, b) for words in phrases for a, b in zip(words, words[1:], strict=False)}
+    assert pairs & follows and ("sat", "a") not in follows and ("dog", "cat") not in follows
+    assert {word for words in phrases for word in words} <= {"the", "cat", "sat", "there", "on", "a", "mat", "dog"}
+    assert not {line.text for line in lines} & set(texts["test"])
+
+
+def test_too_many_phrases_are_refused(tmp_path):
+    manifest = manifest_of(tmp_path, {"train": ["one two"]})
+    with pytest.raises(ConfigError, match="50 different texts are asked for, but only"):
+        make_lines(Config(n_phrases=50, texts_from=[manifest]))
+    with pytest.raises(ConfigError, match="texts_from"):
+        load_config(Config, None, ["n_phrases=5"])
+
+
+def test_flite_speaks_where_it_is_installed(tmp_path, monkeypatch):
+    if flite.missing_message():
+        pytest.skip("the system package flite is not installed")
+    settings = SMALL | {"voices": ["flite:slt", "flite:rms"], "held_out_voice": "flite:awb"}
+    manifest = prepare_corpus.run(Config(run_dir=str(tmp_path / "c"), **settings))
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert {row["source"] for row in rows} == {"flite"} and {row["speaker"] for row in rows} >= {"flite:slt"}
+    for row in rows:
+        info = soundfile.info(manifest.parent / row["audio"])
+        assert info.samplerate == 16000 and info.duration == pytest.approx(row["duration"], abs=1e-3)
+    with pytest.raises(ConfigError, match="flite has no voice nobody; it has"):
+        prepare_corpus.run(Config(run_dir=str(tmp_path / "d"), **settings | {"voices": ["flite:nobody"]}))
+
+
+def test_a_missing_flite_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ConfigError, match="install the system package flite"):
+        prepare_corpus.plan(Config(run_dir=str(tmp_path / "c"), voices=["flite:slt"]))
 
 
 def test_settings_that_cannot_work_are_refused():
