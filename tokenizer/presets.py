@@ -1,6 +1,7 @@
 """The sizes of the named tokenizers: what each preset sets beside LMSPTConfig's defaults.
 
-`nano-*` are ours: small enough to train and run on a CPU; `nano-*-causal` stream. `release-12.5hz` is the published
+`nano-*` are ours: small enough to train and run on a CPU; `nano-*-causal` stream. `micro-*` are half of that, so that
+the embedded tokenizers fit into the repository. `release-12.5hz` is the published
 model (kakaocorp/lmspt, configuration `lmspt_12d5hz_16384_4096_8vq`). `paper-*` follow arXiv 2506.16738 v1; what v1 does
 not state is marked `inferred` and brings the tokenizer, auxiliary decoder included, within 3 % of v1's 99.7 M
 parameters.
@@ -30,7 +31,47 @@ _PAPER: dict[str, Any] = {
     "head_dim": 64,  # inferred
 }
 
+# About 3.9 M parameters at each rate: 8 MB in fp16.
+_MICRO: dict[str, Any] = {
+    "latent_dim": 160,
+    "codebook_sizes": [1024] + [2048] * 7,
+    "semantic_encoder_width": 160,
+    "acoustic_encoder_width": 128,
+    "decoder_width": 192,
+    "decoder_layers": 1,
+    "auxiliary_decoder_width": 96,
+    "head_dim": 32,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
+    "micro-25hz": _MICRO
+    | {
+        "strides": [160, 4],
+        "semantic_encoder_depths": [0, 2],
+        "acoustic_encoder_depths": [1, 1],
+        "decoder_depths": [4, 0],
+        "auxiliary_decoder_depths": [2, 1],
+        "attention_window": 32,
+    },
+    "micro-12.5hz": _MICRO
+    | {
+        "strides": [160, 4, 2],
+        "semantic_encoder_depths": [0, 1, 0],
+        "acoustic_encoder_depths": [1, 1, 0],
+        "decoder_depths": [4, 0, 0],
+        "auxiliary_decoder_depths": [2, 1, 0],
+        "attention_window": 16,
+    },
+    "micro-6.25hz": _MICRO
+    | {
+        "strides": [160, 4, 4],
+        "semantic_encoder_depths": [0, 1, 0],
+        "semantic_encoder_layers": 1,
+        "acoustic_encoder_depths": [1, 1, 0],
+        "decoder_depths": [4, 0, 0],
+        "auxiliary_decoder_depths": [2, 1, 0],
+        "attention_window": 8,
+    },
     "nano-25hz": {
         "strides": [160, 4],
         "semantic_encoder_depths": [0, 3],
