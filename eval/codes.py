@@ -6,12 +6,12 @@ Shapes: K codebooks (book 0 semantic), F frames.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["BookStatistics", "CodeStatistics", "code_statistics", "nominal_bitrate"]
+__all__ = ["BookStatistics", "CodeStatistics", "code_statistics", "most_frames", "nominal_bitrate"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class BookStatistics:
 
 @dataclass(frozen=True)
 class CodeStatistics:
-    """Cost and use of the codes of one tokenizer on one test set.
+    """Cost and use of the codes of one tokenizer on some recordings, which ``data`` names.
 
     ``tokens_per_second`` is what an LLM reads when it gets book 0 only; ``tokens_per_second_all`` with every book.
     Use is bounded by the number of frames: ``n_frames`` belongs beside it.
@@ -42,6 +42,7 @@ class CodeStatistics:
     n_utterances: int
     n_frames: int
     books: list[BookStatistics]
+    data: str = ""
 
 
 def nominal_bitrate(frame_rate_hz: float, codebook_sizes: Sequence[int]) -> float:
@@ -50,27 +51,29 @@ def nominal_bitrate(frame_rate_hz: float, codebook_sizes: Sequence[int]) -> floa
 
 
 def code_statistics(
-    codes: Sequence[np.ndarray], codebook_sizes: Sequence[int], frame_rate_hz: float, name: str = ""
+    codes: Iterable[np.ndarray], codebook_sizes: Sequence[int], frame_rate_hz: float, name: str = "", data: str = ""
 ) -> CodeStatistics:
-    """Statistics of the codes of a test set.
+    """Statistics of the codes of a test set, or of any other set of recordings.
 
     Args:
         codes: one integer array (K, F) for each utterance; negative entries (padding) are left out.
         codebook_sizes: entries of each book, book 0 first.
         frame_rate_hz: exact frame rate.
         name: the tokenizer, as tables name it.
+        data: the recordings, as tables name them.
 
     Raises:
         ValueError: an array is not (K, F), or holds a code that its book has not.
     """
     counts = [np.zeros(size, dtype=np.int64) for size in codebook_sizes]
-    n_frames = 0
+    n_frames = n_utterances = 0
     for position, array in enumerate(codes):
         if array.ndim != 2 or array.shape[0] != len(codebook_sizes):
             raise ValueError(
                 f"codes of utterance {position} have shape {array.shape}, not ({len(codebook_sizes)}, frames)"
             )
         n_frames += int((array[0] >= 0).sum())
+        n_utterances += 1
         for book, row in enumerate(array):
             valid = row[row >= 0]
             if valid.size and valid.max() >= codebook_sizes[book]:
@@ -92,7 +95,17 @@ def code_statistics(
         tokens_per_second_all=float(frame_rate_hz) * len(codebook_sizes),
         bitrate_semantic_bps=nominal_bitrate(frame_rate_hz, codebook_sizes[:1]),
         bitrate_bps=nominal_bitrate(frame_rate_hz, codebook_sizes),
-        n_utterances=len(codes),
+        n_utterances=n_utterances,
         n_frames=n_frames,
         books=books,
+        data=data,
     )
+
+
+def most_frames(codes: Sequence[CodeStatistics]) -> list[CodeStatistics]:
+    """For each tokenizer the statistics of its largest set of recordings, which tell most of how its books are used."""
+    largest: dict[str, CodeStatistics] = {}
+    for item in codes:
+        if item.name not in largest or item.n_frames > largest[item.name].n_frames:
+            largest[item.name] = item
+    return list(largest.values())

@@ -27,31 +27,33 @@ EXPLANATION = (
 
 
 def make_contrasts(name: str, a: Mapping[str, Sequence[Row]], b: Mapping[str, Sequence[Row]]) -> list[Contrast]:
-    """Every kind of row, by every judge, that all cells of both groups have; ground truth apart.
+    """Every kind of row, by every judge and on every test set, that all cells of both groups have; ground truth apart.
 
     Args:
-        name: what is compared, for the heading.
+        name: what is compared, for the heading; where the cells share several test sets, each has its own heading.
         a: cell -> its rows.
         b: the other group's.
 
     Raises:
-        ValueError: a group is empty, a cell is in both, a cell has two rows of one kind and judge, or the cells were
-            scored under different protocols or on other utterances.
+        ValueError: a group is empty, a cell is in both, a cell has two rows of one kind, judge and test set, or the
+            cells were scored under different protocols or on other utterances.
     """
     if not a or not b or set(a) & set(b):
         raise ValueError(f"contrast {name!r}: give two groups of cells, none empty, no cell in both")
     tables = {cell: _by_kind(cell, rows) for cell, rows in [*a.items(), *b.items()]}
     shared = [key for key in next(iter(tables.values())) if all(key in table for table in tables.values())]
+    test_sets = list(dict.fromkeys(test_set for _, _, test_set in shared))
     found = []
-    for system, judge in sorted(shared, key=lambda key: SYSTEMS.index(key[0])):
-        rows_a, rows_b = ([tables[cell][system, judge] for cell in group] for group in (a, b))
+    for key in sorted(shared, key=lambda key: (test_sets.index(key[2]), SYSTEMS.index(key[0]))):
+        system, judge, test_set = key
+        rows_a, rows_b = ([tables[cell][key] for cell in group] for group in (a, b))
         ids, words = _utterances(rows_a[0])
         errors_a, errors_b = ([_errors(row, rows_a[0], ids, words) for row in rows] for rows in (rows_a, rows_b))
         protocol = rows_a[0].protocol
         difference = pooled_bootstrap(errors_a, errors_b, words, samples=protocol.bootstrap_samples, seed=protocol.seed)
         found.append(
             Contrast(
-                name=name,
+                name=f"{name}, {test_set}" if len(test_sets) > 1 else name,
                 system=system,
                 judge=judge,
                 a=list(a),
@@ -71,13 +73,13 @@ def make_contrasts(name: str, a: Mapping[str, Sequence[Row]], b: Mapping[str, Se
     return found
 
 
-def _by_kind(cell: str, rows: Sequence[Row]) -> dict[tuple[str, str], Row]:
-    """(system, judge) -> row."""
-    table: dict[tuple[str, str], Row] = {}
+def _by_kind(cell: str, rows: Sequence[Row]) -> dict[tuple[str, str, str], Row]:
+    """(system, judge, test set) -> row."""
+    table: dict[tuple[str, str, str], Row] = {}
     for row in rows:
         if row.system == "ground_truth":
             continue
-        key = (row.system, str(row.protocol.judge.get("name", "")))
+        key = (row.system, str(row.protocol.judge.get("name", "")), row.protocol.test_set.name)
         if key in table:
             raise ValueError(
                 f"cell {cell} has two rows of kind {row.system} ({table[key].name!r}, {row.name!r}): a contrast needs "
@@ -139,11 +141,11 @@ def blocks(contrasts: Sequence[Contrast], each: bool = True) -> list[dict[str, o
 
 def contrasts_markdown(contrasts: Sequence[Contrast], title: str) -> str:
     """The tables as Markdown, ready for a document."""
-    first = contrasts[0]
     text = [f"# {title}", "", EXPLANATION, ""]
-    text += [f"{first.n_utterances} utterances, {first.n_words} words; {first.bootstrap_samples} resamples.", ""]
     for block in blocks(contrasts):
-        text += [f"## {block['name']}", "", f"a: {block['a']}; b: {block['b']}", ""]
+        one = next(c for c in contrasts if c.name == block["name"])
+        counts = f"{one.n_utterances} utterances, {one.n_words} words; {one.bootstrap_samples} resamples"
+        text += [f"## {block['name']}", "", f"a: {block['a']}; b: {block['b']} ({counts})", ""]
         text += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
         text += [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in block["lines"]]
         text.append("")

@@ -4,6 +4,7 @@ A judge is a named choice (:class:`JudgeConfig`); :func:`load_judge` gives a :cl
 decoding, beams) stands in the protocol of every score. Four kinds:
 
 - ``seq2seq``: any ``AutoModelForSpeechSeq2Seq`` (Whisper, Moonshine, our recogniser folder), read with ``generate``;
+  with ``decoding: joint`` our recogniser folder's CTC head has its say in it (:mod:`eval.joint`);
 - ``ctc-head``: our recogniser folder through the CTC head on its encoder (``ctc_head.safetensors``), greedy;
 - ``ctc``: any ``AutoModelForCTC`` (wav2vec2, HuBERT), greedy;
 - ``pocketsphinx``: a classical recogniser that carries its own model (extra ``eval``). It had no part in any training.
@@ -32,9 +33,9 @@ from eval.readers import (
     Reader,
     ctc_head_reader,
     ctc_reader,
-    pocketsphinx_reader,
     seq2seq_reader,
 )
+from eval.sphinx import pocketsphinx_reader
 
 __all__ = ["CTC_HEAD_FILE", "Judge", "JudgeConfig", "JudgeError", "check_judge", "load_judge"]
 
@@ -53,10 +54,14 @@ class JudgeConfig:
     label: str | None = field(default=None, metadata={"help": "name in tables; default: taken from `name`"})
     decoding: str = field(
         default="auto",
-        metadata={"help": "'attention' (generate), 'ctc' (greedy), or 'auto': what the model was made for"},
+        metadata={
+            "help": "'attention' (generate), 'ctc' (greedy), 'joint' (both), or 'auto': what the model was made for"
+        },
     )
-    num_beams: int = field(default=1, metadata={"help": "beams of 'attention' decoding"})
+    num_beams: int = field(default=1, metadata={"help": "beams of 'attention' and 'joint' decoding"})
+    ctc_weight: float = field(default=0.3, metadata={"help": "share of the CTC head in 'joint' decoding, 0 to 1"})
     batch_size: int = field(default=8, metadata={"help": "clips read at a time"})
+    processes: int = field(default=1, metadata={"help": "pocketsphinx: processes that read side by side"})
     revision: str | None = field(
         default=None, metadata={"help": "commit or tag of a hub model; pin it to compare scores"}
     )
@@ -69,9 +74,12 @@ class JudgeConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.decoding not in ("auto", "attention", "ctc"):
-            raise JudgeError(f"judge {self.name!r}: decoding must be auto, attention or ctc, not {self.decoding!r}")
-        for key in ("num_beams", "batch_size", "max_tokens_per_second"):
+        ways = ("auto", "attention", "ctc", "joint")
+        if self.decoding not in ways:
+            raise JudgeError(f"judge {self.name!r}: decoding must be one of {', '.join(ways)}, not {self.decoding!r}")
+        if not 0 <= self.ctc_weight <= 1:
+            raise JudgeError(f"judge {self.name!r}: ctc_weight={self.ctc_weight} must lie between 0 and 1")
+        for key in ("num_beams", "batch_size", "max_tokens_per_second", "processes"):
             if getattr(self, key) <= 0:
                 raise JudgeError(f"judge {self.name!r}: {key} must be positive, not {getattr(self, key)}")
 
@@ -163,10 +171,14 @@ def _kind(config: JudgeConfig) -> tuple[str, Any]:
     ctc = type(model_config) in AutoModelForCTC._model_mapping
     if config.decoding == "auto" and seq2seq and _reads_by_ctc_only(Path(config.name)):
         return "ctc-head", model_config
-    if config.decoding == "ctc" and seq2seq and not ctc:
+    if config.decoding in ("ctc", "joint") and seq2seq and not ctc:
         if not (Path(config.name) / CTC_HEAD_FILE).is_file():
             raise JudgeError(f"judge {config.name!r} has no {CTC_HEAD_FILE}: use decoding=attention")
-        return "ctc-head", model_config
+        if config.decoding == "ctc":
+            return "ctc-head", model_config
+        if _reads_by_ctc_only(Path(config.name)):
+            raise JudgeError(f"judge {config.name!r}: its decoder was never trained; use decoding=ctc, not joint")
+        return "seq2seq", model_config
     if ctc and config.decoding in ("ctc", "auto"):
         return "ctc", model_config
     if seq2seq and config.decoding in ("attention", "auto"):
@@ -211,6 +223,8 @@ def check_judge(config: JudgeConfig) -> dict[str, Any]:
     beams = config.num_beams if kind == "seq2seq" else 1
     if config.num_beams != beams:
         raise JudgeError(f"judge {config.name!r}: num_beams={config.num_beams} needs decoding=attention, not {kind}")
+    if config.processes > 1 and kind != "pocketsphinx":
+        raise JudgeError(f"judge {config.name!r}: processes={config.processes} is for pocketsphinx alone")
     identity: dict[str, Any] = {"name": config.display_name(), "kind": kind}
     if kind == "pocketsphinx":
         if config.decoding != "auto":
@@ -221,6 +235,8 @@ def check_judge(config: JudgeConfig) -> dict[str, Any]:
     else:
         identity["revision"] = getattr(model_config, "_commit_hash", None) or config.revision
     identity |= {"decoding": "attention" if kind == "seq2seq" else "ctc", "num_beams": beams}
+    if config.decoding == "joint":
+        identity |= {"decoding": "joint", "ctc_weight": config.ctc_weight}
     if kind == "seq2seq":
         identity |= {"language": config.language, "max_tokens_per_second": config.max_tokens_per_second}
     return identity
@@ -234,14 +250,15 @@ def load_judge(config: JudgeConfig, device: str = "cpu") -> Judge:
     """
     identity = check_judge(config)
     if identity["kind"] == "pocketsphinx":
-        return Judge(identity, 16_000, OPEN_WINDOW_S, config.batch_size, pocketsphinx_reader())
+        return Judge(identity, 16_000, OPEN_WINDOW_S, config.batch_size, pocketsphinx_reader(config.processes))
     kind, model_config = _kind(config)
     from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoModelForSpeechSeq2Seq, AutoTokenizer
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": config.name, "revision": config.revision}
     auto = AutoModelForCTC if kind == "ctc" else AutoModelForSpeechSeq2Seq
     try:
-        model = auto.from_pretrained(**source).eval().to(device)
+        # fp32 whatever it is on disk: that is what the features are.
+        model = auto.from_pretrained(**source, dtype=torch.float32).eval().to(device)
         extractor = AutoFeatureExtractor.from_pretrained(**source)
         tokenizer = AutoTokenizer.from_pretrained(**source)
     except OSError as error:

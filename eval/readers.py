@@ -1,4 +1,4 @@
-"""How a judge's model is read: generate, the CTC head, a CTC model, pocketsphinx. Each gives clips -> texts.
+"""How a judge's model is read: generate (alone or with the CTC head), the CTC head, a CTC model. Clips -> texts.
 
 Shapes: B clips, S samples, T encoder frames, D width, V vocabulary, L text tokens.
 """
@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import LogitsProcessorList
+
+from eval.joint import CTCPrefixScores
 
 if TYPE_CHECKING:
     from eval.judge import JudgeConfig
@@ -57,6 +60,8 @@ def seq2seq_reader(
         setattr(settings, key, kept or None)
     settings.max_length = None
     extra: dict[str, Any] = {"return_timestamps": False} if whisper else {}
+    joint = config.decoding == "joint"
+    head = CTCHead(model, Path(config.name), tokenizer.pad_token_id) if joint else None
     if config.language is not None:
         extra |= {"language": config.language, "task": "transcribe"}
     # Room for the prompt: start, language, task, no timestamps.
@@ -72,14 +77,13 @@ def seq2seq_reader(
         longest = max(bounds) if config.num_beams == 1 else bound(round(OPEN_WINDOW_S * rate))
         # Whisper's generate adds its prompt to `max_length`, and warns about its own default beside `max_new_tokens`.
         limit = {"max_length" if whisper else "max_new_tokens": longest}
+        inputs = features(clips, attention_mask=not whisper)
         with torch.inference_mode(), quiet_whisper():
-            output = model.generate(
-                **features(clips, attention_mask=not whisper),
-                num_beams=config.num_beams,
-                do_sample=False,
-                **limit,
-                **extra,
-            )  # (B, L)
+            if head is not None:
+                scores = head(inputs["input_features"]).log_softmax(-1)
+                second = CTCPrefixScores(scores, head.blank, eos, config.ctc_weight)
+                extra["logits_processor"] = LogitsProcessorList([second])
+            output = model.generate(**inputs, num_beams=config.num_beams, do_sample=False, **limit, **extra)  # (B, L)
         texts = []
         for ids, length in zip(output.tolist(), bounds, strict=True):
             # The batch ran under its longest clip's bound; each answer is cut to its own, so batching changes nothing.
@@ -102,22 +106,36 @@ def collapse(ids: list[int], blank: int) -> list[int]:
     return [token for i, token in enumerate(ids) if token != blank and (i == 0 or token != ids[i - 1])]
 
 
+class CTCHead:
+    """The CTC head of a recogniser's folder, on its encoder: mel spectrograms (B, M, 2 T) -> logits (B, T, V).
+
+    Raises:
+        JudgeError: the head's file does not fit the model.
+    """
+
+    def __init__(self, model: Any, folder: Path, blank: int) -> None:
+        from safetensors.torch import load_file
+
+        self.encoder, self.blank = model.get_encoder(), blank
+        head = {key: value.to(model.device, torch.float32) for key, value in load_file(folder / CTC_HEAD_FILE).items()}
+        if head.keys() != {"weight", "bias"} or head["weight"].shape[1] != model.config.d_model:
+            raise JudgeError(f"{folder / CTC_HEAD_FILE} must hold `weight` (V, {model.config.d_model}) and `bias` (V,)")
+        self.weight, self.bias = head["weight"], head["bias"]
+
+    def __call__(self, input_features: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(self.encoder(input_features).last_hidden_state, self.weight, self.bias)
+
+
 def ctc_head_reader(
     model: Any, features: Callable[..., dict[str, torch.Tensor]], tokenizer: Any, folder: Path
 ) -> Reader:
-    from safetensors.torch import load_file
-
-    head = {key: value.to(model.device) for key, value in load_file(folder / CTC_HEAD_FILE).items()}
-    if head.keys() != {"weight", "bias"} or head["weight"].shape[1] != model.config.d_model:
-        raise JudgeError(f"{folder / CTC_HEAD_FILE} must hold `weight` (V, {model.config.d_model}) and `bias` (V,)")
-    blank = tokenizer.pad_token_id
+    head = CTCHead(model, folder, tokenizer.pad_token_id)
 
     def read(clips: list[np.ndarray]) -> list[str]:
         with torch.inference_mode():
-            hidden = model.get_encoder()(features(clips)["input_features"]).last_hidden_state  # (B, T, D)
-            best = torch.nn.functional.linear(hidden, head["weight"], head["bias"]).argmax(-1)  # (B, T)
+            best = head(features(clips)["input_features"]).argmax(-1)  # (B, T)
         # The whole window is read: a head trained on padded clips may place a last letter in the silence after the end.
-        return [to_text(tokenizer, collapse(ids, blank)) for ids in best.tolist()]
+        return [to_text(tokenizer, collapse(ids, head.blank)) for ids in best.tolist()]
 
     return read
 
@@ -140,29 +158,6 @@ def ctc_reader(model: Any, features: Callable[..., dict[str, torch.Tensor]], tok
             for ids, clip in zip(best.tolist(), group, strict=True):
                 valid = math.ceil(len(ids) * len(clip) / longest)
                 texts.append(to_text(tokenizer, collapse(ids[:valid], blank), **options))
-        return texts
-
-    return read
-
-
-def pocketsphinx_reader() -> Reader:
-    from pocketsphinx import Decoder
-
-    decoder = Decoder(samprate=16_000, loglevel="FATAL")
-
-    def read(clips: list[np.ndarray]) -> list[str]:
-        texts = []
-        for clip in clips:
-            # It was trained on speech at full level and takes 16-bit samples: a quiet recording is brought up.
-            peak = float(np.abs(clip).max())
-            samples = (clip * (0.9 * 32767 / peak if peak > 0 else 0.0)).astype(np.int16)
-            # Its front end carries state on: without this a text depends on what was read before.
-            decoder.reinit_feat()
-            decoder.start_utt()
-            decoder.process_raw(samples.tobytes(), no_search=False, full_utt=True)
-            decoder.end_utt()
-            hypothesis = decoder.hyp()
-            texts.append("" if hypothesis is None else hypothesis.hypstr)
         return texts
 
     return read

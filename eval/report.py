@@ -17,21 +17,34 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eval.codes import most_frames
 from eval.contrasts import COLUMNS, EXPLANATION, blocks
+from eval.measures import measure_tables
 from eval.plots import book_use_figure, contrast_figure, rate_figure, svg_of, wer_figure
 from eval.schema import SYSTEM_NAMES, SYSTEMS, Protocol, Results, Row, Sample
 from eval.wer import align_text
 
-__all__ = ["REPORT_FILE", "format_table", "write_report"]
+__all__ = [
+    "DIFFERENCE",
+    "NARROW_COLUMNS",
+    "REPORT_FILE",
+    "Group",
+    "caption_of",
+    "columns_of",
+    "format_table",
+    "groups_of",
+    "label_of",
+    "write_report",
+]
 
 REPORT_FILE = "report.html"
 _MEDIA_TYPES = {".flac": "audio/flac", ".wav": "audio/wav", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
-_DIFFERENCE = "\u0394 WER"
+DIFFERENCE = "\u0394 WER"
 _WORST = 10  # utterances listed for each row
 
 
 @dataclass
-class _Group:
+class Group:
     """Rows of one protocol; ``beside`` are rows of another protocol on the same test set, shown for orientation."""
 
     protocol: Protocol
@@ -49,11 +62,11 @@ def _order(row: Row) -> tuple[Any, ...]:
     return (SYSTEMS.index(row.system), row.system != "ground_truth" and -(row.frame_rate_hz or 0), row.name, row.model)
 
 
-def _groups(rows: Sequence[Row]) -> list[_Group]:
+def groups_of(rows: Sequence[Row]) -> list[Group]:
     """One group for each protocol, judges before the SLM's own transcripts, in order of first appearance."""
-    by_key: dict[str, _Group] = {}
+    by_key: dict[str, Group] = {}
     for row in rows:
-        by_key.setdefault(row.protocol.key(), _Group(row.protocol, [])).rows.append(row)
+        by_key.setdefault(row.protocol.key(), Group(row.protocol, [])).rows.append(row)
     groups = sorted(by_key.values(), key=lambda group: group.protocol.task != "speech")
     for group in groups:
         group.rows.sort(key=_order)
@@ -73,7 +86,7 @@ def _per_cent(value: float | None, digits: int = 1) -> str:
     return "n/a" if value is None else f"{100 * value:.{digits}f}"
 
 
-def _wer_text(row: Row) -> str:
+def wer_text(row: Row) -> str:
     if row.interval is None:
         return _per_cent(row.wer)
     return f"{_per_cent(row.wer)} [{_per_cent(row.interval[0])}, {_per_cent(row.interval[1])}]"
@@ -83,7 +96,7 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value:.{digits}f}".rstrip("0").rstrip(".") if digits else f"{value:.0f}"
 
 
-def _difference_text(row: Row) -> str:
+def difference_text(row: Row) -> str:
     if row.difference is None:
         return ""
     low, high = (f"{100 * edge:+.1f}" for edge in row.difference.interval)
@@ -93,8 +106,8 @@ def _difference_text(row: Row) -> str:
 # Heading, text of a row, whether it is a number. A column that is empty in every row is left out.
 _COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("model", lambda row: row.model, False),
-    ("WER % [95 %]", _wer_text, True),
-    (_DIFFERENCE, _difference_text, True),
+    ("WER % [95 %]", wer_text, True),
+    (DIFFERENCE, difference_text, True),
     ("CER %", lambda row: _per_cent(row.cer), True),
     ("S", lambda row: str(row.substitutions), True),
     ("D", lambda row: str(row.deletions), True),
@@ -108,9 +121,9 @@ _COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("RTF", lambda row: "" if row.real_time_factor is None else f"{row.real_time_factor:.3g}", True),
 ]
 # A terminal is narrow: the counts in one column, names folded, and what still does not fit is in the report alone.
-_TERMINAL_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
-    ("WER % [95 %]", _wer_text, True),
-    (_DIFFERENCE, _difference_text, True),
+NARROW_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
+    ("WER % [95 %]", wer_text, True),
+    (DIFFERENCE, difference_text, True),
     ("CER %", lambda row: _per_cent(row.cer), True),
     ("S+D+I/N", lambda row: f"{row.substitutions}+{row.deletions}+{row.insertions}/{row.n_words}", True),
     ("failed", lambda row: f"{row.n_failed}/{row.n_scored + row.n_failed}", True),
@@ -118,15 +131,15 @@ _TERMINAL_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("tokens/s", lambda row: _number(row.tokens_per_second), True),
     ("RTF", lambda row: "" if row.real_time_factor is None else f"{row.real_time_factor:.2g}", True),
 ]
-_LEFT_OUT_FIRST = ("RTF", "tokens/s", "S+D+I/N", "CER %")
+_LEFT_OUT_FIRST = ("RTF", "S+D+I/N", "CER %", "tokens/s")
 _NAME_WIDTH = 24  # a longer name is folded before a column is left out
 
 
-def _columns(
-    group: _Group, columns: Sequence[tuple[str, Callable[[Row], str], bool]] = tuple(_COLUMNS)
+def columns_of(
+    group: Group, columns: Sequence[tuple[str, Callable[[Row], str], bool]] = tuple(_COLUMNS)
 ) -> list[tuple[str, Callable[[Row], str], bool]]:
     rows = {heading: [*group.rows, *group.beside] for heading, _, _ in columns}
-    rows[_DIFFERENCE] = group.rows  # the others' differences belong to their own table
+    rows[DIFFERENCE] = group.rows  # the others' differences belong to their own table
     return [(heading, text, number) for heading, text, number in columns if any(map(text, rows[heading]))]
 
 
@@ -134,16 +147,16 @@ def format_table(results: Results, width: int = 110) -> str:
     """The tables as plain text for a terminal of ``width`` columns: one for each task and judge."""
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None)
-    for group in _groups(results.rows):
-        console.print(Text(_caption(group)))  # as a table's title it would be folded to the table's width
+    for group in groups_of(results.rows):
+        console.print(Text(caption_of(group)))  # as a table's title it would be folded to the table's width
         truth = [row for row in group.beside if row.system == "ground_truth"]
-        shown = _Group(group.protocol, group.rows, truth)
+        shown = Group(group.protocol, group.rows, truth)
         # The others' differences belong to their own table.
-        lines = [(_label(row, group.rows), row, True) for row in group.rows]
+        lines = [(label_of(row, group.rows), row, True) for row in group.rows]
         lines += [(f"{row.protocol.judge.get('name', '?')} on {row.name}", row, False) for row in truth]
         columns = {
-            heading: [text(row) if own or heading != _DIFFERENCE else "" for _, row, own in lines]
-            for heading, text, _ in _columns(shown, _TERMINAL_COLUMNS)
+            heading: [text(row) if own or heading != DIFFERENCE else "" for _, row, own in lines]
+            for heading, text, _ in columns_of(shown, NARROW_COLUMNS)
         }
         names = [label for label, _, _ in lines]
         for heading in _LEFT_OUT_FIRST:
@@ -162,9 +175,20 @@ def format_table(results: Results, width: int = 110) -> str:
             if own and row.difference:
                 against.setdefault(row.difference.against, []).append(name)
         for other, of in against.items():
-            console.print(Text(f"{_DIFFERENCE} against {other}" + (f": {', '.join(of)}" if len(against) > 1 else "")))
+            console.print(Text(f"{DIFFERENCE} against {other}" + (f": {', '.join(of)}" if len(against) > 1 else "")))
         if against:
             console.print()
+    for measures in measure_tables(results, briefly=True):
+        console.print(Text(f"{measures.title}. {measures.note}"))
+        table = Table(box=SIMPLE_HEAD)
+        for i in measures.narrow:
+            words = i < measures.names
+            table.add_column(
+                measures.headings[i], justify="left" if words else "right", overflow="fold", no_wrap=not words
+            )
+        for line in measures.lines:
+            table.add_row(*(Text(line[i]) for i in measures.narrow))
+        console.print(table)
     for block in blocks(results.contrasts, each=False):
         console.print(Text(f"{block['name']} (a: {block['a']}; b: {block['b']})"))
         table = Table(box=SIMPLE_HEAD)
@@ -182,7 +206,7 @@ def _natural_width(names: Sequence[str], columns: dict[str, list[str]]) -> int:
     return 1 + sum(width + 3 for width in [min(_NAME_WIDTH, max(map(len, names))), *widths])
 
 
-def _caption(group: _Group) -> str:
+def caption_of(group: Group) -> str:
     protocol = group.protocol
     return (
         f"{group.heading} ({protocol.test_set.name}, {protocol.test_set.n} utterances, "
@@ -190,7 +214,7 @@ def _caption(group: _Group) -> str:
     )
 
 
-def _frame_rate_table(group: _Group) -> dict[str, Any] | None:
+def _frame_rate_table(group: Group) -> dict[str, Any] | None:
     """WER of each system at each frame rate, where there are several."""
     cells: dict[float, dict[str, list[Row]]] = {}
     for row in group.rows:
@@ -202,7 +226,7 @@ def _frame_rate_table(group: _Group) -> dict[str, Any] | None:
     return {
         "systems": [SYSTEM_NAMES[system] for system in systems],
         "lines": [
-            (_number(rate), [" / ".join(_wer_text(row) for row in cells[rate].get(system, [])) for system in systems])
+            (_number(rate), [" / ".join(wer_text(row) for row in cells[rate].get(system, [])) for system in systems])
             for rate in sorted(cells, reverse=True)
         ],
     }
@@ -223,7 +247,7 @@ def _worst(row: Row) -> list[tuple[str, str, str]]:
     ]
 
 
-def _label(row: Row, rows: Sequence[Row]) -> str:
+def label_of(row: Row, rows: Sequence[Row]) -> str:
     """A row's name, with its model where another row has the same name."""
     return f"{row.name}, {row.model}" if sum(other.name == row.name for other in rows) > 1 else row.name
 
@@ -273,9 +297,9 @@ def write_report(results: Results, folder: Path | str) -> Path:
         lstrip_blocks=True,
     )
     groups = []
-    for number, group in enumerate(_groups(results.rows)):
-        labels = [_label(row, group.rows) for row in group.rows]
-        columns = _columns(group)
+    for number, group in enumerate(groups_of(results.rows)):
+        labels = [label_of(row, group.rows) for row in group.rows]
+        columns = columns_of(group)
         groups.append(
             {
                 "group": group,
@@ -292,13 +316,13 @@ def write_report(results: Results, folder: Path | str) -> Path:
         groups=groups,
         test_sets=list({group["group"].protocol.test_set: None for group in groups}),
         judges=list(dict.fromkeys(g["group"].protocol.judge["name"] for g in groups if g["group"].protocol.judge)),
-        book_use=_safe(book_use_figure(results.codes, "books")),
+        book_use=_safe(book_use_figure(most_frames(results.codes), "books")),
         contrasts=blocks(results.contrasts),
         contrast_columns=COLUMNS,
         contrast_note=EXPLANATION,
         contrast_plot=_safe(svg_of(contrast_figure(results.contrasts), "contrasts")),
         samples=_players(results.samples, folder),
-        number=_number,
+        measures=measure_tables(results),
     )
     target = folder / REPORT_FILE
     temporary = target.with_suffix(".html.tmp")
@@ -307,7 +331,7 @@ def write_report(results: Results, folder: Path | str) -> Path:
     return target
 
 
-def _protocol_details(group: _Group) -> dict[str, Any]:
+def _protocol_details(group: Group) -> dict[str, Any]:
     protocol = group.protocol
     details: dict[str, Any] = {
         "judge": protocol.judge or "none: the system's own transcript",
@@ -320,7 +344,7 @@ def _protocol_details(group: _Group) -> dict[str, Any]:
             "sha256": protocol.test_set.sha256,
         },
     }
-    generation = {_label(row, group.rows): row.generation for row in group.rows if row.generation}
+    generation = {label_of(row, group.rows): row.generation for row in group.rows if row.generation}
     return details | ({"generation": generation} if generation else {})
 
 

@@ -19,9 +19,19 @@ import torch
 from transformers.audio_utils import mel_filter_bank
 
 from eval.audio import resample
+from eval.stats import mean_interval
 
-__all__ = ["MEASURES_EXPLAINED", "Quality", "QualitySummary", "compare_audio", "log_mel_db", "summarise_quality"]
+__all__ = [
+    "MEASURES",
+    "MEASURES_EXPLAINED",
+    "Quality",
+    "QualitySummary",
+    "compare_audio",
+    "log_mel_db",
+    "summarise_quality",
+]
 
+MEASURES = ("mel_distance_db", "stoi", "pesq", "level_difference_db")
 MEASURES_EXPLAINED = "Log-mel distance: lower is better. STOI (to 1) and wide-band PESQ (to 4.6): higher is better."
 QUALITY_HZ = 16_000  # wide-band PESQ is defined at this rate; the other measures follow it
 _N_FFT, _HOP, _N_MELS = 1024, 256, 80
@@ -47,7 +57,11 @@ class Quality:
 
 @dataclass(frozen=True)
 class QualitySummary:
-    """Means over the clips for which a measure exists; ``n_measured`` says how many those were."""
+    """Means over the clips for which a measure exists; ``n_measured`` says how many those were.
+
+    ``intervals``: measure -> 95 % bootstrap interval of its mean over clips, where there are two clips or more.
+    ``test_set`` names the recordings.
+    """
 
     name: str
     model: str
@@ -58,6 +72,8 @@ class QualitySummary:
     level_difference_db: float | None
     n_measured: dict[str, int]
     notes: list[str]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    test_set: str = ""
 
 
 @cache
@@ -145,15 +161,36 @@ def compare_audio(
     )
 
 
-def summarise_quality(name: str, model: str, clips: Sequence[Quality]) -> QualitySummary:
-    """Means over clips; what could not be measured is counted and said, not hidden."""
+def summarise_quality(
+    name: str, model: str, clips: Sequence[Quality], test_set: str = "", samples: int = 10_000, seed: int = 0
+) -> QualitySummary:
+    """Means over clips, with their intervals; what could not be measured is counted and said, not hidden.
+
+    Args:
+        name: the system, as tables name it.
+        model: the tokenizer.
+        clips: one for each recording.
+        test_set: the recordings' name.
+        samples: resamples of the bootstrap over clips.
+        seed: of the bootstrap.
+    """
     means: dict[str, float | None] = {}
     counts: dict[str, int] = {}
-    for measure in ("mel_distance_db", "stoi", "pesq", "level_difference_db"):
+    intervals: dict[str, tuple[float, float]] = {}
+    for measure in MEASURES:
         values = [v for clip in clips if (v := getattr(clip, measure)) is not None]
         counts[measure] = len(values)
         means[measure] = float(np.mean(values)) if values else None
+        if (interval := mean_interval(values, samples=samples, seed=seed)) is not None:
+            intervals[measure] = interval
     notes = Counter(note for clip in clips for note in clip.notes)
     return QualitySummary(
-        name, model, len(clips), **means, n_measured=counts, notes=[f"{note} ({n} clips)" for note, n in notes.items()]
+        name,
+        model,
+        len(clips),
+        **means,
+        n_measured=counts,
+        notes=[f"{note} ({n} clips)" for note, n in notes.items()],
+        intervals=intervals,
+        test_set=test_set,
     )

@@ -17,6 +17,7 @@ __all__ = [
     "GroupDifference",
     "PairedDifference",
     "bootstrap_interval",
+    "mean_interval",
     "paired_bootstrap",
     "pooled_bootstrap",
     "smallest_detectable_difference",
@@ -82,6 +83,16 @@ def bootstrap_interval(
         return None
     rates = [_rate(errors_array[index], words_array[index]) for index in _resamples(len(errors_array), samples, seed)]
     return _percentiles(np.concatenate(rates), confidence)
+
+
+def mean_interval(
+    values: Sequence[float], *, samples: int = 10_000, seed: int = 0, confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of the mean of ``values`` (U,), one for each utterance; None for fewer than two."""
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 2:
+        return None
+    return _percentiles(np.concatenate([array[i].mean(-1) for i in _resamples(len(array), samples, seed)]), confidence)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,14 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from rich.console import Console
+
 from eval.contrasts import make_contrasts, write_contrasts
-from eval.report import write_report
+from eval.markdown import write_markdown
+from eval.report import format_table, write_report
 from eval.schema import Results, load_results, merge_results, save_results
 from recipes.config import ConfigError
+from recipes.embedded import check_embedded
 from recipes.pipeline import (
     PipelineConfig,
     Step,
@@ -29,7 +33,6 @@ from recipes.pipeline import (
     run_steps,
     set_aside_from,
 )
-from recipes.quickstart import show_results
 from recipes.runtime import COMPLETE_FILE, MAY_CHANGE, RunFolder, log
 
 # What does not depend on the cell: kept once in the table.
@@ -105,6 +108,8 @@ def _cells(config: Config) -> dict[str, list[Step]]:
     steps = {cell.name: make_steps(config, cell.name, cell.set) for cell in config.cells}
     if not any(results_folders(some) for some in steps.values()):
         raise ConfigError("stages: none is an `evaluate`, so there would be nothing to compare")
+    chosen = [step for cell, some in steps.items() if config.runs(cell) for step in some]
+    check_embedded(step.config for step in chosen if not step.folder.complete)
     return steps
 
 
@@ -133,6 +138,7 @@ def run(config: Config) -> Path:
     results = gather(cells, config)
     save_results(results, folder.folder)
     write_report(results, folder.folder)
+    write_markdown(results, folder.folder)
     if results.contrasts:
         target = write_contrasts(results.contrasts, config.title, folder.folder)
         log.info("contrasts: %s, and .svg and .png beside it", target)
@@ -140,6 +146,13 @@ def run(config: Config) -> Path:
         folder.mark_complete({"seconds": seconds})
     log.info("%d cells in %s", len(chosen), clock(time.perf_counter() - started))
     return show_results(folder.folder)
+
+
+def show_results(place: Path) -> Path:
+    """Print the table of a folder's results.json; returns its report."""
+    Console(soft_wrap=True).print(format_table(load_results(place)), markup=False, highlight=False)
+    log.info("report: %s", place / "report.html")
+    return place / "report.html"
 
 
 def missing_of(steps: list[Step]) -> str | None:

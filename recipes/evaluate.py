@@ -14,12 +14,13 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.codes import CodeStatistics, code_statistics
 from eval.judge import Judge, JudgeConfig, check_judge, load_judge
+from eval.markdown import write_markdown
 from eval.report import format_table, write_report
 from eval.schema import (
     Difference,
@@ -33,12 +34,13 @@ from eval.schema import (
     test_set_sha256,
 )
 from eval.text import Normaliser, get_normaliser
-from eval.wer import error_listing, score_pairs
+from eval.wer import score_pairs
+from recipes.code_use import corpus_code_statistics
 from recipes.config import ConfigError
-from recipes.listening import listening_samples, quality_of, slug
+from recipes.embedded import resolve_judge
+from recipes.listening import listening_samples, quality_of, write_listings
 from recipes.runtime import (
     RunFolder,
-    atomic_write_text,
     describe_run,
     log,
     read_json,
@@ -84,11 +86,17 @@ class Config:
     )
     split: str = field(default="test", metadata={"help": "split of the data"})
     tokenizer: str | None = field(
-        default=None, metadata={"help": "folder, preset or hub name: adds its rows and its codes' statistics"}
+        default=None,
+        metadata={"help": "embedded-12.5hz and so on, folder, preset or hub name: adds its rows and codes' statistics"},
     )
     predictions: list[str] = field(
         default_factory=list, metadata={"help": "folders (or predictions.jsonl) of slm transcribe / slm synthesize"}
     )
+    codes: list[str] = field(
+        default_factory=list,
+        metadata={"help": "coded corpora (slm encode): how much of the tokenizer's books a whole split uses"},
+    )
+    codes_split: str = field(default="train", metadata={"help": "split of `codes`; varied copies do not count"})
     limit: int | None = field(default=None, metadata={"help": "score the first N utterances only"})
     samples: int = field(default=4, metadata={"help": "utterances to listen to in the report"})
     quality: bool = field(default=True, metadata={"help": "log-mel distance, STOI and PESQ of the tokenizer's audio"})
@@ -120,6 +128,7 @@ class Job:
     normaliser: Normaliser
     precision: str
     device: str
+    code_use: list[CodeStatistics]
 
     @property
     def ids(self) -> list[str]:
@@ -130,6 +139,8 @@ class Job:
         inputs = [self.test_set.sha256, *map(predictions_sha256, self.predictions), self.identities]
         if self.tokenizer is not None:
             inputs.append(self.tokenizer.fingerprint(self.precision))
+        if self.code_use:
+            inputs.append([asdict(item) for item in self.code_use])
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
     def protocol(self, config: Config, task: str, judge: dict[str, Any]) -> Protocol:
@@ -154,7 +165,7 @@ def prepare(config: Config) -> Job:
     predictions = [read_predictions(name) for name in config.predictions]
     if not config.judges and (config.data and not predictions or any(p.task == "tts" for p in predictions)):
         raise ConfigError("judges: audio needs a reader; give at least one, e.g. judges=[{name: pocketsphinx}]")
-    identities = [check_judge(judge) for judge in config.judges]
+    identities = [check_judge(resolve_judge(judge)) for judge in config.judges]
     names = [identity["name"] for identity in identities]
     if len(set(names)) != len(names):
         raise ConfigError(f"judges: two are called the same ({', '.join(names)}); set `label` to tell them apart")
@@ -179,7 +190,18 @@ def prepare(config: Config) -> Job:
         normaliser=normaliser,
         precision=resolve_precision(config.precision, device),
         device=device,
+        code_use=_code_use(config, tokenizer, resolve_precision(config.precision, device)),
     )
+
+
+def _code_use(config: Config, tokenizer: Any, precision: str) -> list[CodeStatistics]:
+    """How the coded corpora use the books. Raises CorpusError, ConfigError: missing, or of another tokenizer."""
+    if not config.codes:
+        return []
+    if tokenizer is None:
+        raise ConfigError("codes: give the tokenizer that they were encoded with as well")
+    label, own = model_label(config.tokenizer), tokenizer.fingerprint(precision)
+    return [corpus_code_statistics(folder, config.codes_split, label, own) for folder in config.codes]
 
 
 def _test_texts(
@@ -257,7 +279,7 @@ def run(config: Config) -> Path:
     rows: list[Row] = []
     heard: list[dict[str, dict[str, str | None]]] = [{} for _ in systems]  # judge -> id -> text
     for settings in config.judges:
-        judge = load_judge(settings, job.device)
+        judge = load_judge(resolve_judge(settings), job.device)
         mine = [(i, system) for i, system in enumerate(systems) if system.kind != "asr"]
         for i, system in mine:
             heard[i][judge.name] = _read(judge, system)
@@ -273,7 +295,7 @@ def run(config: Config) -> Path:
         title=config.title,
         rows=rows,
         codes=codes,
-        quality=quality_of(systems) if config.quality else [],
+        quality=quality_of(systems, job.test_set.name, config.bootstrap_samples, config.seed) if config.quality else [],
         samples=listening_samples(folder.path("samples"), config.samples, job.texts, systems, heard),
         notes=notes,
         created=time.strftime("%Y-%m-%d %H:%M"),
@@ -281,7 +303,8 @@ def run(config: Config) -> Path:
     )
     save_results(results, folder.folder)
     write_report(results, folder.folder)
-    _write_listings(folder, rows)
+    write_markdown(results, folder.folder)
+    write_listings(folder.folder, rows)
     print(format_table(results), flush=True)
     folder.mark_complete({f"{row.protocol.judge.get('name', 'asr')}: {row.name}": row.wer for row in rows})
     log.info("report: %s", folder.path("report.html"))
@@ -304,7 +327,9 @@ def _gather(config: Config, job: Job) -> tuple[list[System], list[CodeStatistics
             tokenizer = job.tokenizer.to(job.device)
             found, arrays = codec_systems(tokenizer, label, recordings, config.batch_seconds, job.precision, job.device)
             systems += found
-            codes.append(code_statistics(arrays, tokenizer.config.codebook_sizes, tokenizer.config.frame_rate, label))
+            sizes, frame_rate = tokenizer.config.codebook_sizes, tokenizer.config.frame_rate
+            codes.append(code_statistics(arrays, sizes, frame_rate, label, job.test_set.name))
+    codes += job.code_use
     for predictions in job.predictions:
         system, more = predicted_system(predictions, job.ids, AUDIO_HZ)
         systems.append(system)
@@ -361,17 +386,3 @@ def _add_differences(rows: list[Row], systems: list[System]) -> None:
                 found = compare_rows(row, against)
                 row.difference = Difference(against.name, found.difference, found.interval, found.p_value)
                 break
-
-
-def _write_listings(folder: RunFolder, rows: Sequence[Row]) -> None:
-    """``errors-<judge>-<row>-<model>.txt``: every utterance, worst first."""
-    for row in rows:
-        parts = [str(row.protocol.judge.get("name", "")), row.name, row.model]
-        rates = score_pairs(
-            [u.reference for u in row.utterances],
-            [u.hypothesis for u in row.utterances],
-            get_normaliser("none"),
-            [u.id for u in row.utterances],
-        )
-        title = ", ".join(part for part in parts if part)
-        atomic_write_text(folder.path(f"errors-{slug(title)}.txt"), error_listing(rates, title))

@@ -11,16 +11,21 @@ import numpy as np
 import soundfile
 
 from eval.audio import resample
-from eval.schema import Clip, Sample
+from eval.schema import Clip, Row, Sample
 from eval.speech import QualitySummary, compare_audio, summarise_quality
-from recipes.runtime import progress
+from eval.text import get_normaliser
+from eval.wer import error_listing, score_pairs
+from recipes.runtime import atomic_write_text, progress
 from recipes.systems import System
 
 CLIP_HZ = 16_000
 
 
-def quality_of(systems: Sequence[System]) -> list[QualitySummary]:
-    """The tokenizer's audio against the recordings (synthesised speech does not run in step with them)."""
+def quality_of(systems: Sequence[System], test_set: str, samples: int, seed: int) -> list[QualitySummary]:
+    """The tokenizer's audio against the recordings (synthesised speech does not run in step with them).
+
+    ``samples`` and ``seed`` are those of the bootstrap over clips.
+    """
     truth = next((system for system in systems if system.kind == "ground_truth"), None)
     summaries = []
     for system in systems:
@@ -31,7 +36,7 @@ def quality_of(systems: Sequence[System]) -> list[QualitySummary]:
             compare_audio(reference, audio, truth.sampling_rate, system.sampling_rate)
             for reference, audio in progress(pairs, f"quality of {system.name}", total=len(pairs))
         ]
-        summaries.append(summarise_quality(system.name, system.model, compared))
+        summaries.append(summarise_quality(system.name, system.model, compared, test_set, samples, seed))
     return summaries
 
 
@@ -76,3 +81,17 @@ def listening_samples(
 def slug(text: str) -> str:
     """A text as part of a file name."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+
+
+def write_listings(folder: Path, rows: Sequence[Row]) -> None:
+    """``errors-<judge>-<row>-<model>.txt``: every utterance, worst first."""
+    for row in rows:
+        parts = [str(row.protocol.judge.get("name", "")), row.name, row.model]
+        rates = score_pairs(
+            [u.reference for u in row.utterances],
+            [u.hypothesis for u in row.utterances],
+            get_normaliser("none"),
+            [u.id for u in row.utterances],
+        )
+        title = ", ".join(part for part in parts if part)
+        atomic_write_text(folder / f"errors-{slug(title)}.txt", error_listing(rates, title))

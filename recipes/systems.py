@@ -18,7 +18,7 @@ import torch
 
 from eval.codes import nominal_bitrate
 from recipes.config import ConfigError
-from recipes.encode import encode_batch
+from recipes.encode_audio import encode_batch
 from recipes.runtime import log, progress
 from tokenizer.data import AudioError, Utterance, load_audio
 

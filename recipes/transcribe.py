@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from recipes.config import ConfigError
-from recipes.encode import encode_batch
+from recipes.encode_audio import encode_batch
 from recipes.inputs import digest, refuse_other_inputs
 from recipes.runtime import RunFolder, atomic_write_text, log, progress, resolve_device
 from slm.corpus import CodedCorpus

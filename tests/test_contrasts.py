@@ -63,6 +63,18 @@ def test_utterances_are_matched_by_id() -> None:
     assert make_contrasts("x", {"a": cell(1)}, {"b": other}) == make_contrasts("x", {"a": cell(1)}, {"b": cell(3)})
 
 
+def test_several_test_sets_are_contrasted_each_by_itself() -> None:
+    def rows(wrong: int, other: int) -> list[Row]:
+        digits = cell(other, test_set="1")
+        for row in digits:
+            row.protocol = dataclasses.replace(row.protocol, test_set=TestSet("digits", "1", 4))
+        return cell(wrong) + digits
+
+    found = make_contrasts("a - b", {"a": rows(1, 3)}, {"b": rows(2, 2)})
+    assert [c.name for c in found] == ["a - b, t"] * 9 + ["a - b, digits"] * 9
+    assert found[0].difference == pytest.approx(-4 / 24) and found[9].difference == pytest.approx(4 / 24)
+
+
 @pytest.mark.parametrize(
     ("b", "message"),
     [

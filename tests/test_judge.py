@@ -69,7 +69,10 @@ def clips() -> list[np.ndarray]:
     return [0.1 * rng.standard_normal(int(16_000 * s)).astype(np.float32) for s in (0.3, 1.0, 2.7, 0.004)]
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}, {"decoding": "ctc"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"num_beams": 2}, {"decoding": "ctc"}, {"decoding": "joint"}, {"decoding": "joint", "num_beams": 2}],
+)
 def test_home_made_recogniser_reads_any_length_and_batching_changes_nothing(whisper_folder, settings) -> None:
     batched = load_judge(JudgeConfig(name=str(whisper_folder), batch_size=8, **settings))
     alone = load_judge(JudgeConfig(name=str(whisper_folder), batch_size=1, **settings))
@@ -92,6 +95,27 @@ def test_identity_pins_weights_and_decoding(whisper_folder, tmp_path) -> None:
     save_file({"weight": torch.zeros(40, 32), "bias": torch.zeros(40)}, whisper_folder / "other.safetensors")
     assert check_judge(config)["weights_sha256"] != identity["weights_sha256"]
     (whisper_folder / "other.safetensors").unlink()
+
+
+def test_joint_decoding_stands_in_the_protocol_and_heeds_the_head(whisper_folder) -> None:
+    name = str(whisper_folder)
+    identity = check_judge(JudgeConfig(name=name, decoding="joint", ctc_weight=0.4, num_beams=2))
+    assert (identity["kind"], identity["decoding"], identity["ctc_weight"]) == ("seq2seq", "joint", 0.4)
+    assert "ctc_weight" not in check_judge(JudgeConfig(name=name))
+
+    def reads(**settings) -> list[str]:
+        return load_judge(JudgeConfig(name=name, **settings)).transcribe(clips()[:2], 16_000)
+
+    alone = reads()
+    assert reads(decoding="joint", ctc_weight=0.0) == alone
+    head = {"weight": torch.zeros(40, 32), "bias": torch.full((40,), -20.0)}
+    head["bias"][CHARACTERS.index("q")] = 20.0  # it hears a single q, whatever the decoder would say
+    original = (whisper_folder / "ctc_head.safetensors").read_bytes()
+    save_file(head, whisper_folder / "ctc_head.safetensors")
+    try:
+        assert reads(decoding="joint", ctc_weight=0.99) == ["q", "q"] != alone
+    finally:
+        (whisper_folder / "ctc_head.safetensors").write_bytes(original)
 
 
 def test_ctc_head_says_what_its_weights_say(whisper_folder) -> None:
@@ -139,10 +163,14 @@ def test_clear_errors(whisper_folder, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(JudgeError, match="nowhere/at-all.*neither a local model folder"):
         check_judge(JudgeConfig(name="nowhere/at-all"))
-    with pytest.raises(JudgeError, match="decoding must be auto, attention or ctc"):
+    with pytest.raises(JudgeError, match="decoding must be one of auto, attention, ctc, joint"):
         JudgeConfig(decoding="viterbi")
     with pytest.raises(JudgeError, match="batch_size must be positive"):
         JudgeConfig(batch_size=0)
+    with pytest.raises(JudgeError, match="ctc_weight=1.5 must lie between"):
+        JudgeConfig(ctc_weight=1.5)
+    with pytest.raises(JudgeError, match="processes=2 is for pocketsphinx alone"):
+        check_judge(JudgeConfig(name=str(whisper_folder), processes=2))
     judge = load_judge(JudgeConfig(name=str(whisper_folder), decoding="ctc"))
     for bad in (np.zeros(0), np.array([np.nan] * 2000), np.zeros((2, 100))):
         with pytest.raises(ValueError, match="waveform 0"):
@@ -199,6 +227,16 @@ def test_pocketsphinx_reads_real_speech() -> None:
         fresh.transcribe([first], rate) + fresh.transcribe([other], rate)
         == (judge.transcribe([other], rate) + judge.transcribe([first], rate))[::-1]
     )
+
+
+@pytest.mark.slow
+def test_pocketsphinx_says_the_same_in_several_processes() -> None:
+    pytest.importorskip("pocketsphinx", reason="extra `eval` is not installed")
+    rng = np.random.default_rng(0)
+    noise = [0.1 * np.repeat(rng.standard_normal(4000), 4).astype(np.float32) for _ in range(3)]
+    several = load_judge(JudgeConfig(processes=2))
+    assert several.identity == load_judge(JudgeConfig()).identity
+    assert several.transcribe(noise, 16_000) == load_judge(JudgeConfig()).transcribe(noise, 16_000)
 
 
 def test_auto_reads_a_recogniser_without_a_trained_decoder_by_its_ctc_head(whisper_folder, tmp_path) -> None:

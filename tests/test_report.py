@@ -124,7 +124,7 @@ def test_table_for_the_terminal(results: Results) -> None:
     lines = text.splitlines()
     assert all(len(line) <= 110 for line in lines)
     truth = next(line for line in lines if line.strip().startswith("ground truth"))
-    assert "0.0 [0.0, 0.0]" in truth and "0+0+0/19" in truth and "0/3" in truth
+    assert "0.0 [0.0, 0.0]" in truth and "0/3" in truth
     assert "\u0394 WER against ground truth" in lines
     tts = next(line for line in lines if line.strip().startswith("SLM TTS, slm-12"))
     difference = results.rows[0].difference
