@@ -43,6 +43,7 @@ class Command:
     output: str | None = None  # the Config field of -o
     strict: bool = False
     backwards: str | None = None  # the Config field of --to-published
+    from_scratch: str | None = None  # the shipped configuration of --train-tokenizer
 
     @property
     def module(self) -> str:
@@ -52,9 +53,10 @@ class Command:
 COMMANDS = [
     Command(
         "quickstart",
-        "From nothing to a scored table: all stages, small, on the embedded corpus.",
+        "The embedded models at three frame rates: a corpus, codes, an SLM for ASR and TTS, one scored table.",
         "slm quickstart",
         config="quickstart/quickstart",
+        from_scratch="quickstart/from-scratch",
     ),
     Command(
         "prepare-corpus",
@@ -88,9 +90,17 @@ COMMANDS = [
         backwards="to_published",
     ),
     Command(
+        "export",
+        "A trained model as a folder to share: fp16 weights, what loads them, a model card from its run.",
+        "slm export runs/tokenizer -o shared/my-tokenizer",
+        positional="source",
+        metavar="SOURCE KEY=VALUE",
+        output="output",
+    ),
+    Command(
         "resynthesize",
         "Your own recordings through tokenizers and back, with scores and a page to listen to.",
-        "slm resynthesize recording.wav -o heard tokenizers=runs/tokenizer/model",
+        "slm resynthesize recording.wav -o heard",
         positional="files",
         metavar="FILE... KEY=VALUE",
         output="output",
@@ -99,7 +109,7 @@ COMMANDS = [
     Command(
         "encode",
         "Turn a speech corpus into codes: Parquet shards with the tokenizer's fingerprint.",
-        "slm encode --config quickstart/encode tokenizer=runs/tokenizer/model run_dir=runs/codes",
+        "slm encode --config quickstart/encode tokenizer=embedded-25hz run_dir=runs/codes",
         strict=True,
     ),
     Command(
@@ -115,14 +125,14 @@ COMMANDS = [
     Command(
         "transcribe",
         "Speech to text with a fine-tuned SLM: your own files, or a coded corpus.",
-        "slm transcribe recording.wav model=runs/quickstart/finetune/model",
+        "slm transcribe recording.wav model=runs/quickstart/12.5hz/finetune/model",
         positional="files",
         metavar="FILE... KEY=VALUE",
     ),
     Command(
         "synthesize",
         "Text to speech with a fine-tuned SLM: your own words, or a coded corpus's texts.",
-        'slm synthesize "set white at b four now" -o out.wav model=runs/quickstart/finetune/model',
+        'slm synthesize "set white at b four now" -o out.wav model=runs/quickstart/12.5hz/finetune/model',
         positional="text",
         metavar="TEXT KEY=VALUE",
         output="output",
@@ -191,9 +201,11 @@ def execute(
     backwards: bool = False,
 ) -> None:
     """Run one command, or print its plan."""
+    from recipes.memory import keep_freed_memory
     from recipes.runtime import RunFolder, hide_loading_bars, log, setup_logging
 
     setup_logging()
+    keep_freed_memory()
     recipe, settings = build_config(command, arguments, config, output, strict, backwards)
     hide_loading_bars()
     if restart and not dry_run and settings.run_dir and (aside := RunFolder(settings.run_dir).set_aside()):
@@ -286,12 +298,19 @@ def _register(command: Command) -> None:
         False, "--restart", help="Start over: an existing run folder is set aside as <name>.old-N."
     )
     debug_option = typer.Option(False, "--debug", help="Show the traceback of an error.")
-    output_option = typer.Option(None, "-o", "--output", help="Where the audio goes.", hidden=command.output is None)
+    output_option = typer.Option(None, "-o", "--output", help="Where the result goes.", hidden=command.output is None)
     strict_option = typer.Option(
         False, "--strict", help="Stop at the first file that cannot be used.", hidden=not command.strict
     )
     backwards_option = typer.Option(
         False, "--to-published", help="From a tokenizer folder to the published layout.", hidden=not command.backwards
+    )
+
+    scratch_option = typer.Option(
+        False,
+        "--train-tokenizer",
+        help="Train a teacher, a tokenizer and a text LM first, in place of the embedded ones.",
+        hidden=not command.from_scratch,
     )
 
     def body(
@@ -303,6 +322,7 @@ def _register(command: Command) -> None:
         output: str = output_option,
         strict: bool = strict_option,
         backwards: bool = backwards_option,
+        from_scratch: bool = scratch_option,
     ) -> None:
         if output is not None and command.output is None:
             raise typer.BadParameter(f"slm {command.name} takes no -o; name the folder with run_dir=...")
@@ -310,11 +330,14 @@ def _register(command: Command) -> None:
             raise typer.BadParameter(f"slm {command.name} takes no --strict")
         if backwards and command.backwards is None:
             raise typer.BadParameter(f"slm {command.name} takes no --to-published")
+        if from_scratch and (command.from_scratch is None or config is not None):
+            why = "takes its own configuration: leave --config" if config else "goes with slm quickstart alone"
+            raise typer.BadParameter(f"--train-tokenizer {why}")
         guarded(
             lambda: execute(
                 command,
                 list(arguments or []),
-                config,
+                command.from_scratch if from_scratch else config,
                 dry_run=dry_run,
                 restart=restart,
                 output=output,

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.text import get_normaliser
 from recipes.config import CONFIGS, ConfigError
+from recipes.embedded import model_path
 from recipes.inputs import digest, refuse_other_inputs
 from recipes.runtime import (
     MetricsCallback,
@@ -60,7 +61,7 @@ class Config:
 
     run_dir: str = field(default="runs/finetune", metadata={"help": "run folder; the model goes to run_dir/model"})
     model: str = field(
-        default="", metadata={"help": "hub name or folder of a causal LM (or of one that speaks already)"}
+        default="", metadata={"help": "embedded-lm, hub name or folder of a causal LM (or of one that speaks already)"}
     )
     corpus: str = field(default="", metadata={"help": "coded corpus: the run_dir of `slm encode`"})
     task_weights: dict[str, float] = field(
@@ -332,7 +333,7 @@ def run(config: Config) -> Path:
     folder.check(config)
     result = folder.path("model" if config.lora is None or config.lora.merge else "adapter")
     corpus = open_corpus(config)
-    fingerprint = digest(Path(config.model).expanduser(), (corpus.folder / INDEX_NAME).read_text(encoding="utf-8"))
+    fingerprint = digest(model_path(config.model), (corpus.folder / INDEX_NAME).read_text(encoding="utf-8"))
     refuse_other_inputs(folder, fingerprint, "model or corpus")
     if folder.complete:
         log.info("%s is complete: skipped", config.run_dir)

@@ -221,6 +221,7 @@ def run(config: Config) -> Path:
     rows = [
         {"id": line.id, "audio": line.file, "text": line.text, "speaker": line.voice, "duration": durations[line.id]}
         | {"split": line.split, "source": "flite" if flite.is_flite(line.voice) else "espeak-ng"}
+        | {"license": "synthesised, none of its own"}
         for line in lines
     ]
     atomic_write_text(manifest, "".join(json.dumps(row) + "\n" for row in rows))

@@ -18,6 +18,7 @@ from eval.speech import MEASURES_EXPLAINED
 from recipes.runtime import atomic_write_text
 
 RESULTS_FILE, PAGE_FILE = "resynthesis.json", "index.html"
+NAME_WIDTH = 25  # of "  semantic reconstruction"
 MOST_INSIDE_S = 1800.0  # of audio inside the page: about 50 MB at 16 kHz
 
 
@@ -34,13 +35,17 @@ COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("mel dB", _fixed("mel_distance_db", 2)),
     ("STOI", _fixed("stoi", 3)),
     ("PESQ", _fixed("pesq", 2)),
+    ("CER %", lambda row: "n/a" if row["heard_cer"] is None else f"{100 * row['heard_cer']:.0f}"),
 ]
-MEASURED = ("real_time_factor", "mel_distance_db", "stoi", "pesq")
+MEASURED = ("real_time_factor", "mel_distance_db", "stoi", "pesq", "heard_cer")
+HEARD_EXPLAINED = (
+    "CER: how far what the judge hears is from what it hears in the recording itself; no transcript is needed."
+)
 
 
 def _shown(rows: list[dict[str, Any]]) -> list[tuple[str, Callable[[dict[str, Any]], str]]]:
-    """The columns, without PESQ or STOI where it is nowhere measured."""
-    absent = {"STOI": "stoi", "PESQ": "pesq"}
+    """The columns, without those of measures that stand nowhere."""
+    absent = {"STOI": "stoi", "PESQ": "pesq", "CER %": "heard_cer"}
     return [c for c in COLUMNS if c[0] not in absent or any(row[absent[c[0]]] is not None for row in rows)]
 
 
@@ -77,20 +82,22 @@ def remarks(results: dict[str, Any]) -> list[str]:
 def print_tables(results: dict[str, Any]) -> None:
     """A table for each recording and, of several, one of their means; what the judge heard below each."""
     console = Console(soft_wrap=True)  # a path folded by us could not be copied
-    columns, recordings = _shown(_all_rows(results)), results["recordings"]
+    # The frame rate stands beside the tokenizer's name: a terminal is narrow.
+    columns = [column for column in _shown(_all_rows(results)) if column[0] not in ("Hz", "books")]
+    recordings = results["recordings"]
     blocks = [(f"{r['file']} ({r['facts']})", r["rows"], r["heard"]) for r in recordings]
     if len(recordings) > 1:
         blocks.append((f"means over {len(recordings)} recordings", results["means"], None))
     for title, rows, heard in blocks:
         console.print(Text(title))
         table = Table(box=SIMPLE_HEAD)
-        table.add_column("tokenizer, way back", overflow="fold")
+        table.add_column("tokenizer, way back", overflow="fold", min_width=NAME_WIDTH)
         for heading, _ in columns:
             table.add_column(heading, justify="right", no_wrap=True)
         for number, row in enumerate(rows):
             if number == 0 or rows[number - 1]["tokenizer"] != row["tokenizer"]:
                 table.add_section()
-                table.add_row(Text(row["tokenizer"], style="bold"))
+                table.add_row(Text(f"{row['tokenizer']}, {row['frame_rate_hz']:.4g} Hz", style="bold"))
             cells = (f"  {row['way'].replace('_', ' ')}", *(text(row) for _, text in columns))
             table.add_row(*map(Text, cells))
         console.print(table)
@@ -101,6 +108,8 @@ def print_tables(results: dict[str, Any]) -> None:
                 way = row["way"].replace("_", " ")
                 console.print(Text(f"  {row['tokenizer']}, {way}: {row['heard'] or '(nothing)'}"))
             console.print()
+    if results["protocol"]["judge"]:
+        console.print(Text(HEARD_EXPLAINED))
     for remark in remarks(results):
         console.print(Text(remark))
 
@@ -148,6 +157,8 @@ def write_page(results: dict[str, Any], folder: Path) -> Path:
         about.append("There is too much audio for one page: it plays the WAV files beside it, so keep them together.")
     elif any(recording["duration_s"] > excerpt_s for recording in results["recordings"]):
         about.append(f"The players hold the first {excerpt_s:g} s; the whole lies in the WAV files beside this page.")
+    if judge:
+        about.append(HEARD_EXPLAINED)
     notes = [error["error"] for error in results["errors"]] + remarks(results)
     page = listening_page(
         "Resynthesis",

@@ -1,6 +1,7 @@
 """``slm resynthesize``: your own recordings through one or more speech tokenizers, and back to sound.
 
-For each tokenizer and each of its ways back (reconstruction, semantic reconstruction, resynthesis) a WAV, beside it the
+For each tokenizer (the embedded ones where none is named) and each of its ways back (reconstruction, semantic
+reconstruction, resynthesis) a WAV, beside it the
 recording as the tokenizers heard it; ``resynthesis.json`` with frame rate, bitrate, speed and scores; ``index.html``, a
 page to listen to. Recordings are read, encoded, decoded, written and scored piece by piece: memory does not grow with
 their length where the tokenizer can be cut into chunks. Each start makes everything anew.
@@ -27,7 +28,10 @@ import torch
 from eval.codes import nominal_bitrate
 from eval.judge import Judge, JudgeConfig, check_judge, load_judge
 from eval.speech import compare_audio, summarise_quality
+from eval.text import get_normaliser
+from eval.wer import score_pairs
 from recipes.config import ConfigError
+from recipes.embedded import RECOGNISERS, TOKENIZERS, resolve_judge
 from recipes.encode_audio import encode_recording
 from recipes.output_names import distinct, file_name, labels_of
 from recipes.resynthesis_report import RESULTS_FILE, means, print_tables, write_page
@@ -58,12 +62,13 @@ class Config:
         metadata={"help": "recordings: any container that libsndfile reads, any rate, any number of channels"},
     )
     tokenizers: list[str] | str = field(
-        default_factory=list,
-        metadata={"help": "one or [several,of,them]: folders, presets or hub names"},
+        default_factory=lambda: list(TOKENIZERS),
+        metadata={"help": "one or [several,of,them]: embedded names, folders, presets or hub names"},
     )
     output: str = field(default="resynthesis", metadata={"help": "the folder for audio, scores and page (-o)"})
-    judge: str = field(
-        default="", metadata={"help": "a recogniser that says what it hears: folder, hub name or pocketsphinx"}
+    judge: str | None = field(
+        default=RECOGNISERS[0],
+        metadata={"help": "recogniser that says what it hears: embedded or hub name, folder, pocketsphinx; null: none"},
     )
     excerpt_s: float = field(
         default=30.0, metadata={"help": "seconds from the start that the page plays and the judge reads"}
@@ -77,7 +82,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if isinstance(self.tokenizers, str):
-            self.tokenizers = [self.tokenizers] if self.tokenizers else []
+            self.tokenizers = [self.tokenizers]
         if not self.output:
             raise ValueError("output: empty; name a folder with -o")
         if not (self.excerpt_s > 0 and self.chunk_s > 0):
@@ -126,18 +131,13 @@ def prepare(config: Config) -> Job:
     """Load the tokenizers and name the outputs. Raises ConfigError and what `load_tokenizer` or the judge raise."""
     if not config.files:
         raise ConfigError("nothing to do: give FILE..., e.g. slm resynthesize recording.wav -o heard")
-    if not config.tokenizers:
-        raise ConfigError(
-            "tokenizers: none given; name one or more, e.g. tokenizers=runs/grid-s1/12.5hz/tokenizer/model (what "
-            "`slm train-tokenizer` or `slm compare` wrote), tokenizers=[A,B], or a hub name"
-        )
     if len({str(Path(name)) for name in config.tokenizers}) != len(config.tokenizers):
         raise ConfigError(f"tokenizers: one stands there twice: {', '.join(config.tokenizers)}")
     if Path(config.output).exists() and not Path(config.output).is_dir():
         raise ConfigError(f"output (-o): {config.output} is a file; name a folder")
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
-    judge = JudgeConfig(config.judge) if config.judge else None
+    judge = resolve_judge(JudgeConfig(config.judge)) if config.judge else None
     if judge:
         check_judge(judge)
     seed_everything(config.seed)
@@ -282,7 +282,9 @@ def _one_recording(config: Config, job: Job, judge: Judge | None, name: str, ste
                 "wall_s": wall_s,
                 "real_time_factor": wall_s / entry["duration_s"],
             }
-            row |= _scores(original, path, codec.label) | {"heard": _hear(judge, path, config.excerpt_s)}
+            heard = _hear(judge, path, config.excerpt_s)
+            row |= _scores(original, path, codec.label)
+            row |= {"heard": heard, "heard_cer": _heard_otherwise(entry["heard"], heard)}
             entry["rows"].append(row)
     return entry
 
@@ -367,6 +369,13 @@ def _hear(judge: Judge | None, path: Path, excerpt_s: float) -> str | None:
         return None
     with soundfile.SoundFile(path) as file:
         return judge.transcribe([file.read(round(excerpt_s * file.samplerate), dtype="float32")], file.samplerate)[0]
+
+
+def _heard_otherwise(in_recording: str | None, heard: str | None) -> float | None:
+    """CER of what the judge hears against what it hears in the recording; None where it hears no word there."""
+    if not in_recording or heard is None:
+        return None
+    return score_pairs([in_recording], [heard], get_normaliser("basic")).cer
 
 
 @torch.inference_mode()

@@ -24,6 +24,7 @@ import yaml
 from safetensors import SafetensorError
 
 from recipes.config import ConfigError, dump_config, from_values
+from recipes.records import TIME_FORMAT, describe_machine, wall_seconds
 
 T = TypeVar("T")
 log = logging.getLogger("slm")
@@ -139,7 +140,9 @@ class RunFolder:
     def mark_complete(self, summary: dict[str, Any] | None = None) -> None:
         """Write the marker file: the very last thing that a run does."""
         if is_main_process():
-            marker = {"config_sha256": _sha256(self.path(CONFIG_FILE)), "finished": _now(), "summary": summary or {}}
+            marker = {"config_sha256": _sha256(self.path(CONFIG_FILE)), "finished": _now()}
+            starts = read_json(self.path(RUN_FILE)).get("starts", [])
+            marker |= {"wall_s": wall_seconds(starts, self.metrics, marker["finished"]), "summary": summary or {}}
             atomic_write_text(self.path(COMPLETE_FILE), json.dumps(marker, indent=2) + "\n")
 
     def set_aside(self) -> Path | None:
@@ -169,6 +172,7 @@ def describe_run(config: Any) -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
+        "recipe": type(config).__module__.rsplit(".", 1)[-1].replace("_", "-"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": _now(),
         "seed": getattr(config, "seed", None),
@@ -176,6 +180,7 @@ def describe_run(config: Any) -> dict[str, Any]:
         "versions": versions,
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "machine": describe_machine(),
         "processes": process_count(),
     }
 
@@ -364,4 +369,4 @@ def _sha256(path: Path) -> str:
 
 
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return time.strftime(TIME_FORMAT)

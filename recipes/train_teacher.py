@@ -26,7 +26,8 @@ from transformers.integrations import TensorBoardCallback
 from eval.text import get_normaliser
 from eval.wer import score_pairs
 from recipes.config import ConfigError
-from recipes.encode import duration_of
+from recipes.embedded import model_path
+from recipes.encode_plan import duration_of
 from recipes.inputs import digest, refuse_other_inputs
 from recipes.runtime import (
     MetricsCallback,
@@ -40,7 +41,8 @@ from recipes.runtime import (
 from recipes.tracking import ProgressBar
 from slm.checkpoints import CheckpointMarker, newest_checkpoint
 from tokenizer.augmentation import AugmentationConfig
-from tokenizer.data import AudioError, AudioStore, DataSource, Utterance, load_audio, read_source, read_sources
+from tokenizer.data import AudioError, DataSource, Utterance, load_audio, read_source, read_sources
+from tokenizer.mixing import training_audio
 from tokenizer.recogniser import Recogniser, RecogniserConfig, save_recogniser
 from tokenizer.recogniser_training import (
     RecogniserCollator,
@@ -133,14 +135,15 @@ def run(config: Config) -> Path:
     folder.check(config)
     utterances, texts = _training_utterances(config)
     rows = (json.dumps([u.id, u.duration, text]) for u, text in zip(utterances, texts, strict=True))
-    fingerprint = digest(rows, Path(config.init_from).expanduser() if config.init_from else "")
+    fingerprint = digest(rows, model_path(config.init_from))
     refuse_other_inputs(folder, fingerprint, "data or init_from")
     if folder.complete:
         log.info("%s is complete: skipped", config.run_dir)
         return folder.path("model")
     folder.start(config, fingerprint)
     seed_everything(config.seed)
-    store = AudioStore(utterances, WHISPER_RATE_HZ)
+    spelled = {utterance.id: text for utterance, text in zip(utterances, texts, strict=True)}
+    audio = training_audio(config.data, WHISPER_RATE_HZ, config.seed, keep=lambda u: u.id in spelled)
     model = _initial_model(config)
     settings = config.training
     arguments = _training_arguments(config, folder)
@@ -148,7 +151,9 @@ def run(config: Config) -> Path:
     trainer = RecogniserTrainer(
         model=model,
         args=arguments,
-        train_dataset=TrainingUtterances(store, texts, config.augmentation, length, config.model.window_s, config.seed),
+        train_dataset=TrainingUtterances(
+            audio, spelled, config.augmentation, length, config.model.window_s, config.seed
+        ),
         data_collator=_collator(config.model),
         ctc_weight=config.model.ctc_weight,
         validate=_validator(config),
@@ -167,7 +172,7 @@ def run(config: Config) -> Path:
     if is_main_process():
         recogniser = trainer.accelerator.unwrap_model(trainer.model)
         save_recogniser(recogniser, folder.path("model"), decoder_trained=config.model.ctc_weight < 1)
-    folder.mark_complete({"steps": settings.steps, "n_failed": store.n_failed, **scores})
+    folder.mark_complete({"steps": settings.steps, "n_failed": audio.n_failed, **scores})
     return folder.path("model")
 
 
@@ -183,7 +188,7 @@ def _initial_model(config: Config) -> Recogniser:
     if config.init_from is not None:
         from safetensors.torch import load_file
 
-        source = Path(config.init_from)
+        source = Path(model_path(config.init_from))
         try:
             state = load_file(source / "model.safetensors")
             # A fixed table of sinusoids, as long as the window: the new model has its own.

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from recipes.config import ConfigError
+from recipes.embedded import model_path
 from recipes.inputs import digest, refuse_other_inputs
 from recipes.runtime import (
     MAY_CHANGE,
@@ -231,7 +232,10 @@ def _new_state(config: Config, accelerator: Accelerator) -> TrainState:
 
     def optimizer(*modules: torch.nn.Module) -> torch.optim.Optimizer:
         trained = [p for module in modules for p in module.parameters() if p.requires_grad]
-        return torch.optim.AdamW(trained, settings.learning_rate, settings.betas, weight_decay=settings.weight_decay)
+        # fused: one pass over memory instead of ten
+        return torch.optim.AdamW(
+            trained, settings.learning_rate, settings.betas, weight_decay=settings.weight_decay, fused=True
+        )
 
     projection = feature_projection(config, model.config)
     # Networks go to their device as they are, not into DistributedDataParallel: see tokenizer/parallel.py.
@@ -251,8 +255,7 @@ def _inputs(config: Config) -> str:
     listed = [utterance for source in config.data if not source.stream for utterance in read_source(source, "train")]
     rows = (json.dumps([u.id, u.speaker, u.duration]) for u in listed)
     taught_by = teacher_config(config)
-    teacher = Path(taught_by.name).expanduser() if taught_by else ""
-    return digest(rows, teacher, Path(config.init_from).expanduser() if config.init_from else "")
+    return digest(rows, model_path(taught_by.name if taught_by else None), model_path(config.init_from))
 
 
 def _crops(config: Config) -> TrainingCrops:

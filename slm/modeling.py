@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from slm.embedded import EMBEDDED, embedded_folder
 from slm.vocabulary import FILE_NAME, SpeechVocabulary
 
 PAD_ROWS_TO = 64
@@ -65,15 +66,19 @@ class LLMFacts:
 
 
 def resolve_model(name: str) -> str:
-    """Checks that a model can be had: a local folder, the local cache, or the hub.
+    """Checks that a model can be had: an embedded one, a local folder, the local cache, or the hub.
 
     Raises:
         ModelError: It cannot; the message says what is missing and how to get it.
+        EmbeddedError: An embedded model's files are not there.
     """
     if not name:
         raise ModelError(
-            "model: not set; give a hub name or a folder, e.g. one that `slm train-lm` wrote (RUN_DIR/model)"
+            f"model: not set; give {', '.join(EMBEDDED)}, a hub name or a folder, e.g. one that `slm train-lm` wrote "
+            "(RUN_DIR/model)"
         )
+    if (embedded := embedded_folder(name)) is not None:
+        return str(embedded)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():

@@ -3,15 +3,17 @@
 import sys
 import types
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+import slm.embedded
+import tokenizer.embedded
 from eval.codes import code_statistics
 from eval.schema import Clip, Results, Sample, merge_results
 from eval.speech import QualitySummary
-from recipes import compare, quickstart
+from recipes import cli, compare, quickstart
 from recipes.config import ConfigError, load_config
 from recipes.pipeline import PipelineConfig, Stage, clock, describe, make_steps, run_steps
 from recipes.runtime import RunFolder
@@ -156,15 +158,48 @@ def test_clock():
     assert clock(7.4) == "7 s" and clock(135) == "2 min 15 s"
 
 
-def test_the_shipped_quickstart_can_be_planned(tmp_path):
-    config = load_config(quickstart.Config, "quickstart/quickstart", [f"run_dir={tmp_path}"])
+def steps_of(config):
+    return {
+        cell.name: {s.stage.name: s.config for s in make_steps(config, cell.name, cell.set)} for cell in config.cells
+    }
+
+
+@pytest.mark.parametrize("name", ["quickstart", "from-scratch", "compare"])
+def test_the_shipped_quickstarts_are_wired_whole(tmp_path, name):
+    kind = compare.Config if name == "compare" else quickstart.Config
+    config = load_config(kind, f"quickstart/{name}", [f"run_dir={tmp_path}"])
+    for cell, steps in steps_of(config).items():
+        # No path of the default folder is left.
+        for stage, settings in steps.items():
+            assert "runs/" not in repr(settings), f"{cell}, {stage} reads from another pipeline's folder: {settings}"
+        assert steps["encode"].tokenizer == steps["evaluate"].tokenizer
+        if name == "quickstart":
+            assert steps["encode"].tokenizer == f"embedded-{cell}" and steps["finetune"].model == "embedded-lm"
+            assert [judge.name for judge in steps["evaluate"].judges] == ["embedded-recogniser"]
+        else:
+            assert steps["encode"].tokenizer == str(tmp_path / cell / "train-tokenizer" / "model")
+            assert [judge.name for judge in steps["evaluate"].judges] == [str(tmp_path / "train-teacher" / "model")]
+
+
+def test_the_quickstart_says_at_once_which_embedded_files_are_missing(tmp_path, monkeypatch):
+    weights = tmp_path / "weights"
+    monkeypatch.setattr(tokenizer.embedded, "WEIGHTS", weights)
+    monkeypatch.setattr(slm.embedded, "WEIGHTS", weights)
+    config = load_config(quickstart.Config, "quickstart/quickstart", [f"run_dir={tmp_path / 'runs'}"])
+    present = ["embedded-25hz", "embedded-12.5hz", "embedded-6.25hz", "embedded-recogniser"]
+    for name in present:
+        (weights / name).mkdir(parents=True)
+        (weights / name / "config.json").touch()
+        (weights / name / "model.safetensors").touch()
+    for start in (quickstart.plan, quickstart.run):
+        with pytest.raises(ConfigError, match=r"embedded-lm: its files are missing(.|\n)*--train-tokenizer"):
+            start(config)
+    assert not (tmp_path / "runs").exists()
+    (weights / "embedded-lm").mkdir()
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        (weights / "embedded-lm" / file).touch()
     plan = quickstart.plan(config)
-    assert list(plan)[0] == "prepare-corpus" and "evaluate" in plan
-    steps = {step.stage.name: step.config for step in make_steps(config)}
-    # No path of the default folder is left: the wiring is whole.
-    for name, stage in steps.items():
-        assert "runs/quickstart" not in repr(stage), f"{name} reads from another pipeline's folder: {stage}"
-    assert Path(steps["encode"].tokenizer) == tmp_path / "train-tokenizer" / "model"
+    assert "prepare-corpus" in repr(plan) and "6.25hz" in repr(plan)
 
 
 def test_a_cell_s_name_stands_before_its_rows_but_not_before_the_ground_truth():
@@ -198,3 +233,15 @@ def test_every_cell_s_transcript_shows_beside_the_recording():
 
     (clip,) = merge_results([cell("25hz", "sad"), cell("6hz", "sat")], "both").samples[0].clips
     assert clip.heard == {"judge": "said", "25hz: SLM ASR": "sad", "6hz: SLM ASR": "sat"}
+
+
+def test_train_tokenizer_is_a_switch_of_the_quickstart_alone(tmp_path):
+    words = ["quickstart", "--train-tokenizer", "--dry-run", f"run_dir={tmp_path / 'runs'}"]
+    found = CliRunner().invoke(cli.app, words)
+    assert found.exit_code == 0 and "12.5hz.train-teacher" in found.stdout and "embedded" not in found.stdout
+    for wrong in (
+        ["quickstart", "--train-tokenizer", "--config", "quickstart/quickstart"],
+        ["encode", "--train-tokenizer"],
+    ):
+        found = CliRunner().invoke(cli.app, wrong)
+        assert found.exit_code == 2 and "--train-tokenizer" in found.stderr

@@ -13,6 +13,9 @@ from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTo
 
 from recipes import train_teacher
 from recipes.config import from_values
+from tokenizer.augmentation import AugmentationConfig
+from tokenizer.data import DataSource
+from tokenizer.mixing import training_audio
 from tokenizer.recogniser import (
     EOS,
     Recogniser,
@@ -22,7 +25,7 @@ from tokenizer.recogniser import (
     greedy_ctc,
     save_recogniser,
 )
-from tokenizer.recogniser_training import greedy_ctc_texts
+from tokenizer.recogniser_training import TrainingUtterances, greedy_ctc_texts
 
 TINY = RecogniserConfig(hidden_size=64, encoder_layers=1, decoder_layers=1, n_mels=20, window_s=1.0, dropout=0.0)
 
@@ -138,6 +141,29 @@ def test_resumed_training_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch
     resumed = load_file(train_teacher.run(config(tmp_path, "cut")) / "model.safetensors")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_weighted_sources_get_their_share_and_what_does_not_fit_is_left_out(tmp_path):
+    for name, n in (("many", 9), ("few", 3)):
+        (tmp_path / name).mkdir()
+        corpus(tmp_path / name, n)
+    rows = (tmp_path / "few" / "manifest.jsonl").read_text().replace('"id": "', '"id": "few-')
+    too_long = {"id": "few-long", "audio": "audio/1.wav", "text": "one", "duration": 9.0, "split": "train"}
+    (tmp_path / "few" / "manifest.jsonl").write_text(rows + json.dumps(too_long) + "\n")
+    sources = [
+        DataSource(path=str(tmp_path / name / "manifest.jsonl"), weight=weight)
+        for name, weight in (("many", 0.2), ("few", 0.8))
+    ]
+    settings = config(tmp_path, "run")
+    settings.data = sources
+    utterances, texts = train_teacher._training_utterances(settings)
+    spelled = {u.id: text for u, text in zip(utterances, texts, strict=True)}
+    audio = training_audio(sources, 16_000, 0, keep=lambda u: u.id in spelled)
+    items = TrainingUtterances(audio, spelled, AugmentationConfig(), 1000, 1.0, 0)
+    drawn = [items.audio.recording(items.audio.key(n))[0].id for n in range(1000)]
+    assert sum(name.startswith("few-") for name in drawn) == 800
+    assert len(set(drawn)) == 8 + 2 and "few-long" not in drawn
+    assert items[3]["labels"][-1] == EOS and len(items[3]["labels"]) == len("one two") + 1
 
 
 def test_transcripts_are_reduced_to_the_characters():

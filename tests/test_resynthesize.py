@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from conftest import tone
 from typer.testing import CliRunner
 
+import tokenizer.embedded
 from recipes import cli, resynthesis_report, resynthesize
 from recipes.config import ConfigError, load_config
 from recipes.output_names import distinct, labels_of
@@ -48,7 +50,7 @@ def stereo(tmp_path) -> Path:
 @pytest.fixture
 def config(tmp_path, tiny_tokenizer, stereo) -> Config:
     out = tmp_path / "out"
-    return Config([str(stereo)], [str(tiny_tokenizer), "dmel-25hz"], str(out), precision="fp32")
+    return Config([str(stereo)], [str(tiny_tokenizer), "dmel-25hz"], str(out), judge=None, precision="fp32")
 
 
 def results_of(config: Config) -> dict:
@@ -131,12 +133,14 @@ def bad_files(tmp_path, stereo) -> dict[str, str]:
     content = (tmp_path / "corrupt.flac").read_bytes()
     (tmp_path / "corrupt.flac").write_bytes(content[: len(content) // 3])
     (tmp_path / "words.wav").write_text("no audio at all " * 50)
+    (tmp_path / "phone.m4a").write_bytes(b"\0\0\0\x20ftypM4A \0\0\0\0M4A mp42isom" + bytes(range(256)) * 8)
     said = {
         "silent.wav": "silent",
         "no_frames.wav": "0.0 ms of audio",
         "empty.wav": "empty (0 bytes): copy it again",
         "corrupt.flac": "convert it to WAV or FLAC",
         "words.wav": "convert it to WAV or FLAC",
+        "phone.m4a": "convert it to WAV or FLAC",
         "gone.wav": "no such file: correct the path",
     }
     return {str(tmp_path / name): message for name, message in said.items()}
@@ -147,10 +151,10 @@ def test_bad_files_are_named_and_the_others_are_made(config, bad_files, stereo, 
     stale.parent.mkdir()
     stale.touch()
     files = [*bad_files, str(stereo)]
-    tokenizer = f"tokenizers={tiny_tokenizer}"
-    found = CliRunner().invoke(cli.app, ["resynthesize", *files, "-o", config.output, tokenizer])
+    settings = [f"tokenizers={tiny_tokenizer}", "judge=null"]
+    found = CliRunner().invoke(cli.app, ["resynthesize", *files, "-o", config.output, *settings])
     assert found.exit_code == 2
-    assert "6 of 7 files could not be used" in found.stderr
+    assert "7 of 8 files could not be used" in found.stderr
     for name, reason in bad_files.items():
         assert any(line.startswith(f"  {name}: ") and reason in line for line in found.stderr.splitlines()), name
     results = results_of(config)
@@ -190,7 +194,6 @@ def test_random_weights_are_refused(config):
     ("changes", "message"),
     [
         ({"files": []}, "nothing to do: give FILE"),
-        ({"tokenizers": []}, "tokenizers: none given.*tokenizers=runs/"),
         ({"tokenizers": ["dmel-25hz", "dmel-25hz"]}, "one stands there twice"),
         ({"output": "{stereo}"}, "is a file; name a folder"),
     ],
@@ -246,6 +249,7 @@ def test_a_judge_says_what_it_hears(config, monkeypatch, capsys):
     config.tokenizers, config.judge, config.excerpt_s = ["dmel-25hz"], "ear", 0.75
     page = resynthesize.run(config).read_text()
     entry = results_of(config)["recordings"][0]
+    assert entry["rows"][0]["heard_cer"] == 0.0 and "CER %" in page
     assert entry["heard"] == entry["rows"][0]["heard"] == "0.75 s of hum" and page.count("0.75 s of hum") == 2
     assert "ear hears in the recording: 0.75 s of hum" in capsys.readouterr().out
 
@@ -276,6 +280,27 @@ def test_names_tell_models_apart():
 def test_one_tokenizer_needs_no_brackets():
     assert load_config(Config, None, ["tokenizers=runs/a"]).tokenizers == ["runs/a"]
     assert load_config(Config, None, ["tokenizers=[runs/a, b/c]"]).tokenizers == ["runs/a", "b/c"]
+
+
+def test_without_a_word_it_is_the_embedded_tokenizers_and_their_recogniser(
+    tmp_path, stereo, tiny_tokenizer, tiny_teacher, monkeypatch, capsys
+):
+    config = load_config(Config, None, [f"files=[{stereo}]", f"output={tmp_path / 'out'}"])
+    assert config.tokenizers == ["embedded-25hz", "embedded-12.5hz", "embedded-6.25hz"]
+    with pytest.raises(ValueError, match="embedded-recogniser: its files are missing"):
+        monkeypatch.setattr(tokenizer.embedded, "WEIGHTS", tmp_path / "weights")
+        resynthesize.plan(config)
+    for name in tokenizer.embedded.EMBEDDED:
+        shutil.copytree(tiny_teacher if "recogniser" in name else tiny_tokenizer, tmp_path / "weights" / name)
+    resynthesize.run(config)
+    results = results_of(config)
+    assert [item["label"] for item in results["tokenizers"]] == config.tokenizers
+    assert len(results["recordings"][0]["rows"]) == 9 and results["protocol"]["judge"]["name"] == "embedded-recogniser"
+    assert {path.name for path in Path(config.output).glob("*.wav")} >= {
+        f"my-take-embedded-6.25hz-{way}.wav" for way in WAYS
+    }
+    shown = capsys.readouterr().out
+    assert "bit/s" in shown and "embedded-25hz" in shown and "embedded-recogniser hears in the recording" in shown
 
 
 def test_what_is_too_short_for_a_code_is_filled_up():

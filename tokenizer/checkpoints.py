@@ -16,6 +16,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from .codecs import TRANSFORMERS_CODECS, Codec
 from .configuration import PRESETS, LMSPTConfig, preset_config
 from .dmel import HOPS, DMel
+from .embedded import TOKENIZERS, embedded_folder
 from .modeling import LMSPTModel
 from .protocol import add_weights
 from .published import PUBLISHED_REPO, is_published, load_published
@@ -32,10 +33,11 @@ def load_tokenizer(
     """Loads a tokenizer in eval mode.
 
     Args:
-        name_or_path: a preset's name (untrained, with a warning); a dMel's (`dmel-25hz`); a folder written by
-            `save_pretrained`, or one in the published layout; or a hub name. The `model_type` in config.json says
-            which kind it is: LM-SPT, mimi, dac, encodec, xcodec or a supervised tokenizer. `NAME:8` is `NAME` with
-            `num_codebooks=8`, so that a configuration or a coded corpus says it all in one word.
+        name_or_path: an embedded tokenizer's name (`embedded-12.5hz`); a preset's (untrained, with a warning); a
+            dMel's (`dmel-25hz`); a folder written by `save_pretrained`, or one in the published layout; or a hub name.
+            The `model_type` in config.json says which kind it is: LM-SPT, mimi, dac, encodec, xcodec or a supervised
+            tokenizer. `NAME:8` is `NAME` with `num_codebooks=8`, so that a configuration or a coded corpus says it
+            all in one word.
         device: where to put it; None leaves it on the CPU.
         num_codebooks: how many of a codec's books to use, the first ones; None for all. Not for LM-SPT tokenizers,
             whose decoder takes the first k books of any code.
@@ -50,6 +52,7 @@ def load_tokenizer(
     name = str(name_or_path)
     if num_codebooks is None and not Path(name).exists() and (numbered := _NUMBERED.fullmatch(name)):
         name, num_codebooks = numbered["name"], int(numbered["books"])
+    name = str(embedded_folder(name) or name)
     folder = Path(name)
     if name in PRESETS:
         warnings.warn(
@@ -73,7 +76,8 @@ def load_tokenizer(
 
 
 _CHOICES = (
-    f"give a preset ({', '.join(sorted(PRESETS))}), a dMel ({', '.join(HOPS)}), a folder with config.json (model_type "
+    f"give an embedded tokenizer ({', '.join(TOKENIZERS)}), a preset ({', '.join(sorted(PRESETS))}), a dMel "
+    f"({', '.join(HOPS)}), a folder with config.json (model_type "
     f"{', '.join([LMSPTConfig.model_type, *CODECS])}) and model.safetensors as save_pretrained writes them, or a hub "
     "name (owner/name)"
 )
@@ -109,16 +113,17 @@ def _build(source: str, kind: str | None, num_codebooks: int | None) -> LMSPTMod
         return _load(LMSPTModel, source)
     if kind not in CODECS:
         raise ValueError(f"{source} holds a model of type {kind!r}, not 'lmspt' or another codec: {_CHOICES}")
-    model = _load(AutoModel, source, dtype=torch.float32)
+    model = _load(AutoModel, source)
     try:
         return CODECS[kind](model, num_codebooks)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
 
 
-def _load(kind: Any, source: str, **options: Any) -> PreTrainedModel:
+def _load(kind: Any, source: str) -> PreTrainedModel:
+    """The model in fp32, whatever it is on disk: the look-up needs it, and a fingerprint is that of fp32 weights."""
     try:
-        model, report = kind.from_pretrained(source, output_loading_info=True, **options)
+        model, report = kind.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
     except RuntimeError as error:  # so transformers says that tensors are of another size
         raise ValueError(f"{source}: the weights do not fit config.json ({str(error).splitlines()[0]})") from error
     except SafetensorError as error:

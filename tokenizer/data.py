@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -84,7 +85,8 @@ class DataSource:
     weight: float | None = field(
         default=None,
         metadata={
-            "help": "train-tokenizer: share of the crops beside the other sources' weights; null in all: by recordings"
+            "help": "trainings: share of the crops or utterances beside the other sources' weights; "
+            "null in all: each recording counts the same"
         },
     )
     stream: bool = field(
@@ -282,9 +284,11 @@ def load_audio(
         samples, rate = soundfile.read(handle, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         raise AudioError(f"{name}: not audio that libsndfile can read ({error}): convert it to WAV or FLAC") from None
-    mono = samples.mean(axis=1)
-    peak = float(np.abs(mono).max(initial=0.0))
-    check_recording(name, len(samples) / rate, bool(np.isfinite(samples).all()), peak, max_duration_s)
+    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    # Two passes, since all of a corpus goes through: what is not finite in any sample shows in the extremes.
+    low, high = float(mono.min(initial=0.0)), float(mono.max(initial=0.0))
+    finite = math.isfinite(low) and math.isfinite(high)
+    check_recording(name, len(samples) / rate, finite, max(high, -low), max_duration_s)
     if rate != sampling_rate:
         mono = soxr.resample(mono, rate, sampling_rate).astype(np.float32)
     return np.ascontiguousarray(mono)

@@ -9,7 +9,7 @@ Shapes: S samples of one mono waveform, float32.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -150,15 +150,19 @@ class TrainingAudio:
             stream.epoch_starts = list(starts)
 
 
-def training_audio(sources: Sequence[DataSource], sampling_rate: int, seed: int) -> TrainingAudio:
+def training_audio(
+    sources: Sequence[DataSource], sampling_rate: int, seed: int, keep: Callable[[Utterance], bool] | None = None
+) -> TrainingAudio:
     """The training recordings of all sources, mixed.
 
-    Without weights all listed recordings form one list, so that each counts the same.
+    Without weights all listed recordings form one list, so that each counts the same. Where `keep` is given, only the
+    listed recordings of which it is true.
 
     Raises:
         DataError: if a source cannot be read, or some but not all of those with training data have a weight.
     """
     lists = [[] if source.stream else read_source(source, "train") for source in sources]
+    lists = [[u for u in own if keep is None or keep(u)] for own in lists]
     everything = [utterance for own in lists for utterance in own]
     used = [i for i, s in enumerate(sources) if lists[i] or (s.stream and stream_has_split(s, "train"))]
     if everything or not used:
@@ -171,7 +175,7 @@ def training_audio(sources: Sequence[DataSource], sampling_rate: int, seed: int)
     if missing and len(used) > 1:
         raise DataError(
             f"no weight for {', '.join(missing)}: where sources are weighted or streamed, each with training data "
-            "needs one (data.N.weight), its share of the crops"
+            "needs one (data.N.weight), its share of the training"
         )
     cache = (2 << 30) // len(used)
     parts = [

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from tokenizer.augmentation import AugmentationConfig, augment
-from tokenizer.data import AudioStore, epoch_item
+from tokenizer.mixing import TrainingAudio
 from tokenizer.recogniser import EOS, Recogniser, character_tokenizer, greedy_ctc
 from tokenizer.teacher import MEL_HOP, WHISPER_RATE_HZ, WhisperLogMel
 
@@ -45,31 +45,30 @@ class RecogniserTrainingConfig:
 
 
 class TrainingUtterances(Dataset):
-    """Item n of an endless augmented run: {"samples" (S,), "labels" (L,)}, drawn from (seed, n) alone."""
+    """Item n of an endless augmented run: {"samples" (S,), "labels" (L,)}, drawn from (seed, n) alone.
+
+    `texts` maps an utterance's id to its characters.
+    """
 
     def __init__(
         self,
-        store: AudioStore,
-        texts: list[str],
+        audio: TrainingAudio,
+        texts: dict[str, str],
         augmentation: AugmentationConfig,
         length: int,
         window_s: float,
         seed: int,
     ) -> None:
-        self.store, self.augmentation, self.length, self.seed = store, augmentation, length, seed
+        self.audio, self.augmentation, self.length, self.seed = audio, augmentation, length, seed
         self.window_samples = round(window_s * WHISPER_RATE_HZ)
         encode = character_tokenizer().encode
-        self.labels = {
-            utterance.id: np.array([*encode(text, add_special_tokens=False), EOS])
-            for utterance, text in zip(store.utterances, texts, strict=True)
-        }
+        self.labels = {name: np.array([*encode(text, add_special_tokens=False), EOS]) for name, text in texts.items()}
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
-        item = epoch_item(position, len(self.store), self.seed)
-        utterance, samples = self.store.readable(item)
+        utterance, samples = self.audio.recording(self.audio.key(position))
         rng = np.random.default_rng((self.seed, position))
         changed = augment(samples, self.augmentation, rng)
         if len(changed) > self.window_samples:  # slowed past the window: the words would be cut

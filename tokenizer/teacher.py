@@ -19,6 +19,8 @@ from transformers import PreTrainedConfig, WhisperConfig, WhisperModel
 from transformers.audio_utils import mel_filter_bank
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from tokenizer.embedded import embedded_folder
+
 WHISPER_RATE_HZ = 16000
 N_FFT = 400
 MEL_HOP = 160
@@ -84,7 +86,10 @@ def encoder_window(encoder: WhisperEncoder, mel_frames: int) -> Iterator[None]:
 class TeacherConfig:
     """Which speech encoder listens, and how long a window it gets."""
 
-    name: str = field(default="", metadata={"help": "folder or hub name of a Whisper model (openai/whisper-small)"})
+    name: str = field(
+        default="",
+        metadata={"help": "embedded-recogniser, or folder or hub name of a Whisper model (openai/whisper-small)"},
+    )
     revision: str | None = field(default=None, metadata={"help": "hub revision of the teacher"})
     layer: int | None = field(
         default=None,
@@ -102,7 +107,8 @@ class TeacherConfig:
 def _named_errors(config: TeacherConfig) -> Iterator[None]:
     if not config.name:
         raise ValueError(
-            "teacher.name is empty: give a folder made by `slm train-teacher`, or e.g. openai/whisper-small"
+            "teacher.name is empty: give embedded-recogniser, a folder made by `slm train-teacher`, or e.g. "
+            "openai/whisper-small"
         )
     try:
         yield
@@ -114,16 +120,21 @@ def _named_errors(config: TeacherConfig) -> Iterator[None]:
         ) from None
 
 
+def _source(config: TeacherConfig) -> str:
+    """Where a teacher is loaded from: an embedded recogniser's folder, or the name as it is."""
+    return str(embedded_folder(config.name) or config.name)
+
+
 def _whisper_config(config: TeacherConfig) -> WhisperConfig:
     """A teacher's sizes. Of another kind of model transformers would make a Whisper of random weights."""
     with _named_errors(config):
-        settings, _ = PreTrainedConfig.get_config_dict(config.name, revision=config.revision)
+        settings, _ = PreTrainedConfig.get_config_dict(_source(config), revision=config.revision)
         if settings.get("model_type") != WhisperConfig.model_type:
             raise ValueError(
                 f"teacher {config.name!r} holds a model of type {settings.get('model_type')!r}, not a Whisper: give a "
                 "folder made by `slm train-teacher` (without model.quantizer), or e.g. openai/whisper-small"
             )
-        return WhisperConfig.from_pretrained(config.name, revision=config.revision)
+        return WhisperConfig.from_pretrained(_source(config), revision=config.revision)
 
 
 def teacher_width(config: TeacherConfig) -> int:
@@ -171,7 +182,11 @@ class SpeechTeacher(nn.Module):
         with _named_errors(config):
             try:
                 model, report = WhisperModel.from_pretrained(
-                    config.name, revision=config.revision, config=sizes, output_loading_info=True
+                    _source(config),
+                    revision=config.revision,
+                    config=sizes,
+                    output_loading_info=True,
+                    dtype=torch.float32,
                 )
             except RuntimeError as error:  # so transformers says that tensors are of another size
                 raise ValueError(

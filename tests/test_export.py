@@ -1,0 +1,239 @@
+"""slm export: a folder that loads as its source did, a card filled from the runs behind it, never half a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from slm_tiny import save_llm
+
+from eval.schema import Protocol, Results, TestSet, make_row, save_results
+from eval.text import get_normaliser
+from eval.wer import score_pairs
+from recipes import export
+from recipes.config import ConfigError
+from recipes.export import Config
+from recipes.lineage import data_rows, lineage, read_run
+from recipes.records import machine_text, wall_seconds
+from tokenizer import LMSPTModel, load_tokenizer
+
+MACHINE = {"cpu": "Test CPU @ 3 GHz", "cores": 2, "threads": 1}
+
+
+def write_run(folder: Path, settings: dict, *, complete: bool = True, model: Path | None = None, **record) -> Path:
+    """A run folder as the recipes leave it, with a model folder copied into it."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"run_dir": str(folder), **settings}))
+    record = {"command": ["slm"], "machine": MACHINE, "starts": ["2026-01-01T10:00:00+0000"], **record}
+    (folder / "run.json").write_text(json.dumps(record))
+    if complete:
+        marker = {"finished": "2026-01-01T11:30:00+0000", "summary": {"steps": 7, "valid/mel": 1.25}}
+        (folder / "complete.json").write_text(json.dumps(marker))
+    if model is not None:
+        shutil.copytree(model, folder / "model")
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path, tiny_tokenizer, tiny_teacher, make_corpus) -> Path:
+    """A tokenizer run and the teacher's run that it names, on one corpus; returns the tokenizer's folder."""
+    manifest = make_corpus(3)
+    make_corpus(2, "test")
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for line in lines:
+        line |= {"duration": 1800.0, "license": "CC-BY-4.0", "source": "example.org/corpus"}
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = [{"path": str(manifest), "split": None, "limit": None}]
+    teacher = write_run(
+        tmp_path / "teacher",
+        {"data": data, "training": {"steps": 5, "batch_size": 4, "accumulation": 2}},
+        model=tiny_teacher,
+        recipe="train-teacher",
+        command=["slm", "train-teacher", "--config", "mine/teacher", "--debug"],
+    )
+    return write_run(
+        tmp_path / "tokenizer",
+        {
+            "data": data,
+            "teacher": {"name": str(teacher / "model")},
+            "crops": {"crop_s": 2.0},
+            "training": {"steps": 7, "batch_size": 8},
+            "init_from": "embedded-12.5hz",
+        },
+        model=tiny_tokenizer,
+        command=["cli.py", "train-tokenizer", "seed=3"],  # of an older record: it does not name its recipe
+        commit="abc123",
+    )
+
+
+def scores(tmp_path: Path) -> Path:
+    protocol = Protocol(
+        "speech", {"name": "ear"}, "basic", "1", TestSet("corpus test", "0" * 64, 2), bootstrap_samples=50
+    )
+    rates = score_pairs(["one two", "three"], ["one too", "three"], get_normaliser("basic"), ["a", "b"])
+    rows = [make_row("ground truth", "ground_truth", "", protocol, rates)]
+    for name, rate in (("fast: reconstruction", 25.0), ("slow: reconstruction", 12.5)):
+        rows.append(make_row(name, "reconstruction", name, protocol, rates, frame_rate_hz=rate))
+    save_results(Results("Scores", rows), tmp_path / "scores")
+    return tmp_path / "scores" / "results.json"
+
+
+def test_an_exported_tokenizer_is_half_the_size_and_loads_in_fp32(runs, tmp_path, tiny_tokenizer, make_corpus, caplog):
+    manifest = str(make_corpus(2, "valid", "checked"))
+    config = Config(str(runs), str(tmp_path / "out"), check=manifest, results=[str(scores(tmp_path))])
+    config.notes = ["It was made for a test."]
+    out = export.run(config)
+    before, after = tiny_tokenizer / "model.safetensors", out / "model.safetensors"
+    assert after.stat().st_size < 0.6 * before.stat().st_size and after.stat().st_mode & 0o044 == 0o044
+    stored, source = load_file(after), load_file(before)
+    assert all(torch.equal(stored[name], value.half()) for name, value in source.items())
+    model = load_tokenizer(out)
+    assert isinstance(model, LMSPTModel) and model.dtype == torch.float32
+    assert {path.name for path in out.iterdir()} == {"README.md", "config.json", "model.safetensors", "training.yaml"}
+    assert (out / "training.yaml").read_text() == (runs / "config.yaml").read_text()
+    assert not list(tmp_path.glob(".out*"))
+
+    card = (out / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "apache-2.0" and front["datasets"] == ["corpus"] and "lm-spt" in front["tags"]
+    for text in (
+        "# out\n",
+        f"`{model.fingerprint()}`",
+        "| corpus | train | 3 | 1.50 | 1 | CC-BY-4.0 | example.org/corpus | train-teacher, train-tokenizer |",
+        "| train-teacher | 5 | 8 utterances | 1 h 30 min | Test CPU @ 3 GHz, 2 cores, 1 torch threads |",
+        "| train-tokenizer | 7 | 8 crops of 2 s | 1 h 30 min |",
+        "slm train-teacher --config mine/teacher\nslm train-tokenizer seed=3\n",
+        "commit abc123",
+        "| valid/mel | 1.25 |",
+        "| bitrate, semantic book | 62.5 bit/s |",
+        "share of the codes is the same, per book: ",
+        "2 recordings of checked valid",
+        "| slow: reconstruction | 33.3 [",
+        "- It was made for a test.",
+        "1.5 hours of English",
+    ):
+        assert text in card, text
+    assert "fast: reconstruction" not in card  # another frame rate
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert f"| parameters | {total:,} |" in card
+
+
+def test_fp32_keeps_every_bit_and_rows_can_be_chosen(runs, tmp_path, tiny_tokenizer):
+    config = Config(
+        str(runs / "model"), str(tmp_path / "out"), dtype="fp32", check=str(tmp_path / "corpus/manifest.jsonl")
+    )
+    config.results, config.rows = [str(scores(tmp_path))], ["ear: fast*"]
+    out = export.run(config)
+    assert load_tokenizer(out).fingerprint() == load_tokenizer(tiny_tokenizer).fingerprint()
+    card = (out / "README.md").read_text()
+    assert "per book: 100.00, 100.00, 100.00 %" in card and "fast: reconstruction" in card
+    assert "slow: reconstruction" not in card and "ground truth" not in card
+
+
+def test_a_recogniser_and_its_ctc_head_travel_together(runs, tmp_path, tiny_teacher):
+    check = str(tmp_path / "corpus" / "manifest.jsonl")
+    out = export.run(Config(str(runs.parent / "teacher"), str(tmp_path / "ear"), check=check, name="my ear"))
+    assert load_file(out / "ctc_head.safetensors")["weight"].dtype == torch.float16
+    assert {path.name for path in tiny_teacher.iterdir()} | {"README.md", "training.yaml"} == {
+        p.name for p in out.iterdir()
+    }
+    card = (out / "README.md").read_text()
+    assert card.split("---")[2].startswith("\n\n# my ear\n") and "of the transcripts are the same" in card
+    assert "| of these: CTC head |" in card and "| longest input at once | 2 s |" in card
+
+
+def test_a_text_lm_is_exported_without_a_run_folder(tmp_path):
+    folder = save_llm(tmp_path / "lm" / "model")
+    (folder / "optimizer.pt").write_bytes(b"training state")
+    out = export.run(Config(str(tmp_path / "lm"), str(tmp_path / "out")))
+    card = (out / "README.md").read_text()
+    assert "slm finetune model=path/to/out" in card and "Not recorded: there was no run folder" in card
+    assert not (out / "optimizer.pt").exists() and not (out / "training.yaml").exists()
+    with pytest.raises(ConfigError, match="check: compares codes or transcripts"):
+        export.plan(Config(str(folder), str(tmp_path / "other"), check="manifest.jsonl"))
+
+
+def test_what_may_not_be_shared_or_written_over_is_refused(runs, tmp_path, tiny_tokenizer):
+    def refused(source, out, message, **more):
+        with pytest.raises(ConfigError, match=message):
+            export.run(Config(str(source), str(out), **more))
+
+    out = tmp_path / "out"
+    untrained = shutil.copytree(tiny_tokenizer, tmp_path / "untrained")
+    settings = json.loads((untrained / "config.json").read_text())
+    (untrained / "config.json").write_text(json.dumps(settings | {"trained": False}))
+    refused(untrained, out, "its weights are random")
+    (runs / "complete.json").rename(runs / "later.json")
+    refused(runs, out, "is not finished")
+    (runs / "later.json").rename(runs / "complete.json")
+    refused(tmp_path, out, "neither a finished run .* nor a model folder")
+    refused("", out, "give a run or model folder")
+    refused(runs, runs / "model", "the model's own folder or above it")
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    refused(runs, out, "exists and is not empty; .*overwrite=true")
+    refused(runs, out, "is no earlier export", overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    (runs / "model" / "adapter_config.json").write_text("{}")
+    refused(runs, out, "holds adapters")
+
+
+def test_an_export_is_replaced_whole_or_not_at_all(runs, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    export.run(Config(str(runs), str(out)))
+    (out / "stale.json").write_text("{}")
+    before = sorted(path.name for path in out.iterdir())
+    tensors = load_file(runs / "model" / "model.safetensors")
+    large = dict(tensors) | {"quantizer.semantic.bias": torch.full((3,), 1e6)}
+    save_file(large, runs / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="quantizer.semantic.bias is beyond fp16's range: dtype=fp32 keeps it"):
+        export.run(Config(str(runs), str(out), overwrite=True))
+    assert sorted(path.name for path in out.iterdir()) == before and not list(tmp_path.glob(".out*"))
+    save_file(tensors, runs / "model" / "model.safetensors", metadata={"format": "pt"})
+    export.run(Config(str(runs), str(out), overwrite=True))
+    assert not (out / "stale.json").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_the_chain_goes_back_to_where_a_model_began(runs, tmp_path):
+    slm = write_run(
+        tmp_path / "slm",
+        {"model": str(tmp_path / "gone" / "model"), "corpus": str(tmp_path / "codes"), "task_weights": {}},
+        command=["slm", "compare", "--config", "mine/compare"],
+    )
+    write_run(tmp_path / "codes", {"tokenizer": str(runs / "model"), "copies": 1, "data": []})
+    past = lineage(read_run(slm))
+    assert [run.recipe for run in past.runs] == ["train-teacher", "train-tokenizer", "encode", "finetune"]
+    assert past.runs[-1].command == f"slm compare --config mine/compare  # its stage {slm}"
+    assert set(past.outside) == {"embedded-12.5hz", str(tmp_path / "gone" / "model")}
+    assert [(row.corpus, row.split, row.n, row.hours) for row in data_rows(past.runs)] == [("corpus", "train", 3, 1.5)]
+
+
+def test_relative_paths_start_where_the_run_was_started(tmp_path, tiny_tokenizer, monkeypatch):
+    teacher = write_run(tmp_path / "project" / "runs" / "teacher", {"augmentation": {}})
+    other = write_run(
+        tmp_path / "project" / "runs" / "tokenizer", {"crops": {}, "teacher": {"name": "runs/teacher/model"}}
+    )
+    for folder in (teacher, other):
+        settings = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings | {"run_dir": f"runs/{folder.name}"}))
+    monkeypatch.chdir(tmp_path)  # not the project
+    assert [run.recipe for run in lineage(read_run(other)).runs] == ["train-teacher", "train-tokenizer"]
+
+
+def test_wall_clock_counts_each_start_up_to_its_last_sign_of_life(tmp_path):
+    starts = ["2026-01-01T10:00:00+0000", "2026-01-01T12:00:00+0000"]
+    first = 1767261600  # 10:00 UTC
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(
+        "".join(json.dumps({"step": i, "time": first + t}) + "\n" for i, t in enumerate((60, 600, 7300)))
+    )
+    assert wall_seconds(starts, metrics, "2026-01-01T12:10:00+0000") == 600 + 600
+    assert wall_seconds(starts[:1], metrics, "2026-01-01T12:10:00+0000") == 7800
+    assert wall_seconds([], metrics, "2026-01-01T12:10:00+0000") is None
+    assert wall_seconds(starts, metrics, "") is None
+    assert machine_text({"cpus": 2}) == "2 CPU cores"
