@@ -1,13 +1,12 @@
 """Waveforms to codes, together or chunk by chunk, and the varied copies that ``slm encode`` makes of a recording.
 
-Shapes: S samples, s of one block, K books, F frames; waveforms (S,), codes (K, F).
+Shapes: B items, S samples, s of one block, K books, F frames; waveforms (S,), codes (K, F).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +17,10 @@ from torch import Tensor
 
 from tokenizer.chunking import encode_blocks
 from tokenizer.long_audio import LongAudio
+from tokenizer.precision import autocast
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Variation:
     """How a copy differs from the recording: a start inside a frame, another level, another speed."""
 
@@ -34,7 +32,7 @@ class Variation:
     def draw(cls, utterance_id: str, copy: int, seed: int, hop_length: int) -> Variation:
         """The variation of a copy, a function of (seed, id, copy) alone; copy 0 is the plain recording."""
         if copy == 0:
-            return cls()
+            return PLAIN
         digest = hashlib.sha256(f"{seed}\0{copy}\0{utterance_id}".encode()).digest()
         rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
         shift = int(rng.integers(0, hop_length + 1))
@@ -42,6 +40,8 @@ class Variation:
 
     def apply(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
         """(S,) -> (S',); a gain that would clip is held at full scale."""
+        if self == PLAIN:
+            return waveform
         if self.speed != 1.0:
             waveform = soxr.resample(waveform, sampling_rate * self.speed, sampling_rate)
         gain = min(self.gain, 1.0 / max(float(np.abs(waveform).max()), 1e-9)) if self.gain != 1.0 else 1.0
@@ -55,15 +55,31 @@ class Variation:
             yield torch.from_numpy(np.asarray(gain * block, np.float32))
 
 
-def encode_batch(tokenizer: Any, waveforms: list[np.ndarray], precision: str, device: str) -> list[np.ndarray]:
-    """Codes (K, F) of each waveform (S,), encoded together; silence fills up what is too short for any code."""
+PLAIN = Variation()
+
+
+def pad_batch(tokenizer: Any, waveforms: Sequence[np.ndarray], n_samples: int = 0) -> tuple[Tensor, Tensor]:
+    """Waveforms (S,) as one batch (B, 1, S) with S at least `n_samples`, and its mask (B, S).
+
+    What is too short for any code ends in silence.
+    """
     fewest = getattr(tokenizer, "min_samples", 1)
     lengths = torch.tensor([max(len(waveform), fewest) for waveform in waveforms])
-    values = torch.zeros(len(waveforms), 1, int(lengths.max()))
+    values = torch.zeros(len(waveforms), 1, max(n_samples, int(lengths.max())))
     for row, waveform in enumerate(waveforms):
         values[row, 0, : len(waveform)] = torch.from_numpy(waveform)
-    mask = torch.arange(values.shape[-1])[None] < lengths[:, None]
-    with torch.inference_mode(), _low(precision, device):
+    return values, torch.arange(values.shape[-1])[None] < lengths[:, None]
+
+
+def encode_batch(
+    tokenizer: Any, waveforms: list[np.ndarray], precision: str, device: str, n_samples: int = 0
+) -> list[np.ndarray]:
+    """Codes (K, F) of each waveform (S,), encoded together; silence fills up what is too short for any code.
+
+    The batch is padded to `n_samples`, or to its longest waveform where that is longer.
+    """
+    values, mask = pad_batch(tokenizer, waveforms, n_samples)
+    with torch.inference_mode(), autocast(precision, device):
         output = tokenizer.encode(values.to(device), mask.to(device))
     codes, valid = output.audio_codes.cpu().numpy(), output.audio_codes_mask.cpu().numpy()
     return [item[:, keep] for item, keep in zip(codes, valid, strict=True)]
@@ -81,12 +97,6 @@ def encode_recording(
             n_samples += len(block)
             yield block
 
-    with torch.inference_mode(), _low(precision, device):
+    with torch.inference_mode(), autocast(precision, device):
         codes = torch.cat(list(encode_blocks(tokenizer, counted(), chunk_s)), dim=1)
     return codes.numpy(), n_samples / tokenizer.config.sampling_rate
-
-
-def _low(precision: str, device: str) -> contextlib.AbstractContextManager:
-    if precision not in AUTOCAST:
-        return contextlib.nullcontext()
-    return torch.autocast(torch.device(device).type, AUTOCAST[precision])

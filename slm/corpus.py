@@ -21,6 +21,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 FORMAT = "lmspt-coded-corpus/1"
@@ -84,6 +85,18 @@ class CorpusMetadata:
         return json.loads(json.dumps(asdict(self)))
 
 
+def begun_metadata(folder: str | Path) -> dict[str, Any]:
+    """The metadata that a folder was begun or finished with, as JSON gives it; empty where nothing was begun.
+
+    Raises:
+        CorpusError: the file that holds it is damaged.
+    """
+    for name in (INDEX_NAME, BEGUN_NAME):
+        if (Path(folder) / name).exists():
+            return _read_json(Path(folder) / name).get("metadata") or {"fingerprint": ""}
+    return {}
+
+
 class CodedCorpusWriter:
     """Writes a coded corpus shard by shard; the same call after a kill goes on where it stopped.
 
@@ -100,10 +113,9 @@ class CodedCorpusWriter:
         self.metadata = metadata
         self.folder.mkdir(parents=True, exist_ok=True)
         wanted = metadata.as_dict()
-        for name in (INDEX_NAME, BEGUN_NAME):
-            if (self.folder / name).exists():
-                self._refuse_other(_read_json(self.folder / name).get("metadata", {}), wanted)
-                return
+        if found := begun_metadata(self.folder):
+            self._refuse_other(found, wanted)
+            return
         strays = sorted(path.name for path in self.folder.glob("*.parquet"))
         if strays:
             raise CorpusError(
@@ -196,7 +208,7 @@ class CodedCorpusWriter:
             if match is None:
                 raise CorpusError(f"{path}: not a shard's name; move it out of the corpus")
             table = pq.read_table(path, columns=["duration", "audio_codes"])
-            frames = sum(len(books[0]) for books in table["audio_codes"])
+            frames = pc.sum(pc.list_value_length(pc.list_element(table["audio_codes"], 0))).as_py() or 0
             seconds = float(np.sum(table["duration"].to_numpy())) if len(table) else 0.0
             entry = splits.setdefault(match["split"], {"utterances": 0, "frames": 0, "duration_s": 0.0, "shards": []})
             totals.setdefault(match["split"], set()).add(int(match["total"]))

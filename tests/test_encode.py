@@ -15,7 +15,9 @@ from conftest import tone
 
 from recipes import encode
 from recipes.config import ConfigError, load_config
-from recipes.encode import Config, Item, Variation, deal
+from recipes.encode import Config
+from recipes.encode_audio import Variation
+from recipes.encode_plan import Item, bucket, deal, interleaved, share_out
 from slm.corpus import CodedCorpus
 from tokenizer import LMSPTModel, load_tokenizer
 from tokenizer.configuration import preset_config
@@ -256,6 +258,53 @@ def test_batches_are_of_like_length_within_their_budget_and_dealt_evenly():
     assert deal(items[::-1], 30, 25) == shards
     means = [np.mean([item.duration_s for batch in shard for item in batch]) for shard in shards]
     assert max(means) - min(means) < 3
+
+
+def test_batches_are_padded_to_few_shapes_and_neighbouring_shards_meet_them_together():
+    """Kernels are made and kept for each shape: with a corpus's size the batches grow in number, not the shapes."""
+    items = [Item(Utterance(f"u{n:05d}", "x"), 0, Variation(), 1 + 9 * (n * 7919 % 5000) / 5000) for n in range(5000)]
+    shards = dict(enumerate(deal(items, batch_seconds=60, shard_size=250)))
+
+    def shape(batch):
+        return len(batch), bucket(max(item.duration_s for item in batch))
+
+    order = [(key, shape(batch)) for key, batch in interleaved(shards, 4)]
+    assert len(order) == sum(map(len, shards.values())) > 400
+    assert len({found for _, found in order}) < 80
+    padded = sum(n * seconds for _, (n, seconds) in order)
+    assert padded < 1.04 * sum(item.duration_s for item in items)
+    for key, batches in shards.items():
+        assert [found for other, found in order if other == key] == [shape(batch) for batch in batches]
+    assert {key for key, _ in order[: len(order) // 5 - 8]} == {0, 1, 2, 3}
+    kept = sum(before == after for (_, before), (_, after) in zip(order, order[1:], strict=False))
+    assert kept > len(order) / 2
+    assert bucket(0.0) == 0.0 and 3.0 <= bucket(3.0) < 3.15
+
+
+def test_shards_are_shared_out_evenly_whole_and_once():
+    weights = [9.0, 1.0, 5.0, 5.0, 4.0, 3.0]
+    for n_processes in (1, 2, 3, 8):
+        shares = share_out(weights, n_processes)
+        assert len(shares) == n_processes
+        assert sorted(place for share in shares for place in share) == list(range(6))
+    loads = [sum(weights[place] for place in share) for share in share_out(weights, 3)]
+    assert max(loads) - min(loads) <= 1.0
+
+
+def test_shards_are_the_same_bytes_whatever_the_number_of_threads(config, make_corpus):
+    """Every batch is encoded by one thread, as many at a time as torch has threads, in order all the same."""
+    config.data, config.batch_seconds, config.shard_size = [DataSource(str(make_corpus(20, name="more")))], 4.0, 6
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads, readers in ((1, 2), (3, 2), (2, 0)):
+            torch.set_num_threads(threads)
+            config.run_dir, config.num_workers = f"{config.run_dir}-{threads}", readers
+            folder = encode.run(config)
+            found.append({path.name: path.read_bytes() for path in folder.glob("*.parquet")})
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(found[0]) == 4 and found[0] == found[1] == found[2]
 
 
 def test_settings_that_cannot_work_are_refused():
