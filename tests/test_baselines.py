@@ -20,8 +20,8 @@ from recipes.synthesize import decoding_tokenizer
 from slm.corpus import CodedCorpus
 from tokenizer import load_tokenizer
 from tokenizer.dmel import HOPS
-from tokenizer.layers import LogMel
 from tokenizer.recogniser import Recogniser, RecogniserConfig, save_recogniser
+from tokenizer.spectral import LogMel
 from tokenizer.supervised import SemanticQuantizerConfig, SupervisedTokenizerModel
 from tokenizer.teacher import WhisperLogMel
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokenizer.layers import AttentionLayer, ConvNeXtBlock, FrameConv, ISTFTHead, LocalAttention, LogMel, Upsample
+from tokenizer.layers import AttentionLayer, ConvNeXtBlock, FrameConv, LocalAttention, Upsample, depthwise
+from tokenizer.spectral import ISTFTHead, LogMel
 
 
 def front_end(mean=0.0, std=1.0):
@@ -123,3 +124,54 @@ def test_istft_head_inverts_an_stft():
     padded = head(F.pad(x, (0, 0, 0, 3)), mask)
     torch.testing.assert_close(padded[:, : n_frames * hop], signal, atol=1e-4, rtol=1e-4)
     assert (padded[:, n_frames * hop :] == 0).all()
+
+
+def test_istft_head_has_the_gradients_of_its_formula():
+    torch.manual_seed(0)
+    n_fft, hop, n_frames = 16, 4, 5
+    head = ISTFTHead(n_fft + 2, n_fft, hop)
+    head.linear.weight.data.copy_(torch.eye(n_fft + 2))
+    x = torch.randn(2, n_frames, n_fft + 2)
+    x[0, 2, 3], x[1, 0, 1] = 7.0, 4.7  # louder than the head gives out: no gradient to the first
+    mask = torch.tensor([[True] * n_frames, [True] * 3 + [False] * 2])
+    weights = torch.randn(2, n_frames * hop)
+
+    def formula(x):
+        log_magnitude, phase = (x + head.linear.bias).chunk(2, dim=-1)
+        window = torch.hann_window(n_fft)
+        spectrum = torch.polar(log_magnitude.exp().clamp(max=100.0), phase)
+        frames = (torch.fft.irfft(spectrum, n=n_fft) * window).masked_fill(~mask[..., None], 0.0)
+        total, weight = torch.zeros(2, (n_frames + 3) * hop), torch.zeros(2, (n_frames + 3) * hop)
+        for t in range(n_frames):
+            pad = (t * hop, (n_frames - 1 - t) * hop)
+            total = total + F.pad(frames[:, t], pad)
+            weight = weight + F.pad(window.square() * mask[:, t, None], pad)
+        samples = (total / weight.clamp(min=1e-4))[:, 6:-6]
+        return samples.masked_fill(~mask.repeat_interleave(hop, dim=1), 0.0)
+
+    gradients, values = [], []
+    for way in (lambda x: head(x, mask), formula):
+        leaf = x.clone().requires_grad_()
+        values.append(way(leaf))
+        (values[-1] * weights).sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(values[0], values[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_depthwise_convolution_in_bf16_has_the_librarys_gradients(causal):
+    torch.manual_seed(0)
+    block, x = ConvNeXtBlock(16, 7, 2, 1.0, causal), torch.randn(3, 12, 16)
+    weights = torch.randn(3, 6 if causal else 12, 16)
+    gradients = []
+    for low in (True, False):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            y = depthwise(leaf, block.depthwise)
+        assert y.dtype == (torch.bfloat16 if low else torch.float32)
+        found = torch.autograd.grad((y * weights).sum(), [leaf, block.depthwise.weight, block.depthwise.bias])
+        gradients.append(found)
+    for one, other in zip(*gradients, strict=True):
+        assert one.dtype == torch.float32 and one.shape == other.shape
+        assert (one - other).abs().max() < 0.03 * other.abs().max()

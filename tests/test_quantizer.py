@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tokenizer import LMSPTConfig
-from tokenizer.quantizer import SplitQuantizer, VectorQuantizer
+from tokenizer.quantizer import SplitQuantizer, VectorQuantizer, first_largest
 
 
 @pytest.fixture(autouse=True)
@@ -157,3 +157,12 @@ def test_stays_fp32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         under = quantizer(semantic, acoustic, None)
     assert torch.equal(plain.codes, under.codes) and torch.equal(plain.acoustic, under.acoustic)
+
+
+@pytest.mark.parametrize("size", [7, 48, 1024])
+def test_the_first_of_equal_scores_is_taken_whatever_the_number_of_entries(size):
+    torch.manual_seed(0)
+    scores = torch.randint(0, 9, (3, 5, size)).float()  # many equals
+    largest = scores.amax(dim=-1, keepdim=True)
+    first = torch.where(scores == largest, torch.arange(size), size).amin(dim=-1)
+    assert torch.equal(first_largest(scores), first)

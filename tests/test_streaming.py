@@ -5,7 +5,8 @@ import torch
 from test_chunking import HOP, dac, mel, speech
 
 from tokenizer.configuration import PRESETS, preset_config
-from tokenizer.layers import ConvNeXtBlock, LocalAttention, LogMel
+from tokenizer.layers import ConvNeXtBlock, LocalAttention
+from tokenizer.spectral import LogMel
 from tokenizer.streaming import StreamingDecoder, StreamingEncoder, algorithmic_latency_s
 
 MODELS = {

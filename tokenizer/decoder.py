@@ -15,12 +15,12 @@ from .layers import (
     AttentionLayer,
     ConvNeXtBlock,
     FrameConv,
-    ISTFTHead,
     StreamCache,
     Upsample,
     apply_mask,
     stretch_mask,
 )
+from .spectral import ISTFTHead
 
 
 class Decoder(CheckpointedModule):

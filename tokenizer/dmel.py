@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from .codecs import Codec
-from .layers import LogMel, hann_window, mel_filters
 from .protocol import CodecConfig
+from .spectral import LogMel, hann_window, mel_filters
 
 SAMPLING_RATE = 16_000
 N_FFT = 1024

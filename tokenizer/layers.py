@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.audio_utils import mel_filter_bank
 
 
 def apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -33,6 +33,12 @@ class StreamCache(dict):
     """What the causal layers of one stream remember between pushes: layer -> the last positions it still reads."""
 
 
+def working_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """In which precision a layer with this weight multiplies: autocast's, or the weight's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
 def with_past(x: Tensor, amount: int, cache: StreamCache | None, owner: object) -> Tensor:
     """Puts `amount` positions in front of x (B, T, C): what `owner` saw before, or zeros at a stream's start."""
     past = None if cache is None else cache.get(owner)
@@ -47,57 +53,11 @@ def full_precision(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-@lru_cache(maxsize=16)
-def hann_window(length: int, device: torch.device) -> Tensor:
-    """Periodic Hann window (length,) in fp32."""
-    # a tensor born in inference mode could not be saved for a later backward pass
-    with torch.inference_mode(False):
-        return torch.hann_window(length, device=device)
-
-
-@lru_cache(maxsize=16)
-def mel_filters(n_fft: int, n_mels: int, sampling_rate: int, device: torch.device) -> Tensor:
-    """Slaney mel filters (n_fft // 2 + 1, M) in fp32."""
-    with torch.inference_mode(False):
-        bins = n_fft // 2 + 1
-        filters = mel_filter_bank(
-            bins, n_mels, 0.0, sampling_rate / 2, sampling_rate, norm="slaney", mel_scale="slaney"
-        )
-        return torch.tensor(filters, dtype=torch.float32, device=device)
-
-
-class LogMel(nn.Module):
-    """Fixed log-mel front end: (B, S) samples -> (B, S / hop, M), fp32 whatever the autocast state.
-
-    Zero padding, no reflection, a fixed affine normalisation: no value depends on the utterance's length or level.
-    A frame's window is centred on its hop; causal, it ends where its hop ends.
-    """
-
-    def __init__(
-        self, sampling_rate: int, n_fft: int, hop: int, n_mels: int, mean: float, std: float, causal: bool = False
-    ) -> None:
-        super().__init__()
-        self.sampling_rate, self.n_fft, self.hop, self.n_mels = sampling_rate, n_fft, hop, n_mels
-        self.mean, self.std, self.causal = mean, std, causal
-
-    def forward(self, samples: Tensor, cache: StreamCache | None = None) -> Tensor:
-        with full_precision(samples):
-            spare = self.n_fft - self.hop
-            if self.causal:
-                padded = with_past(samples.float()[..., None], spare, cache, self)[..., 0]
-            else:
-                padded = F.pad(samples.float(), (spare // 2, spare // 2))
-            frames = padded.unfold(-1, self.n_fft, self.hop)
-            spectrum = torch.fft.rfft(frames * hann_window(self.n_fft, samples.device)).abs()
-            mel = spectrum @ mel_filters(self.n_fft, self.n_mels, self.sampling_rate, samples.device)
-            return (mel.clamp(min=1e-5).log() - self.mean) / self.std
-
-
 class FrameConv(nn.Module):
     """Convolution over (B, T, C) as one linear layer over stacked neighbours; T must be a multiple of the stride.
 
     Output position t reads kernel inputs around its own `stride` inputs (causal: these and those before), zero padded
-    so that T / stride positions come out.
+    so that T / stride positions come out. The kernel is a multiple of the stride too.
     """
 
     def __init__(self, channels: int, out_channels: int, kernel: int, stride: int = 1, causal: bool = False) -> None:
@@ -107,12 +67,14 @@ class FrameConv(nn.Module):
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
         spare = self.kernel - self.stride
-        x = x.to(self.linear.weight.dtype)
+        x = x.to(working_dtype(x, self.linear.weight))
         x = with_past(x, spare, cache, self) if self.causal else F.pad(x, (0, 0, spare // 2, spare - spare // 2))
-        last = x.shape[1] - self.kernel + 1
-        taps = [x[:, i : i + last : self.stride] for i in range(self.kernel)]
+        # `stride` positions side by side are one run of memory: the fewest, longest pieces to put together
+        runs = x.reshape(x.shape[0], x.shape[1] // self.stride, -1)
+        n_runs, last = self.kernel // self.stride, runs.shape[1] - self.kernel // self.stride + 1
+        taps = torch.cat([runs[:, i : i + last] for i in range(n_runs)], dim=-1)
         # the residual stream keeps the parameters' precision under autocast
-        return self.linear(torch.cat(taps, dim=-1)).to(self.linear.weight.dtype)
+        return self.linear(taps).to(self.linear.weight.dtype)
 
 
 class Upsample(nn.Module):
@@ -126,6 +88,43 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x).to(self.linear.weight.dtype)
         return y.view(x.shape[0], x.shape[1] * self.stride, -1)
+
+
+def depthwise(x: Tensor, convolution: nn.Conv2d) -> Tensor:
+    """Depthwise convolution over the middle axis of (B, T, C), by a (1, k) Conv2d: -> (B, T', C).
+
+    (B, T, C) seen as a channels-last image of height 1: several times faster on CPU than Conv1d on (B, C, T).
+    """
+    dtype = working_dtype(x, convolution.weight)
+    if dtype != torch.bfloat16 or x.device.type != "cpu" or not torch.is_grad_enabled():
+        return convolution(x.transpose(1, 2).unsqueeze(2)).squeeze(2).transpose(1, 2)
+    return _Depthwise.apply(x.to(dtype), convolution.weight.to(dtype), convolution.bias.to(dtype), convolution.padding)
+
+
+class _Depthwise(torch.autograd.Function):
+    """The same in bf16 on a CPU, where the library's own backward pass takes three times as long as this one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.padding = padding[1]
+        return _convolve(x, weight, bias, padding[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        kernel, length = weight.shape[-1], gradient.shape[1]
+        # what flows back is correlated with the kernel read backwards
+        to_x = _convolve(gradient, weight.flip(-1), None, kernel - 1 - ctx.padding)
+        padded = F.pad(x, (0, 0, ctx.padding, ctx.padding))
+        products = [(padded[:, i : i + length] * gradient).sum(dim=(0, 1)) for i in range(kernel)]
+        return to_x, torch.stack(products, dim=-1).view_as(weight), gradient.sum(dim=(0, 1)), None
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    image = x.transpose(1, 2).unsqueeze(2)
+    return F.conv2d(image, weight, bias, padding=(0, padding), groups=len(weight)).squeeze(2).transpose(1, 2)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -145,20 +144,46 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: StreamCache | None = None) -> Tensor:
         y = with_past(x, self.kernel - 1, cache, self) if self.causal else x
-        # (B, T, C) seen as a channels-last image of height 1: several times faster on CPU than Conv1d on (B, C, T)
-        y = self.depthwise(y.transpose(1, 2).unsqueeze(2)).squeeze(2).transpose(1, 2)
-        y = self.down(F.gelu(self.up(self.norm(y.to(x.dtype)))))
+        y = depthwise(y, self.depthwise)
+        # the norm computes in fp32 whatever it reads, and what follows it would round its output to bf16 anyway
+        y = self.down(F.gelu(self.up(self.norm(y))))
         return x + apply_mask(y.to(x.dtype), mask)
 
 
+@lru_cache(maxsize=64)
+def rotations(first: int, length: int, half: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (length, half) of rotary positions first, first + 1, ..., in fp32."""
+    with torch.inference_mode(False):  # kept for a later backward pass too
+        rates = torch.exp(torch.arange(half, device=device) * (-math.log(10_000.0) / half))
+        angles = torch.arange(first, first + length, device=device)[:, None] * rates
+        return angles.cos(), angles.sin()
+
+
 def rotate(x: Tensor, first: int) -> Tensor:
-    """Rotary positions first, first + 1, ... along the second last axis of x (..., T, head_dim), in fp32."""
-    half = x.shape[-1] // 2
-    rates = torch.exp(torch.arange(half, device=x.device) * (-math.log(10_000.0) / half))
-    angles = torch.arange(first, first + x.shape[-2], device=x.device)[:, None] * rates
+    """Rotary positions first, first + 1, ... along the second last axis of x (..., T, head_dim): fp32."""
+    cos, sin = rotations(first, x.shape[-2], x.shape[-1] // 2, x.device)
     a, b = x.float().chunk(2, dim=-1)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+    """Attention of q, k (fp32) and v (any, H, T, head_dim) under a mask.
+
+    On a CPU in fp32: bf16 is no faster there, and its backward pass takes some ten times as long.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, allowed)
+    with full_precision(q):
+        return F.scaled_dot_product_attention(q, k, v.float(), allowed)
+
+
+@lru_cache(maxsize=64)
+def band(window: int, ahead: int, device: torch.device) -> Tensor:
+    """Which of its block's 2 W + ahead keys a query may see, (W, span) bool: W before itself, itself, those ahead."""
+    with torch.inference_mode(False):
+        span = 2 * window + ahead
+        offset = torch.arange(span, device=device) - torch.arange(window, device=device)[:, None]
+        return (offset >= 0) & (offset <= window + ahead)
 
 
 class LocalAttention(nn.Module):
@@ -181,31 +206,28 @@ class LocalAttention(nn.Module):
         blocks = -(-length // window)
         tail = blocks * window - length
         ahead = 0 if self.causal else window
-        span = 2 * window + ahead  # keys of a block: W before it, its own W, and those ahead
-        valid = torch.ones(batch, length, dtype=torch.bool, device=x.device) if mask is None else mask
-        query_valid = F.pad(valid, (0, tail)).view(batch, blocks, window)
+        reach = 2 + ahead // window  # a block's keys lie in the block before it, in itself, and in those ahead
         q, kv = self.qkv(x).split([width, 2 * width], dim=-1)
-        kv = with_past(kv, window, cache, self)
-        valid = with_past(valid[..., None], window, cache, (self, "valid"))[..., 0]  # the zeros at a start are no keys
-        k, v = F.pad(kv, (0, 0, 0, tail + ahead)).chunk(2, dim=-1)
+        kv = F.pad(with_past(kv, window, cache, self), (0, 0, 0, tail + ahead))
 
-        def split(y: Tensor) -> Tensor:  # (B, N * W, C) -> (B * N, H, W, head_dim)
-            y = y.reshape(batch * blocks, window, self.heads, width // self.heads)
-            return y.transpose(1, 2)
+        def neighbours(y: Tensor) -> Tensor:  # (B, (N + reach - 1) * W, ...) -> (B * N, span, ...)
+            y = y.reshape(batch, blocks + reach - 1, window, *y.shape[2:])
+            return torch.cat([y[:, i : i + blocks] for i in range(reach)], dim=2).flatten(0, 1)
 
-        def neighbours(y: Tensor) -> Tensor:  # (B, W + N * W + ahead, C) -> (B * N, H, span, head_dim)
-            y = y.unfold(1, span, window)  # (B, N, C, span)
-            y = y.reshape(batch * blocks, self.heads, width // self.heads, span)
-            return y.transpose(2, 3)
+        def split(y: Tensor) -> Tensor:  # (B * N, T, C) -> (B * N, H, T, head_dim)
+            return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-        key_valid = F.pad(valid, (0, tail + ahead)).unfold(1, span, window)  # (B, N, span)
-        offset = torch.arange(span, device=x.device) - torch.arange(window, device=x.device)[:, None]
-        allowed = key_valid[:, :, None, :] & (offset >= 0) & (offset <= window + ahead)
+        valid = torch.ones(batch, length, dtype=torch.bool, device=x.device) if mask is None else mask
+        # the zeros at a start are no keys
+        known = with_past(valid[..., None], window, cache, (self, "valid"))
+        key_valid = neighbours(F.pad(known, (0, 0, 0, tail + ahead)))  # (B * N, span, 1)
+        query_valid = F.pad(valid, (0, tail)).view(batch * blocks, window, 1)
         # a query past the mask may see anything: a row with no key at all would be NaN, and its output is zeroed anyway
-        allowed = (allowed | ~query_valid[..., None]).view(batch * blocks, 1, window, span)
-        q = rotate(split(F.pad(q, (0, 0, 0, tail))), window)
-        y = F.scaled_dot_product_attention(q, rotate(neighbours(k), 0), neighbours(v), allowed)
-        y = y.transpose(1, 2).reshape(batch, blocks * window, width)[:, :length]
+        allowed = (key_valid.transpose(1, 2) & band(window, ahead, x.device)) | ~query_valid
+        k, v = neighbours(kv).chunk(2, dim=-1)
+        q = rotate(split(F.pad(q, (0, 0, 0, tail)).reshape(batch * blocks, window, width)), window)
+        y = attend(q, rotate(split(k), 0), split(v), allowed[:, None])
+        y = y.transpose(1, 2).reshape(batch, blocks * window, width)[:, :length].to(self.out.weight.dtype)
         return self.out(y)
 
 
@@ -223,65 +245,3 @@ class AttentionLayer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, cache: StreamCache | None = None) -> Tensor:
         x = x + apply_mask(self.attention(self.attention_norm(x), mask, cache).to(x.dtype), mask)
         return x + apply_mask(self.down(F.gelu(self.up(self.norm(x)))).to(x.dtype), mask)
-
-
-def overlap_add(frames: Tensor, hop: int) -> Tensor:
-    """Adds windowed frames (B, T, n_fft) at a distance of hop samples: (B, (T - 1) * hop + n_fft)."""
-    batch, length, size = frames.shape
-    parts = frames.view(batch, length, size // hop, hop)
-    total = sum(F.pad(parts[:, :, i], (0, 0, i, size // hop - 1 - i)) for i in range(size // hop))
-    return total.reshape(batch, -1)
-
-
-class ISTFTHead(nn.Module):
-    """Magnitude and phase per frame, then inverse STFT (as in Vocos): (B, T, C) -> (B, T * hop), fp32 inside.
-
-    The overlap-add is normalised by the window envelope of valid frames only, so padded equals unpadded. A frame's
-    window is centred on its hop, so the last `lookahead` samples of a frame wait for the next one, in causal models
-    too: windows that began at their hop would have to foretell what comes.
-    """
-
-    def __init__(self, width: int, n_fft: int, hop: int) -> None:
-        super().__init__()
-        self.n_fft, self.hop = n_fft, hop
-        self.linear = nn.Linear(width, n_fft + 2)
-
-    @property
-    def lookahead(self) -> int:
-        """Samples by which a frame's window reaches beyond its hop."""
-        return (self.n_fft - self.hop) // 2
-
-    def forward(self, x: Tensor, mask: Tensor | None, cache: StreamCache | None = None) -> Tensor:
-        """Samples (B, T * hop); with a cache those that are final, `lookahead` samples late."""
-        y = self.linear(x)
-        with full_precision(x):
-            magnitude, phase = y.float().chunk(2, dim=-1)
-            magnitude = magnitude.exp().clamp(max=100.0)
-            window = hann_window(self.n_fft, x.device)
-            spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
-            frames = apply_mask(torch.fft.irfft(spectrum, n=self.n_fft) * window, mask)
-            envelope = apply_mask(window.square().expand(x.shape[0] if mask is not None else 1, x.shape[1], -1), mask)
-            trim = self.lookahead
-            total, weight = overlap_add(frames, self.hop), overlap_add(envelope, self.hop)
-            if cache is not None:
-                return self._next(total, weight, cache)
-            samples = total[:, trim:-trim] / weight[:, trim:-trim].clamp(min=1e-4)
-            if mask is not None:
-                samples = samples.masked_fill(~mask.repeat_interleave(self.hop, dim=1), 0.0)
-            return samples
-
-    def _next(self, total: Tensor, weight: Tensor, cache: StreamCache) -> Tensor:
-        """Adds what the frames before left over, keeps what these leave over, and returns the samples between."""
-        if self in cache:
-            total, weight = (
-                new + F.pad(old, (0, new.shape[1] - old.shape[1]))
-                for new, old in zip((total, weight), cache[self], strict=True)
-            )
-        keep = 2 * self.lookahead
-        cache[self] = (total[:, -keep:], weight[:, -keep:])
-        return total[:, :-keep] / weight[:, :-keep].clamp(min=1e-4)
-
-    def rest(self, cache: StreamCache) -> Tensor:
-        """The last `lookahead` samples (B, lookahead) of a stream: no frame follows."""
-        total, weight = (kept[:, : self.lookahead] for kept in cache[self])
-        return total / weight.clamp(min=1e-4)

@@ -22,9 +22,10 @@ from .book import DEAD_USAGE
 from .configuration import LMSPTConfig
 from .decoder import Decoder, decoder_receptive_field
 from .encoder import Encoder, receptive_field
-from .layers import ConvNeXtBlock, ISTFTHead, LogMel, StreamCache
+from .layers import ConvNeXtBlock, StreamCache
 from .protocol import ALL_WAYS_BACK, code_mask, item_lengths, trim
 from .quantizer import FiniteScalarQuantizer, SplitQuantizer, VectorQuantizer
+from .spectral import ISTFTHead, LogMel
 
 
 @dataclass

@@ -6,6 +6,7 @@ Everything here runs in fp32 with autocast off. Masked frames take no part in lo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,7 @@ class VectorQuantizer(Book):
             entries = self.codebook.weight.float()
             with torch.no_grad():
                 # the entry of the largest cosine; the latent's own norm does not change which that is
-                codes = (projected @ F.normalize(entries, dim=-1).T).argmax(dim=-1)
+                codes = first_largest(projected @ F.normalize(entries, dim=-1).T)
             chosen = F.embedding(codes, entries)
             commitment = _mean_over_frames((projected - chosen.detach()).square().mean(dim=-1), mask)
             codebook = _mean_over_frames((chosen - projected.detach()).square().mean(dim=-1), mask)
@@ -76,6 +77,21 @@ class VectorQuantizer(Book):
         self.codebook.weight[dead] = candidates[draws.to(candidates.device)].to(self.codebook.weight)
         self.usage[dead] = 1.0
         return len(dead)
+
+
+def first_largest(scores: Tensor) -> Tensor:
+    """`scores.argmax(dim=-1)` with the first index among equals, several times as fast on a CPU.
+
+    There argmax reads value by value while amax reads vectors: the largest of each group of entries first, then the
+    entry within the first group that has it.
+    """
+    size = math.gcd(scores.shape[-1], 64)
+    if scores.device.type != "cpu" or size == 1:
+        return scores.argmax(dim=-1)
+    groups = scores.unflatten(-1, (-1, size))
+    group = groups.amax(dim=-1).argmax(dim=-1, keepdim=True)
+    inside = groups.gather(-2, group[..., None].expand(*group.shape, size)).squeeze(-2)
+    return (group * size + inside.argmax(dim=-1, keepdim=True)).squeeze(-1)
 
 
 def _mean_over_frames(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,0 +1,137 @@
+"""The benchmarks run, at tiny size, and their tables say what was measured. No figure of speed is asserted."""
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import MimiConfig, MimiModel
+
+from tokenizer.codecs import MimiCodec
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def load(name):
+    """A benchmark's module: the folder is no package."""
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def tiny_mimi():
+    sizes = {"hidden_size": 16, "num_filters": 4, "codebook_size": 16, "codebook_dim": 8, "num_quantizers": 4}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 16}
+    config = MimiConfig(
+        upsampling_ratios=[5, 4], vector_quantization_hidden_dimension=8, upsample_groups=16, **sizes, **layers
+    )
+    return MimiCodec(MimiModel(config))
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_loads_and_its_command_stands_where_it_is_looked_for(path):
+    module = load(path.stem)
+    if hasattr(module, "main"):
+        assert f"python benchmarks/{path.name}" in module.__doc__
+        assert f"python benchmarks/{path.name}" in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A results.json as `slm evaluate` writes it, of one tokenizer's reconstruction."""
+    from eval.schema import Protocol, Results, make_row, save_results
+    from eval.schema import TestSet as Scored
+    from eval.speech import QualitySummary
+    from eval.text import get_normaliser
+    from eval.wer import score_pairs
+
+    rates = score_pairs(["one two", "three four"], ["one two", "three for"], get_normaliser("basic"))
+    protocol = Protocol("speech", {"name": "judge"}, "basic", "1", Scored("test", "0" * 64, 2), bootstrap_samples=100)
+    row = make_row("tiny: reconstruction", "reconstruction", "runs/tiny", protocol, rates)
+    clips = QualitySummary("tiny: reconstruction", "runs/tiny", 2, 1.0, 0.87, None, 0.0, {}, [])
+    save_results(Results(title="t", rows=[row], quality=[clips]), tmp_path)
+    return tmp_path / "results.json"
+
+
+def test_codecs_measures_each_codec_beside_mimi(monkeypatch, tmp_path, tiny_tokenizer):
+    codecs = load("codecs")
+    monkeypatch.setitem(codecs.PEERS, "Mimi", tiny_mimi)
+    target = tmp_path / "table.md"
+    threads = str(torch.get_num_threads())
+    options = ["--peers", "Mimi", "--batch", "2", "--seconds", "0.5", "--rounds", "2", "--precisions", "fp32"]
+    text = codecs.main([str(tiny_tokenizer), *options, "--threads", threads, "--output", str(target)])
+    assert target.read_text() == text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    heads, ours, mimi = rows[0], rows[2], rows[3]
+    assert mimi[heads.index("fp32 over Mimi fp32")] == "1.0"
+    assert float(ours[heads.index("bit/s")]) == pytest.approx(12.5 * (5 + 4 + 4), abs=1)
+    assert all(float(row[heads.index("fp32 encode")].rstrip("x")) > 0 for row in (ours, mimi))
+
+
+def test_codecs_counts_multiply_adds_of_recurrent_and_plain_layers():
+    codecs = load("codecs")
+
+    class Counted(codecs.Codec):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+            self.lstm, self.linear = torch.nn.LSTM(4, 8), torch.nn.Linear(10, 3, bias=False)
+            self.config = argparse.Namespace(sampling_rate=100, frame_rate=10.0, hop_length=10)
+
+        def encode_frames(self, samples):
+            return self.linear(samples.reshape(-1, 10))
+
+        def decode_frames(self, codes):
+            return self.lstm(torch.zeros(len(codes), 1, 4))[0]
+
+    encode, decode = codecs.count(codecs.Candidate("counted", Counted()), seconds=1.0)
+    assert (encode, decode) == (10 * 10 * 3, 10 * 4 * 8 * (4 + 8))
+
+
+def test_codecs_reads_scores_of_the_right_tokenizer(results):
+    codecs = load("codecs")
+    scores = codecs.quality(results, ["tiny", "other"])
+    assert scores["tiny"].startswith("STOI 0.87, WER 25.0 % [")
+    assert scores["other"] == ""
+
+
+def test_growth_fits_slopes_and_draws_every_panel(tmp_path):
+    growth = load("growth")
+    x = np.array([1.0, 2.0, 4.0, 8.0])
+    assert growth.slope(x, 3 * x) == pytest.approx(1)
+    assert growth.slope(x, 3 * x**2) == pytest.approx(2)
+    found = [(panel, np.stack([x, 3 * x, 100 + 0 * x], axis=1)) for panel in growth.panels(4, 1.0)]
+    growth.draw(found, "title", tmp_path / "made" / "plot.svg")
+    drawn = (tmp_path / "made" / "plot.svg").read_text()
+    assert all(panel.title in drawn for panel, _ in found)
+    assert growth.table(found).count("1.00, 1.00") == 6
+
+
+def test_growth_panels_vary_one_thing_each():
+    growth = load("growth")
+    for panel in growth.panels(4, 1.0):
+        values = [getattr(point, panel.varied) for point in panel.points]
+        assert values == sorted(set(values))
+        assert len(values) == 4
+    steps = [panel for panel in growth.panels(4, 1.0) if panel.points[0].work == "step"]
+    assert {panel.varied for panel in steps} == {"length_s", "batch", "corpus"}
+
+
+@pytest.mark.parametrize("work", ["encode", "step"])
+def test_growth_measures_a_point(tmp_path, tiny_tokenizer, work, monkeypatch):
+    growth = load("growth")
+    monkeypatch.setattr(growth, "CLIP_S", 0.5)
+    monkeypatch.setattr(
+        growth, "TEACHER", {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 1, "encoder_ffn_dim": 16}
+    )
+    options = argparse.Namespace(tokenizer=str(tiny_tokenizer), manifest=None, precision="fp32")
+    rows = growth.recordings(options, tmp_path)
+    point = growth.Point(work, length_s=0.5, batch=1, corpus=2)
+    measured = {"encode": growth.encode_point, "step": growth.step_point}[work](point, options, rows, tmp_path)
+    assert measured[0] > 0 and measured[1] >= 0
+    lines = [json.loads(line) for line in (tmp_path / "point.jsonl").read_text().splitlines()]
+    assert len({line["id"] for line in lines}) == len(lines) >= 2
