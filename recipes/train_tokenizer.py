@@ -232,9 +232,10 @@ def _new_state(config: Config, accelerator: Accelerator) -> TrainState:
 
     def optimizer(*modules: torch.nn.Module) -> torch.optim.Optimizer:
         trained = [p for module in modules for p in module.parameters() if p.requires_grad]
-        # fused: one pass over memory instead of ten
+        # fused: one pass over memory instead of ten; a loss scale (fp16) it would take off itself, and skip unseen
+        fused = accelerator.scaler is None
         return torch.optim.AdamW(
-            trained, settings.learning_rate, settings.betas, weight_decay=settings.weight_decay, fused=True
+            trained, settings.learning_rate, settings.betas, weight_decay=settings.weight_decay, fused=fused
         )
 
     projection = feature_projection(config, model.config)

@@ -16,6 +16,7 @@ from itertools import count, pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.utils.parametrizations import weight_norm
 from transformers.models.dac.modeling_dac import Snake1d
 
@@ -32,6 +33,36 @@ def keep(x: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return x
     return x.masked_fill((torch.arange(x.shape[-1], device=x.device) >= lengths[:, None])[:, None], 0.0)
+
+
+class Snake(Snake1d):
+    """DAC's activation, x + sin^2(alpha x) / alpha: in fp32, rounded at the end, in few passes over memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Snake.apply(x, self.alpha)
+
+
+class _Snake(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, alpha: Tensor) -> Tensor:
+        ctx.save_for_backward(x, alpha)
+        alpha = alpha.float()
+        sine = (x.float() * alpha).sin_()
+        return torch.addcdiv(x.float(), sine.square_(), alpha + 1e-9).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        kept, given = ctx.saved_tensors
+        x, alpha, gradient = kept.float(), given.float(), gradient.float()
+        scale = 1 / (alpha + 1e-9)
+        # the slope of sin^2(alpha x) is sin(2 alpha x), times alpha for x and times x for alpha
+        angle = x * (2 * alpha)
+        slope = angle.sin().mul_(gradient)
+        to_alpha = torch.linalg.vecdot(slope, x).sum(0)[:, None] * scale
+        squares = angle.cos_().neg_().add_(1)  # twice sin^2
+        to_alpha -= torch.linalg.vecdot(squares, gradient).sum(0)[:, None] * (scale.square() / 2)
+        return slope.mul_(alpha * scale).add_(gradient).to(kept.dtype), to_alpha.to(given.dtype)
 
 
 class WaveConv(nn.Conv1d):
@@ -89,7 +120,7 @@ class ResidualUnit(nn.Module):
     def __init__(self, channels: int, dilation: int, causal: bool) -> None:
         super().__init__()
         convs = (WaveConv(channels, channels, TAPS, 1, dilation, causal), WaveConv(channels, channels, 1))
-        self.block = nn.ModuleList([Snake1d(channels), convs[0], Snake1d(channels), convs[1]])
+        self.block = nn.ModuleList([Snake(channels), convs[0], Snake(channels), convs[1]])
 
     def forward(self, x: Tensor, lengths: Tensor | None, cache: StreamCache | None = None) -> Tensor:
         y = self.block[1](self.block[0](x), cache)
@@ -103,7 +134,7 @@ class EncoderBlock(nn.Module):
         super().__init__()
         units = [ResidualUnit(channels, dilation, causal) for dilation in DILATIONS]
         down = WaveConv(channels, 2 * channels, 2 * stride, stride, causal=causal)
-        self.block = nn.ModuleList([*units, Snake1d(channels), down])
+        self.block = nn.ModuleList([*units, Snake(channels), down])
 
     def out_length(self, length: int | Tensor) -> int | Tensor:
         """T of the output for T of the input."""
@@ -122,7 +153,7 @@ class DecoderBlock(nn.Module):
     def __init__(self, channels: int, stride: int, causal: bool) -> None:
         super().__init__()
         units = [ResidualUnit(channels // 2, dilation, causal) for dilation in DILATIONS]
-        self.block = nn.ModuleList([Snake1d(channels), WaveUp(channels, channels // 2, stride, causal), *units])
+        self.block = nn.ModuleList([Snake(channels), WaveUp(channels, channels // 2, stride, causal), *units])
 
     def out_length(self, length: int | Tensor) -> int | Tensor:
         """T of the output for T of the input."""
@@ -158,7 +189,7 @@ class DacEncoder(CheckpointedModule):
         for stride in config.strides:
             blocks.append(EncoderBlock(width, stride, causal))
             width *= 2
-        blocks += [Snake1d(width), WaveConv(width, config.latent_dim, 3, causal=causal)]
+        blocks += [Snake(width), WaveConv(width, config.latent_dim, 3, causal=causal)]
         self.block = nn.ModuleList(blocks)
         self.layers, self.norm = _attention(config, getattr(config, f"{part}_encoder_layers"))
         if config.weight_norm:
@@ -214,7 +245,7 @@ class DacDecoder(CheckpointedModule):
         for stride in reversed(strides):
             blocks.append(DecoderBlock(width, stride, causal))
             width //= 2
-        blocks += [Snake1d(width), WaveConv(width, 1, TAPS, causal=causal)]
+        blocks += [Snake(width), WaveConv(width, 1, TAPS, causal=causal)]
         self.model = nn.ModuleList(blocks)
         if config.weight_norm:
             add_weight_norm(self)

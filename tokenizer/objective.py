@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizer.configuration import LMSPTConfig
+from tokenizer.discriminator import Discriminator
 from tokenizer.distillation import DistillationConfig, distillation_losses
 from tokenizer.losses import LossWeights, MultiScaleMelLoss, generator_losses
 from tokenizer.modeling import LMSPTOutput
@@ -51,7 +52,7 @@ def codec_losses(
     output: LMSPTOutput,
     target: Tensor,
     config: LMSPTConfig,
-    discriminator: nn.Module | None,
+    discriminator: Discriminator | None,
     projection: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """All losses of the generator, unweighted scalars.
@@ -74,10 +75,11 @@ def codec_losses(
     if objective.teacher is not None:
         losses |= distillation_losses(objective.distillation, objective.teacher, projection, output, target, config)
     if discriminator is not None:
-        discriminator.requires_grad_(False)
-        features = discriminator(torch.cat([target, output.audio_values]))
-        losses["adversarial"], losses["feature_matching"] = generator_losses(*halves(features))
-        discriminator.requires_grad_(True)
+        with discriminator.frozen():
+            with torch.no_grad():
+                real = discriminator(target)
+            fake = discriminator(output.audio_values)
+        losses["adversarial"], losses["feature_matching"] = generator_losses(real, fake)
     return losses
 
 

@@ -1,0 +1,81 @@
+"""The short-time Fourier transform of losses and discriminators, with a backward pass that costs what the forward does.
+
+torch.stft's own backward pass is a complex transform of twice the work, and puts samples back one by one.
+
+Shapes: B batch, S samples, T = S // hop + 1 frames, W = n_fft // 2 + 1 bins. Everything is in fp32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+POWER_FLOOR = 1e-9  # the square root's gradient is infinite at silence
+
+
+def stft(waveform: Tensor, window: Tensor) -> Tensor:
+    """Complex spectra (B, T, W) of waveforms (B, S): centred frames, zeros beyond both ends, hop a quarter window.
+
+    Args:
+        waveform: (B, S) in fp32.
+        window: (n_fft,), its length a multiple of 4.
+    """
+    return _Spectrum.apply(waveform, window)
+
+
+def magnitudes(waveform: Tensor, window: Tensor) -> Tensor:
+    """Square root of power, with a floor under it, of `stft`: (B, T, W)."""
+    return _Magnitude.apply(waveform, window)
+
+
+def _spectrum(waveform: Tensor, window: Tensor) -> Tensor:
+    size = len(window)
+    padded = nn.functional.pad(waveform, (size // 2, size // 2))
+    return torch.fft.rfft(padded.unfold(-1, size, size // 4) * window)
+
+
+def _to_waveform(gradient: Tensor, window: Tensor, samples: int) -> Tensor:
+    """What a gradient of the spectra (B, T, W) says of the samples (B, S); `gradient` is overwritten.
+
+    The adjoint of the real transform is the inverse one, but for its scale and the bins that it counts twice.
+    """
+    size, (batch, length, _) = len(window), gradient.shape
+    gradient[..., 1:-1] *= 0.5
+    frames = torch.fft.irfft(gradient, n=size, norm="forward") * window
+    total = frames.new_zeros(batch, length + 3, size // 4)
+    for part, quarter in enumerate(frames.unflatten(-1, (4, size // 4)).unbind(2)):
+        total[:, part : part + length] += quarter
+    total = total.flatten(1)
+    # what lies beyond the last frame was read by none
+    return nn.functional.pad(total, (0, max(0, samples + size // 2 - total.shape[1])))[:, size // 2 :][:, :samples]
+
+
+class _Spectrum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, waveform: Tensor, window: Tensor) -> Tensor:
+        ctx.save_for_backward(window)
+        ctx.samples = waveform.shape[-1]
+        return _spectrum(waveform, window)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        (window,) = ctx.saved_tensors
+        return _to_waveform(gradient.clone(), window, ctx.samples), None
+
+
+class _Magnitude(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, waveform: Tensor, window: Tensor) -> Tensor:
+        spectrum = _spectrum(waveform, window)
+        magnitude = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag).add_(POWER_FLOOR).sqrt_()
+        ctx.save_for_backward(spectrum, magnitude, window)
+        ctx.samples = waveform.shape[-1]
+        return magnitude
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        spectrum, magnitude, window = ctx.saved_tensors
+        return _to_waveform(spectrum * (gradient / magnitude), window, ctx.samples), None
