@@ -272,9 +272,6 @@ def _objective(config: Config, accelerator: Accelerator) -> Objective:
     teacher = None
     if (taught_by := teacher_config(config)) is not None:
         teacher = SpeechTeacher.from_pretrained(taught_by).to(accelerator.device)
-        if accelerator.device.type == "cpu":
-            # On CPUs the backward of fused attention costs more than all the rest of a small encoder.
-            teacher.encoder.set_attn_implementation("eager")
     return Objective(
         weights=config.weights,
         mel=MultiScaleMelLoss(_model_config(config).sampling_rate).to(accelerator.device),

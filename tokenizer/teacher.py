@@ -25,6 +25,9 @@ WHISPER_RATE_HZ = 16000
 N_FFT = 400
 MEL_HOP = 160
 SAMPLES_PER_ENCODER_FRAME = 2 * MEL_HOP
+SHORT_FRAMES = (
+    500  # encoder frames, 10 s: up to here a CPU attends faster without the fused kernel, most of all backward
+)
 
 
 class WhisperLogMel(nn.Module):
@@ -164,6 +167,7 @@ class SpeechTeacher(nn.Module):
             encoder.layers, encoder.layer_norm = encoder.layers[:layer], nn.Identity()
         self.encoder = encoder
         self.log_mel = WhisperLogMel(encoder.config.num_mel_bins)
+        self.attention = encoder.config._attn_implementation
         self.pad_to_seconds = pad_to_seconds
         self.window_s = encoder.config.max_source_positions / 50
         if pad_to_seconds is not None and pad_to_seconds > self.window_s:
@@ -220,15 +224,18 @@ class SpeechTeacher(nn.Module):
                 "take shorter crops"
             )
         log_mel = self.log_mel(nn.functional.pad(waveform, (0, wanted - samples)))
+        short = log_mel.device.type == "cpu" and log_mel.shape[-1] // 2 <= SHORT_FRAMES
+        self.encoder.config._attn_implementation = "eager" if short else self.attention
         with encoder_window(self.encoder, log_mel.shape[-1]):
             return self.encoder(log_mel).last_hidden_state
 
 
 def at_teacher_rate(waveform: Tensor, sampling_rate: int) -> Tensor:
-    """Waveforms (B, 1, S) as the teacher takes them: (B, S') at 16 kHz, resampled inside the graph where need be."""
+    """Waveforms (B, 1, S) as the teacher takes them: (B, S') at 16 kHz, resampled in fp32 inside the graph."""
     if sampling_rate == WHISPER_RATE_HZ:
         return waveform[:, 0]
-    return julius.resample_frac(waveform[:, 0], sampling_rate, WHISPER_RATE_HZ)
+    with torch.autocast(waveform.device.type, enabled=False):  # it is a convolution, and bf16 would add noise to sound
+        return julius.resample_frac(waveform[:, 0].float(), sampling_rate, WHISPER_RATE_HZ)
 
 
 def resynthesis_distillation(
