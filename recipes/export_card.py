@@ -35,10 +35,10 @@ WHAT = {
     "slm": "A speech language model: an LLM fine-tuned on LM-SPT speech tokens for speech recognition and synthesis.",
 }
 USE = {
-    "tokenizer": "from tokenizer import load_tokenizer\n\ntokenizer = load_tokenizer({name!r})\n"
+    "tokenizer": 'from tokenizer import load_tokenizer\n\ntokenizer = load_tokenizer("{name}")\n'
     "codes = tokenizer.encode(waveform).audio_codes  # waveform (B, 1, S) at {rate} Hz -> (B, K, F)\n"
-    "audio = tokenizer.decode(codes).audio_values    # codes[:, :1]: the semantic book alone",
-    "supervised-tokenizer": "from tokenizer import load_tokenizer\n\ntokenizer = load_tokenizer({name!r})\n"
+    "audio = tokenizer.decode(codes).audio_values  # codes[:, :1]: the semantic book alone",
+    "supervised-tokenizer": 'from tokenizer import load_tokenizer\n\ntokenizer = load_tokenizer("{name}")\n'
     "codes = tokenizer.encode(waveform).audio_codes  # waveform (B, 1, S) at {rate} Hz -> (B, 1, F)",
     "recogniser": "slm train-tokenizer teacher.name={name} ...       # as the teacher\n"
     'slm evaluate "judges=[{{name: {name}}}]" ...     # as the judge',
