@@ -51,7 +51,7 @@ from recipes.runtime import (
 from slm.corpus import CodedCorpusWriter, CorpusMetadata, begun_metadata
 from tokenizer import load_tokenizer
 from tokenizer.chunking import can_chunk
-from tokenizer.data import AudioError, DataSource
+from tokenizer.data import AudioError, DataError, DataSource
 from tokenizer.precision import MIN_AGREEMENT
 
 SHOWN = 10
@@ -240,6 +240,7 @@ def run(config: Config) -> Path:
     folder = RunFolder(config.run_dir)
     folder.check(config)
     if folder.complete:
+        _refuse_other_inputs(config)
         log.info("%s is complete: skipped", config.run_dir)
         return folder.folder
     processes = Processes(config.device, folder.folder)
@@ -260,6 +261,28 @@ def run(config: Config) -> Path:
     if seconds and processes.is_main:
         log.info("encoded %.0f s of speech in %.0f s (real-time factor %.4f)", seconds, wall, wall / seconds)
     return folder.folder
+
+
+def _refuse_other_inputs(config: Config) -> None:
+    """Raises ConfigError where a finished corpus is of other recordings or another tokenizer than there are now."""
+    made = begun_metadata(config.run_dir)
+    changed = []
+    if load_tokenizer(config.tokenizer).fingerprint(made.get("precision", "fp32")) != made["fingerprint"]:
+        changed.append(f"tokenizer {config.tokenizer}")
+    if "lengths_per_octave" in made["plan"]:  # earlier corpora count their data in another way
+        try:
+            splits = read_splits(config.data, config.splits)
+        except (DataError, OSError) as error:
+            log.info("the recordings of %s are not here any more (%s): not compared", config.run_dir, error)
+        else:
+            every = [utterance for split in splits.values() for utterance in split]
+            if data_fingerprint(splits, durations_of(every, config.num_workers)) != made["plan"]["data"]:
+                changed.append("data")
+    if changed:
+        raise ConfigError(
+            f"{config.run_dir} was encoded before the last change of {' and '.join(changed)}: choose another "
+            "run_dir=..., or start over with --restart (sets the old folder aside)"
+        )
 
 
 def _begin(config: Config, job: Job, folder: RunFolder, processes: Processes) -> list[tuple[str, int]]:

@@ -53,10 +53,12 @@ from recipes.systems import (
     codec_systems,
     load_recordings,
     model_label,
+    precision_of,
     predicted_system,
     predictions_sha256,
     read_predictions,
 )
+from slm.corpus import CodedCorpus
 from tokenizer import load_tokenizer
 from tokenizer.data import DataSource, Utterance, read_sources
 
@@ -103,7 +105,10 @@ class Config:
     seed: int = field(default=0, metadata={"help": "of the bootstrap"})
     bootstrap_samples: int = field(default=10_000, metadata={"help": "resamples of the bootstrap"})
     batch_seconds: float = field(default=60.0, metadata={"help": "padded audio that the tokenizer takes at a time"})
-    precision: str = field(default="auto", metadata={"help": "of the tokenizer: auto, fp32, bf16 or fp16"})
+    precision: str = field(
+        default="auto",
+        metadata={"help": "of the tokenizer: fp32, bf16 or fp16; auto: that of `codes` and `predictions`, else fp32"},
+    )
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
     strict: bool = field(default=False, metadata={"help": "stop at the first recording that cannot be read"})
     allow_untrained: bool = field(default=False, metadata={"help": "accept a preset's random weights"})
@@ -180,6 +185,10 @@ def prepare(config: Config) -> Job:
                 f"tokenizer {config.tokenizer} has random weights: its rows would mean nothing. Name a trained folder, "
                 "or set allow_untrained=true for a trial of the plumbing"
             )
+    precision = resolve_precision(config.precision, device)
+    if config.precision == "auto" and tokenizer is not None:
+        coded = [CodedCorpus.open(folder).metadata.fingerprint for folder in config.codes]
+        precision = precision_of(tokenizer, [*coded, *(found.sidecar.get("fingerprint") for found in predictions)])
     return Job(
         utterances=utterances,
         texts=texts,
@@ -188,9 +197,9 @@ def prepare(config: Config) -> Job:
         tokenizer=tokenizer,
         test_set=TestSet(name, test_set_sha256(list(texts.items())), len(texts)),
         normaliser=normaliser,
-        precision=resolve_precision(config.precision, device),
+        precision=precision,
         device=device,
-        code_use=_code_use(config, tokenizer, resolve_precision(config.precision, device)),
+        code_use=_code_use(config, tokenizer, precision),
     )
 
 

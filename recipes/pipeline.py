@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config import ConfigError, load_config
+from recipes.records import read_time
 from recipes.runtime import MAY_CHANGE, RunFolder, log
 
 VARIABLE = re.compile(r"\$\{([^}]*)\}")
@@ -161,9 +162,10 @@ def describe(steps: list[Step]) -> dict[str, object]:
 
 def refuse_stale(step: Step) -> None:
     """Raises ConfigError where a complete stage is older than something it was made from."""
-    made = step.folder.finished
+    made = read_time(step.folder.finished)
     for folder in step.inputs:
-        if folder.complete and folder.finished > made:
+        anew = read_time(folder.finished)
+        if made and anew and anew > made:
             raise ConfigError(
                 f"stage {step.stage.name}: {step.config.run_dir} was made from an earlier {folder.folder}, which has "
                 f"been made anew since. To redo this stage and those after it: redo={step.stage.name}"
@@ -197,6 +199,8 @@ def run_steps(steps: list[Step], redo: str | None = None, label: str = "") -> di
         heading = f"[{number}/{len(steps)}] {label}{step.stage.name}"
         try:
             step.folder.check(step.config)
+            if step.folder.complete:
+                _look_again(step)
         except ConfigError as error:
             way = f"To redo this stage and those after it: redo={step.stage.name}"
             raise ConfigError(f"stage {step.stage.name}: {error}\n{way}") from error
@@ -211,6 +215,20 @@ def run_steps(steps: list[Step], redo: str | None = None, label: str = "") -> di
         log.info("%s: done in %s", heading, clock(seconds[step.stage.name]))
         gc.collect()  # one stage's model should not stand in memory beside the next one's
     return seconds
+
+
+def _look_again(step: Step) -> None:
+    """Runs a complete stage, which then only compares its inputs with those it was made from.
+
+    Raises:
+        ConfigError: they have changed since.
+    """
+    from tokenizer.data import DataError  # late: it brings torch, which a plan's --help does not need
+
+    try:
+        step.recipe.run(step.config)
+    except (DataError, FileNotFoundError) as error:
+        log.info("stage %s is complete, and its inputs are not here any more (%s)", step.stage.name, error)
 
 
 def clock(seconds: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from recipes.config import ConfigError
 from recipes.encode_audio import encode_batch
 from recipes.runtime import log, progress
 from tokenizer.data import AudioError, Utterance, load_audio
+from tokenizer.precision import LOWER
 
 PREDICTIONS_FILE, SIDECAR_FILE = "predictions.jsonl", "predictions.json"
 # Folder names that say what a model is but not which one: a label takes the folder above along.
@@ -114,6 +115,15 @@ def read_predictions(name: str) -> Predictions:
 def predictions_sha256(predictions: Predictions) -> str:
     """Digest of the file, to notice that it was made anew."""
     return hashlib.sha256(predictions.path.read_bytes()).hexdigest()
+
+
+def precision_of(tokenizer: Any, fingerprints: Iterable[str | None]) -> str:
+    """The precision in which a tokenizer makes the codes of these fingerprints; fp32 where there is none or none fits.
+
+    What is made from codes is compared with what the same codes give, so it is the codes that decide.
+    """
+    given = set(fingerprints)
+    return next((name for name in ("fp32", *LOWER) if tokenizer.fingerprint(name) in given), "fp32")
 
 
 def load_recordings(utterances: Sequence[Utterance], sampling_rate: int, strict: bool) -> tuple[System, list[str]]:

@@ -293,11 +293,9 @@ class CodedCorpus:
         """
         if self.metadata.fingerprint != expected:
             raise CorpusError(
-                f"{self.folder}: encoded with tokenizer {self.metadata.tokenizer!r} of fingerprint "
-                f"{self.metadata.fingerprint}, but "
-                f"{expected} is asked for; its codes mean something else. Encode the corpus with that "
-                f"tokenizer, or use the model "
-                "that was trained on this one"
+                f"{self.folder}: encoded with tokenizer {self.metadata.tokenizer!r} in {self.metadata.precision}, of "
+                f"fingerprint {self.metadata.fingerprint}, but {expected} is asked for; its codes mean something else. "
+                "Encode the corpus with that tokenizer (and precision), or use the model that was trained on this one"
             )
 
     def verify(self) -> None:

@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import tone
+from safetensors.torch import load_file, save_file
 
 from recipes import encode
 from recipes.config import ConfigError, load_config
@@ -59,6 +62,26 @@ def test_a_complete_corpus_is_skipped_and_another_configuration_refused(config):
     config.copies = 2
     with pytest.raises(ConfigError, match="copies: was 1, is now 2"):
         encode.run(config)
+
+
+def test_a_complete_corpus_of_other_recordings_or_weights_is_refused(config, make_corpus, tmp_path):
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(config.tokenizer, tokenizer)
+    config.tokenizer = str(tokenizer)
+    encode.run(config)
+    weights = load_file(tokenizer / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, tokenizer / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"last change of tokenizer .*--restart"):
+        encode.run(config)
+    save_file(weights, tokenizer / "model.safetensors")
+    encode.run(config)
+    manifest = Path(config.data[0].path)
+    lines = manifest.read_text(encoding="utf-8")
+    manifest.write_text("".join(lines.splitlines(keepends=True)[:-1]), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"last change of data: .*--restart"):
+        encode.run(config)
+    manifest.unlink()
+    encode.run(config)  # gone: the codes still serve
 
 
 def test_a_preset_s_random_weights_are_refused(config):

@@ -16,7 +16,7 @@ from eval.schema import load_results
 from recipes import evaluate, systems
 from recipes.config import ConfigError, dump_config, load_config
 from recipes.evaluate import Config
-from tokenizer import LMSPTConfig, LMSPTModel
+from tokenizer import LMSPTConfig, LMSPTModel, load_tokenizer
 from tokenizer.data import AudioError, DataSource
 from tokenizer.recogniser import Recogniser, RecogniserConfig, save_recogniser
 
@@ -264,3 +264,9 @@ def test_clear_errors(tmp_path, corpus, asr, tts, length_judge) -> None:
     refuses("'u0' was 'bin grey", predictions=[str(asr)])
     path.write_text(good.replace('"id": "u', '"id": "v'))
     refuses("has none of the 5 utterances", predictions=[str(asr)])
+
+
+def test_the_codes_decide_in_which_precision_their_tokenizer_is_heard(tiny_tokenizer):
+    model = load_tokenizer(tiny_tokenizer)
+    assert systems.precision_of(model, []) == systems.precision_of(model, [None, "another tokenizer's"]) == "fp32"
+    assert systems.precision_of(model, [None, model.fingerprint("bf16")]) == "bf16"

@@ -1,5 +1,6 @@
 """Pipelines: wiring between stages, skipping, redoing, and cells side by side in one table."""
 
+import json
 import sys
 import types
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from eval.schema import Clip, Results, Sample, merge_results
 from eval.speech import QualitySummary
 from recipes import cli, compare, quickstart
 from recipes.config import ConfigError, load_config
-from recipes.pipeline import PipelineConfig, Stage, clock, describe, make_steps, run_steps
+from recipes.pipeline import PipelineConfig, Stage, clock, describe, make_steps, refuse_stale, run_steps
 from recipes.runtime import RunFolder
+from tokenizer.data import DataError
 
 RAN = []
 
@@ -28,9 +30,17 @@ class FakeConfig:
     rate: float = 1.0
 
 
+CHANGED: dict[str, Exception] = {}  # what a complete stage says of its inputs
+
+
 def fake_recipe(name):
     def run(config):
-        folder = RunFolder(config.run_dir).start(config)
+        folder = RunFolder(config.run_dir)
+        if folder.complete:
+            if error := CHANGED.get(name):
+                raise error
+            return
+        folder.start(config)
         RAN.append((name, config.run_dir, config.source, config.rate))
         folder.mark_complete()
 
@@ -45,6 +55,7 @@ def fake_recipe(name):
 @pytest.fixture(autouse=True)
 def recipes(monkeypatch):
     RAN.clear()
+    CHANGED.clear()
     for name in ("make", "use"):
         monkeypatch.setitem(sys.modules, f"recipes.{name}", fake_recipe(name))
 
@@ -78,6 +89,38 @@ def test_a_stage_older_than_its_input_is_refused_naming_the_way_out(tmp_path, mo
     for check in (run_steps, describe):
         with pytest.raises(ConfigError, match=r"use was made from an earlier .*redo=use|redo=use"):
             check(steps)
+
+
+@pytest.mark.parametrize(
+    ("made", "used", "stale"),
+    [
+        ("2023-11-14T22:13:20+0000", "2023-11-14T18:13:20-0500", False),  # an hour later, on another machine
+        ("2023-11-14T18:13:20-0500", "2023-11-14T22:13:20+0000", True),
+        ("2023-11-15T03:43:20+0530", "2023-11-14T22:13:20+0000", False),  # the same moment
+        ("2023-11-14T22:13:20+0000", "some time", False),  # nobody can say
+    ],
+)
+def test_times_of_different_zones_are_compared_as_times(tmp_path, made, used, stale):
+    steps = make_steps(pipeline(tmp_path))
+    run_steps(steps)
+    for step, finished in zip(steps, (made, used), strict=True):
+        file = step.folder.path("complete.json")
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"finished": finished}))
+    if stale:
+        with pytest.raises(ConfigError, match="redo=use"):
+            refuse_stale(steps[1])
+    else:
+        refuse_stale(steps[1])
+
+
+def test_a_complete_stage_looks_at_its_inputs_again(tmp_path):
+    steps = make_steps(pipeline(tmp_path))
+    run_steps(steps)
+    CHANGED["make"] = DataError("manifest.jsonl: no such file")
+    run_steps(steps)  # what it was made from is gone: what it made still serves
+    CHANGED["use"] = ConfigError("begun with other contents of corpus")
+    with pytest.raises(ConfigError, match=r"stage use: begun with other contents(.|\n)*redo=use"):
+        run_steps(steps)
 
 
 def test_a_plan_checks_each_stage_whose_inputs_are_there(tmp_path):
