@@ -44,6 +44,7 @@ class Command:
     strict: bool = False
     backwards: str | None = None  # the Config field of --to-published
     from_scratch: str | None = None  # the shipped configuration of --train-tokenizer
+    restart: bool = True  # whether it keeps a folder that --restart could set aside
 
     @property
     def module(self) -> str:
@@ -80,6 +81,7 @@ COMMANDS = [
         positional="runs",
         metavar="RUN_DIR... KEY=VALUE",
         output="output",
+        restart=False,
     ),
     Command(
         "convert",
@@ -202,13 +204,14 @@ def execute(
 ) -> None:
     """Run one command, or print its plan."""
     from recipes.memory import keep_freed_memory
-    from recipes.runtime import RunFolder, hide_loading_bars, log, setup_logging
+    from recipes.restart import start_over
+    from recipes.runtime import hide_loading_bars, log, setup_logging
 
     setup_logging()
     keep_freed_memory()
     recipe, settings = build_config(command, arguments, config, output, strict, backwards)
     hide_loading_bars()
-    if restart and not dry_run and settings.run_dir and (aside := RunFolder(settings.run_dir).set_aside()):
+    if restart and not dry_run and (aside := start_over(recipe, settings)):
         log.info("the earlier %s is now %s", settings.run_dir, aside)
     if dry_run:
         show_plan(command, recipe.plan(settings))
@@ -295,7 +298,10 @@ def _register(command: Command) -> None:
     config_option = typer.Option(None, "--config", "-c", help="A YAML file, or the name of a shipped one.")
     dry_run_option = typer.Option(False, "--dry-run", help="Check everything, print the plan, run nothing.")
     restart_option = typer.Option(
-        False, "--restart", help="Start over: an existing run folder is set aside as <name>.old-N."
+        False,
+        "--restart",
+        help="Start over: an existing run folder is set aside as <name>.old-N.",
+        hidden=not command.restart,
     )
     debug_option = typer.Option(False, "--debug", help="Show the traceback of an error.")
     output_option = typer.Option(None, "-o", "--output", help="Where the result goes.", hidden=command.output is None)
@@ -328,6 +334,8 @@ def _register(command: Command) -> None:
             raise typer.BadParameter(f"slm {command.name} takes no -o; name the folder with run_dir=...")
         if strict and not command.strict:
             raise typer.BadParameter(f"slm {command.name} takes no --strict")
+        if restart and not command.restart:
+            raise typer.BadParameter(f"slm {command.name} takes no --restart: it keeps no folder, each start is anew")
         if backwards and command.backwards is None:
             raise typer.BadParameter(f"slm {command.name} takes no --to-published")
         if from_scratch and (command.from_scratch is None or config is not None):

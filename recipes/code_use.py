@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from eval.codes import CodeStatistics, code_statistics
 from recipes.config import ConfigError
 from slm.corpus import CodedCorpus
 
-_VARIED = re.compile(r"#\d+$")  # the id of a varied copy, such as "s1-bbaf2n#3"
+_COPY = re.compile(r"(.+)#([1-9]\d*)", re.DOTALL)  # the id of a varied copy, such as "s1-bbaf2n#3"
 
 
 def corpus_code_statistics(folder: str, split: str, label: str, fingerprint: str | None) -> CodeStatistics:
@@ -33,10 +34,24 @@ def corpus_code_statistics(folder: str, split: str, label: str, fingerprint: str
     if not corpus.count(split):
         raise ConfigError(f"codes: {folder} has no split {split!r} (codes_split); it has {', '.join(corpus.splits)}")
 
+    varied = _varied_copies(corpus, split)
+
     def plain() -> Iterator[np.ndarray]:
         for row in corpus.rows(split):
-            if not _VARIED.search(row["id"]):
+            if row["id"] not in varied:
                 yield row["audio_codes"]
 
     facts = corpus.metadata
     return code_statistics(plain(), facts.codebook_sizes, facts.frame_rate, label, f"{split} split")
+
+
+def _varied_copies(corpus: CodedCorpus, split: str) -> set[str]:
+    """Ids of the varied copies that `slm encode` made of the train split; a recording's own id may end in #1 too."""
+    copies = corpus.metadata.plan.get("copies", 1) if split == "train" else 1
+    if copies == 1:
+        return set()
+    shards = [corpus.folder / shard["name"] for shard in corpus.index["splits"][split]["shards"]]
+    ids = {name for shard in shards for name in pq.read_table(shard, columns=["id"])["id"].to_pylist()}
+    found = ((name, _COPY.fullmatch(name)) for name in ids)
+    # A copy's plain one stands beside it, so this never leaves a split empty.
+    return {name for name, parts in found if parts and parts[1] in ids and int(parts[2]) < copies}

@@ -116,6 +116,7 @@ def _cells(config: Config) -> dict[str, list[Step]]:
 def plan(config: Config) -> dict[str, object]:
     """Every cell's stages and where they stand; raises what is wrong in any of them."""
     facts: dict[str, object] = {}
+    RunFolder(config.run_dir).check(config)
     for cell, steps in _cells(config).items():
         facts[cell] = describe(steps) if config.runs(cell) else f"not run (only): {missing_of(steps) or 'complete'}"
     return facts | {"result": config.run_dir}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from tokenizer.checkpoints import load_tokenizer
 from tokenizer.modeling import LMSPTModel
@@ -17,6 +18,8 @@ from .runtime import disk_errors, log
 @dataclass
 class Config:
     """What is converted, and where it goes."""
+
+    own_files: ClassVar[tuple[str, ...]] = ("config.json", "*.safetensors")  # by them `--restart` knows one
 
     paths: list[str] = field(
         default_factory=list,
@@ -31,6 +34,10 @@ class Config:
     def run_dir(self) -> str:
         """The folder that is written; what `--restart` sets aside."""
         return self.paths[1] if len(self.paths) == 2 else ""
+
+    @run_dir.setter
+    def run_dir(self, folder: str) -> None:
+        self.paths = [self.paths[0], folder]
 
 
 def read(config: Config) -> LMSPTModel:

@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,10 +25,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from eval.schema import load_results
 from recipes.config import ConfigError
-from recipes.export_card import CARD_FILE, Export, model_card
+from recipes.export_card import CARD_FILE, Export, model_card, own_results
 from recipes.export_check import Agreement, compare_codes, compare_transcripts
 from recipes.lineage import PastRun, run_of
 from recipes.runtime import CONFIG_FILE, atomic_write_text, disk_errors, log
+from recipes.systems import model_label
 from slm.modeling import load_llm
 from slm.vocabulary import FILE_NAME as VOCABULARY_FILE
 from tokenizer import load_tokenizer
@@ -47,6 +48,8 @@ NOT_COPIED = ("run.json", "complete.json", "trainer_state.json", "model.safetens
 class Config:
     """What is exported, where to, and what its card says beside the facts."""
 
+    own_files: ClassVar[tuple[str, ...]] = ("config.json", CARD_FILE)  # by them `--restart` knows an export
+
     source: str = field(default="", metadata={"help": "a finished run's folder, or a model folder"})
     output: str = field(default="", metadata={"help": "the new folder (-o)"})
     name: str = field(default="", metadata={"help": "the model's name in its card; empty: the new folder's"})
@@ -57,7 +60,7 @@ class Config:
     )
     rows: list[str] = field(
         default_factory=list,
-        metadata={"help": "which rows of them, by patterns of names (12.5hz:*); empty: those of this model's kind"},
+        metadata={"help": "which rows of them, by patterns of names (12.5hz:*); empty: those of this model"},
     )
     notes: list[str] = field(default_factory=list, metadata={"help": "more limits to state in the card"})
     check: str = field(
@@ -74,6 +77,10 @@ class Config:
     def run_dir(self) -> str:
         """The folder that is written; what `--restart` sets aside."""
         return self.output
+
+    @run_dir.setter
+    def run_dir(self, folder: str) -> None:
+        self.output = folder
 
 
 @dataclass
@@ -107,11 +114,28 @@ def prepare(config: Config) -> Job:
     if run is not None and not run.complete:
         raise ConfigError(f"{run.folder} is not finished (no complete.json): its own command goes on where it stopped")
     _check_output(config, folder)
-    for name in config.results:
-        load_results(name)
     if config.check and kind not in ("tokenizer", "supervised-tokenizer", "recogniser"):
         raise ConfigError(f"check: compares codes or transcripts, and {folder} is neither tokenizer nor recogniser")
-    return Job(folder, kind, run, settings)
+    job = Job(folder, kind, run, settings)
+    own_results(_export(config, job))  # raises where it is not clear which rows the card shows
+    return job
+
+
+def _export(config: Config, job: Job) -> Export:
+    """What the card is made from, as far as it is known before anything is written."""
+    out = Path(config.output).expanduser()
+    return Export(
+        name=config.name or out.name,
+        kind=job.kind,
+        settings=job.settings,
+        run=job.run,
+        dtype=config.dtype,
+        license=config.license,
+        labels=[model_label(str(job.folder)), out.name],
+        results=[load_results(name) for name in config.results],
+        rows=config.rows,
+        notes=config.notes,
+    )
 
 
 def _kind(folder: Path, settings: dict[str, Any]) -> str:
@@ -161,20 +185,12 @@ def run(config: Config) -> Path:
             parameters = _write_model(job, unfinished, config.dtype)
         fingerprint = _read_back(job, unfinished)
         agreement = _agreement(config, job, unfinished) if config.check else None
-        export = Export(
-            name=config.name or out.name,
-            kind=job.kind,
-            settings=job.settings,
-            run=job.run,
-            dtype=config.dtype,
-            license=config.license,
+        export = replace(
+            _export(config, job),
             parameters=parameters,
             sizes={path.name: path.stat().st_size for path in sorted(unfinished.iterdir())},
             fingerprint=fingerprint,
             agreement=agreement,
-            results=[load_results(name) for name in config.results],
-            rows=config.rows,
-            notes=config.notes,
         )
         atomic_write_text(unfinished / CARD_FILE, model_card(export))
         for path in unfinished.iterdir():

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from pathlib import PurePath
 from typing import Any
 
 import yaml
 
-from eval.codes import nominal_bitrate
+from eval.codes import CodeStatistics, nominal_bitrate
 from eval.markdown import results_markdown
-from eval.schema import SYSTEMS, Results, Row, merge_results
+from eval.schema import SYSTEM_NAMES, SYSTEMS, Results, Row, merge_results
+from recipes.config import ConfigError
 from recipes.embedded import EMBEDDED
 from recipes.export_check import Agreement
 from recipes.lineage import NOT_STATED, DataRow, Lineage, PastRun, data_rows, lineage
 from recipes.records import machine_text
+from recipes.systems import STAGES
 
 CARD_FILE = "README.md"
 PAPER = "arXiv 2506.16738"
@@ -77,8 +80,9 @@ class Export:
     run: PastRun | None
     dtype: str
     license: str
-    parameters: dict[str, int]  # of each part
-    sizes: dict[str, int]  # bytes of each file
+    parameters: dict[str, int] = field(default_factory=dict)  # of each part
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes of each file
+    labels: list[str] = field(default_factory=list)  # what tables call it, beside its name
     fingerprint: str = ""
     agreement: Agreement | None = None
     results: list[Results] = field(default_factory=list)
@@ -178,8 +182,42 @@ def _sizes(export: Export) -> str:
     return text + (f"\n\n{export.agreement.text()}" if export.agreement else "")
 
 
-def _belongs(export: Export, row: Row) -> bool:
-    """Whether a row of the results is shown: by the patterns given, else what is about this kind of model and rate."""
+def own_results(export: Export) -> Results:
+    """What the card shows of its results: the rows that the patterns name, else those of this kind of model and rate.
+
+    Where several models share the rate, only what is about the one of this name, or in the cell that is called so
+    (`12.5hz` of `embedded-12.5hz`).
+
+    Raises:
+        ConfigError: there are several models and none is called as this one.
+    """
+    parts = [replace(part, rows=[row for row in part.rows if _fits(export, row)]) for part in export.results]
+    codes = [item for part in parts for item in part.codes if item.frame_rate_hz == export.frame_rate]
+    models = {_about(export, row) for part in parts for row in part.rows}
+    models = (models | {_code_label(item) for item in codes}) - {""}
+    if len(models) > 1 and not export.rows:
+        names = {_label(name) for name in (export.name, *export.labels)}
+        cells = {*names, export.name.removeprefix("embedded-")}
+        parts = [replace(part, rows=_own_rows(export, part, names & models, cells)) for part in parts]
+        if not any(part.rows for part in parts):
+            raise ConfigError(
+                f"results: they hold several models ({', '.join(sorted(models))}) and none is called "
+                f"{' or '.join(sorted(names))}: name the rows of this one by patterns, such as rows=['12.5hz:*']"
+            )
+    # Merged: the recordings' rows stand in each of several evaluations.
+    found = merge_results(parts, export.name)
+    about = {_about(export, row) for row in found.rows}
+    shown = {(row.name, row.model) for row in found.rows}
+    return Results(
+        export.name,
+        found.rows,
+        [item for item in found.codes if item in codes and (len(models) < 2 or _code_label(item) in about)],
+        [item for item in found.quality if (item.name, item.model) in shown] if export.frame_rate else [],
+    )
+
+
+def _fits(export: Export, row: Row) -> bool:
+    """Whether a row is named by the patterns, else whether it is about this kind of model and rate."""
     if export.rows:
         names = (row.name, f"{row.protocol.judge.get('name', '')}: {row.name}")
         return any(fnmatchcase(name, pattern) for name in names for pattern in export.rows)
@@ -188,16 +226,50 @@ def _belongs(export: Export, row: Row) -> bool:
     return None in (export.frame_rate, row.frame_rate_hz) or abs(row.frame_rate_hz - export.frame_rate) < 1e-6
 
 
+def _own_rows(export: Export, part: Results, own: set[str], cells: set[str]) -> list[Row]:
+    """A part's rows that are about one of the models `own`, or in one of the `cells` where none is known.
+
+    Beside them, in the same cell, what does not say whose it is, and the recordings' rows.
+    """
+    sure = [_about(export, row) in own if own else _cell(row) in cells for row in part.rows]
+    beside = {_cell(row) for row, is_sure in zip(part.rows, sure, strict=True) if is_sure}
+    return [
+        row
+        for row, is_sure in zip(part.rows, sure, strict=True)
+        if is_sure or (row.system == "ground_truth" and beside) or (not _about(export, row) and _cell(row) in beside)
+    ]
+
+
+def _about(export: Export, row: Row) -> str:
+    """Which model of the exported one's kind a row is about; empty where it does not say."""
+    spoken = row.system in ("asr", "tts")
+    if export.kind == "slm":
+        return _label(row.model) if spoken else ""
+    if export.kind not in ("tokenizer", "supervised-tokenizer"):
+        return ""
+    return _label(str(row.generation.get("tokenizer") or "") if spoken else row.model)
+
+
+def _label(name: str) -> str:
+    """`recipes.systems.model_label` of a name or path, whether it is there or not."""
+    parts = [part for part in PurePath(name).parts if part not in ("model", "/")]
+    return "/".join(parts[-2:] if parts and parts[-1] in STAGES else parts[-1:])
+
+
+def _code_label(item: CodeStatistics) -> str:
+    return _label(item.name.rpartition(": ")[2])
+
+
+def _cell(row: Row) -> str:
+    """The cell of `slm compare` that a row's name begins with; empty where there is none."""
+    return row.name.rpartition(f": {SYSTEM_NAMES[row.system]}")[0]
+
+
 def _scores(export: Export) -> str:
-    # Merged: the recordings' rows stand in each of several evaluations.
-    found = merge_results(export.results, export.name)
-    rows = [row for row in found.rows if _belongs(export, row)]
-    if not rows:
+    found = own_results(export)
+    if not found.rows:
         return "None are recorded here: `slm evaluate` makes them."
-    shown = {(row.name, row.model) for row in rows}
-    codes = [item for item in found.codes if export.frame_rate == item.frame_rate_hz]
-    quality = [item for item in found.quality if (item.name, item.model) in shown] if export.frame_rate else []
-    text = results_markdown(Results(export.name, rows, codes, quality))
+    text = results_markdown(found)
     return text.removeprefix(f"# {export.name}\n").replace("\n## ", "\n### ").strip()
 
 

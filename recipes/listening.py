@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import soundfile
 
 from eval.audio import resample
-from eval.schema import Clip, Row, Sample
+from eval.schema import SYSTEMS, Clip, Row, Sample
 from eval.speech import QualitySummary, compare_audio, summarise_quality
 from eval.text import get_normaliser
 from eval.wer import error_listing, score_pairs
@@ -50,7 +49,7 @@ def listening_samples(
     """A few utterances, spread over the test set, as FLAC files (a lossy format would add a codec of its own).
 
     Args:
-        folder: where the files go; what it holds is replaced.
+        folder: where the files go; earlier ones of such names are replaced, others stay.
         count: how many utterances.
         references: id -> text of the test set.
         systems: what was scored.
@@ -59,8 +58,11 @@ def listening_samples(
     spoken = [(i, system) for i, system in enumerate(systems) if system.kind != "asr"]
     ids = [i for i in references if spoken and any(system.audios.get(i) is not None for _, system in spoken)]
     chosen = [ids[k] for k in np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)]
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    own = re.compile(rf"\d+-\d+-({'|'.join(map(slug, SYSTEMS))})\.flac")
+    for path in folder.iterdir():
+        if own.fullmatch(path.name):
+            path.unlink()
     samples = []
     for number, utterance_id in enumerate(chosen):
         sample = Sample(utterance_id, references[utterance_id])

@@ -14,6 +14,14 @@ from typing import Any
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 
 
+def read_time(text: str) -> datetime | None:
+    """A recorded time, of whatever offset (earlier ones are local); None where the text is none."""
+    try:
+        return datetime.strptime(text, TIME_FORMAT)
+    except ValueError:
+        return None
+
+
 def describe_machine(cpuinfo: str | Path = "/proc/cpuinfo") -> dict[str, Any]:
     """CPU, cores and threads in use, memory (GiB) and GPU, as far as they can be read without loading anything."""
     facts: dict[str, Any] = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}

@@ -1,8 +1,8 @@
-"""What ``slm resynthesize`` shows of its results: tables in the terminal, and a page with players."""
+"""What ``slm resynthesize`` shows of its results: tables in the terminal, and a page with players beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,11 +15,29 @@ from rich.text import Text
 
 from eval.listening_page import PageClip, PageRecording, audio_uri, listening_page
 from eval.speech import MEASURES_EXPLAINED
-from recipes.runtime import atomic_write_text
+from recipes.config import ConfigError
+from recipes.own_folders import some_of
+from recipes.runtime import atomic_write_text, read_json
 
 RESULTS_FILE, PAGE_FILE = "resynthesis.json", "index.html"
 NAME_WIDTH = 25  # of "  semantic reconstruction"
 MOST_INSIDE_S = 1800.0  # of audio inside the page: about 50 MB at 16 kHz
+
+
+def refuse_foreign_files(folder: Path, outputs: Iterable[Path]) -> None:
+    """Raises ConfigError where a file would be written over that `slm resynthesize` did not write.
+
+    Args:
+        folder: where results and page go.
+        outputs: what else would be written there.
+    """
+    if "recordings" in read_json(folder / RESULTS_FILE):
+        return
+    if names := some_of(p.name for p in (folder / RESULTS_FILE, folder / PAGE_FILE, *outputs) if p.exists()):
+        raise ConfigError(
+            f"output (-o): {folder} holds {names}, which would be written over, and no {RESULTS_FILE} of an earlier "
+            "start: choose another -o"
+        )
 
 
 def _fixed(key: str, digits: int) -> Callable[[dict[str, Any]], str]:

@@ -4,7 +4,8 @@ For each tokenizer (the embedded ones where none is named) and each of its ways 
 reconstruction, resynthesis) a WAV, beside it the
 recording as the tokenizers heard it; ``resynthesis.json`` with frame rate, bitrate, speed and scores; ``index.html``, a
 page to listen to. Recordings are read, encoded, decoded, written and scored piece by piece: memory does not grow with
-their length where the tokenizer can be cut into chunks. Each start makes everything anew.
+their length where the tokenizer can be cut into chunks. Each start makes everything anew, once it has read every
+recording whole; nothing is written over but what `slm resynthesize` wrote.
 
 Not here: corpora (``slm encode``), WER over a test set (``slm evaluate``).
 
@@ -19,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import soundfile
@@ -27,14 +28,12 @@ import torch
 
 from eval.codes import nominal_bitrate
 from eval.judge import Judge, JudgeConfig, check_judge, load_judge
-from eval.speech import compare_audio, summarise_quality
-from eval.text import get_normaliser
-from eval.wer import score_pairs
 from recipes.config import ConfigError
 from recipes.embedded import RECOGNISERS, TOKENIZERS, resolve_judge
 from recipes.encode_audio import encode_recording
 from recipes.output_names import distinct, file_name, labels_of
-from recipes.resynthesis_report import RESULTS_FILE, means, print_tables, write_page
+from recipes.resynthesis_report import RESULTS_FILE, means, print_tables, refuse_foreign_files, write_page
+from recipes.resynthesis_scores import MOST_PIECES, PIECE_S, hear, heard_otherwise, scores
 from recipes.runtime import (
     atomic_write_text,
     describe_run,
@@ -50,12 +49,12 @@ from tokenizer.chunking import CHUNK_S, can_chunk, decode_blocks
 from tokenizer.data import AudioError, Utterance
 from tokenizer.long_audio import LongAudio
 
-PIECE_S, MOST_PIECES = 30.0, 20  # a long recording is scored in such pieces, spread over it
-
 
 @dataclass
 class Config:
     """What goes through what."""
+
+    own_files: ClassVar[tuple[str, ...]] = (RESULTS_FILE,)  # by it `--restart` knows a folder of this command
 
     files: list[str] = field(
         default_factory=list,
@@ -92,6 +91,10 @@ class Config:
     def run_dir(self) -> str:
         """The folder that is written; what `--restart` sets aside."""
         return self.output
+
+    @run_dir.setter
+    def run_dir(self, folder: str) -> None:
+        self.output = folder
 
 
 @dataclass
@@ -159,6 +162,7 @@ def prepare(config: Config) -> Job:
         for path in _outputs(config, job, stem):
             if path.resolve() in inputs:
                 raise ConfigError(f"{path} is one of the recordings and would be overwritten: choose another -o")
+    refuse_foreign_files(Path(config.output), [path for stem in job.stems for path in _outputs(config, job, stem)])
     return job
 
 
@@ -189,24 +193,28 @@ def run(config: Config) -> Path:
     Raises:
         AudioError: some files could not be used (after all else is made), or, with `strict`, the first of them.
     """
-    job = prepare(config)
+    job, out = prepare(config), Path(config.output)
+    readable, errors = _readable(config, job)
+    if not readable:
+        raise _unusable(config, errors, f"nothing was made, and {out} is as it was")
     judge = load_judge(job.judge, job.device) if job.judge else None
-    out = Path(config.output)
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    recordings, errors = [], []
+    if not (out / RESULTS_FILE).exists():  # so that after a cut the same command finds its own files there
+        atomic_write_text(out / RESULTS_FILE, json.dumps({"recordings": [], "run": describe_run(config)}) + "\n")
+    recordings = []
     for codec in job.codecs:
         _warm_up(codec, job)
-    for name, stem in progress(zip(config.files, job.stems, strict=True), "resynthesize", len(config.files)):
+    for recording, stem in progress(readable, "resynthesize", len(readable)):
+        written: list[Path] = []
         try:
-            recordings.append(_one_recording(config, job, judge, name, stem))
+            recordings.append(_one_recording(config, job, judge, recording, stem, written))
         except AudioError as error:
             if config.strict:
                 raise
-            log.warning("%s", error)
-            errors.append({"file": name, "error": str(error)})
-            for path in _outputs(config, job, stem):
-                path.unlink(missing_ok=True)  # of an earlier start, or half a file
+            errors.append(_noted(recording.utterance.id, error))
+            for path in written:
+                path.unlink(missing_ok=True)
+    if not recordings:
+        raise _unusable(config, errors, "nothing was made")
     results = {
         "recordings": recordings,
         "errors": errors,
@@ -233,20 +241,45 @@ def run(config: Config) -> Path:
     page = write_page(results, out)
     print_tables(results)
     if errors:
-        raise AudioError(
-            f"{len(errors)} of {len(config.files)} files could not be used"
-            + (f", the others are in {out}" if recordings else "")
-            + "".join(f"\n  {error['error']}" for error in errors)
-        )
+        raise _unusable(config, errors, f"the others are in {out}")
     return page
 
 
+def _readable(config: Config, job: Job) -> tuple[list[tuple[LongAudio, str]], list[dict[str, str]]]:
+    """Every recording that can be used, with the stem of its outputs; and what is wrong with each of the others."""
+    found, errors = [], []
+    for name, stem in zip(config.files, job.stems, strict=True):
+        try:
+            found.append((LongAudio(Utterance(name, name), job.recording_hz), stem))
+        except AudioError as error:
+            if config.strict:
+                raise
+            errors.append(_noted(name, error))
+    return found, errors
+
+
+def _noted(name: str, error: AudioError) -> dict[str, str]:
+    log.warning("%s", error)
+    return {"file": name, "error": str(error)}
+
+
+def _unusable(config: Config, errors: list[dict[str, str]], rest: str) -> AudioError:
+    head = f"{len(errors)} of {len(config.files)} files could not be used, {rest}"
+    return AudioError("\n  ".join([head, *(error["error"] for error in errors)]))
+
+
 @torch.inference_mode()
-def _one_recording(config: Config, job: Job, judge: Judge | None, name: str, stem: str) -> dict[str, Any]:
-    """One file through all tokenizers; returns its entry of the results. Raises AudioError."""
-    utterance, out = Utterance(name, name), Path(config.output)
+def _one_recording(
+    config: Config, job: Job, judge: Judge | None, recording: LongAudio, stem: str, written: list[Path]
+) -> dict[str, Any]:
+    """One file through all tokenizers; returns its entry of the results. Raises AudioError.
+
+    `written` is told every file before it is begun.
+    """
+    utterance, out, name = recording.utterance, Path(config.output), recording.utterance.id
     original = out / f"{stem}-recording.wav"
-    n_samples = _write(original, LongAudio(utterance, job.recording_hz).blocks(), job.recording_hz)
+    written.append(original)
+    n_samples = _write(original, recording.blocks(), job.recording_hz)
     info = soundfile.info(name)
     entry: dict[str, Any] = {
         "file": name,
@@ -255,7 +288,7 @@ def _one_recording(config: Config, job: Job, judge: Judge | None, name: str, ste
         "sampling_rate": info.samplerate,
         "channels": info.channels,
         "audio": original.name,
-        "heard": _hear(judge, original, config.excerpt_s),
+        "heard": hear(judge, original, config.excerpt_s),
         "rows": [],
     }
     for codec in job.codecs:
@@ -267,6 +300,7 @@ def _one_recording(config: Config, job: Job, judge: Judge | None, name: str, ste
         encode_s = time.perf_counter() - started - reading.wall_s
         for way, n_books, way_hz in codec.ways():
             path = out / f"{stem}-{codec.label}-{way.replace('_', '-')}.wav"
+            written.append(path)
             decoding = _Timed(_decoded(model, codes[:n_books], config.chunk_s, way == "resynthesis"))
             _write(path, decoding, way_hz, math.ceil(n_samples * way_hz / job.recording_hz), codec.name)
             wall_s = encode_s + decoding.wall_s
@@ -282,9 +316,9 @@ def _one_recording(config: Config, job: Job, judge: Judge | None, name: str, ste
                 "wall_s": wall_s,
                 "real_time_factor": wall_s / entry["duration_s"],
             }
-            heard = _hear(judge, path, config.excerpt_s)
-            row |= _scores(original, path, codec.label)
-            row |= {"heard": heard, "heard_cer": _heard_otherwise(entry["heard"], heard)}
+            heard = hear(judge, path, config.excerpt_s)
+            row |= scores(original, path, codec.label)
+            row |= {"heard": heard, "heard_cer": heard_otherwise(entry["heard"], heard)}
             entry["rows"].append(row)
     return entry
 
@@ -335,47 +369,6 @@ def _write(path: Path, blocks: Iterable[np.ndarray], sampling_rate: int, most: i
             file.write(np.clip(block, -1, 1))
             written += len(block)
     return written
-
-
-def _pieces(duration_s: float) -> list[tuple[float, float]]:
-    """(start, length) in seconds of the equal pieces that are scored, spread evenly where there are too many."""
-    n = max(1, math.ceil(duration_s / PIECE_S))
-    chosen = dict.fromkeys(np.linspace(0, n - 1, min(n, MOST_PIECES)).round().astype(int).tolist())
-    return [(index * duration_s / n, duration_s / n) for index in chosen]
-
-
-def _scores(reference: Path, audio: Path, label: str) -> dict[str, Any]:
-    """How close a clip is to the recording, as fields of a row."""
-    compared, scored_s = [], 0.0
-    with soundfile.SoundFile(reference) as one, soundfile.SoundFile(audio) as other:
-        rates = one.samplerate, other.samplerate
-        for start_s, length_s in _pieces(one.frames / one.samplerate):
-            pair = []
-            for file in (one, other):
-                file.seek(min(round(start_s * file.samplerate), file.frames))
-                pair.append(file.read(max(1, round(length_s * file.samplerate)), dtype="float32"))
-            if all(len(part) for part in pair):  # published lengths may fall a few samples short
-                compared.append(compare_audio(*pair, *rates))
-                scored_s += length_s
-    found = summarise_quality(audio.name, label, compared)
-    measures = ("mel_distance_db", "stoi", "pesq", "level_difference_db", "n_measured")
-    notes = list(dict.fromkeys(note for piece in compared for note in piece.notes))
-    return {key: getattr(found, key) for key in measures} | {"scored_s": scored_s, "notes": notes}
-
-
-def _hear(judge: Judge | None, path: Path, excerpt_s: float) -> str | None:
-    """What the judge hears in the excerpt; None where there is no judge."""
-    if judge is None:
-        return None
-    with soundfile.SoundFile(path) as file:
-        return judge.transcribe([file.read(round(excerpt_s * file.samplerate), dtype="float32")], file.samplerate)[0]
-
-
-def _heard_otherwise(in_recording: str | None, heard: str | None) -> float | None:
-    """CER of what the judge hears against what it hears in the recording; None where it hears no word there."""
-    if not in_recording or heard is None:
-        return None
-    return score_pairs([in_recording], [heard], get_normaliser("basic")).cer
 
 
 @torch.inference_mode()

@@ -14,9 +14,9 @@ import platform
 import random
 import subprocess
 import sys
-import time
 import typing
 from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,13 +24,14 @@ import yaml
 from safetensors import SafetensorError
 
 from recipes.config import ConfigError, dump_config, from_values
+from recipes.own_folders import CONFIG_FILE, RUN_FILE, refuse_foreign, refuse_to_set_aside
 from recipes.records import TIME_FORMAT, describe_machine, wall_seconds
 
 T = TypeVar("T")
 log = logging.getLogger("slm")
 ISLANDS = (log, logging.getLogger("tokenizer"), logging.getLogger("eval"))
 
-CONFIG_FILE, RUN_FILE, COMPLETE_FILE = "config.yaml", "run.json", "complete.json"
+COMPLETE_FILE = "complete.json"
 VERSIONED = ("lmspt-slm", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "numpy", "jiwer")
 # A field with this metadata changes how a run is done, not what comes out: `field(..., metadata={MAY_CHANGE: True})`.
 MAY_CHANGE = "may_change"
@@ -62,9 +63,13 @@ class RunFolder:
         return folder
 
     def check(self, config: Any) -> None:
-        """Raise ConfigError where the folder was begun with a different configuration (for plans and dry runs)."""
+        """Raise ConfigError where a run with this configuration may not go on there (for plans and dry runs).
+
+        The folder was begun with another configuration, or is none of ours and not empty (`refuse_foreign`).
+        """
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"run_dir {self.folder} is a file; name a folder")
+        refuse_foreign(self.folder)
         file = self.path(CONFIG_FILE)
         if not file.is_file():
             return
@@ -106,7 +111,8 @@ class RunFolder:
             itself.
 
         Raises:
-            ConfigError: the folder was begun with a different configuration; the message says which keys differ.
+            ConfigError: the folder was begun with a different configuration (the message says which keys differ), or
+                holds what no run of ours put there.
         """
         self.check(config)
         if not is_main_process():
@@ -145,13 +151,16 @@ class RunFolder:
             marker |= {"wall_s": wall_seconds(starts, self.metrics, marker["finished"]), "summary": summary or {}}
             atomic_write_text(self.path(COMPLETE_FILE), json.dumps(marker, indent=2) + "\n")
 
-    def set_aside(self) -> Path | None:
+    def set_aside(self, own_files: Iterable[str] = ()) -> Path | None:
         """Move the whole folder to ``<name>.old-N``; returns where, or None if there was nothing.
 
         Of several processes the first moves it; the others wait, or they would take the old folder for this run's.
+
+        Raises:
+            ConfigError: the folder is none of ours (`refuse_to_set_aside`, which explains `own_files`).
         """
-        if self.folder.resolve() in (Path.cwd(), *Path.cwd().parents):
-            raise ConfigError(f"run_dir {self.folder} is the working folder or above it: it is not set aside")
+        if is_main_process():
+            refuse_to_set_aside(self.folder, own_files)
         target = None
         if is_main_process() and self.folder.exists():
             number = 1
@@ -369,4 +378,4 @@ def _sha256(path: Path) -> str:
 
 
 def _now() -> str:
-    return time.strftime(TIME_FORMAT)
+    return datetime.now(timezone.utc).strftime(TIME_FORMAT)  # one zone for machines that share a disk

@@ -21,19 +21,24 @@ from recipes.config import ConfigError, load_config
 from slm.corpus import CodedCorpusWriter, CorpusError, CorpusMetadata
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    """Two recordings, one with a varied copy; book 0 has eight entries."""
-    folder = tmp_path / "codes"
-    writer = CodedCorpusWriter(folder, CorpusMetadata("own", [8, 4], 12.5, 16_000))
-    codes = {"a": [0, 0, 1, 1], "b#x": [2, 2, 3, 3], "a#1": [4, 5, 6, 7]}
+def write_corpus(folder: Path, codes: dict[str, list[int]], copies: int, split: str = "train") -> Path:
+    """A coded corpus of one split as `slm encode` leaves it, in two shards; its book 0 has eight entries."""
+    writer = CodedCorpusWriter(folder, CorpusMetadata("own", [8, 4], 12.5, 16_000, plan={"copies": copies}))
     rows = [
-        {"id": name, "text": "one", "duration": 0.3, "audio_codes": np.array([book, [0] * 4])}
+        {"id": name, "text": "one", "duration": 0.3, "audio_codes": np.array([book, [0] * len(book)])}
         for name, book in codes.items()
     ]
-    writer.write_shard("train", 0, 1, rows)
+    for shard in range(2):
+        writer.write_shard(split, shard, 2, rows[shard::2])
     writer.finish()
     return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Two recordings, one with a varied copy."""
+    codes = {"a": [0, 0, 1, 1], "b#x": [2, 2, 3, 3], "a#1": [4, 5, 6, 7]}
+    return write_corpus(tmp_path / "codes", codes, copies=2)
 
 
 def test_varied_copies_do_not_count(corpus: Path) -> None:
@@ -41,6 +46,21 @@ def test_varied_copies_do_not_count(corpus: Path) -> None:
     assert (found.name, found.data, found.n_utterances, found.n_frames) == ("mine", "train split", 2, 8)
     assert (found.books[0].used, found.books[0].use) == (4, 0.5)
     assert found.books[0].perplexity == pytest.approx(4.0) and found.books[1].used == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "copies", "split", "counted"),
+    [
+        (["call#1", "call#2"], 1, "train", 2),  # nothing was varied
+        (["call#1", "call#2", "call#1#1", "call#2#1"], 2, "train", 2),
+        (["a", "a#1", "a#7"], 2, "train", 2),  # no seventh copy was made
+        (["a", "a#01", "b#1"], 2, "train", 3),  # not as a copy is named; no plain copy beside it
+        (["a", "a#1"], 2, "test", 2),  # only the train split has copies
+    ],
+)
+def test_recordings_whose_names_end_like_a_copy_s_count(tmp_path: Path, ids, copies, split, counted) -> None:
+    folder = write_corpus(tmp_path / "codes", {name: [0] for name in ids}, copies, split)
+    assert corpus_code_statistics(str(folder), split, "mine", "own").n_utterances == counted
 
 
 def test_codes_of_another_tokenizer_and_absent_splits_are_refused(corpus: Path) -> None:

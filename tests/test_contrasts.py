@@ -138,7 +138,10 @@ def ran(monkeypatch) -> list[str]:
 
     def recipe(name: str) -> types.SimpleNamespace:
         def run(config: FakeConfig) -> None:
-            folder = RunFolder(config.run_dir).start(config)
+            folder = RunFolder(config.run_dir)
+            if folder.complete:
+                return
+            folder.start(config)
             names.append(str(Path(config.run_dir).relative_to(Path(config.run_dir).parents[1])))
             if name == "evaluate":
                 save_results(Results("", cell(config.rate)), config.run_dir)

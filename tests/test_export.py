@@ -6,18 +6,21 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from slm_tiny import save_llm
 
-from eval.schema import Protocol, Results, TestSet, make_row, save_results
+from eval.codes import code_statistics
+from eval.schema import Protocol, Results, TestSet, load_results, make_row, save_results
 from eval.text import get_normaliser
 from eval.wer import score_pairs
 from recipes import export
 from recipes.config import ConfigError
 from recipes.export import Config
+from recipes.export_card import Export, own_results
 from recipes.lineage import data_rows, lineage, read_run
 from recipes.records import machine_text, wall_seconds
 from tokenizer import LMSPTModel, load_tokenizer
@@ -71,15 +74,21 @@ def runs(tmp_path, tiny_tokenizer, tiny_teacher, make_corpus) -> Path:
     )
 
 
-def scores(tmp_path: Path) -> Path:
+def scores(tmp_path: Path, rows: list[tuple[str, str, str, float]] | None = None, codes=()) -> Path:
+    """results.json with rows of (name, system, model, frame rate) beside the recordings'; `codes`: name, frame rate."""
     protocol = Protocol(
         "speech", {"name": "ear"}, "basic", "1", TestSet("corpus test", "0" * 64, 2), bootstrap_samples=50
     )
     rates = score_pairs(["one two", "three"], ["one too", "three"], get_normaliser("basic"), ["a", "b"])
-    rows = [make_row("ground truth", "ground_truth", "", protocol, rates)]
-    for name, rate in (("fast: reconstruction", 25.0), ("slow: reconstruction", 12.5)):
-        rows.append(make_row(name, "reconstruction", name, protocol, rates, frame_rate_hz=rate))
-    save_results(Results("Scores", rows), tmp_path / "scores")
+    speeds = (("fast: reconstruction", 25.0), ("slow: reconstruction", 12.5))
+    wanted = rows or [(name, "reconstruction", name, rate) for name, rate in speeds]
+    found = [make_row("ground truth", "ground_truth", "", protocol, rates)]
+    for name, system, model, rate in wanted:
+        found.append(make_row(name, system, model, protocol, rates, frame_rate_hz=rate))
+        if system in ("tts", "asr"):  # as transcribe and synthesize leave it: the SLM, and its tokenizer
+            found[-1].model, found[-1].generation = "slm", {"tokenizer": model}
+    statistics = [code_statistics([np.zeros((1, 9), int)], [4], rate, name) for name, rate in codes]
+    save_results(Results("Scores", found, codes=statistics), tmp_path / "scores")
     return tmp_path / "scores" / "results.json"
 
 
@@ -133,6 +142,71 @@ def test_fp32_keeps_every_bit_and_rows_can_be_chosen(runs, tmp_path, tiny_tokeni
     card = (out / "README.md").read_text()
     assert "per book: 100.00, 100.00, 100.00 %" in card and "fast: reconstruction" in card
     assert "slow: reconstruction" not in card and "ground truth" not in card
+
+
+def shown(tmp_path: Path, rows, codes=(), *, name: str, labels=(), patterns=()) -> tuple[list[str], list[str]]:
+    """Names of the rows and code figures that the card of a tokenizer of 12.5 Hz would show."""
+    results = [load_results(scores(tmp_path, rows, codes))]
+    settings = {"sampling_rate": 16000, "strides": [1280]}
+    export = Export(name, "tokenizer", settings, None, "fp16", "", labels=list(labels), results=results)
+    export.rows = list(patterns)
+    found = own_results(export)
+    return [row.name for row in found.rows], [item.name for item in found.codes]
+
+
+def cell_rows(cell: str, model: str, rate: float = 12.5, tokenizer: str = "") -> list[tuple[str, str, str, float]]:
+    """The rows of one cell of `slm compare`: speech of its tokenizer, and an SLM on its codes."""
+    speech = [(f"{cell}: reconstruction", "reconstruction", model, rate)]
+    return [*speech, (f"{cell}: SLM ASR", "asr", tokenizer or model, rate)]
+
+
+def test_a_card_shows_no_rows_of_another_tokenizer_at_its_rate(tmp_path):
+    rows = cell_rows("ours", "ours/train-tokenizer", tokenizer="/gone/compare/ours/train-tokenizer/model")
+    rows += cell_rows("pooled", "pooled/train-tokenizer") + cell_rows("slower", "slower/train-tokenizer", 6.25)
+    codes = [("ours/train-tokenizer", 12.5), ("pooled/train-tokenizer", 12.5)]
+    mine = ["ground truth", "ours: reconstruction", "ours: SLM ASR"], ["ours/train-tokenizer"]
+    labels = ["ours/train-tokenizer", "out"]
+    assert shown(tmp_path, rows, codes, name="out", labels=labels) == mine
+    assert shown(tmp_path, rows, codes, name="pooled/train-tokenizer")[0][1:] == [
+        "pooled: reconstruction",
+        "pooled: SLM ASR",
+    ]
+    with pytest.raises(ConfigError, match=r"several models \(ours/train-tokenizer, pooled/train-tok.*patterns.*rows="):
+        shown(tmp_path, rows, codes, name="out")
+    assert shown(tmp_path, rows, codes, name="out", patterns=["ours: rec*"]) == (["ours: reconstruction"], mine[1])
+
+
+def test_the_embedded_models_rows_need_no_settings(tmp_path):
+    cells = cell_rows("12.5hz", "embedded-12.5hz") + cell_rows("6.25hz", "embedded-6.25hz", 6.25)
+    ours = ["ground truth", "12.5hz: reconstruction", "12.5hz: SLM ASR"]
+    codes = [("12.5hz: embedded-12.5hz", 12.5), ("6.25hz: embedded-6.25hz", 6.25)]
+    embedded = {"name": "embedded-12.5hz", "labels": ["12.5hz-long"]}
+    assert shown(tmp_path, cells, codes, **embedded) == (ours, ["12.5hz: embedded-12.5hz"])
+    # Beside others at the rate: by its name, by that of the folder it was exported from, by the cell's name.
+    others = [*cells, *cell_rows("other", "other-12.5hz"), ("reconstruction", "reconstruction", "12.5hz-long", 12.5)]
+    assert shown(tmp_path, others, **embedded)[0] == [*ours, "reconstruction"]
+    unnamed = cell_rows("12.5hz", "a") + cell_rows("12.5hz-pooled", "b")
+    assert shown(tmp_path, unnamed, **embedded)[0] == ours
+
+
+def test_an_slm_s_card_shows_its_own_rows_and_its_tokenizer_s(tmp_path):
+    results = load_results(scores(tmp_path, cell_rows("a", "tok-a") + cell_rows("b", "tok-b", 25.0)))
+    for row in results.rows[1:]:
+        row.model = f"{row.name[0]}/finetune" if row.system == "asr" else row.model
+    export = Export("out", "slm", {}, None, "fp16", "", labels=["b/finetune"], results=[results])
+    assert [row.name for row in own_results(export).rows] == ["ground truth", "b: reconstruction", "b: SLM ASR"]
+    export.labels = ["c/finetune"]
+    with pytest.raises(ConfigError, match="a/finetune, b/finetune"):
+        own_results(export)
+
+
+def test_an_export_whose_rows_are_unclear_stops_before_it_begins(runs, tmp_path):
+    rows = cell_rows("a", "tok-a") + cell_rows("b", "tok-b")
+    config = Config(str(runs), str(tmp_path / "out"), results=[str(scores(tmp_path, rows))])
+    with pytest.raises(ConfigError, match="several models"):
+        export.plan(config)
+    config.name = "tok-b"
+    assert export.plan(config)["result"] == str(tmp_path / "out")
 
 
 def test_a_recogniser_and_its_ctc_head_travel_together(runs, tmp_path, tiny_teacher):

@@ -18,7 +18,7 @@ from conftest import tone
 from typer.testing import CliRunner
 
 import tokenizer.embedded
-from recipes import cli, resynthesis_report, resynthesize
+from recipes import cli, resynthesis_report, resynthesis_scores, resynthesize
 from recipes.config import ConfigError, load_config
 from recipes.output_names import distinct, labels_of
 from recipes.resynthesize import Config
@@ -106,21 +106,21 @@ def test_a_long_recording_goes_in_chunks_to_the_same_sound(config, tiny_tokenize
 
 
 def test_scores_are_against_the_recording_piece_by_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(resynthesize, "PIECE_S", 0.5)
+    monkeypatch.setattr(resynthesis_scores, "PIECE_S", 0.5)
     sound = tone(2.2)
     soundfile.write(tmp_path / "a.wav", sound, 16000)
     soundfile.write(tmp_path / "half.wav", 0.5 * soxr.resample(sound, 16000, 24000), 24000)
-    same = resynthesize._scores(tmp_path / "a.wav", tmp_path / "a.wav", "x")
+    same = resynthesis_scores.scores(tmp_path / "a.wav", tmp_path / "a.wav", "x")
     assert same["mel_distance_db"] == 0 and same["level_difference_db"] == 0
     assert same["n_measured"]["mel_distance_db"] == 5 and same["scored_s"] == pytest.approx(2.2)
-    half = resynthesize._scores(tmp_path / "a.wav", tmp_path / "half.wav", "x")
+    half = resynthesis_scores.scores(tmp_path / "a.wav", tmp_path / "half.wav", "x")
     assert half["level_difference_db"] == pytest.approx(-6.02, abs=0.1)
 
 
 def test_an_hour_is_scored_in_pieces_spread_over_it():
-    pieces = resynthesize._pieces(3600.0)
-    assert len(pieces) == resynthesize.MOST_PIECES and pieces[0] == (0, 30) and sum(pieces[-1]) == 3600
-    assert resynthesize._pieces(4.0) == [(0, 4)] and len(resynthesize._pieces(30.5)) == 2
+    pieces = resynthesis_scores.pieces(3600.0)
+    assert len(pieces) == resynthesis_scores.MOST_PIECES and pieces[0] == (0, 30) and sum(pieces[-1]) == 3600
+    assert resynthesis_scores.pieces(4.0) == [(0, 4)] and len(resynthesis_scores.pieces(30.5)) == 2
 
 
 @pytest.fixture
@@ -147,9 +147,6 @@ def bad_files(tmp_path, stereo) -> dict[str, str]:
 
 
 def test_bad_files_are_named_and_the_others_are_made(config, bad_files, stereo, tiny_tokenizer):
-    stale = Path(config.output) / "silent-recording.wav"
-    stale.parent.mkdir()
-    stale.touch()
     files = [*bad_files, str(stereo)]
     settings = [f"tokenizers={tiny_tokenizer}", "judge=null"]
     found = CliRunner().invoke(cli.app, ["resynthesize", *files, "-o", config.output, *settings])
@@ -161,7 +158,7 @@ def test_bad_files_are_named_and_the_others_are_made(config, bad_files, stereo, 
     assert [error["file"] for error in results["errors"]] == list(bad_files)
     assert all(reason in error["error"] for error, reason in zip(results["errors"], bad_files.values(), strict=True))
     assert [entry["file"] for entry in results["recordings"]] == [str(stereo)]
-    assert len(list(Path(config.output).glob("*.wav"))) == 4 and not stale.exists()
+    assert len(list(Path(config.output).glob("*.wav"))) == 4
     assert "silent.wav" in (Path(config.output) / "index.html").read_text()
 
 
@@ -169,7 +166,7 @@ def test_strict_stops_at_the_first_bad_file(config, bad_files, stereo):
     config.strict, config.files = True, [list(bad_files)[-1], str(stereo)]
     with pytest.raises(AudioError, match="gone.wav: no such file"):
         resynthesize.run(config)
-    assert not list(Path(config.output).glob("*.wav"))
+    assert not Path(config.output).exists()
     with pytest.raises(AudioError, match="gone.wav: no such file"):
         resynthesize.plan(config)
 
@@ -219,6 +216,71 @@ def test_a_recording_is_never_written_over(config, stereo):
     with pytest.raises(ConfigError, match="would be overwritten: choose another -o"):
         resynthesize.run(config)
     assert Path(config.files[1]).read_bytes() == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_mistyped_folder_leaves_what_an_earlier_start_made(config, stereo, bad_files):
+    config.tokenizers = ["dmel-25hz"]
+    resynthesize.run(config)
+    made = contents(Path(config.output))
+    config.files = [str(stereo.parent / "tyop" / stereo.name)]
+    with pytest.raises(AudioError, match=r"1 of 1 files could not be used, nothing was made(.|\n)*no such file"):
+        resynthesize.run(config)
+    assert contents(Path(config.output)) == made
+    # Beside a file that can be used too: the earlier start's sound stays.
+    other = shutil.copy(stereo, stereo.parent / "other.wav")
+    config.files.append(str(other))
+    with pytest.raises(AudioError, match="1 of 2 files could not be used, the others are in"):
+        resynthesize.run(config)
+    now = contents(Path(config.output))
+    assert {name for name in made if name.endswith(".wav")} < set(now) and "other-recording.wav" in now
+
+
+def test_half_a_result_is_taken_away_again(config, stereo, monkeypatch):
+    def torn(*_):
+        raise AudioError(f"{stereo}: torn in the middle")
+
+    config.tokenizers = ["dmel-25hz"]
+    resynthesize.run(config)
+    page = (Path(config.output) / "index.html").read_bytes()
+    monkeypatch.setattr(resynthesize, "_long_enough", torn)
+    with pytest.raises(AudioError, match="nothing was made"):
+        resynthesize.run(config)
+    # It had written its recording; the sound of the earlier start it had not come to.
+    assert [path.name for path in Path(config.output).glob("*.wav")] == ["my-take-dmel-25hz-reconstruction.wav"]
+    assert (Path(config.output) / "index.html").read_bytes() == page  # no empty one in its place
+
+
+@pytest.mark.parametrize("name", ["index.html", "my-take-recording.wav", "resynthesis.json"])
+def test_nobody_else_s_file_is_written_over(config, name):
+    out = Path(config.output)
+    out.mkdir()
+    (out / name).write_text("{}")
+    (out / "notes.txt").write_text("mine")
+    before = contents(out)
+    for start in (resynthesize.plan, resynthesize.run):
+        with pytest.raises(ConfigError, match=rf"holds {name}, which would be written over.*choose another -o"):
+            start(config)
+    assert contents(out) == before
+
+
+def test_a_start_that_was_cut_off_finds_its_own_files(config, monkeypatch):
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    config.tokenizers = ["dmel-25hz"]
+    (Path(config.output)).mkdir()
+    (Path(config.output) / "notes.txt").write_text("mine")  # no hindrance: nothing of it is written over
+    with monkeypatch.context() as patch:
+        patch.setattr(resynthesize, "scores", cut)
+        with pytest.raises(KeyboardInterrupt):
+            resynthesize.run(config)
+    assert list(Path(config.output).glob("*.wav"))
+    resynthesize.run(config)
+    assert len(results_of(config)["recordings"]) == 1 and (Path(config.output) / "notes.txt").exists()
 
 
 def test_the_page_holds_excerpts_and_no_outside_resource(config, monkeypatch):

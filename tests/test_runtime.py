@@ -2,12 +2,14 @@
 
 import errno
 import json
+import time
 from dataclasses import dataclass, field
 
 import pytest
 
 from recipes import runtime
 from recipes.config import ConfigError
+from recipes.records import read_time
 from recipes.runtime import MAY_CHANGE, RunFolder, atomic_write_text, disk_errors, resolve_device, resolve_precision
 from recipes.tracking import append_metrics, drop_metrics_after
 
@@ -52,6 +54,21 @@ def test_a_key_that_changes_no_result_may_change(tmp_path):
     assert RunFolder(run_dir).start(Config(run_dir, workers=9)).complete
 
 
+def test_times_are_in_utc_wherever_the_machine_stands(tmp_path, monkeypatch):
+    run_dir = str(tmp_path / "run")
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("TZ", "America/New_York")
+            time.tzset()
+            folder = RunFolder(run_dir).start(Config(run_dir))
+            folder.mark_complete()
+    finally:
+        time.tzset()
+    started = json.loads(folder.path("run.json").read_text())["starts"][0]
+    for recorded in (started, folder.finished):
+        assert recorded.endswith("+0000") and abs(read_time(recorded).timestamp() - time.time()) < 600
+
+
 def test_an_edited_config_makes_a_run_incomplete(tmp_path):
     run_dir = str(tmp_path / "run")
     folder = RunFolder(run_dir).start(Config(run_dir))
@@ -63,9 +80,9 @@ def test_an_edited_config_makes_a_run_incomplete(tmp_path):
 def test_setting_aside_deletes_nothing(tmp_path):
     run_dir = tmp_path / "run"
     for number in (1, 2):
-        atomic_write_text(run_dir / "file", str(number))
+        atomic_write_text(run_dir / "run.json", str(number))
         assert RunFolder(run_dir).set_aside() == tmp_path / f"run.old-{number}"
-    assert (tmp_path / "run.old-1" / "file").read_text() == "1"
+    assert (tmp_path / "run.old-1" / "run.json").read_text() == "1"
     assert RunFolder(run_dir).set_aside() is None
 
 
