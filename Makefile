@@ -1,11 +1,18 @@
 # Everything from a fresh clone: `make quickstart`, `make test`. Needs CPython 3.10 to 3.12 and nothing else.
 PYTHON ?= python3
 VENV ?= .venv
-# Installed first: an unpinned torch may bring several GB of CUDA packages. With a GPU: make setup TORCH=torch
-TORCH ?= torch==2.13.0
+# Installed first, so that it is this version. The build is that of pip's index: some serve one with CUDA libraries of
+# several GB, https://download.pytorch.org/whl/cpu one without (README, Development).
+TESTED_TORCH := torch==2.13.0
+# Another one: make setup TORCH=... The stamp keeps what was asked for, so that later calls need not (TORCH= undoes it).
+ASKED := $(shell cat $(VENV)/.setup-done 2>/dev/null)
+TORCH ?= $(ASKED)
 BIN := $(VENV)/bin
 
 .PHONY: setup quickstart test test-all lint clean
+ifneq ($(TORCH),$(ASKED))
+.PHONY: $(VENV)/.setup-done
+endif
 
 setup: $(VENV)/.setup-done
 
@@ -13,9 +20,12 @@ $(VENV)/.setup-done: pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "python %d.%d found, 3.10 to 3.12 needed: make $(MAKECMDGOALS) PYTHON=python3.12" % v)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "python -m venv failed: install venv for $(PYTHON), or make $(MAKECMDGOALS) PYTHON=..."; rm -rf $(VENV); exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@rm -f $@
+	@# What is there may satisfy the new wish too, such as a CPU build, and would stay.
+	@test "$(TORCH)" = "$(ASKED)" || $(BIN)/python -m pip uninstall -qq --yes torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(or $(TORCH),$(TESTED_TORCH))"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,eval,synthesis]"
-	@touch $@
+	@echo "$(TORCH)" > $@
 
 quickstart: setup
 	$(BIN)/slm quickstart

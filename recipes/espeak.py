@@ -8,6 +8,8 @@ espeak-ng is GPL-3 and comes with the extra `synthesis` (espeakng-loader); nothi
 from __future__ import annotations
 
 import ctypes
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,27 @@ def missing_message() -> str | None:
     return None
 
 
+@cache
+def _engine() -> Espeak:
+    """The engine that answers questions in this process, made once."""
+    return Espeak()
+
+
+def unknown_voice(voice: str) -> str | None:
+    """What is wrong with a voice's name (`en-us+f2`: a voice and, where need be, a variant), else None.
+
+    Raises:
+        ModuleNotFoundError, EspeakError: as `Espeak` does.
+    """
+    name, plus, variant = voice.partition("+")
+    engine = _engine()
+    if name in engine.variants or not engine.has_voice(voice):
+        return f"espeak-ng has no voice {name or repr(name)} ({voice})"
+    if plus and variant not in engine.variants:  # it would speak without one
+        return f"espeak-ng has no variant {variant or repr(variant)} ({voice}); it has {', '.join(engine.variants)}"
+    return None
+
+
 class Espeak:
     """One espeak-ng engine in this process (the library keeps global state: make one and keep it).
 
@@ -50,13 +73,18 @@ class Espeak:
 
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         self._declare()
-        data = espeakng_loader.get_data_path().encode()
-        self.sampling_rate = self._library.espeak_Initialize(SYNCHRONOUS, 500, data, DONT_EXIT)
+        data = espeakng_loader.get_data_path()
+        self.sampling_rate = self._library.espeak_Initialize(SYNCHRONOUS, 500, data.encode(), DONT_EXIT)
         if self.sampling_rate <= 0:
-            raise EspeakError(f"espeak_Initialize failed ({self.sampling_rate}) with the data in {data.decode()}")
+            raise EspeakError(f"espeak_Initialize failed ({self.sampling_rate}) with the data in {data}")
+        self.variants = sorted(path.name for path in Path(data, "voices", "!v").glob("*"))
         self._blocks: list[np.ndarray] = []
         self._callback = _CALLBACK(self._collect)  # kept: ctypes would free it under the library's feet
         self._library.espeak_SetSynthCallback(self._callback)
+
+    def has_voice(self, voice: str) -> bool:
+        """Whether there is such a voice, whatever its variant."""
+        return self._library.espeak_SetVoiceByName(voice.encode()) == 0
 
     def synthesise(
         self, text: str, voice: str, *, words_per_minute: int = 165, pitch: int = 50, pitch_range: int = 50

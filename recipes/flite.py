@@ -51,6 +51,12 @@ def voices() -> tuple[str, ...]:
     return tuple(done.stdout.split(":", 1)[1].split())
 
 
+def unknown_voice(voice: str) -> str | None:
+    """What is wrong with a voice's name, else None. Raises FliteError as `voices` does."""
+    name = voice.removeprefix(PREFIX)
+    return None if name in voices() else f"flite has no voice {name}; it has {', '.join(voices())}"
+
+
 def synthesise(text: str, voice: str, *, duration_stretch: float = 1.0) -> tuple[np.ndarray, int]:
     """Speaks one text.
 
@@ -66,8 +72,8 @@ def synthesise(text: str, voice: str, *, duration_stretch: float = 1.0) -> tuple
         FliteError: an unknown voice, or no audio.
     """
     name = voice.removeprefix(PREFIX)
-    if name not in voices():  # flite itself would speak with another voice
-        raise FliteError(f"flite has no voice {name}; it has {', '.join(voices())}")
+    if message := unknown_voice(voice):  # flite itself would speak with another one
+        raise FliteError(message)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "speech.wav"
         command = ["flite", "-voice", name, "--setf", f"duration_stretch={duration_stretch:.3f}", "-t", text, "-o"]

@@ -6,6 +6,7 @@ import ctypes
 import sys
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt's numbers, malloc.h
+_LARGEST_BLOCKS = (1 << 30, 32 << 20)  # older glibc refuses more than half of a heap of its own, 32 MiB
 
 
 def keep_freed_memory() -> bool:
@@ -20,4 +21,7 @@ def keep_freed_memory() -> bool:
     """
     if sys.platform != "linux" or (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is None:
         return False
-    return all([mallopt(_MMAP_THRESHOLD, 1 << 30), mallopt(_TRIM_THRESHOLD, (1 << 31) - 1), mallopt(_TOP_PAD, 1 << 26)])
+    # The other two end glibc's own tuning: with the first refused they would hold the threshold at its lowest, 128 KiB.
+    if not any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGEST_BLOCKS):
+        return False
+    return all([mallopt(_TRIM_THRESHOLD, (1 << 31) - 1), mallopt(_TOP_PAD, 1 << 26)])

@@ -12,7 +12,7 @@ import json
 import random
 import re
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -20,9 +20,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from eval.text import get_normaliser
-from recipes import flite
+from recipes import espeak, flite
 from recipes.config import ConfigError
-from recipes.espeak import EspeakError, missing_message
 from recipes.runtime import RunFolder, atomic_write_text, log, progress
 from recipes.speaking import Line, speak
 from tokenizer.data import SPLITS, DataSource, read_source
@@ -49,6 +48,10 @@ class Config:
     texts_from: list[str] = field(
         default_factory=list,
         metadata={"help": "manifests: phrases follow their training texts; a text of their other splits is never said"},
+    )
+    texts_excluded: list[str] = field(
+        default_factory=list,
+        metadata={"help": "manifests: texts of their valid and test splits are left out of all splits here"},
     )
     valid_share: float = field(default=0.08, metadata={"help": "share of the texts in the valid split"})
     test_share: float = field(default=0.1, metadata={"help": "share of the texts in the test split"})
@@ -92,20 +95,26 @@ def make_lines(config: Config) -> list[Line]:
     if config.n_commands > most // 2:
         raise ConfigError(f"n_commands={config.n_commands}: at most {most // 2}, so that they can all differ")
     rng = random.Random(config.seed)
-    training_texts, never = _other_texts(config.texts_from)
-    kinds = {
-        "command": _distinct(config.n_commands, lambda: _command(rng), never),
-        "digits": _distinct(config.n_digit_strings, lambda: _digit_string(rng), never),
-        "sentence": [text for text in rng.sample(sentences, config.n_sentences) if text not in never],
-    }
+    training_texts, held_out = _other_texts(config.texts_from)
+    never = held_out | _other_texts(config.texts_excluded)[1]
+    said: dict[str, str] = {}  # every text so far, of any kind, and its split
+    kinds: dict[str, dict[str, str]] = {}
+
+    def distinct(kind: str, count: int, draw: Callable[[], str]) -> None:
+        kinds[kind] = _distinct(_splits(count, config), draw, never, said)
+        said.update(kinds[kind])
+
+    distinct("command", config.n_commands, lambda: _command(rng))
+    distinct("digits", config.n_digit_strings, lambda: _digit_string(rng))
+    chosen = [text for text in rng.sample(sentences, config.n_sentences) if text not in never and text not in said]
+    kinds["sentence"] = dict(zip(chosen, _splits(len(chosen), config), strict=True))
+    said.update(kinds["sentence"])
     if config.n_phrases:
         follows = _word_pairs(training_texts)
-        kinds["phrase"] = _distinct(config.n_phrases, lambda: _phrase(rng, follows), never)
+        distinct("phrase", config.n_phrases, lambda: _phrase(rng, follows))
     lines = []
     for kind, texts in kinds.items():
-        n_valid, n_test = round(len(texts) * config.valid_share), round(len(texts) * config.test_share)
-        for number, text in enumerate(texts):
-            split = "valid" if number < n_valid else "test" if number < n_valid + n_test else "train"
+        for number, (text, split) in enumerate(texts.items()):
             voice = config.voices[number % len(config.voices)]
             if split == "test" and number % 2:
                 voice = config.held_out_voice
@@ -155,27 +164,34 @@ def _phrase(rng: random.Random, follows: dict[str, list[str]]) -> str:
     return " ".join(words)
 
 
-def _distinct(count: int, draw: Callable[[], str], never: set[str]) -> list[str]:
-    """So many different texts, none of `never`."""
-    texts: dict[str, None] = {}
-    for _ in range(100 * count):
-        if len(texts) == count:
+def _splits(count: int, config: Config) -> list[str]:
+    """The splits of so many texts of a kind, in their order."""
+    n_valid, n_test = round(count * config.valid_share), round(count * config.test_share)
+    return ["valid"] * n_valid + ["test"] * n_test + ["train"] * (count - n_valid - n_test)
+
+
+def _distinct(splits: list[str], draw: Callable[[], str], never: set[str], said: dict[str, str]) -> dict[str, str]:
+    """A different text for each place and its split: none of `never`, and none `said` in another split.
+
+    A text said in the same split may come again: that does no harm, and the corpora made so far hold some.
+    """
+    texts: dict[str, str] = {}
+    for _ in range(100 * len(splits)):
+        if len(texts) == len(splits):
             break
-        text = draw()
-        if text not in never:
-            texts[text] = None
-    if len(texts) < count:
-        raise ConfigError(f"{count} different texts are asked for, but only {len(texts)} were found; ask for fewer")
-    return list(texts)
+        text, split = draw(), splits[len(texts)]
+        if text not in never and said.get(text, split) == split:
+            texts.setdefault(text, split)
+    if len(texts) < len(splits):
+        raise ConfigError(
+            f"{len(splits)} different texts are asked for, but only {len(texts)} were found; ask for fewer"
+        )
+    return texts
 
 
 def plan(config: Config) -> dict[str, object]:
     """What would be synthesised; raises what would stop it."""
-    voices = [*config.voices, config.held_out_voice]
-    needs = [flite.missing_message() for voice in voices if flite.is_flite(voice)]
-    needs += [missing_message() for voice in voices if not flite.is_flite(voice)]
-    if messages := [message for message in needs if message]:
-        raise ConfigError(messages[0])
+    _check_voices([*config.voices, config.held_out_voice])
     RunFolder(config.run_dir).check(config)
     lines = make_lines(config)
     splits = {split: sum(line.split == split for line in lines) for split in ("train", "valid", "test")}
@@ -186,6 +202,23 @@ def plan(config: Config) -> dict[str, object]:
         "words": sum(len(line.text.split()) for line in lines),
         "result": str(RunFolder(config.run_dir).path("manifest.jsonl")),
     }
+
+
+def _check_voices(voices: list[str]) -> None:
+    """Raises ConfigError where a voice's engine is not installed, or has no such voice."""
+    engines = [flite if flite.is_flite(voice) else espeak for voice in voices]
+    if messages := [
+        message for engine in (flite, espeak) if engine in engines and (message := engine.missing_message())
+    ]:
+        raise ConfigError(messages[0])
+    try:
+        unknown = [
+            message for engine, voice in zip(engines, voices, strict=True) if (message := engine.unknown_voice(voice))
+        ]
+    except (espeak.EspeakError, flite.FliteError) as error:
+        raise ConfigError(str(error)) from error
+    if unknown:
+        raise ConfigError(f"{'; '.join(dict.fromkeys(unknown))}: choose others (voices, held_out_voice)")
 
 
 def run(config: Config) -> Path:
@@ -203,21 +236,23 @@ def run(config: Config) -> Path:
     by_voice = {
         voice: [line for line in lines if line.voice == voice] for voice in {line.voice: None for line in lines}
     }
-    pending = {}
-    with ThreadPoolExecutor(2) as pool:
+    pool, pending = ThreadPoolExecutor(2), {}
+    try:
         for voice, members in by_voice.items():
             done = _read_durations(_done_path(folder, members))
             if done is None:
-                pending[voice] = pool.submit(_in_fresh_process, members, folder.folder)
+                pending[pool.submit(_speak_voice, members, folder)] = voice
             else:
                 durations |= done
-        for voice, future in progress(pending.items(), "voices", len(pending)):
+        for future in progress(as_completed(pending), "voices", len(pending)):
             try:
-                spoken = future.result()
-            except (EspeakError, flite.FliteError, BrokenProcessPool) as error:
-                raise ConfigError(f"voice {voice}: {error}; choose others (voices, held_out_voice)") from error
-            atomic_write_text(_done_path(folder, by_voice[voice]), json.dumps(spoken))
-            durations |= spoken
+                durations |= future.result()
+            except (espeak.EspeakError, flite.FliteError, BrokenProcessPool) as error:
+                why = f"voice {pending[future]}: {error}; choose others (voices, held_out_voice)"
+                raise ConfigError(why) from error
+    finally:
+        # After an error or Ctrl-C no further voice is begun; those being spoken are waited for, and kept.
+        pool.shutdown(cancel_futures=True)
     rows = [
         {"id": line.id, "audio": line.file, "text": line.text, "speaker": line.voice, "duration": durations[line.id]}
         | {"split": line.split, "source": "flite" if flite.is_flite(line.voice) else "espeak-ng"}
@@ -230,6 +265,13 @@ def run(config: Config) -> Path:
     log.info("%d utterances, %.1f minutes: %s", len(lines), minutes, counts)
     folder.mark_complete({"utterances": counts, "minutes": round(minutes, 2)})
     return manifest
+
+
+def _speak_voice(lines: list[Line], folder: RunFolder) -> dict[str, float]:
+    """One voice, recorded as soon as it is spoken, whatever becomes of the others."""
+    durations = _in_fresh_process(lines, folder.folder)
+    atomic_write_text(_done_path(folder, lines), json.dumps(durations))
+    return durations
 
 
 def _in_fresh_process(lines: list[Line], folder: Path) -> dict[str, float]:

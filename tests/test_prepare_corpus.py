@@ -1,15 +1,20 @@
 """The embedded corpus: its texts and splits, and the same audio in every run."""
 
 import json
+import threading
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import soundfile
 
-from recipes import flite, prepare_corpus
+from recipes import espeak, flite, prepare_corpus
 from recipes.config import ConfigError, load_config
+from recipes.espeak import EspeakError
 from recipes.prepare_corpus import DIGITS, Config, make_lines, read_sentences
+from recipes.runtime import RunFolder
 from recipes.speaking import Line
+from tokenizer.data import DataError
 
 SMALL = {"n_commands": 4, "n_digit_strings": 2, "n_sentences": 4, "voices": ["en-us"]}
 SMALL |= {"valid_share": 0.25, "test_share": 0.5}
@@ -84,6 +89,31 @@ def test_phrases_follow_the_training_texts_and_never_say_a_held_out_one(tmp_path
     assert not {line.text for line in lines} & set(texts["test"])
 
 
+def test_no_text_of_another_kind_stands_in_another_split(tmp_path, monkeypatch):
+    # Of two words there are 248 strings of 3 to 7, and phrases of them are mostly such strings too.
+    monkeypatch.setattr(prepare_corpus, "DIGITS", ("one", "two"))
+    texts = {"train": ["one two one two", "two one two one", "one one two", "two two one"]}
+    config = Config(n_commands=0, n_sentences=0, n_digit_strings=200, valid_share=0.3, test_share=0.3)
+    config.n_phrases, config.texts_from = 60, [manifest_of(tmp_path, texts)]
+    kinds, splits = defaultdict(set), defaultdict(set)
+    for line in make_lines(config):
+        kinds[line.text].add(line.id.split("-")[0])
+        splits[line.text].add(line.split)
+    assert all(len(found) == 1 for found in splits.values())
+    assert any(len(found) == 2 for found in kinds.values())  # within a split, it may be said again
+
+
+def test_texts_of_held_out_splits_are_left_out_everywhere(tmp_path):
+    said = [line.text for line in make_lines(Config())]
+    texts = {"train": said[:3], "valid": [said[10].capitalize() + "."], "test": [said[200], said[700], said[-1]]}
+    lines = make_lines(Config(texts_excluded=[manifest_of(tmp_path, texts)]))
+    now = {line.text for line in lines}
+    assert not now & {said[10], said[200], said[700], said[-1]} and set(said[:3]) <= now
+    assert make_lines(Config(texts_excluded=[])) == make_lines(Config())
+    with pytest.raises(DataError, match="nowhere"):
+        make_lines(Config(texts_excluded=["nowhere/manifest.jsonl"]))
+
+
 def test_too_many_phrases_are_refused(tmp_path):
     manifest = manifest_of(tmp_path, {"train": ["one two"]})
     with pytest.raises(ConfigError, match="50 different texts are asked for, but only"):
@@ -126,10 +156,68 @@ def test_a_missing_engine_names_the_extra(tmp_path, monkeypatch):
         prepare_corpus.plan(Config(run_dir=str(tmp_path / "c")))
 
 
-def test_an_unknown_voice_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("voice", "message"),
+    [
+        ("xx-none", "no voice xx-none"),
+        ("xx+f2", r"no voice xx \(xx\+f2\)"),
+        ("f2", "no voice f2"),
+        ("en-us+zz", r"no variant zz \(en-us\+zz\); it has .*f2, .*m7"),
+        ("en-us+F2", "no variant F2"),
+        ("en-us+", "no variant ''"),
+    ],
+)
+def test_an_unknown_voice_is_named_before_anything_is_spoken(tmp_path, voice, message):
     pytest.importorskip("espeakng_loader")
-    with pytest.raises(ConfigError, match="xx-none.*espeak_SetVoiceByName"):
-        prepare_corpus.run(Config(run_dir=str(tmp_path / "c"), **SMALL | {"voices": ["xx-none"]}))
+    config = Config(run_dir=str(tmp_path / "c"), **SMALL | {"voices": ["en-us", voice]})
+    for what in (prepare_corpus.plan, prepare_corpus.run):
+        with pytest.raises(ConfigError, match=f"espeak-ng has {message}.*choose others"):
+            what(config)
+    assert not (tmp_path / "c").exists()
+
+
+def test_every_voice_of_the_shipped_configurations_is_there():
+    pytest.importorskip("espeakng_loader")
+    config = load_config(Config, "embedded/prepare-corpus")
+    names = {*config.voices, config.held_out_voice, *Config().voices}
+    assert not [found for voice in names if not flite.is_flite(voice) and (found := espeak.unknown_voice(voice))]
+
+
+def test_an_unknown_voice_of_flite_is_named_by_the_plan(tmp_path, monkeypatch):
+    monkeypatch.setattr(flite, "missing_message", lambda: None)
+    monkeypatch.setattr(flite, "voices", lambda: ("slt", "rms"))
+    settings = SMALL | {"voices": ["flite:slt", "flite:nobody"], "held_out_voice": "flite:rms"}
+    with pytest.raises(ConfigError, match="flite has no voice nobody; it has slt, rms"):
+        prepare_corpus.plan(Config(run_dir=str(tmp_path / "c"), **settings))
+
+
+@pytest.mark.parametrize("error", [EspeakError("no audio"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
+def test_after_an_error_no_further_voice_is_begun_and_what_is_spoken_is_kept(tmp_path, monkeypatch, error):
+    begun, ending = [], threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            ending.set()
+            super().shutdown(wait=wait)
+
+    def speak(lines, folder):
+        begun.append(lines[0].voice)
+        if lines[0].voice == "b":
+            raise error
+        assert ending.wait(60)  # still at it when the other one fails
+        return {line.id: 1.0 for line in lines}
+
+    monkeypatch.setattr(prepare_corpus, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(prepare_corpus, "_check_voices", lambda voices: None)
+    monkeypatch.setattr(prepare_corpus, "_in_fresh_process", speak)
+    voices = ["a", "b", *(f"more-{number}" for number in range(20))]
+    config = Config(run_dir=str(tmp_path / "c"), voices=voices, n_sentences=0, n_digit_strings=0)
+    with pytest.raises(ConfigError if isinstance(error, EspeakError) else KeyboardInterrupt):
+        prepare_corpus.run(config)
+    assert {"a", "b"} <= set(begun) <= {"a", "b", "more-0"}
+    kept = {path.name.rpartition("-")[0] for path in RunFolder(config.run_dir).checkpoints.iterdir()}
+    assert kept == set(begun) - {"b"}
 
 
 def test_the_corpus_is_the_same_in_every_run_interrupted_or_not(tmp_path):
