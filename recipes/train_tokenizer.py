@@ -11,6 +11,7 @@ Raises: ConfigError for settings that cannot work, ValueError for a teacher that
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,11 @@ from recipes.tracking import Tracker, check_trackers, drop_metrics_after, make_t
 from tokenizer.augmentation import AugmentationConfig
 from tokenizer.configuration import PRESETS, LMSPTConfig, preset_config
 from tokenizer.crops import CropConfig, TrainingCrops, micro_batch_size, validation_crops
-from tokenizer.data import AudioStore, DataError, DataSource, read_source
+from tokenizer.data import DataError, DataSource, read_source
 from tokenizer.discriminator import Discriminator, DiscriminatorConfig
 from tokenizer.distillation import DistillationConfig
 from tokenizer.losses import LossWeights, MultiScaleMelLoss
-from tokenizer.mixing import training_audio, validation_utterances
+from tokenizer.mixing import CACHE_BYTES, TrainingAudio, training_audio, validation_utterances
 from tokenizer.modeling import LMSPTModel
 from tokenizer.objective import Objective
 from tokenizer.state_files import load_latest_state
@@ -121,7 +122,7 @@ def plan(config: Config) -> dict[str, object]:
     RunFolder(config.run_dir).check(config)
     taught_by = teacher_config(config)
     model_config = _model_config(config)
-    audio = training_audio(config.data, model_config.sampling_rate, config.seed)
+    audio = _training_audio(config)
     check_trackers(config.trackers)
     model = _new_model(config)
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
@@ -163,8 +164,9 @@ def run(config: Config) -> Path:
         return folder.path("model")
     precision = resolve_precision(config.precision)
     _micro_batch(config)
-    trackers = make_trackers(config.trackers, folder)
+    check_trackers(config.trackers)
     folder.start(config, fingerprint)
+    trackers = make_trackers(config.trackers, folder)  # after the start: they write into the folder
     seed_everything(config.seed)
     AcceleratorState._reset_state()  # an earlier stage of this process may have computed in another precision
     accelerator = Accelerator(
@@ -185,7 +187,7 @@ def run(config: Config) -> Path:
             weights = distillation_weights(config, state.model_config, crops, objective.teacher, folder)
         objective.distillation_weight, objective.probe_weight = weights
     accelerator.init_trackers("tensorboard")  # the name of TensorBoard's folder in the run's
-    validation = _validation(config) if accelerator.is_main_process else None
+    validation = _validation(config, state.model.min_samples) if accelerator.is_main_process else None
     fit(state, crops, validation, objective, config.training, accelerator, folder.checkpoints)
 
     crops.audio.close()
@@ -193,7 +195,7 @@ def run(config: Config) -> Path:
     model: LMSPTModel = state.result.eval()
     scores = {}
     if validation is not None and accelerator.is_main_process:
-        scores = validate(model, validation.to(accelerator.device), objective, state.projection)
+        scores = validate(model, validation, objective, state.projection)
     if accelerator.is_main_process:
         model.config.trained = True
         with disk_errors(folder.path("model")):
@@ -203,11 +205,13 @@ def run(config: Config) -> Path:
     folder.mark_complete(
         {
             "steps": state.step,
-            "n_failed": crops.audio.n_failed,
+            # workers and other processes count apart, some of them the same recordings: no figure then, but the log
+            **({} if config.training.num_workers or process_count() > 1 else {"n_failed": crops.audio.n_failed}),
             "fingerprint": model.fingerprint(),
             "distillation_weight": objective.distillation_weight,
             "probe_weight": objective.probe_weight,
             "non_finite_steps": state.health.non_finite_steps,
+            "skipped_discriminator_steps": state.health.skipped_discriminator_steps,
             "warnings": list(state.health.warnings.values()),
             **{name: round(value, 4) for name, value in scores.items()},
         }
@@ -253,15 +257,27 @@ def _new_state(config: Config, accelerator: Accelerator) -> TrainState:
 
 def _inputs(config: Config) -> str:
     """A hash of what decides the weights beside the configuration: training recordings, teacher, initial weights."""
-    listed = [utterance for source in config.data if not source.stream for utterance in read_source(source, "train")]
+    tables = [read_source(source, "train", needs_text=False) for source in config.data if not source.stream]
+    listed = [utterance for table in tables for utterance in table]
     rows = (json.dumps([u.id, u.speaker, u.duration]) for u in listed)
     taught_by = teacher_config(config)
     return digest(rows, model_path(taught_by.name if taught_by else None), model_path(config.init_from))
 
 
+def _training_audio(config: Config) -> TrainingAudio:
+    # Each process of this machine that decodes, a loader's worker or a training itself, keeps its part of the whole.
+    decoding = max(1, config.training.num_workers) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return training_audio(
+        config.data,
+        _model_config(config).sampling_rate,
+        config.seed,
+        needs_text=False,
+        cache_bytes=CACHE_BYTES // decoding,
+    )
+
+
 def _crops(config: Config) -> TrainingCrops:
-    model_config = _model_config(config)
-    audio = training_audio(config.data, model_config.sampling_rate, config.seed)
+    model_config, audio = _model_config(config), _training_audio(config)
     length = config.training.steps * config.training.batch_size
     return TrainingCrops(
         audio, config.crops, config.augmentation, len(model_config.codebook_sizes), length, config.seed
@@ -282,11 +298,11 @@ def _objective(config: Config, accelerator: Accelerator) -> Objective:
     )
 
 
-def _validation(config: Config) -> torch.Tensor | None:
+def _validation(config: Config, min_samples: int) -> list[torch.Tensor] | None:
+    limit = config.training.validate_crops
     try:
-        utterances = validation_utterances(config.data, config.training.validate_crops)
+        sources = validation_utterances(config.data, limit)
     except DataError as error:
         log.warning("training without validation: %s", error)
         return None
-    store = AudioStore(utterances, _model_config(config).sampling_rate)
-    return validation_crops(store, config.crops.crop_s, config.training.validate_crops)
+    return validation_crops(sources, _model_config(config).sampling_rate, config.crops.crop_s, limit, min_samples)

@@ -182,7 +182,7 @@ def test_validation_without_distillation_hears_no_teacher(make_corpus, tmp_path)
     _, _, figures, state = one_step(settings)
     objective = train_tokenizer._objective(settings, train_tokenizer.Accelerator(cpu=True))
     assert objective.teacher is None and "loss/distillation" not in figures
-    assert "valid/distillation_share" not in validate(state.model, torch.randn(2, 1, 8000), objective)
+    assert "valid/distillation_share" not in validate(state.model, [torch.randn(2, 1, 8000)], objective)
     assert train_tokenizer.plan(settings)["teacher"] == "none is heard"
 
 

@@ -14,7 +14,7 @@ from conftest import tone
 from test_codec_training import config, metrics
 
 from recipes import train_tokenizer
-from tokenizer.data import DataError, DataSource, read_source
+from tokenizer.data import AudioError, DataError, DataSource, read_source
 from tokenizer.mixing import BLOCK, Mixture, training_audio, validation_utterances
 from tokenizer.streams import Stream
 
@@ -86,7 +86,9 @@ def test_a_stream_shuffles_each_epoch_anew_and_goes_on_where_it_is_told(shards):
     epochs = [ids[i : i + 8] for i in (0, 8, 16)]
     assert all(sorted(epoch) == sorted(f"{s}-{r}" for s in range(2) for r in range(4)) for epoch in epochs)
     assert epochs[0] != epochs[1] and stream.epoch_starts[:3] == [0, 8, 16]
-    assert [row.id for row in stream.item(17)] == [ids[17], ids[16]]  # with the one before, to fall back on
+    # with others to fall back on: those before in the epoch, nearest first, then those after
+    assert [row.id for row in stream.item(17)] == [ids[17], ids[16], ids[18]]
+    assert [row.id for row in stream.item(21)] == [ids[21], ids[20], ids[19]]
     fresh = Stream(source, "train", seed=5)
     assert [fresh.item(k)[0].id for k in (1, 6, 7, 13)] == [ids[k] for k in (1, 6, 7, 13)]
     resumed = Stream(source, "train", seed=5)
@@ -109,16 +111,88 @@ def test_a_stream_that_cannot_be_listed_or_opened_says_so(shards, tmp_path):
         training_audio([DataSource("owner/unknown-set", stream=True)], 16000, 0)
     with pytest.raises(DataError, match="no rows in split 'test'"):
         Stream(DataSource(str(shards), stream=True), "test", 0).item(0)
-    valid = validation_utterances([DataSource(str(shards), stream=True)], 8)
-    assert [utterance.id for utterance in valid] == ["0-4", "1-4"]
+    ((path, valid),) = validation_utterances([DataSource(str(shards), stream=True)], 8)
+    assert path == str(shards) and [utterance.id for utterance in valid] == ["0-4", "1-4"]
 
 
 def test_a_streamed_row_that_cannot_be_decoded_is_replaced_by_the_one_before(shards, caplog):
     audio = training_audio([DataSource(str(shards), stream=True)], 16000, seed=0)
-    position, (row, before) = audio.key(3)
+    position, (row, before, *_) = audio.key(3)
     broken = type(row)(id="broken", audio=b"no audio")
     assert audio.recording((position, (broken, before)))[0].id == before.id
     assert audio.n_failed == 1 and "left out: broken" in caplog.text
+
+
+def test_a_run_of_streamed_rows_that_cannot_be_decoded_does_not_end_the_training(shards, tmp_path):
+    """All but one row of the epoch: the first are stood in for by one that comes later."""
+    import datasets
+
+    rows = list(datasets.Dataset.from_parquet([str(file) for file in sorted(shards.glob("*.parquet"))]).cast_column(
+        "audio", datasets.Audio(decode=False)))  # fmt: skip
+    rows = [row for row in rows if row["split"] == "train"]
+    source = DataSource(str(tmp_path / "broken.parquet"), stream=True, shuffle_buffer=1)
+    for good in (0, 7):
+        for number, row in enumerate(rows):
+            row["audio"] = row["audio"] if number == good else {"bytes": b"no audio", "path": None}
+        datasets.Dataset.from_list(rows).to_parquet(source.path)
+        rows[7 - good]["audio"] = rows[good]["audio"]
+        audio = training_audio([source], 16000, seed=0)
+        assert set(taken(audio, range(8))) == {rows[good]["id"]} and audio.n_failed == 7
+    assert set(taken(training_audio([source], 16000, seed=0), (5, 6))) == {rows[7]["id"]}  # whoever reads from there
+
+
+def test_a_stream_without_a_readable_row_says_so_and_the_last_one_read_is_the_last_resort(shards):
+    audio = training_audio([DataSource(str(shards), stream=True)], 16000, seed=0)
+    position, (row, *_) = audio.key(3)
+    silent = type(row)(id="silent", audio=b"")
+    with pytest.raises(AudioError, match=r"shards: of its streamed rows silent, silent none.*data.N.stream=false"):
+        audio.recording((position, (silent, silent)))
+    assert audio.recording((position, (row,)))[0].id == row.id
+    assert audio.recording((position, (silent, silent)))[0].id == row.id
+
+
+def test_a_hub_set_without_our_split_says_which_it_has(shards, tmp_path, monkeypatch, caplog):
+    """Listed and streamed, in the words of `datasets` itself."""
+    import datasets
+
+    real = datasets.load_dataset
+    files = {"train": str(shards / "0.parquet"), "validation": str(shards / "1.parquet")}
+
+    def from_disk(name, subset=None, **settings):
+        return real(name, **settings) if name == "parquet" else real("parquet", data_files=files, **settings)
+
+    monkeypatch.setattr("datasets.load_dataset", from_disk)
+    for stream in (False, True):
+        caplog.clear()
+        source = {"path": "owner/set", "stream": stream}
+        with pytest.raises(DataError, match="no utterances in split 'valid'"):
+            validation_utterances([DataSource(**source)], 8)
+        assert "no split 'valid' among train, validation" in caplog.text
+        assert "data.N.hub_splits.valid=validation" in caplog.text
+        ((_, valid),) = validation_utterances([DataSource(**source, hub_splits={"valid": "validation"})], 8)
+        assert len(valid) == 5
+        with pytest.raises(DataError, match="validaton"):
+            validation_utterances([DataSource(**source, hub_splits={"valid": "validaton"})], 8)
+
+
+def test_a_table_needs_its_text_only_where_text_is_needed(shards):
+    source = DataSource(str(shards / "0.parquet"))  # without a text column
+    with pytest.raises(DataError, match="no column 'text'"):
+        read_source(source, "train")
+    assert len(training_audio([source], 16000, seed=0, needs_text=False).parts[0]) == 4
+    assert [u.text for u in read_source(source, "valid", needs_text=False)] == [""]
+
+
+def test_what_is_kept_in_memory_is_shared_out_among_those_that_decode(make_corpus, tmp_path, monkeypatch):
+    manifest = make_corpus()
+    whole, shared = (
+        train_tokenizer._training_audio(config(manifest, tmp_path / "run", None, training={"num_workers": workers}))
+        for workers in (0, 2)
+    )
+    assert whole.parts[0].cache_bytes == 2 * shared.parts[0].cache_bytes == 2 << 30
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    four = train_tokenizer._training_audio(config(manifest, tmp_path / "run", None, training={"num_workers": 2}))
+    assert four.parts[0].cache_bytes == (2 << 30) // 8
 
 
 def test_a_run_mixes_a_stream_with_a_manifest_and_resumes_to_the_same_weights(make_corpus, shards, tmp_path):
@@ -141,6 +215,9 @@ def test_a_run_mixes_a_stream_with_a_manifest_and_resumes_to_the_same_weights(ma
         [row["loss/total"] for row in metrics(tmp_path / name) if "loss/total" in row] for name in ("whole", "cut")
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 6
+    # workers count what they cannot read apart
+    summaries = [json.loads((tmp_path / name / "complete.json").read_text())["summary"] for name in ("whole", "cut")]
+    assert summaries[0]["n_failed"] == 0 and "n_failed" not in summaries[1]
     state = torch.load(tmp_path / "cut/checkpoints/checkpoint-0000006/optimizers.pt", weights_only=True)
     assert state["audio"]["epoch_starts"][0][:3] == [0, 8, 16]
     assert np.isfinite(metrics(tmp_path / "cut")[-1]["valid/mel"])  # the stream's own valid rows

@@ -21,6 +21,7 @@ from recipes.train_tokenizer import Accelerator
 from tokenizer import LMSPTModel, load_tokenizer
 from tokenizer.configuration import preset_config
 from tokenizer.crops import StepBatches
+from tokenizer.discriminator import DiscriminatorConfig
 from tokenizer.step import train_step
 from tokenizer.training import CodecTrainingConfig
 
@@ -297,3 +298,20 @@ def test_half_precision_runs_stay_near_fp32_and_resume_with_their_loss_scale(
 def test_settings_out_of_range_are_named():
     with pytest.raises(ValueError, match=r"accumulation=0.*ema_decay=1.0: must lie in \[0, 1\)"):
         CodecTrainingConfig(accumulation=0, ema_decay=1.0)
+    with pytest.raises(ValueError, match=r"gradient_clip=0: must be above 0; a large value such as 1e9 turns it off"):
+        CodecTrainingConfig(gradient_clip=0)
+    wrong = {
+        "gradient_clip": -1.0, "usage_decay": 1.0, "learning_rate": 0.0, "betas": (0.8, 1.0), "weight_decay": -0.1,
+        "final_lr_share": 1.5, "revive_until": -0.5,
+    }  # fmt: skip
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=f"training: {name}=[^;]*(must|each)"):
+            CodecTrainingConfig(**{name: value})
+    CodecTrainingConfig(gradient_clip=1e9, usage_decay=0, final_lr_share=1, revive_until=0)
+    with pytest.raises(ValueError, match="enabled=false"):
+        DiscriminatorConfig(periods=[], fft_sizes=[])
+    DiscriminatorConfig(enabled=False, periods=[], fft_sizes=[])
+    wrong = {"periods": [2, 0], "fft_sizes": [510], "period_channels": 0, "band_channels": 0, "start_step": -1}
+    for name, value in [*wrong.items(), ("fft_sizes", [512, 8]), ("fft_sizes", [-512])]:
+        with pytest.raises(ValueError, match=f"discriminator: {name}="):
+            DiscriminatorConfig(**{name: value})

@@ -36,12 +36,19 @@ class AugmentationConfig:
             raise ValueError("augmentation: " + "; ".join(problems))
 
 
-def augment(samples: np.ndarray, config: AugmentationConfig, rng: np.random.Generator) -> np.ndarray:
-    """Returns a changed copy of `samples` (S,); its length changes with the speed.
+def draw_speed(config: AugmentationConfig, rng: np.random.Generator) -> float:
+    """A speed: by what factor a changed copy is shorter."""
+    return 1.0 + config.speed * rng.uniform(-1, 1)
+
+
+def augment(
+    samples: np.ndarray, config: AugmentationConfig, rng: np.random.Generator, speed: float | None = None
+) -> np.ndarray:
+    """Returns a changed copy of `samples` (S,); its length changes with the speed, which is drawn unless it is given.
 
     The draws are always made, in the same order, so that one setting does not move another's randomness.
     """
-    speed = 1.0 + config.speed * rng.uniform(-1, 1)
+    speed = draw_speed(config, rng) if speed is None else speed
     gain_db = config.level_db * rng.uniform(-1, 1)
     with_noise = rng.uniform() < config.noise_probability
     snr_db = rng.uniform(*config.noise_snr_db)

@@ -5,7 +5,8 @@ Shapes: B batch, S samples of a crop, K books.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,9 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from tokenizer.augmentation import AugmentationConfig, augment
-from tokenizer.data import AudioStore, Utterance
+from tokenizer.augmentation import AugmentationConfig, augment, draw_speed
+from tokenizer.data import AudioError, Utterance, load_audio
 from tokenizer.mixing import Key, TrainingAudio
+
+logger = logging.getLogger(__name__)
+
+VALID_BATCH = 16
 
 
 @dataclass
@@ -75,10 +80,11 @@ class TrainingCrops(Dataset):
         position, rows = self.audio.key(key) if isinstance(key, int) else key
         rng = np.random.default_rng((self.seed, position))
         _, waveform = self.audio.recording((position, rows))
-        # A margin is cut with the crop, so that a faster copy still fills it; resampling less costs less.
-        margin = round(self.samples * (1 + self.augmentation.speed)) + 64
-        start = int(rng.integers(0, max(1, len(waveform) - margin + 1)))
-        crop = augment(waveform[start : start + margin], self.augmentation, rng)[: self.samples]
+        # A faster copy takes a longer piece to fill the crop, and resampling no more than that costs less.
+        speed = draw_speed(self.augmentation, rng)
+        piece = round(self.samples * speed) + 64
+        start = int(rng.integers(0, max(1, len(waveform) - piece + 1)))
+        crop = augment(waveform[start : start + piece], self.augmentation, rng, speed)[: self.samples]
         keeps_some = rng.uniform() < self.config.quantizer_dropout
         kept = int(rng.integers(1, self.n_books)) if keeps_some else self.n_books - 1
         semantic_only = bool(rng.uniform() < self.config.semantic_only)
@@ -129,13 +135,57 @@ def micro_batch_size(batch_size: int, accumulation: int, processes: int) -> int:
     return batch_size // (accumulation * processes)
 
 
-def validation_crops(store: AudioStore, crop_s: float, limit: int) -> Tensor:
-    """The middle `crop_s` seconds of up to `limit` recordings (B, 1, S), the same at every validation."""
-    samples = round(crop_s * store.sampling_rate)
-    crops = []
-    for index in range(min(limit, len(store))):
-        _, waveform = store.readable(index)
+def validation_crops(
+    sources: Sequence[tuple[str, Sequence[Utterance]]],
+    sampling_rate: int,
+    crop_s: float,
+    limit: int,
+    min_samples: int = 1,
+) -> list[Tensor]:
+    """The middle `crop_s` seconds of up to `limit` recordings, one of each source in turn, the same each time.
+
+    Args:
+        sources: name and recordings of each, as `validation_utterances` gives them.
+        sampling_rate: in Hz.
+        crop_s: length of a crop; a shorter recording is taken whole.
+        limit: how many crops.
+        min_samples: recordings of fewer give the tokenizer no frame, and are passed over.
+
+    Returns:
+        Batches (B, 1, S) of crops of one length each: nothing is padded, so that no score is of silence.
+
+    Raises:
+        AudioError: if not one recording can be used.
+    """
+    samples = round(crop_s * sampling_rate)
+    waiting = [(name, _middles(own, sampling_rate, samples, min_samples)) for name, own in sources]
+    taken = dict.fromkeys((name for name, _ in sources), 0)
+    by_length: dict[int, list[np.ndarray]] = {}
+    while waiting and sum(taken.values()) < limit:
+        name, middles = waiting.pop(0)
+        if (crop := next(middles, None)) is not None:
+            by_length.setdefault(len(crop), []).append(crop)
+            taken[name] += 1
+            waiting.append((name, middles))
+    if not by_length:
+        raise AudioError("none of the valid recordings can be used; the warnings above say why")
+    logger.info("validation crops: %s", ", ".join(f"{count} of {name}" for name, count in taken.items()))
+    groups = [torch.from_numpy(np.stack(crops))[:, None] for _, crops in sorted(by_length.items())]
+    return [batch for group in groups for batch in group.split(VALID_BATCH)]
+
+
+def _middles(
+    utterances: Sequence[Utterance], sampling_rate: int, samples: int, min_samples: int
+) -> Iterator[np.ndarray]:
+    """The middle of each recording that can be used, (S,) with S up to `samples`."""
+    for utterance in utterances:
+        try:
+            waveform = load_audio(utterance, sampling_rate)
+        except AudioError as error:
+            logger.warning("left out of the validation: %s", error)
+            continue
         start = max(0, (len(waveform) - samples) // 2)
-        crop = waveform[start : start + samples]
-        crops.append(np.pad(crop, (0, samples - len(crop))))
-    return torch.from_numpy(np.stack(crops))[:, None]
+        if len(crop := waveform[start : start + samples]) >= min_samples:
+            yield crop
+        else:
+            logger.warning("left out of the validation: %s: too short for one frame", utterance.name)

@@ -131,8 +131,16 @@ def check_utterances(utterances: Sequence[Utterance], sources: Sequence[DataSour
         seen.add(utterance.id)
 
 
-def read_source(source: DataSource, split: str) -> list[Utterance]:
-    """Reads one split of one source; an empty list where the source has none of it."""
+def read_source(source: DataSource, split: str, needs_text: bool = True) -> list[Utterance]:
+    """Reads one split of one source; an empty list where the source has none of it.
+
+    Args:
+        source: what to read.
+        split: train, valid or test.
+        needs_text: refuse a Parquet file or hub set without the text column; else texts are empty there.
+    """
+    from tokenizer.tables import read_table  # it builds on this file
+
     if not source.path:
         raise DataError("a data source has no path: give a manifest.jsonl, a folder, a .parquet file or a hub name")
     if source.limit is not None and source.limit < 1:
@@ -151,9 +159,9 @@ def read_source(source: DataSource, split: str) -> list[Utterance]:
     elif path.is_dir():
         utterances = _read_folder(path, split) if split == (source.split or "train") else []
     elif path.suffix == ".parquet":
-        utterances = _read_table(source, split, local=path)
+        utterances = read_table(source, split, path, needs_text)
     elif source.path.count("/") <= 1 and not path.exists() and not path.suffix:
-        utterances = _read_table(source, split, local=None)
+        utterances = read_table(source, split, None, needs_text)
     else:
         raise DataError(f"{source.path}: no such manifest, folder or Parquet file (a hub name looks like owner/name)")
     return utterances[: source.limit]
@@ -214,49 +222,6 @@ def _read_folder(path: Path, split: str) -> list[Utterance]:
         )
     if not utterances:
         raise DataError(f"{path}: no audio files in this folder")
-    return utterances
-
-
-def _read_table(source: DataSource, split: str, local: Path | None) -> list[Utterance]:
-    """A Parquet file or a hub data set through `datasets`, its audio left undecoded (soundfile decodes it here)."""
-    from datasets import Audio, load_dataset
-
-    try:
-        if local is not None:
-            if not local.is_file():
-                raise FileNotFoundError(f"no such file: {local}")
-            table = load_dataset("parquet", data_files=str(local), split="train")
-        else:
-            table = load_dataset(source.path, source.subset, split=source.hub_splits.get(split, split))
-    except Exception as error:  # datasets raises a dozen kinds: offline, unknown name, unknown split
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(
-            f"{source.path}: neither a local source nor a data set that can be loaded here ({reason}). Give a "
-            "manifest.jsonl, a folder or a .parquet file, or go online for a hub name"
-        ) from None
-    for column in (source.audio_column, source.text_column):
-        if column not in table.column_names:
-            raise DataError(
-                f"{source.path}: no column {column!r} among {table.column_names}: set audio_column, text_column"
-            )
-    table = table.cast_column(source.audio_column, Audio(decode=False))
-    names = table.column_names
-    light = table.remove_columns([source.audio_column])
-    utterances = []
-    for index, row in enumerate(light):
-        own_split = row.get("split", "train") if local is not None and source.split is None else split
-        if own_split != split:
-            continue
-        utterances.append(
-            Utterance(
-                id=str(row["id"]) if "id" in names else f"{Path(source.path).stem}-{index:06d}",
-                audio=RowAudio(table, index, source.audio_column),
-                text=str(row[source.text_column] or ""),
-                speaker=str(row.get("speaker") or row.get("speaker_id") or ""),
-                duration=row.get("duration"),
-                split=split,
-            )
-        )
     return utterances
 
 
@@ -389,6 +354,6 @@ def epoch_item(position: int, n_items: int, seed: int) -> int:
     return int(_permutation(seed, epoch, n_items)[offset])
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)  # each of a mixture's sources asks for its own, at the turn of an epoch for two
 def _permutation(seed: int, epoch: int, n_items: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(n_items)

@@ -20,6 +20,7 @@ from tokenizer.losses import Features
 from tokenizer.stft import stft
 
 WIDE = 512  # channels
+SMALLEST_FFT = 16
 BANDS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
 
@@ -37,6 +38,22 @@ class DiscriminatorConfig:
     )
     period_channels: int = field(default=32, metadata={"help": "channels of the first period layer, x4 x4 x2 after it"})
     band_channels: int = field(default=32, metadata={"help": "channels of every band layer"})
+
+    def __post_init__(self) -> None:
+        problems = [f"periods={self.periods}: each must be at least 1"] if min(self.periods, default=1) < 1 else []
+        if any(size < SMALLEST_FFT or size % 4 for size in self.fft_sizes):
+            problems.append(
+                f"fft_sizes={self.fft_sizes}: each must be a multiple of 4, and at least {SMALLEST_FFT} for every band "
+                "to have a bin"
+            )
+        least = {"start_step": 0, "period_channels": 1, "band_channels": 1}
+        problems += [
+            f"{n}={getattr(self, n)}: must be at least {low}" for n, low in least.items() if getattr(self, n) < low
+        ]
+        if self.enabled and not (self.periods or self.fft_sizes):
+            problems.append("no periods and no fft_sizes; set discriminator.enabled=false to train without")
+        if problems:
+            raise ValueError("discriminator: " + "; ".join(problems))
 
 
 class Conv(nn.Conv2d):
@@ -153,10 +170,6 @@ class Discriminator(nn.Module):
             [PeriodDiscriminator(period, config.period_channels) for period in config.periods]
             + [BandDiscriminator(size, config.band_channels) for size in config.fft_sizes]
         )
-        if not self.parts:
-            raise ValueError(
-                "discriminator: no periods and no fft_sizes; set discriminator.enabled=false to train without"
-            )
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

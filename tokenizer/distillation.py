@@ -98,8 +98,9 @@ def pool_to_frames(features: Tensor, n_frames: int, config: LMSPTConfig) -> Tens
     overlap = (ends - starts).clamp_min(0).double()
     # rounding when resampling may leave less than a sample of a last code frame: it takes the nearest features
     overlap[overlap.sum(1) == 0, -1] = 1.0
-    weights = (overlap / overlap.sum(1, keepdim=True)).to(features)
-    return weights @ features
+    with torch.autocast(features.device.type, enabled=False):  # a mean of targets, which the loss reads in fp32
+        features = features.float()
+        return (overlap / overlap.sum(1, keepdim=True)).to(features) @ features
 
 
 def pooled_distillation(predicted: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -59,13 +59,14 @@ SILENT_PEAK, SILENT_SHARE, SILENT_CROPS = 1e-3, 0.2, 200
 
 @dataclass
 class HealthRecord:
-    """What survives a resume, with the checkpoint: the count of steps left out, what was said, the best validation.
+    """What survives a resume, with the checkpoint: the counts of steps left out, what was said, the best validation.
 
     The rest starts anew: steps in a row that were not finite (a resumed run gets its five tries) and how long a fault
     has lasted (a fault that lasts is found again).
     """
 
     non_finite_steps: int = 0
+    skipped_discriminator_steps: int = 0  # of the discriminators, by their own loss and gradient
     warnings: dict[str, str] = field(default_factory=dict)  # name -> the line in the log
     best_step: int = 0
     best_valid_mel: float = math.inf
@@ -141,6 +142,8 @@ class HealthMonitor:
         Raises:
             FloatingPointError: at the fifth step in a row that is not sound; names the file with the recordings' ids.
         """
+        metrics = dict(metrics)
+        self.record.skipped_discriminator_steps += int(metrics.pop("discriminator_skipped", 0))
         self._window.append(metrics)
         peaks = torch.cat([batch["input_values"].flatten(1).abs().amax(1) for batch in batches])
         self._silent.append(torch.stack([torch.ones_like(peaks), (peaks < SILENT_PEAK).to(peaks)]).sum(1))
@@ -175,6 +178,8 @@ class HealthMonitor:
         self._silent = []
         means["health/silent_crops"] = silent / crops
         means["health/non_finite_steps"] = float(self.record.non_finite_steps)
+        if self.n_judges:
+            means["health/skipped_discriminator_steps"] = float(self.record.skipped_discriminator_steps)
         self._judge_silence(crops, silent)
         if counts and self.state.step > self.books_from:
             self._judge_book(counts[0], steps)

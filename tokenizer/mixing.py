@@ -30,6 +30,8 @@ from tokenizer.streams import Stream, stream_has_split, stream_head
 logger = logging.getLogger(__name__)
 
 BLOCK = 1000
+CACHE_BYTES = 2 << 30
+VALID_SEED = 0  # not the training's: runs of several seeds are validated on the same recordings
 Key = tuple[int, tuple[Utterance, ...]]  # a position, and for streamed rows the row itself with its stand-in
 
 
@@ -85,6 +87,7 @@ class TrainingAudio:
         self.parts, self.sampling_rate, self.seed = list(parts), sampling_rate, seed
         self.mixture = Mixture(weights, seed)
         self._failed: set[str] = set()
+        self._heard: dict[int, tuple[Utterance, np.ndarray]] = {}  # of each stream the last row that could be read
 
     @property
     def n_failed(self) -> int:
@@ -123,7 +126,7 @@ class TrainingAudio:
         """The utterance of a key and its waveform (S,); where it cannot be read, another's.
 
         Raises:
-            AudioError: if no recording can be read, or two streamed rows in a row cannot.
+            AudioError: if no recording of a list can be read, or of a stream none that this process has asked for yet.
         """
         position, rows = key
         source, k = self.mixture.place(position)
@@ -132,12 +135,21 @@ class TrainingAudio:
             return part.readable(epoch_item(k, len(part), self.seed))
         for row in rows:
             try:
-                return row, load_audio(row, self.sampling_rate)
+                self._heard[source] = row, load_audio(row, self.sampling_rate)
             except AudioError as error:
                 if row.id not in self._failed:
                     self._failed.add(row.id)
                     logger.warning("left out: %s", error)
-        raise AudioError(f"{part.source.path}: {len(rows)} rows in a row cannot be read; the warnings above say why")
+            else:
+                return self._heard[source]
+        # The last resort, and the only one that depends on what this very process has read before.
+        if source in self._heard:
+            return self._heard[source]
+        raise AudioError(
+            f"{part.source.path}: of its streamed rows {', '.join(row.id for row in rows)} none can be read, nor any "
+            "before them; the warnings above say why. Check data.N.audio_column, remove or repair those rows, or take "
+            "the source as a list (data.N.stream=false), which passes over any number of unreadable rows"
+        )
 
     def state_dict(self) -> dict[str, list[list[int]]]:
         """Where the streams' epochs began; positions need no state."""
@@ -151,17 +163,29 @@ class TrainingAudio:
 
 
 def training_audio(
-    sources: Sequence[DataSource], sampling_rate: int, seed: int, keep: Callable[[Utterance], bool] | None = None
+    sources: Sequence[DataSource],
+    sampling_rate: int,
+    seed: int,
+    keep: Callable[[Utterance], bool] | None = None,
+    needs_text: bool = True,
+    cache_bytes: int = CACHE_BYTES,
 ) -> TrainingAudio:
     """The training recordings of all sources, mixed.
 
-    Without weights all listed recordings form one list, so that each counts the same. Where `keep` is given, only the
-    listed recordings of which it is true.
+    Without weights all listed recordings form one list, so that each counts the same.
+
+    Args:
+        sources: listed or streamed.
+        sampling_rate: of the waveforms, in Hz.
+        seed: of the order.
+        keep: take only the listed recordings of which it is true.
+        needs_text: refuse listed tables without a text column.
+        cache_bytes: of decoded audio kept in memory, by each process that decodes: a loader's workers each keep theirs.
 
     Raises:
         DataError: if a source cannot be read, or some but not all of those with training data have a weight.
     """
-    lists = [[] if source.stream else read_source(source, "train") for source in sources]
+    lists = [[] if source.stream else read_source(source, "train", needs_text) for source in sources]
     lists = [[u for u in own if keep is None or keep(u)] for own in lists]
     everything = [utterance for own in lists for utterance in own]
     used = [i for i, s in enumerate(sources) if lists[i] or (s.stream and stream_has_split(s, "train"))]
@@ -169,7 +193,7 @@ def training_audio(
         check_utterances(everything, sources, "train")
     weights = [sources[i].weight for i in used]
     if all(lists[i] and sources[i].weight is None for i in used):
-        return TrainingAudio([AudioStore(everything, sampling_rate)], [1.0], sampling_rate, seed)
+        return TrainingAudio([AudioStore(everything, sampling_rate, cache_bytes)], [1.0], sampling_rate, seed)
     names = [sources[i].path for i in used]
     missing = [name for name, weight in zip(names, weights, strict=True) if weight is None]
     if missing and len(used) > 1:
@@ -177,7 +201,7 @@ def training_audio(
             f"no weight for {', '.join(missing)}: where sources are weighted or streamed, each with training data "
             "needs one (data.N.weight), its share of the training"
         )
-    cache = (2 << 30) // len(used)
+    cache = cache_bytes // len(used)
     parts = [
         AudioStore(lists[i], sampling_rate, cache) if lists[i] else Stream(sources[i], "train", seed) for i in used
     ]
@@ -187,15 +211,24 @@ def training_audio(
         raise DataError(f"data: {error}") from None
 
 
-def validation_utterances(sources: Sequence[DataSource], limit: int) -> list[Utterance]:
-    """The valid split: all of the listed sources, and where those have less than `limit` the heads of the streams.
+def validation_utterances(sources: Sequence[DataSource], limit: int) -> list[tuple[str, list[Utterance]]]:
+    """The valid split of each source that has one, by its path: what a validation takes crops of, in turn.
+
+    A listed source's recordings come in an order drawn once and for all, so that the first few are spread over the
+    whole; of a streamed one the first `limit` rows are taken. Texts are not needed.
 
     Raises:
-        DataError: if no source has any.
+        DataError: if no source has any, or if two listed recordings share an id.
     """
-    found = [utterance for source in sources if not source.stream for utterance in read_source(source, "valid")]
+    found = []
     for source in sources:
-        if source.stream and len(found) < limit:
-            found += stream_head(source, "valid", limit - len(found))
-    check_utterances(found, sources, "valid")
-    return found
+        if source.stream:
+            own = stream_head(source, "valid", limit)
+        else:
+            listed = read_source(source, "valid", needs_text=False)
+            own = [listed[i] for i in np.random.default_rng(VALID_SEED).permutation(len(listed))]
+        found.append((source, own))
+    listed = [utterance for source, own in found if not source.stream for utterance in own]
+    if listed or not any(own for _, own in found):
+        check_utterances(listed, sources, "valid")
+    return [(source.path, own) for source, own in found if own]

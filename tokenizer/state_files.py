@@ -8,6 +8,7 @@ Nothing in it depends on the number of processes.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -68,7 +69,7 @@ def save_state(state: TrainState, folder: Path, keep: int, accelerator: Accelera
 
 
 def _system_error(error: Exception) -> int | None:
-    """The system's number behind a failed write: safetensors has it in its text, torch.save raises on top of it."""
+    """The system's number behind a failure: safetensors has it in its text, torch.save raises on top of it."""
     for cause in (error, error.__context__):
         if isinstance(cause, OSError):
             return cause.errno
@@ -77,10 +78,14 @@ def _system_error(error: Exception) -> int | None:
 
 
 def load_latest_state(state: TrainState, folder: Path, accelerator: Accelerator) -> bool:
-    """Fills `state` from the newest whole checkpoint; False where there is none.
+    """Fills `state` from the newest whole checkpoint; False where there are none at all.
 
     The first process looks for it, the others take the same. A torn checkpoint is renamed to `torn-...` and the one
     before it taken.
+
+    Raises:
+        ValueError: if there are checkpoints and none of them is whole; they are left as they are.
+        OSError, MemoryError: if one cannot be read for a reason that says nothing about what it holds.
     """
     chosen = [_newest_whole(state, folder)] if accelerator.is_main_process else [None]
     if broadcast_object_list(chosen)[0] is None:
@@ -101,19 +106,44 @@ def load_latest_state(state: TrainState, folder: Path, accelerator: Accelerator)
 
 
 def _newest_whole(state: TrainState, folder: Path) -> Path | None:
+    torn: dict[Path, str] = {}
     for checkpoint in sorted(folder.glob("checkpoint-*"), reverse=True):
         try:
             _read(state, checkpoint)
         except Exception as error:  # a torn file raises whatever its last bytes happen to mean
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            aside, number = checkpoint.with_name(f"torn-{checkpoint.name}"), 1
-            while aside.exists():
-                aside, number = checkpoint.with_name(f"torn-{checkpoint.name}-{number}"), number + 1
-            logger.warning("%s cannot be read (%s): set aside, the one before is used", checkpoint, reason)
-            checkpoint.rename(aside)
+            if _elsewhere(error):
+                raise
+            torn[checkpoint] = (str(error) or type(error).__name__).splitlines()[0]
             continue
+        _set_aside(torn)
         return checkpoint
-    return None
+    if not torn:
+        return None
+    # To begin at step 0 would be a new training in the place of the old one, and no one would have asked for it.
+    listed = "; ".join(f"{checkpoint.name} ({reason})" for checkpoint, reason in torn.items())
+    raise ValueError(
+        f"{folder}: none of the checkpoints can be read: {listed}. Put whole ones there (a copy), or start over with "
+        "--restart (sets the old folder aside)"
+    )
+
+
+def _elsewhere(error: Exception) -> bool:
+    """Whether a checkpoint could not be read for want of memory, of permission or of a working disk.
+
+    Such an error says nothing about the file, and holds for every checkpoint in turn.
+    """
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's own is a RuntimeError
+        return True
+    return _system_error(error) not in (None, errno.ENOENT)
+
+
+def _set_aside(torn: dict[Path, str]) -> None:
+    for checkpoint, reason in torn.items():
+        aside, number = checkpoint.with_name(f"torn-{checkpoint.name}"), 1
+        while aside.exists():
+            aside, number = checkpoint.with_name(f"torn-{checkpoint.name}-{number}"), number + 1
+        logger.warning("%s cannot be read (%s): set aside, the one before is used", checkpoint, reason)
+        checkpoint.rename(aside)
 
 
 def _read(state: TrainState, checkpoint: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from tokenizer.book import DEAD_USAGE
 from tokenizer.distillation import clip_groups
 from tokenizer.losses import discriminator_loss
 from tokenizer.modeling import LMSPTModel, LMSPTOutput
@@ -53,8 +54,10 @@ def train_step(
         accelerator: precision and processes.
 
     Returns:
-        Figures of the whole batch. Where loss or gradient is not finite no optimizer has moved; `gradient_norm` is
-        then absent or not finite, or with fp16 `overflow` says that the loss scale was lowered, as it is meant to be.
+        Figures of the whole batch. Where loss or gradient of the generator is not finite, it has not moved, nor its
+        books and averages; `gradient_norm` is then absent or not finite, or with fp16 `overflow` says that the loss
+        scale was lowered, as it is meant to be. The discriminators have had their turn before, and move by their own
+        loss and gradient: where those are not finite, `discriminator_skipped` is 1.
     """
     share = learning_rate_share(state.step, config)
     for optimizer in filter(None, (state.optimizer, state.discriminator_optimizer)):
@@ -130,6 +133,8 @@ def _discriminator_step(
     finite = math.isfinite(metrics["loss/discriminator"]) and math.isfinite(norm)
     if _move(state.discriminator_optimizer, finite, accelerator):
         metrics["gradient_norm/discriminator"] = norm
+    elif accelerator.scaler is None or not math.isfinite(metrics["loss/discriminator"]):
+        metrics["discriminator_skipped"] = 1.0
     return metrics
 
 
@@ -184,8 +189,17 @@ def _after_move(
     model: LMSPTModel = state.model
     model.update_usage(codes, config.usage_decay)
     state.counts.add(codes.audio_codes, state.model_config.codebook_sizes)
+    dead, revived = [], []
     if revives:
-        generator = torch.Generator().manual_seed(state.step)
-        metrics["revived"] = float(sum(model.revive_dead_codes(codes, generator)))
-    if state.ema is not None:
-        state.ema.update_parameters(model)
+        dead = [book.usage < DEAD_USAGE for book in model.quantizer.books]
+        revived = model.revive_dead_codes(codes, torch.Generator().manual_seed(state.step))
+        metrics["revived"] = float(sum(revived))
+    if state.ema is None:
+        return
+    state.ema.update_parameters(model)
+    # A mean of the dead entry and the new one lies where there are no latents: for 1 / (1 - decay) steps it would stay
+    # dead in the model that is validated and saved.
+    books = zip(model.quantizer.books, state.ema.module.quantizer.books, dead, revived, strict=False)
+    for book, mean, rows, count in books:
+        if count:  # none in a frozen book, nor in one without entries to learn
+            mean.codebook.weight[rows] = book.codebook.weight[rows]

@@ -7,14 +7,23 @@ rows it passes over are fetched all the same. A resumed run walks from the start
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tokenizer.data import SPLITS, DataError, DataSource, Utterance
+import soundfile
+
+from tokenizer.data import MIN_DURATION_S, SPLITS, AudioError, DataError, DataSource, Utterance, open_audio
+from tokenizer.tables import NoSplitError, no_split_error
+
+logger = logging.getLogger(__name__)
 
 ROWS = "*.parquet"
+NEIGHBOURS = 16  # rows of its epoch that a row's stand-ins are looked for among
+STAND_INS = 2
 
 
 def stream_has_split(source: DataSource, split: str) -> bool:
@@ -32,6 +41,7 @@ def open_stream(source: DataSource, split: str) -> Any:
         split: ours; `source.hub_splits` gives the hub's name for it.
 
     Raises:
+        NoSplitError: if it is a hub set without such a split.
         DataError: if it cannot be opened here or lacks the audio column.
     """
     from datasets import Audio, load_dataset
@@ -51,6 +61,8 @@ def open_stream(source: DataSource, split: str) -> Any:
         if rows.features is None:
             rows = rows._resolve_features()
     except Exception as error:  # datasets raises a dozen kinds: offline, unknown name, unknown split
+        if missing := no_split_error(source, split, error):
+            raise missing from None
         raise DataError(
             f"{source.path}: cannot be streamed here ({type(error).__name__}: {error}). Give a hub name (online), a "
             ".parquet file or a folder of them; other sources take stream=false"
@@ -64,16 +76,15 @@ def open_stream(source: DataSource, split: str) -> Any:
 
 
 def stream_head(source: DataSource, split: str, limit: int) -> list[Utterance]:
-    """The first rows of a stream as a list: what a validation takes. Empty where it has no such split."""
+    """The first rows of a stream as a list: what a validation takes. Empty, with a warning, without such a split."""
     if not stream_has_split(source, split):
         return []
     try:
         rows = islice(iter(open_stream(source, split)), limit)
         return [_utterance(row, source, split, index) for index, row in enumerate(rows)]
-    except DataError:
-        if source.split == split or split in source.hub_splits:
-            raise
-        return []  # a hub set without a split of that name
+    except NoSplitError as error:
+        logger.warning("%s", error)
+        return []
 
 
 def _utterance(row: dict[str, Any], source: DataSource, split: str, index: int) -> Utterance:
@@ -89,6 +100,15 @@ def _utterance(row: dict[str, Any], source: DataSource, split: str, index: int) 
     )
 
 
+def _opens(utterance: Utterance) -> bool:
+    """Whether a row's header reads like audio: cheap, and enough to choose a stand-in by."""
+    try:
+        header = soundfile.info(open_audio(utterance))
+    except (AudioError, RuntimeError, TypeError, OSError):  # libsndfile's own error is a RuntimeError
+        return False
+    return header.frames >= MIN_DURATION_S * header.samplerate
+
+
 class Stream:
     """An endless stream over one split of a source: item k is the k-th row of epoch after epoch.
 
@@ -100,22 +120,33 @@ class Stream:
         self.source, self.split = source, split
         self.rows = open_stream(source, split).shuffle(seed=seed, buffer_size=source.shuffle_buffer)
         self.epoch_starts = [0]
-        self._start = self._next = 0
+        self._start = self._read = 0  # of the open epoch: its first item, and how many of its rows were read
         self._rows: Iterator[dict[str, Any]] | None = None
-        self._newest: list[Utterance] = []
+        self._in_hand: deque[Utterance] = deque(maxlen=2 * NEIGHBOURS)  # the last of those
 
     def item(self, k: int) -> tuple[Utterance, ...]:
-        """Row k, and after it the row before, to fall back on where it cannot be decoded.
+        """Row k, and after it up to two others to fall back on where it cannot be decoded.
+
+        Those are the nearest rows before it in its epoch whose headers can be read; for the first rows of an epoch
+        also the nearest after. They depend on k alone, like the row.
 
         Raises:
             DataError: if the source has no rows.
         """
         # To return for a row that is still in hand costs nothing; further back, the epoch is opened again.
-        if self._rows is None or k < self._next - 1:
-            self._open(k)
-        while self._next <= k:
-            self._advance()
-        return tuple(reversed(self._newest))
+        dropped = self._read - len(self._in_hand)
+        if self._rows is None or k < self._start or max(0, k - self._start - NEIGHBOURS) < dropped:
+            self._begin_epoch(max(start for start in self.epoch_starts if start <= k))
+        while not self._read_to(k - self._start):
+            self._end_epoch()
+        offset = k - self._start
+        if offset < NEIGHBOURS:
+            self._read_to(NEIGHBOURS - 1)
+        place = offset - (self._read - len(self._in_hand))
+        rows = list(self._in_hand)
+        before, after = rows[max(0, place - NEIGHBOURS) : place], rows[offset + 1 : NEIGHBOURS]
+        nearest = [*reversed(before), *after]
+        return rows[place], *islice(filter(_opens, nearest), STAND_INS)
 
     def close(self) -> None:
         """Lets go of the open epoch; `item` opens it again."""
@@ -123,23 +154,25 @@ class Stream:
             self._rows.close()
         self._rows = None
 
-    def _open(self, k: int) -> None:
-        # one row early, so that the row before k is in hand
-        self._begin_epoch(max(start for start in self.epoch_starts if start <= max(0, k - 1)))
-        self._newest = []
-
     def _begin_epoch(self, start: int) -> None:
         self.rows.set_epoch(self.epoch_starts.index(start))
-        self._rows, self._start, self._next = iter(self.rows), start, start
+        self._rows, self._start, self._read = iter(self.rows), start, 0
+        self._in_hand.clear()
 
-    def _advance(self) -> None:
-        row = next(self._rows, None)
-        if row is None:
-            if self._next == self._start:
-                raise DataError(f"{self.source.path}: the stream has no rows in split {self.split!r}")
-            if self._next not in self.epoch_starts:
-                self.epoch_starts.append(self._next)
-            self._begin_epoch(self._next)
-            return
-        self._newest = [*self._newest[-1:], _utterance(row, self.source, self.split, self._next - self._start)]
-        self._next += 1
+    def _end_epoch(self) -> None:
+        if not self._read:
+            raise DataError(f"{self.source.path}: the stream has no rows in split {self.split!r}")
+        following = self._start + self._read
+        if following not in self.epoch_starts:
+            self.epoch_starts.append(following)
+        self._begin_epoch(following)
+
+    def _read_to(self, offset: int) -> bool:
+        """Reads the open epoch on to the row at `offset`; whether it has one."""
+        while self._read <= offset:
+            row = next(self._rows, None)
+            if row is None:
+                return False
+            self._in_hand.append(_utterance(row, self.source, self.split, self._read))
+            self._read += 1
+        return True

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -100,12 +100,24 @@ class CodecTrainingConfig:
         problems = [
             f"{n}={getattr(self, n)}: must be at least {low}" for n, low in least.items() if getattr(self, n) < low
         ]
-        if not 0 <= self.ema_decay < 1:
-            problems.append(f"ema_decay={self.ema_decay}: must lie in [0, 1)")
+        problems += self._out_of_range()
         if self.accumulation > 0 and self.batch_size % self.accumulation:
             problems.append(f"batch_size={self.batch_size}: must divide by accumulation={self.accumulation}")
         if problems:
             raise ValueError("training: " + "; ".join(problems))
+
+    def _out_of_range(self) -> list[str]:
+        checks = {
+            "learning_rate": (self.learning_rate > 0, "must be above 0; to hold parts still, name them in freeze"),
+            "betas": (all(0 <= beta < 1 for beta in self.betas), "each must lie in [0, 1)"),
+            "weight_decay": (self.weight_decay >= 0, "must not be negative; 0 turns it off"),
+            "gradient_clip": (self.gradient_clip > 0, "must be above 0; a large value such as 1e9 turns it off"),
+            "final_lr_share": (0 <= self.final_lr_share <= 1, "must lie in [0, 1]; 1 keeps the peak"),
+            "ema_decay": (0 <= self.ema_decay < 1, "must lie in [0, 1); 0 turns it off"),
+            "usage_decay": (0 <= self.usage_decay < 1, "must lie in [0, 1); revive_steps=0 turns revival off"),
+            "revive_until": (0 <= self.revive_until <= 1, "must lie in [0, 1]; 1 revives to the end"),
+        }
+        return [f"{name}={getattr(self, name)}: {words}" for name, (sound, words) in checks.items() if not sound]
 
 
 @dataclass
@@ -142,13 +154,15 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
 def fit(
     state: TrainState,
     crops: TrainingCrops,
-    validation: Tensor | None,
+    validation: Sequence[Tensor] | None,
     objective: Objective,
     config: CodecTrainingConfig,
     accelerator: Accelerator,
     checkpoints: Path,
 ) -> TrainState:
     """Trains from `state.step` to `config.steps`, with metrics through accelerate's trackers and checkpoints by step.
+
+    `validation` are the batches of `validation_crops`, None to do without.
 
     Raises:
         FloatingPointError: if the loss is not finite in several steps in a row; the last checkpoint is untouched, and
@@ -174,7 +188,7 @@ def fit(
             bar.set_postfix(mel=f"{metrics['loss/mel']:.2f}", distil=f"{metrics.get('loss/distillation_share', 0):.3f}")
         bar.update()
         if validation is not None and state.step % config.validate_steps == 0 and accelerator.is_main_process:
-            scores = validate(state.result, validation.to(accelerator.device), objective, state.projection)
+            scores = validate(state.result, validation, objective, state.projection)
             accelerator.log(scores, step=state.step)
             shown = {name: value for name, value in scores.items() if "_book_" not in name or name.endswith("_book_0")}
             logger.info("step %d: %s", state.step, ", ".join(f"{k} {v:.3f}" for k, v in shown.items()))
