@@ -4,8 +4,8 @@ VENV ?= .venv
 # Installed first, so that it is this version. The build is that of pip's index: some serve one with CUDA libraries of
 # several GB, https://download.pytorch.org/whl/cpu one without (README, Development).
 TESTED_TORCH := torch==2.13.0
-# Another one: make setup TORCH=... The stamp keeps what was asked for, so that later calls need not (TORCH= undoes it).
-ASKED := $(shell cat $(VENV)/.setup-done 2>/dev/null)
+# Another one: make setup TORCH=... What was asked for is kept, so that later calls need not (TORCH= undoes it).
+ASKED := $(shell cat $(VENV)/.torch-asked 2>/dev/null)
 TORCH ?= $(ASKED)
 BIN := $(VENV)/bin
 
@@ -24,8 +24,9 @@ $(VENV)/.setup-done: pyproject.toml Makefile
 	@# What is there may satisfy the new wish too, such as a CPU build, and would stay.
 	@test "$(TORCH)" = "$(ASKED)" || $(BIN)/python -m pip uninstall -qq --yes torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(or $(TORCH),$(TESTED_TORCH))"
+	@echo "$(TORCH)" > $(VENV)/.torch-asked
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,eval,synthesis]"
-	@echo "$(TORCH)" > $@
+	@touch $@
 
 quickstart: setup
 	$(BIN)/slm quickstart

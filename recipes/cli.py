@@ -61,7 +61,7 @@ COMMANDS = [
     ),
     Command(
         "prepare-corpus",
-        "Synthesise the embedded corpus (commands, digits, sentences) with espeak-ng.",
+        "Synthesise a corpus (commands, digits, sentences, phrases) with espeak-ng and flite.",
         "slm prepare-corpus --config quickstart/prepare-corpus run_dir=runs/corpus",
     ),
     Command(
@@ -116,7 +116,7 @@ COMMANDS = [
     ),
     Command(
         "train-lm",
-        "Train a small text LM from scratch on the corpus's sentences (where no pretrained one can be had).",
+        "Train a small text LM from scratch on a corpus's texts (where no pretrained one can be had).",
         "slm train-lm --config quickstart/train-lm run_dir=runs/lm",
     ),
     Command(

@@ -14,9 +14,12 @@ from pathlib import Path
 from recipes.config import ConfigError
 
 CONFIG_FILE, RUN_FILE = "config.yaml", "run.json"
-# What a shell, a scheduler or a desktop puts beside a run, and no recipe ever writes: it may be there before.
+# What runs write, at the top of their folders.
+WRITTEN = (CONFIG_FILE, "complete.json", "metrics.jsonl", "model", "base", "adapter", "checkpoints")
+WRITTEN += ("manifest.jsonl", "audio", "index.json", "*.parquet", "skipped.jsonl", "precision.json")
+WRITTEN += ("predictions.json*", "results.*", "report.html", "samples", "contrasts.*", "errors-*.txt")
+# What a shell, a scheduler or a desktop puts beside a run, and no recipe ever writes.
 BESIDE_A_RUN = (".*", "*.log", "*.out", "*.err", "log.txt", "log-*.txt", "lost+found")
-MOST_LEVELS = 4  # a pipeline's stages lie two below it: RUN_DIR/CELL/STAGE
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -28,16 +31,19 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raises ConfigError where a folder holds something, but no run was begun there.
+    """Raises ConfigError where a folder holds what a run would write over, but no run was begun there.
 
-    Logs, hidden files, empty folders and the folders of other runs (a pipeline's stages that were run before it, what
-    was set aside as ``.old-N``) are no hindrance.
+    Notes, configurations of other names, scripts, logs and the folders of other runs (a pipeline's stages that were run
+    before it) are no hindrance.
     """
-    if folder.is_dir() and not is_run_folder(folder) and (names := some_of(_strangers(folder))):
-        raise ConfigError(
-            f"run_dir {folder} holds {names}, but no run was begun there (it has no {RUN_FILE}, nor the {CONFIG_FILE} "
-            "of a run): one might write over what is not its own. Name another run_dir=..., or move these away"
-        )
+    if not folder.is_dir() or is_run_folder(folder) or not (names := some_of(_in_the_way(folder))):
+        return
+    if is_run_folder(folder):  # another process of this run has just begun it
+        return
+    raise ConfigError(
+        f"run_dir {folder} holds {names}, but no run was begun there (it has no {RUN_FILE}, nor the {CONFIG_FILE} of a "
+        "run): one would write over what is not its own. Name another run_dir=..., or move these away"
+    )
 
 
 def refuse_to_set_aside(folder: Path, own_files: Iterable[str] = ()) -> None:
@@ -69,15 +75,20 @@ def some_of(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(found[:most]) + " and others" * (len(found) > most)
 
 
-def _strangers(folder: Path) -> Iterator[str]:
-    return (path.name for path in sorted(folder.iterdir()) if not _may_be_there(path, MOST_LEVELS))
+def _in_the_way(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.iterdir()):
+        if _fits(path, WRITTEN) and not (path.is_dir() and (is_run_folder(path) or _is_hollow(path))):
+            yield path.name
 
 
-def _may_be_there(path: Path, levels: int) -> bool:
-    if _beside_a_run(path) or not path.is_dir():
-        return _beside_a_run(path)
-    return is_run_folder(path) or (levels > 0 and all(_may_be_there(inner, levels - 1) for inner in path.iterdir()))
+def _is_hollow(folder: Path) -> bool:
+    """Whether no file lies in a folder or below it."""
+    return all(path.is_dir() for path in folder.rglob("*"))
 
 
 def _beside_a_run(path: Path) -> bool:
-    return any(fnmatchcase(path.name, pattern) for pattern in BESIDE_A_RUN)
+    return _fits(path, BESIDE_A_RUN)
+
+
+def _fits(path: Path, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(path.name, pattern) for pattern in patterns)

@@ -15,6 +15,9 @@ from recipes.config import ConfigError
 from recipes.own_folders import refuse_to_set_aside
 from recipes.runtime import RunFolder
 
+# Keys whose texts are no paths: a name may be the folder's too.
+NAMES = ("name", "preset", "title", "text", "label", "notes", "rows", "only", "voices", "license")
+
 
 def start_over(recipe: Any, settings: Any) -> Path | None:
     """Check the new run as if the earlier one were not there, then set that aside; returns where, None if none was.
@@ -30,8 +33,8 @@ def start_over(recipe: Any, settings: Any) -> Path | None:
     """
     if not settings.run_dir:
         raise ConfigError(
-            "--restart: this command was given no folder to set aside. Name the result's (run_dir=..., -o or OUT_DIR, "
-            "as the command has it), or leave --restart"
+            "--restart: this command was given no folder to set aside. Name the result's (run_dir=..., or -o or "
+            "OUT_DIR where that is a folder), or leave --restart"
         )
     folder, own_files = RunFolder(settings.run_dir), getattr(type(settings), "own_files", ())
     if folder.folder.exists():
@@ -50,11 +53,17 @@ def _refuse_inputs_within(settings: Any, anew: Any, folder: Path) -> None:
     """
     kept = set(_texts(asdict(anew)))
     for key, text in _texts(asdict(settings)):
-        if (key, text) in kept and _lies_in(text, folder):
+        if (key, text) in kept and not (_is_name(key) and os.sep not in text) and _lies_in(text, folder):
             raise ConfigError(
                 f"--restart: {folder} is not set aside, because {key} reads {text}, which is in it. Name another "
                 "folder for the result, or another input"
             )
+
+
+def _is_name(key: str) -> bool:
+    """Whether a dotted key (`rows.0`) holds names; a judge's or teacher's name may be a folder."""
+    parts = [part for part in key.split(".") if not part.isdigit()]
+    return parts[-1] in NAMES and parts[-2:-1] not in (["judges"], ["teacher"])
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

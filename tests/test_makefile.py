@@ -21,7 +21,8 @@ def make(*words: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("asked", ["", "torch==2.12.0"])
 def test_another_torch_makes_set_up_run_again(tmp_path: Path, asked: str) -> None:
-    (tmp_path / ".setup-done").write_text(f"{asked}\n")
+    (tmp_path / ".torch-asked").write_text(f"{asked}\n")
+    (tmp_path / ".setup-done").touch()
     venv = f"VENV={tmp_path}"
     assert make("-q", "setup", venv).returncode == 0
     assert make("-q", "setup", venv, f"TORCH={asked}").returncode == 0
@@ -29,5 +30,17 @@ def test_another_torch_makes_set_up_run_again(tmp_path: Path, asked: str) -> Non
     commands = make("-n", "setup", venv, "TORCH=torch==2.11.0").stdout
     assert 'install --quiet --disable-pip-version-check "torch==2.11.0"' in commands
     # Set up again for another reason, the torch that was asked for stays.
-    os.utime(tmp_path / ".setup-done", (0, 0))
+    (tmp_path / ".setup-done").unlink()
     assert f'"{asked or "torch==2.13.0"}"' in make("-n", "setup", venv).stdout
+
+
+def test_a_set_up_that_failed_keeps_the_torch_that_was_asked_for(tmp_path: Path) -> None:
+    """A pip that installs torch and then fails, as without a network."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *-e*) exit 1;; esac\n')
+    python.chmod(0o755)
+    venv = f"VENV={tmp_path}"
+    assert make("setup", venv, "TORCH=torch==2.12.0").returncode == 2
+    assert '"torch==2.12.0"' in make("-n", "setup", venv).stdout
+    assert 'check "torch==2.13.0"' in make("-n", "setup", venv, "TORCH=").stdout

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recipes import cli, compare, prepare_corpus, restart
+from recipes import cli, compare, own_folders, prepare_corpus, restart
 from recipes.config import ConfigError
 from recipes.listening import listening_samples
 from recipes.pipeline import Stage
@@ -51,8 +51,9 @@ def begun(folder: Path) -> Path:
         ["manifest.jsonl"],
         ["samples/take.flac"],
         ["config.yaml", "notes.txt"],  # somebody's configuration, not a run's
-        ["a.wav", "b.wav", "c.wav", "d.wav"],
-        ["one/two/three.txt"],
+        ["index.json", "manifest.jsonl", "metrics.jsonl", "results.json"],
+        ["model/my/weights.bin"],
+        ["train-00000-of-00001.parquet"],
     ],
 )
 def test_a_folder_that_no_run_was_begun_in_is_left_alone(tmp_path, names):
@@ -64,15 +65,19 @@ def test_a_folder_that_no_run_was_begun_in_is_left_alone(tmp_path, names):
             ConfigError, match=rf"run_dir .*study holds {names[0].split('/')[0]}.*another run_dir="
         ) as e:
             start(config)
-    assert tree(folder) == before and ("a.wav, b.wav, c.wav and others" in str(e.value)) == (len(names) == 4)
+    assert tree(folder) == before and ("index.json, manifest.jsonl, metrics.jsonl and others" in str(e.value)) == (
+        len(names) == 4
+    )
 
 
-def test_logs_hidden_files_empty_folders_and_other_runs_are_no_hindrance(tmp_path):
-    folder = filled(tmp_path / "run", "train.log", "slurm-7.out", ".gitignore", ".cache/x", "log.txt")
+def test_what_no_run_writes_empty_folders_and_other_runs_are_no_hindrance(tmp_path):
+    folder = filled(tmp_path / "run", "train.log", "slurm-7.out", ".gitignore", ".cache/x", "exp.yaml", "job.sbatch")
+    filled(folder, "stdout.txt", "lmspt/config.json", "heard/resynthesis.json", "curves.png", "wandb/x", "out.wav")
     (folder / "checkpoints").mkdir()
     begun(folder / "teacher")
     begun(folder / "12.5hz" / "tokenizer")
     begun(folder / "lm")
+    begun(folder / "base")
     RunFolder(folder / "lm").set_aside()
     begun(folder)
     filled(folder, "mine.txt")
@@ -193,3 +198,26 @@ def test_a_command_without_a_folder_takes_no_restart(tmp_path):
     assert "slm plot-training takes no --restart" in refused("plot-training", str(tmp_path))
     assert "--restart" not in CliRunner().invoke(cli.app, ["plot-training", "--help"]).output
     assert "--restart" in CliRunner().invoke(cli.app, ["encode", "--help"]).output
+
+
+def test_a_name_is_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    @dataclass
+    class Named(Config):
+        name: str = ""
+        rows: list[str] = field(default_factory=list)
+        judges: list[dict] = field(default_factory=list)
+
+    begun(tmp_path / "mine")
+    with pytest.raises(ConfigError, match="because judges.0.name reads mine"):
+        restart.start_over(recipe(), Named("mine", judges=[{"name": "mine"}]))
+    assert restart.start_over(recipe(), Named("mine", name="mine", rows=["mine"])) == Path("mine.old-1")
+
+
+def test_another_process_may_begin_the_run_meanwhile(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    begun(folder)
+    answers = iter([False, True])
+    monkeypatch.setattr(own_folders, "is_run_folder", lambda folder: next(answers))
+    own_folders.refuse_foreign(folder)
