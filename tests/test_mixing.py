@@ -14,9 +14,10 @@ from conftest import tone
 from test_codec_training import config, metrics
 
 from recipes import train_tokenizer
-from tokenizer.data import AudioError, DataError, DataSource, read_source
+from tokenizer.data import AudioError, DataError, DataSource, read_source, read_sources
 from tokenizer.mixing import BLOCK, Mixture, training_audio, validation_utterances
-from tokenizer.streams import Stream
+from tokenizer.streams import Stream, open_stream, stream_head
+from tokenizer.tables import NoSplitError, no_split_error
 
 
 @pytest.fixture
@@ -151,17 +152,23 @@ def test_a_stream_without_a_readable_row_says_so_and_the_last_one_read_is_the_la
     assert audio.recording((position, (silent, silent)))[0].id == row.id
 
 
-def test_a_hub_set_without_our_split_says_which_it_has(shards, tmp_path, monkeypatch, caplog):
-    """Listed and streamed, in the words of `datasets` itself."""
+@pytest.fixture
+def hub(shards, monkeypatch):
+    """Says which splits the hub's sets have, from then on: "owner/set" and any other."""
     import datasets
 
-    real = datasets.load_dataset
-    files = {"train": str(shards / "0.parquet"), "validation": str(shards / "1.parquet")}
+    real, files = datasets.load_dataset, {}
 
     def from_disk(name, subset=None, **settings):
         return real(name, **settings) if name == "parquet" else real("parquet", data_files=files, **settings)
 
     monkeypatch.setattr("datasets.load_dataset", from_disk)
+    return lambda *names: files.update({n: str(shards / f"{i}.parquet") for i, n in enumerate(names)})
+
+
+def test_a_hub_set_without_our_split_says_which_it_has(hub, caplog):
+    """Listed and streamed, in the words of `datasets` itself."""
+    hub("train", "validation")
     for stream in (False, True):
         caplog.clear()
         source = {"path": "owner/set", "stream": stream}
@@ -171,8 +178,80 @@ def test_a_hub_set_without_our_split_says_which_it_has(shards, tmp_path, monkeyp
         assert "data.N.hub_splits.valid=validation" in caplog.text
         ((_, valid),) = validation_utterances([DataSource(**source, hub_splits={"valid": "validation"})], 8)
         assert len(valid) == 5
-        with pytest.raises(DataError, match="validaton"):
-            validation_utterances([DataSource(**source, hub_splits={"valid": "validaton"})], 8)
+        wrong = DataSource(**source, hub_splits={"valid": "validaton"})
+        with pytest.raises(NoSplitError, match="no split 'validaton' among .*hub_splits.valid=validation"):
+            stream_head(wrong, "valid", 8) if stream else read_source(wrong, "valid", needs_text=False)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_hub_set_without_training_data_of_our_name_is_an_error_beside_other_sources(
+    hub, make_corpus, tmp_path, stream
+):
+    """Of several sources, none may be missing from the training for a warning that scrolls by."""
+    hub("train.100", "validation")
+    sources = [{"path": str(make_corpus()), "weight": 1.0}, {"path": "owner/set", "stream": stream, "weight": 1.0}]
+    remedy = r"owner/set: no split 'train' among train.100, validation: .*data.N.hub_splits.train=train.100;"
+    with pytest.raises(NoSplitError, match=remedy):
+        training_audio([DataSource(**source) for source in sources], 16000, seed=0, needs_text=False)
+    if not stream:
+        with pytest.raises(NoSplitError, match=remedy):  # before anything is trained
+            train_tokenizer.run(config("", tmp_path / "run", None, data=sources))
+    named = DataSource(**sources[1], hub_splits={"train": "train.100"})
+    audio = training_audio([DataSource(**sources[0]), named], 16000, seed=0, needs_text=False)
+    assert len(audio.parts) == 2
+    alone = {"path": "owner/set", "stream": stream, "split": "valid", "hub_splits": {"valid": "validation"}}
+    sources = [DataSource(**sources[0]), DataSource(**alone)]
+    assert len(training_audio(sources, 16000, seed=0, needs_text=False).parts) == 1
+    assert [len(own) for path, own in validation_utterances(sources, 8) if path == "owner/set"] == [5]
+
+
+@pytest.mark.parametrize(
+    ("split", "names", "likely"),
+    [("train", "dev, test", "NAME"), ("test", "dev, train", "NAME"), ("valid", "train, dev", "dev"),
+     ("valid", "train, validation", "validation"), ("train", "dev, train.100", "train.100")],
+)  # fmt: skip
+def test_only_for_valid_is_dev_proposed(split, names, likely):
+    found = no_split_error(
+        DataSource("owner/set"), split, ValueError(f"Bad split: {split}. Available splits: [{names}]")
+    )
+    assert f"data.N.hub_splits.{split}={likely}" in str(found).replace(";", " ").split()
+
+
+def test_a_split_that_no_source_has_names_every_way_to_give_one(hub):
+    hub("train", "validation")
+    with pytest.raises(DataError, match="no utterances in split 'test' of owner/set: .*`hub_splits: {test: NAME}`"):
+        read_sources([DataSource("owner/set")], "test")
+
+
+def test_a_streamed_parquet_file_that_says_no_split_is_train_alone(shards, tmp_path, caplog):
+    import datasets
+
+    plain = DataSource(str(tmp_path / "plain.parquet"), stream=True)
+    rows = datasets.Dataset.from_parquet(str(shards / "0.parquet"))
+    rows.remove_columns("split").to_parquet(plain.path)
+    assert len(list(open_stream(plain, "train"))) == 5 and not caplog.text
+    for split in ("valid", "test"):
+        listed = read_source(DataSource(plain.path), split, needs_text=False)
+        assert list(open_stream(plain, split)) == stream_head(plain, split, 8) == listed == []
+    with pytest.raises(DataError, match="no utterances in split 'valid'"):
+        validation_utterances([plain], 8)
+    assert len(stream_head(DataSource(plain.path, stream=True, split="valid"), "valid", 8)) == 5
+
+
+def test_a_stream_is_searched_for_valid_rows_only_so_far_and_one_fault_leaves_the_others_in(
+    shards, tmp_path, monkeypatch, caplog
+):
+    source, whole = DataSource(str(shards), stream=True), DataSource(str(shards / "1.parquet"), split="valid")
+    monkeypatch.setattr("tokenizer.streams.SEARCH_ROWS", 5)
+    ((_, valid),) = validation_utterances([source], 8)
+    assert [utterance.id for utterance in valid] == ["0-4"] and not caplog.text
+    monkeypatch.setattr("tokenizer.streams.SEARCH_ROWS", 4)
+    broken = DataSource(str(tmp_path / "none.parquet"), stream=True)
+    ((path, valid),) = validation_utterances([source, broken, whole], 8)
+    assert path == whole.path and len(valid) == 5
+    assert "none of its first 4 rows is of split 'valid'" in caplog.text and "split: valid}" in caplog.text
+    assert f"not validated on: {broken.path}: cannot be streamed here" in caplog.text
+    assert len(list(open_stream(source, "train"))) == 8  # a training is not cut short
 
 
 def test_a_table_needs_its_text_only_where_text_is_needed(shards):

@@ -122,7 +122,8 @@ def check_utterances(utterances: Sequence[Utterance], sources: Sequence[DataSour
     if not utterances:
         raise DataError(
             f"no utterances in split {split!r} of {', '.join(source.path for source in sources)}: "
-            f"a manifest's lines carry their split, other sources take `split: {split}`"
+            f"a manifest's lines and a Parquet file's column `split` carry it, a hub set's own name for it is given by "
+            f"`hub_splits: {{{split}: NAME}}`, other sources take `split: {split}`"
         )
     seen: set[str] = set()
     for utterance in utterances:

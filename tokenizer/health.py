@@ -81,6 +81,10 @@ class HealthRecord:
         for name, value in state.items():
             setattr(self, name, value)
 
+    def forget_best(self) -> None:
+        """Drops the best validation: those to come are of other recordings."""
+        self.best_step, self.best_valid_mel, self.best_train_mel = 0, math.inf, math.inf
+
 
 def window_means(window: Sequence[Metrics]) -> Metrics:
     """The mean of every figure over the steps that have it, those that are not finite left out; NaN if all are."""

@@ -183,7 +183,8 @@ def training_audio(
         cache_bytes: of decoded audio kept in memory, by each process that decodes: a loader's workers each keep theirs.
 
     Raises:
-        DataError: if a source cannot be read, or some but not all of those with training data have a weight.
+        DataError: if a source cannot be read or is a hub set without the training split, or if some but not all of
+            those with training data have a weight.
     """
     lists = [[] if source.stream else read_source(source, "train", needs_text) for source in sources]
     lists = [[u for u in own if keep is None or keep(u)] for own in lists]
@@ -215,18 +216,23 @@ def validation_utterances(sources: Sequence[DataSource], limit: int) -> list[tup
     """The valid split of each source that has one, by its path: what a validation takes crops of, in turn.
 
     A listed source's recordings come in an order drawn once and for all, so that the first few are spread over the
-    whole; of a streamed one the first `limit` rows are taken. Texts are not needed.
+    whole; of a streamed one the first `limit` rows are taken. Texts are not needed. A source that cannot be read is
+    left out, with a warning.
 
     Raises:
         DataError: if no source has any, or if two listed recordings share an id.
     """
     found = []
     for source in sources:
-        if source.stream:
-            own = stream_head(source, "valid", limit)
-        else:
-            listed = read_source(source, "valid", needs_text=False)
-            own = [listed[i] for i in np.random.default_rng(VALID_SEED).permutation(len(listed))]
+        try:
+            if source.stream:
+                own = stream_head(source, "valid", limit)
+            else:
+                listed = read_source(source, "valid", needs_text=False)
+                own = [listed[i] for i in np.random.default_rng(VALID_SEED).permutation(len(listed))]
+        except DataError as error:
+            logger.warning("not validated on: %s", error)
+            continue
         found.append((source, own))
     listed = [utterance for source, own in found if not source.stream for utterance in own]
     if listed or not any(own for _, own in found):

@@ -2,7 +2,7 @@
 
 `checkpoint-N/` holds model.safetensors, {discriminator, projection, ema}.safetensors where there are such modules, and
 optimizers.pt, loaded with `weights_only=True`: step, both optimizers, fp16's loss scale, where streams' epochs
-began, the record of the run's health.
+began, the record of the run's health, and the version of what is drawn for a position (`crops.DATA_VERSION`).
 Nothing in it depends on the number of processes.
 """
 
@@ -22,10 +22,23 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from tokenizer.crops import DATA_VERSION
+
 if TYPE_CHECKING:
     from tokenizer.training import TrainState
 
 logger = logging.getLogger(__name__)
+
+# Numbers that speak of the machine. Any other (EINVAL: torch.load seeks to before the start of a file cut short) may be
+# the file's own fault.
+MACHINE_ERRORS = {
+    number
+    for name in (
+        "EIO EACCES EPERM ENOMEM EMFILE ENFILE EBUSY EAGAIN EINTR ENODEV ENXIO ENOLCK ESTALE ETIMEDOUT EREMOTEIO "
+        "ENOTCONN ECONNABORTED ECONNREFUSED ECONNRESET EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH"
+    ).split()
+    if (number := getattr(errno, name, None)) is not None
+}
 
 
 def save_state(state: TrainState, folder: Path, keep: int, accelerator: Accelerator) -> None:
@@ -44,6 +57,7 @@ def save_state(state: TrainState, folder: Path, keep: int, accelerator: Accelera
             "step": state.step,
             "generator": state.optimizer.state_dict(),
             "health": state.health.state_dict(),
+            "data_version": DATA_VERSION,
         }
         if state.discriminator is not None:
             optimizers["discriminator"] = state.discriminator_optimizer.state_dict()
@@ -85,7 +99,7 @@ def load_latest_state(state: TrainState, folder: Path, accelerator: Accelerator)
 
     Raises:
         ValueError: if there are checkpoints and none of them is whole; they are left as they are.
-        OSError, MemoryError: if one cannot be read for a reason that says nothing about what it holds.
+        OSError, MemoryError: if one cannot be read for a reason that says nothing about what it holds; names it.
     """
     chosen = [_newest_whole(state, folder)] if accelerator.is_main_process else [None]
     if broadcast_object_list(chosen)[0] is None:
@@ -102,6 +116,14 @@ def load_latest_state(state: TrainState, folder: Path, accelerator: Accelerator)
         state.audio.load_state_dict(optimizers["audio"])
     state.health.load_state_dict(optimizers.get("health", {}))  # checkpoints of before hold none
     state.step = optimizers["step"]
+    if optimizers.get("data_version") != DATA_VERSION:
+        state.health.forget_best()
+        if accelerator.is_main_process:
+            logger.warning(
+                "%s was written by a version that drew crops and valid recordings otherwise, or did not note how: the "
+                "training goes on, but not bit for bit as it would have, and `valid/*` may not compare with before",
+                chosen[0],
+            )
     return True
 
 
@@ -111,8 +133,8 @@ def _newest_whole(state: TrainState, folder: Path) -> Path | None:
         try:
             _read(state, checkpoint)
         except Exception as error:  # a torn file raises whatever its last bytes happen to mean
-            if _elsewhere(error):
-                raise
+            if (other := _elsewhere(error, checkpoint)) is not None:
+                raise other from error
             torn[checkpoint] = (str(error) or type(error).__name__).splitlines()[0]
             continue
         _set_aside(torn)
@@ -127,14 +149,18 @@ def _newest_whole(state: TrainState, folder: Path) -> Path | None:
     )
 
 
-def _elsewhere(error: Exception) -> bool:
-    """Whether a checkpoint could not be read for want of memory, of permission or of a working disk.
+def _elsewhere(error: Exception, checkpoint: Path) -> OSError | MemoryError | None:
+    """What to raise where a checkpoint could not be read for want of memory, of permission or of a working disk.
 
-    Such an error says nothing about the file, and holds for every checkpoint in turn.
+    Such an error says nothing about the file, and holds for every checkpoint in turn. None for all others.
     """
+    what = f"checkpoint {checkpoint.name} could not be read"
+    way_out = "it may be whole and is left as it is: see to that and start the same command again"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's own is a RuntimeError
-        return True
-    return _system_error(error) not in (None, errno.ENOENT)
+        return MemoryError(f"{checkpoint.parent}: {what} (out of memory): {way_out}")
+    if (number := _system_error(error)) not in MACHINE_ERRORS:
+        return None
+    return OSError(number, f"{what} ({os.strerror(number)}): {way_out}", str(checkpoint))
 
 
 def _set_aside(torn: dict[Path, str]) -> None:

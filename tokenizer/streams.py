@@ -17,13 +17,14 @@ from typing import Any
 import soundfile
 
 from tokenizer.data import MIN_DURATION_S, SPLITS, AudioError, DataError, DataSource, Utterance, open_audio
-from tokenizer.tables import NoSplitError, no_split_error
+from tokenizer.tables import NoSplitError, may_lack, no_split_error
 
 logger = logging.getLogger(__name__)
 
 ROWS = "*.parquet"
 NEIGHBOURS = 16  # rows of its epoch that a row's stand-ins are looked for among
 STAND_INS = 2
+SEARCH_ROWS = 5000  # among which those of the valid split are looked for: one process walks, the others wait for it
 
 
 def stream_has_split(source: DataSource, split: str) -> bool:
@@ -33,12 +34,14 @@ def stream_has_split(source: DataSource, split: str) -> bool:
     return source.split in (None, split)
 
 
-def open_stream(source: DataSource, split: str) -> Any:
+def open_stream(source: DataSource, split: str, search: int | None = None) -> Any:
     """The rows of one split as a `datasets.IterableDataset`, their audio undecoded.
 
     Args:
-        source: with a hub name, a .parquet file, a pattern (`folder/*.parquet`) or a folder of .parquet files.
+        source: with a hub name, a .parquet file, a pattern (`folder/*.parquet`) or a folder of .parquet files; without
+            `split`, the files' column `split` holds, and files without the column are train.
         split: ours; `source.hub_splits` gives the hub's name for it.
+        search: look for the split's rows among the first so many of the files only.
 
     Raises:
         NoSplitError: if it is a hub set without such a split.
@@ -47,17 +50,16 @@ def open_stream(source: DataSource, split: str) -> Any:
     from datasets import Audio, load_dataset
 
     path = Path(source.path).expanduser()
+    local = path.is_dir() or path.suffix == ".parquet"
     try:
-        if path.is_dir() or path.suffix == ".parquet":
+        if local:
             pattern = path / ROWS if path.is_dir() else path
             files = sorted(str(file) for file in pattern.parent.glob(pattern.name))
             if not files:
                 raise FileNotFoundError(f"no file fits {pattern}")
             rows = load_dataset("parquet", data_files=files, split="train", streaming=True)
-            own_splits = source.split is None and "split" in (rows.column_names or [])
         else:
             rows = load_dataset(source.path, source.subset, split=source.hub_splits.get(split, split), streaming=True)
-            own_splits = False
         if rows.features is None:
             rows = rows._resolve_features()
     except Exception as error:  # datasets raises a dozen kinds: offline, unknown name, unknown split
@@ -70,21 +72,39 @@ def open_stream(source: DataSource, split: str) -> Any:
     if source.audio_column not in rows.column_names:
         raise DataError(f"{source.path}: no column {source.audio_column!r} among {rows.column_names}: set audio_column")
     rows = rows.cast_column(source.audio_column, Audio(decode=False))
-    if own_splits:
-        rows = rows.filter(lambda value: value == split, input_columns=["split"])
+    if local and source.split is None:
+        if "split" in rows.column_names:
+            rows = rows if search is None else rows.take(search)
+            rows = rows.filter(lambda value: value == split, input_columns=["split"])
+        elif split != "train":
+            rows = rows.take(0)
     return rows if source.limit is None else rows.take(source.limit)
 
 
 def stream_head(source: DataSource, split: str, limit: int) -> list[Utterance]:
-    """The first rows of a stream as a list: what a validation takes. Empty, with a warning, without such a split."""
+    """The first rows of a stream as a list: what a validation takes. Empty, with a warning, without such a split.
+
+    Raises:
+        DataError: if it cannot be opened here.
+    """
     if not stream_has_split(source, split):
         return []
     try:
-        rows = islice(iter(open_stream(source, split)), limit)
-        return [_utterance(row, source, split, index) for index, row in enumerate(rows)]
+        rows = open_stream(source, split, SEARCH_ROWS)
     except NoSplitError as error:
+        if not may_lack(source, split):
+            raise
         logger.warning("%s", error)
         return []
+    head = [_utterance(row, source, split, index) for index, row in enumerate(islice(iter(rows), limit))]
+    if not head and "split" in rows.column_names:
+        logger.warning(
+            "%s: none of its first %d rows is of split %r: nothing of it is taken for that. If there are such rows "
+            "further on, name a file that holds only them as a source of its own: data.N={path: FILE, split: %s}. If "
+            "there are none at all, split: train here says so",
+            source.path, SEARCH_ROWS, split, split
+        )  # fmt: skip
+    return head
 
 
 def _utterance(row: dict[str, Any], source: DataSource, split: str, index: int) -> Utterance:

@@ -12,20 +12,31 @@ logger = logging.getLogger(__name__)
 
 
 class NoSplitError(DataError):
-    """A hub set has no split of our name, and the source does not say which of its splits to take for it."""
+    """A hub set has no split of the name asked for."""
 
 
 def no_split_error(source: DataSource, split: str, error: Exception) -> NoSplitError | None:
     """The NoSplitError that an error of `datasets` stands for, with the set's splits; None where it is another."""
     found = re.search(r"(?:Unknown|Bad) split\b.*\[(.*)\]", str(error), re.DOTALL)
-    if found is None or source.split is not None or split in source.hub_splits:
+    if found is None:
         return None
     names = [name.strip(" '\"") for name in found[1].split(",")]
-    likely = next((name for name in names if name.startswith((split[:3], "dev"))), "NAME")
+    beginnings = {"valid": ("val", "dev")}.get(split, (split,))
+    likely = next((name for name in names if name.startswith(beginnings)), "NAME")
+    remedy = f"data.N.hub_splits.{split}={likely}"
+    if may_lack(source, split):
+        remedy = f"nothing of it is taken for {split!r}. If one of them is meant, name it: {remedy}"
+    else:
+        remedy = f"name the one to take for {split!r}: {remedy}"
+        remedy += "; a source that is for validation alone takes data.N.split=valid" if split == "train" else ""
     return NoSplitError(
-        f"{source.path}: no split {split!r} among {', '.join(names)}: nothing of it is taken for {split!r}. "
-        f"If one of them is meant, name it: data.N.hub_splits.{split}={likely}"
+        f"{source.path}: no split {source.hub_splits.get(split, split)!r} among {', '.join(names)}: {remedy}"
     )
+
+
+def may_lack(source: DataSource, split: str) -> bool:
+    """Whether a hub set may be without `split`: not without training data, nor without what the source names."""
+    return split != "train" and source.split is None and split not in source.hub_splits
 
 
 def read_table(source: DataSource, split: str, local: Path | None, needs_text: bool) -> list[Utterance]:
@@ -33,11 +44,12 @@ def read_table(source: DataSource, split: str, local: Path | None, needs_text: b
 
     Args:
         source: with the names of its columns.
-        split: train, valid or test; of a hub set that has none of it nothing is read, with a warning.
+        split: train, valid or test; of a hub set without valid or test nothing is read for it, with a warning.
         local: the Parquet file; None for a hub set.
         needs_text: refuse a table without the text column; else its texts are empty.
 
     Raises:
+        NoSplitError: if it is a hub set without the training split, or without one that the source names.
         DataError: if it cannot be loaded here or lacks a column.
     """
     from datasets import Audio, load_dataset
@@ -51,6 +63,8 @@ def read_table(source: DataSource, split: str, local: Path | None, needs_text: b
             table = load_dataset(source.path, source.subset, split=source.hub_splits.get(split, split))
     except Exception as error:  # datasets raises a dozen kinds: offline, unknown name, unknown split
         if local is None and (missing := no_split_error(source, split, error)):
+            if not may_lack(source, split):
+                raise missing from None
             logger.warning("%s", missing)
             return []
         reason = f"{type(error).__name__}: {error}"
