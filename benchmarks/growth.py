@@ -38,6 +38,7 @@ import torch
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from recipes.kernels import keep_compiled_kernels
 from recipes.memory import keep_freed_memory
 from recipes.runtime import cpu_has_fast_bf16, hide_loading_bars
 from tokenizer.embedded import installed
@@ -258,6 +259,7 @@ def child(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     keep_freed_memory()
+    keep_compiled_kernels()
     hide_loading_bars()
     point = Point(**json.loads(options.point))
     with tempfile.TemporaryDirectory(dir=options.work) as folder:

@@ -1,6 +1,7 @@
 """What makes the codec's training step fast: ``python benchmarks/training_step.py [--rounds 3] [--output FILE]``.
 
     python benchmarks/training_step.py [--size published|small] [--batch 1] [--channels 32] [--threads N] [--busy]
+    ONEDNN_PRIMITIVE_CACHE_CAPACITY=1024 python benchmarks/training_step.py --rows published,step
 
 The published architecture reduced for a CPU (DAC encoders of width 8, decoders in proportion, latent 128, 24 kHz, crops
 of 6 s), a teacher of Whisper-base's shape, all losses, discriminators of the published widths (--channels makes them
@@ -12,11 +13,15 @@ saving after the other, then the step of `slm train-tokenizer` itself. Those bef
 compare losses and gradients). A round takes one step of each row, after one that is not counted; ratios are of steps
 in the same round, their median and range are printed. `--busy` counts processor time, for a machine that has other
 work; `--dropped` measures, on top of everything, what was tried and not kept.
+
+One saving is of the whole process, so no row shows it: compiled kernels are kept (recipes/kernels.py), here for all
+rows alike. The second command above takes oneDNN as it comes; compare it with the same `--rows` without the variable.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import statistics
 import sys
@@ -36,6 +41,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 sys.path.insert(0, str(Path(__file__).parent))
 from baseline_step import ARITHMETIC, OTHERS, snakes, step  # noqa: E402
 
+from recipes.kernels import CAPACITY, KERNELS  # noqa: E402
 from recipes.memory import keep_freed_memory  # noqa: E402
 from recipes.runtime import cpu_has_fast_bf16  # noqa: E402
 from tokenizer.configuration import preset_config  # noqa: E402
@@ -57,6 +63,7 @@ REDUCED = {
     "auxiliary_decoder_width": 32,
 }
 WINDOW_S = 30.0
+ROWS = ("published", *ARITHMETIC, *OTHERS, "step")
 
 
 @dataclass(frozen=True)
@@ -216,7 +223,7 @@ def report(table: dict[str, tuple[str, Callable[[], None]]], rounds: int, busy: 
     first, before = next(iter(seconds)), None
     lines = []
     for name, (text, _) in table.items():
-        kind = "a" if name in ARITHMETIC else {"crop": "b", "bf16": "c"}.get(name, "")
+        kind = "a" if name in ARITHMETIC else {"crop": "b", "bf16": "c", "even": "a"}.get(name, "")
         gain = "" if before is None else ratio(seconds[before], seconds[name])
         median = statistics.median(seconds[name])
         lines.append(f"| {kind} | {name} | {text} | {median:.2f} | {gain} | {ratio(seconds[first], seconds[name])} |")
@@ -234,7 +241,8 @@ def summary(bench: Bench, options: SimpleNamespace | argparse.Namespace) -> str:
     return (
         f"{size.preset} {size.changes or ''}: {sizes}; {size.batch} crop(s) of {size.crop_s:g} s, discriminators of "
         f"{size.channels} channels; {options.threads} thread(s), {platform.machine()}, fast bf16: "
-        f"{cpu_has_fast_bf16()}, torch {torch.__version__}; {options.rounds} rounds"
+        f"{cpu_has_fast_bf16()}, torch {torch.__version__}, {os.environ.get(CAPACITY, 'unknown')} kernels kept; "
+        f"{options.rounds} rounds"
         f"{', processor time' if options.busy else ''}"
     )
 
@@ -247,7 +255,8 @@ HEADINGS = (
 def tables(size: Size, accelerator: Accelerator, options: SimpleNamespace | argparse.Namespace) -> str:
     """Everything that is printed."""
     bench = Bench(size, accelerator)
-    text = [summary(bench, options), "", HEADINGS, *report(rows(bench), options.rounds, options.busy)]
+    table = {name: row for name, row in rows(bench).items() if name in (options.rows or ROWS)}
+    text = [summary(bench, options), "", HEADINGS, *report(table, options.rounds, options.busy)]
     if options.dropped:
         text += ["", "Not kept:", "", HEADINGS, *report(dropped(bench), options.rounds, options.busy)]
     return "\n".join(text)
@@ -261,12 +270,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--busy", action="store_true", help="count processor time: something else is running")
+    parser.add_argument("--rows", type=lambda names: names.split(","), help="these only: published,step (all)")
     parser.add_argument("--dropped", action="store_true", help="measure what was tried and not kept, too")
     parser.add_argument("--output", type=Path, help="write the tables to this file as well")
     options = parser.parse_args()
+    if unknown := set(options.rows or ()) - set(ROWS):
+        parser.error(f"--rows: no {', '.join(sorted(unknown))} among {', '.join(ROWS)}")
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
-    keep_freed_memory()  # as every `slm` command does, for all rows alike
+    # as every `slm` command does, for all rows alike; one row alone needs an eighth of so many kernels
+    keep_freed_memory()
+    os.environ.setdefault(CAPACITY, str(8 * KERNELS))
     chosen = SIZES[options.size]
     size = Size(
         chosen.preset, chosen.changes, options.batch or chosen.batch, chosen.crop_s,

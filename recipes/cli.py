@@ -203,12 +203,14 @@ def execute(
     backwards: bool = False,
 ) -> None:
     """Run one command, or print its plan."""
+    from recipes.kernels import keep_compiled_kernels
     from recipes.memory import keep_freed_memory
     from recipes.restart import start_over
     from recipes.runtime import hide_loading_bars, log, setup_logging
 
     setup_logging()
     keep_freed_memory()
+    keep_compiled_kernels()
     recipe, settings = build_config(command, arguments, config, output, strict, backwards)
     hide_loading_bars()
     if restart and not dry_run and (aside := start_over(recipe, settings)):
