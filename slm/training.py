@@ -285,8 +285,10 @@ def train(
     if evaluates:
         micro_tokens = max(config.pack_length, config.tokens_per_step // (config.gradient_accumulation * processes))
         evaluation = evaluation_batches(valid_samples, micro_tokens, config.pack_length)
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    attention = bare.config._attn_implementation
     if device == "cpu" and 0 < config.pack_length <= SHORT_ROW:
-        (model.get_base_model() if hasattr(model, "get_base_model") else model).set_attn_implementation("eager")
+        bare.set_attn_implementation("eager")
     trainer = SpeechTrainer(
         model=model,
         args=arguments,
@@ -311,6 +313,7 @@ def train(
     with arguments.main_process_first(desc="looking for checkpoints"):
         checkpoint = newest_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    bare.set_attn_implementation(attention)
     return trainer
 
 

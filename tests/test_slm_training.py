@@ -78,8 +78,15 @@ def test_the_loss_is_the_weighted_mean_over_the_step(tmp_path) -> None:
 
 @pytest.mark.parametrize(("pack_length", "attention"), [(64, "eager"), (0, "sdpa")])
 def test_short_rows_take_the_attention_that_a_cpu_is_fast_at(tmp_path, pack_length, attention) -> None:
-    trainer = fit(tmp_path, steps=1, pack_length=pack_length)
-    assert trainer.model.config._attn_implementation == attention
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs) -> None:
+            seen.append(model.config._attn_implementation)
+
+    trainer = fit(tmp_path, steps=1, pack_length=pack_length, callbacks=[Look()])
+    assert seen == [attention]
+    assert trainer.model.config._attn_implementation == "sdpa"
 
 
 def test_killed_and_resumed_is_bit_for_bit_the_same(tmp_path) -> None:
