@@ -19,7 +19,7 @@ PACKAGES = ("tokenizer", "slm", "eval", "recipes")
 MAY_IMPORT = {"tokenizer": set(), "slm": set(), "eval": set(), "recipes": {"tokenizer", "slm", "eval"}}
 SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
-MOST_LINES = 400
+MOST_LINES = 500
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -60,7 +60,7 @@ def test_only_recipes_read_yaml_arguments_and_the_environment():
 def test_files_are_short():
     files = [*SOURCES, *(ROOT / "tests").glob("*.py")]
     long = {str(file.relative_to(ROOT)): n for file in files if (n := len(file.read_text().splitlines())) > MOST_LINES}
-    assert not long, f"over {MOST_LINES} lines, split by idea: {long}"
+    assert not long, f"over {MOST_LINES} lines: does one hold two ideas? {long}"
 
 
 def test_every_source_says_what_it_is():
