@@ -3,10 +3,11 @@
 A score without its normaliser means nothing, so each one carries a name and a version, which stand in the protocol.
 Change a rule and the version goes up; rows of different versions are then no longer comparable.
 
-- ``basic`` (the default): see :func:`normalise_basic`.
-- ``whisper-english``: Whisper's English normaliser as transformers ships it, without the spelling table (which comes
-  with a downloaded tokenizer). For read speech only: it joins neighbouring number words ("three seven one" becomes
-  "371"), which makes a five-digit utterance one word.
+- ``basic`` (the default): see :func:`normalise_basic`. English; ``basic:de`` and the like for another language, whose
+  numerals are spelled in its words; ``basic:any`` leaves digits alone.
+- ``whisper-english``: Whisper's English normaliser as transformers ships it, with Whisper's table of British and
+  American spellings (from the package whisper-normalizer; version 1 had no table). For read speech only: it joins
+  neighbouring number words ("three seven one" becomes "371"), which makes a five-digit utterance one word.
 - ``none``: only runs of white space are folded, so that splitting into words is well defined.
 """
 
@@ -16,27 +17,16 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
-__all__ = ["NORMALISERS", "Normaliser", "get_normaliser", "normalise_basic", "spell_number"]
+from eval.numerals import check_language, spell_numerals
 
-_UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-).split()
-_TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
-_IRREGULAR_ORDINALS = {
-    "one": "first",
-    "two": "second",
-    "three": "third",
-    "five": "fifth",
-    "eight": "eighth",
-    "nine": "ninth",
-    "twelve": "twelfth",
-}
+__all__ = ["NORMALISERS", "Normaliser", "get_normaliser", "normalise_basic"]
+
 _APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u02bc\u00b4`"), "'")
-_WORDS_OF_SYMBOLS = {"%": " percent ", "&": " and ", "@": " at ", "+": " plus "}
-_NUMBER = re.compile(r"(?P<whole>\d{1,3}(?:,\d{3})+|\d+)(?:\.(?P<fraction>\d+))?(?:(?P<ordinal>st|nd|rd|th)\b)?")
+_WORDS_OF_SYMBOLS = {"%": " percent ", "&": " and ", "@": " at ", "+": " plus ", "#": " number ", "°": " degrees "}
+# Letters, marks, and digits that were not spelled.
+_KEPT = {"Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd"}
 
 
 @dataclass(frozen=True)
@@ -51,70 +41,50 @@ class Normaliser:
         return self.function(text)
 
 
-def _spell_cardinal(number: int) -> str:
-    """Words of a number below one million, American style (no "and"): 371 -> "three hundred seventy one"."""
-    if number < 20:
-        return _UNITS[number]
-    if number < 100:
-        return _TENS[number // 10] + (f" {_UNITS[number % 10]}" if number % 10 else "")
-    size, name = (100, "hundred") if number < 1000 else (1000, "thousand")
-    rest = number % size
-    return f"{_spell_cardinal(number // size)} {name}" + (f" {_spell_cardinal(rest)}" if rest else "")
-
-
-def spell_number(digits: str, ordinal: bool = False) -> str:
-    """Spell one numeral. ``digits`` may hold thousands commas ("12,500").
-
-    Up to four digits without a leading zero, or up to six with thousands commas, are read as a number; everything
-    else (five digits and more, "007") is read digit by digit, as telephone numbers and codes are.
-    """
-    plain = digits.replace(",", "")
-    leading_zero = len(plain) > 1 and plain.startswith(("0", "\u0660"))
-    if leading_zero or len(plain) > (6 if "," in digits else 4):
-        words = " ".join(_UNITS[int(digit)] for digit in plain)
-    else:
-        words = _spell_cardinal(int(plain))
-    if not ordinal:
-        return words
-    *head, last = words.split()
-    if last in _IRREGULAR_ORDINALS:
-        last = _IRREGULAR_ORDINALS[last]
-    else:
-        last = last[:-1] + "ieth" if last.endswith("y") else last + "th"
-    return " ".join([*head, last])
-
-
-def _spell_match(match: re.Match[str]) -> str:
-    words = spell_number(match["whole"], ordinal=match["ordinal"] is not None and match["fraction"] is None)
-    if match["fraction"] is not None:
-        words += " point " + " ".join(_UNITS[int(digit)] for digit in match["fraction"])
-    return f" {words} "
-
-
-def normalise_basic(text: str) -> str:
+def normalise_basic(text: str, language: str | None = "en") -> str:
     """The ``basic`` normaliser.
 
-    In this order: Unicode NFKC; lower case; ``% & @ +`` become words; numerals are spelled (one rule, see
-    :func:`spell_number`): "371" -> "three hundred seventy one", "3 7 1" -> "three seven one", "37192" -> "three seven
-    one nine two", "3.05" -> "three point zero five", "21st" -> "twenty first", and a numeral next to a letter stands
-    alone, "f2" -> "f two"; everything that is not a letter, a mark or an apostrophe inside a word becomes a space, so
-    hyphens split. Number words are never joined and never turned into numerals: "three seven one nine two" stays five
-    words.
+    In this order: Unicode NFKC; lower case (Turkish and Azerbaijani with their two letters i); numerals are spelled in
+    the language (:mod:`eval.numerals`), in English ``% & @ + # °`` too: "371" -> "three hundred seventy one", "3 7
+    1" -> "three seven one", "37192" -> "three seven one nine two", "21st" -> "twenty first", "1994-02-11" -> "february
+    eleventh nineteen ninety four", and a numeral next to a letter stands alone, "f2" -> "f two"; everything that is not
+    a letter, a mark, a digit or an apostrophe inside a word becomes a space, so hyphens split. Number words are never
+    turned into numerals: "three seven one nine two" stays five words.
+
+    Digits stay as they are without a language, in a script other than ASCII's, and in English where most letters of the
+    text are not Latin: there English words would be wrong.
+
+    Args:
+        text: what was said or written.
+        language: a code that num2words knows; None: digits stay.
     """
-    text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES).lower()
-    for symbol, words in _WORDS_OF_SYMBOLS.items():
-        text = text.replace(symbol, words)
-    text = _NUMBER.sub(_spell_match, text)
-    kept = (char if char == "'" or unicodedata.category(char)[0] in "LM" else " " for char in text)
+    # NFKC alone would turn 2½ into 21⁄2.
+    text = "".join(f" {char}" if "⁄" in unicodedata.normalize("NFKC", char) else char for char in text)
+    text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES)
+    if language in ("tr", "az"):
+        text = text.replace("İ", "i").replace("I", "ı")
+    text = text.lower().replace("i\u0307", "i")  # what lower() makes of İ elsewhere
+    if language is not None and not (language == "en" and _mostly_not_latin(text)):
+        text = spell_numerals(text, language)
+    if language == "en":
+        for symbol, words in _WORDS_OF_SYMBOLS.items():
+            text = text.replace(symbol, words)
+    kept = (char if char == "'" or unicodedata.category(char)[:2] in _KEPT else " " for char in text)
     # An apostrophe counts only between two letters: "don't" keeps it, "'tis" and "dogs'" lose it.
     return " ".join(re.sub(r"(?<!\w)'+|'+(?!\w)", " ", "".join(kept)).split())
+
+
+def _mostly_not_latin(text: str) -> bool:
+    letters = [char for char in text if char.isalpha()]
+    return sum("LATIN" not in unicodedata.name(char, "") for char in letters) * 2 > len(letters)
 
 
 @cache
 def _whisper_normalizer() -> Callable[[str], str]:
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+    from whisper_normalizer.english import EnglishSpellingNormalizer
 
-    return EnglishTextNormalizer({})
+    return EnglishTextNormalizer(EnglishSpellingNormalizer().mapping)
 
 
 def _normalise_whisper(text: str) -> str:
@@ -128,8 +98,8 @@ def _normalise_none(text: str) -> str:
 NORMALISERS: dict[str, Normaliser] = {
     normaliser.name: normaliser
     for normaliser in (
-        Normaliser("basic", "1", normalise_basic),
-        Normaliser("whisper-english", "1", _normalise_whisper),
+        Normaliser("basic", "2", normalise_basic),
+        Normaliser("whisper-english", "2", _normalise_whisper),
         Normaliser("none", "1", _normalise_none),
     )
 }
@@ -138,9 +108,23 @@ NORMALISERS: dict[str, Normaliser] = {
 def get_normaliser(name: str) -> Normaliser:
     """Look a normaliser up by name.
 
+    Args:
+        name: one of ``NORMALISERS``; ``basic:de`` is ``basic`` with numerals in German, ``basic:any`` leaves digits
+            alone.
+
     Raises:
-        ValueError: no normaliser has that name; the message lists those there are.
+        ValueError: no normaliser has that name, or none has that language; the message lists those there are.
     """
-    if name not in NORMALISERS:
-        raise ValueError(f"normaliser {name!r} is unknown: choose one of {', '.join(sorted(NORMALISERS))}")
-    return NORMALISERS[name]
+    if name in NORMALISERS:
+        return NORMALISERS[name]
+    base, _, language = name.partition(":")
+    if base != "basic" or not language:
+        known = ", ".join(sorted(NORMALISERS))
+        raise ValueError(f"normaliser {name!r} is unknown: choose one of {known}, or basic:LANGUAGE such as basic:de")
+    if language == "any":
+        return Normaliser(name, NORMALISERS[base].version, partial(normalise_basic, language=None))
+    try:
+        check_language(language)
+    except ValueError as error:
+        raise ValueError(f"normaliser {name!r}: {error}, or basic:any, which leaves digits alone") from error
+    return Normaliser(name, NORMALISERS[base].version, partial(normalise_basic, language=language))

@@ -82,7 +82,9 @@ class Config:
         default_factory=list,
         metadata={"help": "recognisers that read the audio; none: only ASR predictions are scored"},
     )
-    normaliser: str = field(default="basic", metadata={"help": "basic, whisper-english (read speech only) or none"})
+    normaliser: str = field(
+        default="basic", metadata={"help": "basic (basic:de, ...), whisper-english (read speech only) or none"}
+    )
     data: list[DataSource] = field(
         default_factory=list, metadata={"help": "recordings and transcripts of the test set; none: predictions alone"}
     )

@@ -69,7 +69,9 @@ class Config:
         metadata={"help": "weight of a token of each task in the loss"},
     )
     n_codebooks: int = field(default=1, metadata={"help": "codebooks that become speech tokens, from book 0 on"})
-    normaliser: str = field(default="basic", metadata={"help": "applied to the texts: basic, whisper-english, none"})
+    normaliser: str = field(
+        default="basic", metadata={"help": "applied to the texts: basic (basic:de, ...), whisper-english, none"}
+    )
     noise: NoiseConfig = field(default_factory=NoiseConfig, metadata={"help": "changes to the speech of ASR prompts"})
     max_length: int | None = field(default=None, metadata={"help": "longer sequences are left out; null: the model's"})
     lora: LoraSettings | None = field(

@@ -46,7 +46,9 @@ class Config:
 
     run_dir: str = field(default="runs/lm", metadata={"help": "run folder; the model goes to run_dir/model"})
     data: list[DataSource] = field(default_factory=list, metadata={"help": "sources whose texts it learns"})
-    normaliser: str = field(default="basic", metadata={"help": "applied to the texts: basic, whisper-english, none"})
+    normaliser: str = field(
+        default="basic", metadata={"help": "applied to the texts: basic (basic:de, ...), whisper-english, none"}
+    )
     lm: TextLMConfig = field(default_factory=TextLMConfig, metadata={"help": "sizes of the model"})
     training: TrainingConfig = field(default_factory=_training, metadata={"help": "steps, rates, engine"})
     seed: int = field(default=0, metadata={"help": "of weights and order"})
