@@ -5,10 +5,12 @@ Shapes: S samples of one mono waveform.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import soxr
 
-__all__ = ["resample", "split_at_quiet"]
+__all__ = ["cut_blocks", "resample", "split_at_quiet"]
 
 
 def resample(audio: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray:
@@ -23,18 +25,46 @@ def split_at_quiet(audio: np.ndarray, sampling_rate: int, window_s: float) -> li
 
     A piece ends at the quietest 60 ms of the last third of its window. The pieces put together are the input.
     """
+    return list(cut_blocks([audio], sampling_rate, window_s))
+
+
+def cut_blocks(
+    blocks: Iterable[np.ndarray],
+    sampling_rate: int,
+    window_s: float,
+    share: int = 3,
+    quiet_s: float = 0.06,
+) -> Iterator[np.ndarray]:
+    """Cut what comes in blocks as ``split_at_quiet`` cuts the whole, holding no more than a window and a block.
+
+    Args:
+        blocks: waveforms (s,) that follow each other, of any sizes.
+        sampling_rate: Hz.
+        window_s: no piece is longer, in seconds.
+        share: the cut lies in the last 1 / ``share`` of the window, 2 or more; what is left at the end may be short.
+        quiet_s: a piece ends in the middle of the quietest stretch of so many seconds.
+
+    Yields:
+        Pieces (s',), none empty; put together they are the input.
+
+    Raises:
+        ValueError: ``window_s`` is shorter than one sample.
+    """
     window = int(window_s * sampling_rate)
     if window < 1:
         raise ValueError(f"window_s = {window_s} is shorter than one sample at {sampling_rate} Hz")
-    smooth = max(1, int(0.06 * sampling_rate))
-    pieces: list[np.ndarray] = []
-    while len(audio) > window:
-        first = max(1, min(window - smooth, 2 * window // 3))
-        power = np.square(audio[first:window], dtype=np.float64)
-        width = min(smooth, len(power))
-        sums = np.cumsum(np.concatenate([[0.0], power]))
-        quietest = int(np.argmin(sums[width:] - sums[:-width]))
-        cut = first + quietest + width // 2
-        pieces.append(audio[:cut])
-        audio = audio[cut:]
-    return [*pieces, audio]
+    smooth = max(1, int(quiet_s * sampling_rate))
+    first = max(1, min(window - smooth, (share - 1) * window // share))
+    held = np.zeros(0, dtype=np.float32)
+    for block in blocks:
+        held = np.concatenate([held, block]) if len(held) else block
+        while len(held) > window:
+            power = np.square(held[first:window], dtype=np.float64)
+            width = min(smooth, len(power))
+            sums = np.cumsum(np.concatenate([[0.0], power]))
+            quietest = int(np.argmin(sums[width:] - sums[:-width]))
+            cut = first + quietest + width // 2
+            yield held[:cut]
+            held = held[cut:]
+    if len(held):
+        yield held

@@ -51,6 +51,7 @@ from slm.modeling import (
     save_slm,
 )
 from slm.sequences import TASKS
+from slm.trained_on import TrainedOn
 from slm.training import TrainingConfig, TrainingError, train, trained_weights
 from slm.vocabulary import SpeechVocabulary, add_speech
 
@@ -167,11 +168,16 @@ def make_vocabulary(
 def make_data(
     config: Config, corpus: CodedCorpus, tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary, longest: int
 ) -> Data:
-    """The sequences of the train and valid splits. Texts that normalise to nothing are left out, and told."""
+    """The sequences of the train and valid splits, and the vocabulary that tells what they are like.
+
+    Texts that normalise to nothing are left out, and told.
+    """
     normalise = get_normaliser(config.normaliser)
+    spoken: dict[str, list[tuple[str, float]]] = {}
 
     def samples(split: str) -> SpeechSamples | None:
         codes, texts, n_empty = [], [], 0
+        spoken[split] = []
         for row in corpus.rows(split) if corpus.count(split) else ():
             text = normalise(row["text"])
             if not text:
@@ -179,6 +185,7 @@ def make_data(
                 continue
             codes.append(row["audio_codes"].astype(np.int32))
             texts.append(vocabulary.encode_text(tokenizer, text))
+            spoken[split].append((text, row["audio_codes"].shape[1] / vocabulary.frame_rate))
         if n_empty:
             log.warning("%s: %d utterances without text are left out", split, n_empty)
         if not codes:
@@ -191,6 +198,8 @@ def make_data(
     training = samples("train")
     if training is None:
         raise ConfigError(f"corpus {config.corpus}: none of the train split's utterances has a text")
+    heard = TrainedOn.of(*zip(*(spoken["train"][i] for i in np.unique(training.utterances)), strict=True))
+    vocabulary = dataclasses.replace(vocabulary, trained_on=heard.after(vocabulary.trained_on))
     return Data(vocabulary, training, samples("valid"))
 
 
@@ -364,12 +373,12 @@ def run(config: Config) -> Path:
     trained, state = trained_weights(trainer)
     if is_main_process():
         if config.lora is None:
-            save_slm(trained, tokenizer, vocabulary, folder.path("model"), state)
+            save_slm(trained, tokenizer, data.vocabulary, folder.path("model"), state)
         else:
             trained.save_pretrained(str(folder.path("adapter")), state_dict=state, save_embedding_layers=False)
             if config.lora.merge:
                 merged = merge_lora(folder.path("base"), folder.path("adapter"), config.weights)
-                save_slm(merged, tokenizer, vocabulary, folder.path("model"))
+                save_slm(merged, tokenizer, data.vocabulary, folder.path("model"))
         history = [row for row in trainer.state.log_history if "eval_loss" in row]
         if config.training.keep == "best":
             history.sort(key=lambda row: row["eval_loss"], reverse=True)

@@ -83,8 +83,9 @@ class RunFolder:
         free = set(_may_change(type(config)))
         old, new = _flatten(before), _flatten(now)
         # A default that changed since is no change of configuration: nobody asked for either value.
-        defaults = {field.name: field.default for field in dataclasses.fields(config)}
-        for key, value in getattr(type(config), "former_defaults", {}).items():
+        former = getattr(type(config), "former_defaults", {})
+        defaults = _flatten(yaml.safe_load(dump_config(type(config)()))) if former else {}
+        for key, value in former.items():
             if old.get(key) == value and new[key] == defaults[key]:
                 old[key] = new[key]
         changed = [

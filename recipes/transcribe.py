@@ -1,9 +1,10 @@
 """``slm transcribe``: speech to text with a fine-tuned SLM.
 
 Reads your own files (``slm transcribe a.wav b.flac model=RUN/model``), a split of a data source, or of a coded corpus,
-which needs no speech tokenizer. Writes ``predictions.jsonl`` and, beside it, ``predictions.json`` with the model, the
-decoding settings and the real-time factor. A recording that cannot be used gets an ``error`` and no hypothesis: it is
-counted, never dropped.
+which needs no speech tokenizer. A recording longer than the model's training utterances is cut at quiet places, its
+pieces transcribed and joined; a coded one has no sound to cut by and goes through whole. Writes ``predictions.jsonl``
+and, beside it, ``predictions.json`` with the model, the decoding settings and the real-time factor. A recording that
+cannot be used gets an ``error`` and no hypothesis: it is counted, never dropped.
 
 Not here: scores (``slm evaluate``).
 """
@@ -17,18 +18,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recipes.config import ConfigError
-from recipes.encode_audio import encode_batch
 from recipes.inputs import digest, refuse_other_inputs
+from recipes.long_speech import (
+    SHORTEST_PIECE_S,
+    UNKNOWN_LONGEST_S,
+    Piece,
+    encode_pieces,
+    longest_piece_s,
+)
 from recipes.runtime import RunFolder, atomic_write_text, log, progress, resolve_device
 from slm.corpus import CodedCorpus
 from slm.generation import SpeechLM, TranscribeSettings, transcribe_codes
 from slm.modeling import DTYPES, ModelError, describe_llm
 from slm.vocabulary import SpeechVocabulary
 from tokenizer import load_tokenizer
-from tokenizer.data import AudioError, DataSource, Utterance, load_audio, read_sources
+from tokenizer.data import AudioError, DataSource, Utterance, read_sources
 
 
 @dataclass
@@ -44,24 +49,62 @@ class Config:
     limit: int | None = field(default=None, metadata={"help": "only the first N utterances"})
     tokenizer: str = field(default="", metadata={"help": "speech tokenizer; empty: the one the model was trained with"})
     decoding: TranscribeSettings = field(default_factory=TranscribeSettings, metadata={"help": "how text is decoded"})
-    max_duration_s: float | None = field(default=120.0, metadata={"help": "longer recordings are refused; null: none"})
+    piece_s: float | None = field(
+        default=None,
+        metadata={
+            "help": "what is longer is cut at quiet places into pieces of at most so many seconds; null: the length "
+            f"of all but 1 % of the training's utterances, {UNKNOWN_LONGEST_S:g} s where the model does not tell it"
+        },
+    )
+    max_duration_s: float | None = field(default=None, metadata={"help": "longer recordings are refused; null: none"})
     weights: str = field(default="fp32", metadata={"help": "how the model is held: fp32, bf16, fp16"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
 
+    former_defaults = {"max_duration_s": 120.0}  # of finished folders; what is long is cut since
+
     def __post_init__(self) -> None:
         check_inputs(self, self.files, "files")
+        if self.piece_s is not None and self.piece_s < SHORTEST_PIECE_S:
+            raise ValueError(
+                f"piece_s: {self.piece_s:g} is too short for words; {SHORTEST_PIECE_S:g} s or more, or null"
+            )
 
 
 @dataclass
 class Item:
-    """One utterance on its way: codes, or the error why there are none."""
+    """One utterance on its way: its pieces, or the error why there are none."""
 
     id: str
     reference: str
     duration_s: float | None
-    codes: np.ndarray | None
+    pieces: list[Piece] = field(default_factory=list)
     error: str | None = None
     wall_s: float = 0.0
+
+    def row(self) -> dict[str, Any]:
+        """Its line of predictions.jsonl; ``segments`` where it was cut."""
+        row = {
+            "id": self.id,
+            "task": "asr",
+            "reference": self.reference,
+            "hypothesis": None if self.error else " ".join(piece.text for piece in self.pieces if piece.text),
+            "truncated": any(piece.truncated for piece in self.pieces),
+            "error": self.error,
+            "duration_s": self.duration_s,
+            "wall_s": round(self.wall_s, 4),
+        }
+        if len(self.pieces) > 1:
+            row["segments"] = [
+                {
+                    "start_s": round(piece.start_s, 3),
+                    "end_s": round(piece.end_s, 3),
+                    "text": piece.text,
+                    "truncated": piece.truncated,
+                    "silent": piece.codes is None,
+                }
+                for piece in self.pieces
+            ]
+        return row
 
 
 def check_inputs(config: Any, own: Any, name: str) -> None:
@@ -144,27 +187,48 @@ def begun(config: Any, own: Iterable[str | Path]) -> RunFolder | None:
 def read_items(config: Config, vocabulary: SpeechVocabulary, device: str) -> list[Item]:
     """Everything to transcribe, as codes."""
     if config.corpus:
-        return [Item(r["id"], r["text"], r["duration"], r["audio_codes"]) for r in corpus_rows(config, vocabulary)]
+        return [
+            Item(row["id"], row["text"], row["duration"], [Piece(0.0, row["duration"], row["audio_codes"])])
+            for row in corpus_rows(config, vocabulary)
+        ]
     utterances: Sequence[Utterance]
     if config.data:
         utterances = source_utterances(config)
     else:
         utterances = [Utterance(id=str(path), audio=str(path), split="test") for path in config.files]
     tokenizer = speech_tokenizer(config, vocabulary, device)
+    longest_s = longest_piece_s(vocabulary, config.piece_s)
     items = []
     for utterance in progress(utterances, "encode", len(utterances)):
         started = time.perf_counter()
-        item = Item(utterance.id, utterance.text, utterance.duration, None)
+        item = Item(utterance.id, utterance.text, utterance.duration)
         try:
-            waveform = load_audio(utterance, tokenizer.config.sampling_rate, config.max_duration_s)
-            item.duration_s = len(waveform) / tokenizer.config.sampling_rate
-            item.codes = encode_batch(tokenizer, [waveform], vocabulary.precision, device)[0]
+            for piece in encode_pieces(
+                tokenizer, utterance, longest_s, config.max_duration_s, vocabulary.precision, device
+            ):
+                item.pieces.append(piece)
+            item.duration_s = item.pieces[-1].end_s
+            if len(item.pieces) > 1:
+                tell_cuts(item, longest_s)
         except AudioError as error:
-            item.error = str(error)
+            item.pieces, item.error = [], str(error)
             log.warning("%s", error)
         item.wall_s = time.perf_counter() - started
         items.append(item)
     return items
+
+
+def tell_cuts(item: Item, longest_s: float) -> None:
+    """Says in one line that a recording was cut, and how much of it is silence."""
+    silent = sum(piece.codes is None for piece in item.pieces)
+    log.info(
+        "%s: %.1f s, cut at quiet places into %d pieces of at most %.1f s%s",
+        item.id,
+        item.duration_s,
+        len(item.pieces),
+        longest_s,
+        f"; {silent} are silent and get no text" if silent else "",
+    )
 
 
 def plan(config: Config) -> dict[str, object]:
@@ -236,30 +300,17 @@ def run(config: Config) -> Path | dict[str, str]:
         return folder.path("predictions.jsonl")
     items = read_items(config, vocabulary, device)
     speech_lm = SpeechLM.load(config.model, device, config.weights)
-    good = sorted((item for item in items if item.codes is not None), key=lambda item: item.codes.shape[1])
-    outputs: dict[str, Any] = {}
-    for chunk in in_chunks(good, 4, config.decoding.batch_size, "transcribe"):
+    good = [item for item in items if item.error is None]
+    heard = [(item, piece) for item in good for piece in item.pieces if piece.codes is not None]
+    heard.sort(key=lambda pair: pair[1].codes.shape[1])
+    for chunk in in_chunks(heard, 4, config.decoding.batch_size, "transcribe"):
         started = time.perf_counter()
-        texts = transcribe_codes(speech_lm, [item.codes for item in chunk], config.decoding)
+        texts = transcribe_codes(speech_lm, [piece.codes for _, piece in chunk], config.decoding)
         share = (time.perf_counter() - started) / len(chunk)
-        for item, output in zip(chunk, texts, strict=True):
+        for (item, piece), output in zip(chunk, texts, strict=True):
+            piece.text, piece.truncated = output.text, output.truncated
             item.wall_s += share
-            outputs[item.id] = output
-    rows = []
-    for item in items:
-        output = outputs.get(item.id)
-        rows.append(
-            {
-                "id": item.id,
-                "task": "asr",
-                "reference": item.reference,
-                "hypothesis": output.text if output else None,
-                "truncated": output.truncated if output else False,
-                "error": item.error,
-                "duration_s": item.duration_s,
-                "wall_s": round(item.wall_s, 4),
-            }
-        )
+    rows = [item.row() for item in items]
     for row in rows if config.files else ():
         text = row["error"] if row["error"] else row["hypothesis"] + ("  [cut off]" if row["truncated"] else "")
         print(text if len(rows) == 1 else f"{row['id']}: {text}")

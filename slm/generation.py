@@ -27,6 +27,8 @@ from slm.modeling import load_llm
 from slm.sequences import asr_prompt, tts_prompt
 from slm.vocabulary import SpeechVocabulary, VocabularyError
 
+UNKNOWN_SECONDS_PER_CHARACTER = 0.25  # allowed where a model does not tell its training's rate: about four times it
+
 
 class GenerationError(ValueError):
     """Settings or inputs that nothing can be generated from; the message says which."""
@@ -55,7 +57,13 @@ class SynthesizeSettings:
     top_k: int = field(default=50, metadata={"help": "draw from the k likeliest codes; 0: all"})
     top_p: float = field(default=1.0, metadata={"help": "draw from the likeliest codes that make up this share"})
     seed: int = field(default=0, metadata={"help": "seed of the draws"})
-    seconds_per_character: float = field(default=0.25, metadata={"help": "speech allowed per character of text"})
+    seconds_per_character: float | None = field(
+        default=None,
+        metadata={
+            "help": "speech allowed per character of text; null: twice what the slowest of the training's speech took, "
+            f"or {UNKNOWN_SECONDS_PER_CHARACTER} where the model does not tell"
+        },
+    )
     min_seconds: float = field(default=4.0, metadata={"help": "speech allowed to however short a text"})
 
     def __post_init__(self) -> None:
@@ -63,7 +71,7 @@ class SynthesizeSettings:
             raise GenerationError(
                 "synthesising: batch_size >= 1, temperature >= 0, top_k >= 0 and 0 < top_p <= 1 are needed"
             )
-        if self.seconds_per_character < 0 or self.min_seconds <= 0:
+        if (self.seconds_per_character or 0) < 0 or self.min_seconds <= 0:
             raise GenerationError("synthesising: seconds_per_character >= 0 and min_seconds > 0 are needed")
 
 
@@ -222,7 +230,7 @@ def synthesize_codes(
             raise GenerationError(f"text {i + 1} of {len(texts)} is empty: there is nothing to say")
     keys = texts if keys is None else keys
     prompts = [tts_prompt(vocabulary, vocabulary.encode_text(speech_lm.text_tokenizer, text)) for text in texts]
-    seconds = [settings.min_seconds + settings.seconds_per_character * len(text) for text in texts]
+    seconds = [seconds_allowed(vocabulary, text, settings) for text in texts]
     n = vocabulary.n_codebooks
     budgets = [math.ceil(item * vocabulary.frame_rate) * n for item in seconds]
     sizes = zip(vocabulary.offsets, vocabulary.codebook_sizes, strict=True)
@@ -242,6 +250,15 @@ def synthesize_codes(
             ids, ended = _cut(row, vocabulary.speech_end_id, budgets[i])
             outputs[i] = SynthesizeOutput(vocabulary.codes_from_ids(ids), not ended)
     return outputs
+
+
+def seconds_allowed(vocabulary: SpeechVocabulary, text: str, settings: SynthesizeSettings) -> float:
+    """The most seconds of speech that may come of a text before it counts as cut off."""
+    per_character = settings.seconds_per_character
+    if per_character is None:
+        known = vocabulary.trained_on
+        per_character = 2 / known.characters_per_s[0] if known else UNKNOWN_SECONDS_PER_CHARACTER
+    return settings.min_seconds + per_character * len(text)
 
 
 @torch.inference_mode()

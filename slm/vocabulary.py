@@ -18,6 +18,8 @@ import numpy as np
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
+from slm.trained_on import TrainedOn
+
 FILE_NAME = "speech_vocabulary.json"
 FORMAT = "lmspt-speech-vocabulary/1"
 SPEECH, SPEECH_END, TRANSCRIBE, SYNTHESIZE = MARKS = ("<|speech|>", "<|/speech|>", "<|transcribe|>", "<|synthesize|>")
@@ -44,6 +46,7 @@ class SpeechVocabulary:
         tokenizer: The name or folder it was loaded from.
         precision: The arithmetic its encoder ran in, which the fingerprint includes.
         normaliser: Name of what was done to the training texts; whoever generates does the same to a text to be spoken.
+        trained_on: What the training's utterances were like; None where the model was saved without.
     """
 
     codebook_sizes: tuple[int, ...]
@@ -56,8 +59,11 @@ class SpeechVocabulary:
     tokenizer: str = ""
     precision: str = "fp32"
     normaliser: str = "none"
+    trained_on: TrainedOn | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.trained_on, dict):  # as JSON gives it back
+            object.__setattr__(self, "trained_on", TrainedOn(**self.trained_on))
         for name in ("codebook_sizes", "before", "between"):
             object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
         if not self.codebook_sizes or min(self.codebook_sizes) < 1:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+import tracemalloc
+from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +17,7 @@ from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_tokenizer, utterances, w
 
 from recipes import synthesize, transcribe
 from recipes.config import ConfigError, load_config
+from recipes.long_speech import encode_pieces
 from slm.batches import SpeechSamples
 from slm.generation import (
     GenerationError,
@@ -24,8 +28,10 @@ from slm.generation import (
     transcribe_codes,
 )
 from slm.modeling import extend_with_speech, load_llm, save_slm
+from slm.trained_on import TrainedOn
 from slm.training import TrainingConfig, train
 from slm.vocabulary import VocabularyError, add_speech
+from tokenizer.data import Utterance
 
 
 def make_slm(folder, n_codebooks: int = 1, chat: bool = False, **facts) -> SpeechLM:
@@ -196,6 +202,96 @@ def test_transcribe_recipe(recipe, tmp_path, capsys) -> None:
         transcribe.run(kept)
     with pytest.raises(ValueError, match=r"none of the 1 files.*bad\.flac"):
         transcribe.run(recipe(transcribe, f"files=[{bad}]"))
+
+
+SENTENCE_HZ = (200, 400, 800, 1600)
+CLOSURE_S, PAUSE_S = 0.08, 0.3  # silence inside a word, and between two sentences
+
+
+def spoken(sentence: int, seconds: float, rate: int = 16000) -> np.ndarray:
+    """(S,) a stand-in for one of the four sentences: its tone, with a stop consonant's closure every 0.3 s."""
+    time_s = np.arange(round(seconds * rate)) / rate
+    return (0.3 * np.sin(2 * np.pi * SENTENCE_HZ[sentence] * time_s) * ((time_s % 0.3) < 0.3 - CLOSURE_S)).astype("f4")
+
+
+class Hears(StandIn):
+    """A codec that knows the four sentences by their tones, and keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[np.ndarray] = []
+
+    def encode(self, input_values, padding_mask):
+        samples = input_values[0, 0].numpy()
+        self.heard.append(samples)
+        power = np.abs(np.fft.rfft(samples))[np.round(np.array(SENTENCE_HZ) * len(samples) / 16000).astype(int)]
+        codes = torch.from_numpy(utterances(4)[int(power.argmax())]["audio_codes"])[None]
+        return SimpleNamespace(audio_codes=codes, audio_codes_mask=torch.ones(1, codes.shape[-1], dtype=bool))
+
+
+@pytest.fixture
+def hears(tmp_path, trained, monkeypatch):
+    """(codec, a loader of transcribe's configuration) with a model that was trained on utterances of up to 3 s."""
+    codec = Hears()
+    monkeypatch.setattr(transcribe, "load_tokenizer", lambda name, device=None: codec)
+    known = TrainedOn(characters="abc", longest_text=40, longest_s=3.0, characters_per_s=(10, 15, 20))
+    vocabulary = dataclasses.replace(trained.vocabulary, trained_on=known)
+    save_slm(trained.model, trained.text_tokenizer, vocabulary, tmp_path / "slm")
+
+    def config(*overrides: str):
+        own = [f"model={tmp_path / 'slm'}", "device=cpu", f"run_dir={tmp_path / 'run'}", "decoding.batch_size=3"]
+        return load_config(transcribe.Config, None, [*own, *overrides])
+
+    return codec, config
+
+
+def test_a_long_recording_is_cut_in_its_pauses_and_loses_no_sample(hears, tmp_path, caplog) -> None:
+    codec, config = hears
+    caplog.set_level("INFO", "slm")
+    order = [0, 1, 2, 3, 3, 1, 0, 2] * 3
+    seconds = np.random.default_rng(0).uniform(1.6, 2.4, len(order)).round(1)
+    pause, parts, pauses, now = np.zeros(round(PAUSE_S * 16000), "f4"), [], [], 0.0
+    for sentence, length in zip(order, seconds, strict=True):
+        parts += [spoken(sentence, length), pause]
+        pauses.append((now + length - CLOSURE_S, now := now + length + PAUSE_S))
+    recording = np.concatenate(parts[:-1])
+    soundfile.write(tmp_path / "long.wav", recording, 16000, subtype="FLOAT")
+    row = lines(transcribe.run(config(f"files=[{tmp_path / 'long.wav'}]")))[0]
+    assert row["hypothesis"] == " ".join(utterances(4)[sentence]["text"] for sentence in order)
+    assert np.array_equal(np.concatenate(codec.heard), recording)
+    segments = row["segments"]
+    assert segments[0]["start_s"] == 0 and segments[-1]["end_s"] == row["duration_s"] == len(recording) / 16000
+    for one, other, (start, end) in zip(segments, segments[1:], pauses, strict=False):
+        assert one["end_s"] == other["start_s"] and start <= one["end_s"] <= end
+        assert one["end_s"] - one["start_s"] <= 3.0
+    assert f"{len(segments)} pieces of at most 3.0 s" in caplog.text
+
+
+def test_silent_pieces_get_no_text_and_short_recordings_stay_whole(hears, tmp_path) -> None:
+    codec, config = hears
+    soundfile.write(tmp_path / "a.wav", np.concatenate([spoken(0, 2.0), np.zeros(160000), spoken(2, 2.0)]), 16000)
+    soundfile.write(tmp_path / "b.wav", spoken(1, 3.0), 16000)
+    cut, whole = lines(transcribe.run(config(f"files=[{tmp_path / 'a.wav'}, {tmp_path / 'b.wav'}]")))
+    silent = [segment for segment in cut["segments"] if segment["silent"]]
+    assert silent and all(segment["text"] == "" for segment in silent)
+    assert cut["hypothesis"] == f"{utterances(4)[0]['text']} {utterances(4)[2]['text']}"
+    assert whole["hypothesis"] == utterances(4)[1]["text"] and "segments" not in whole
+
+
+def test_memory_does_not_grow_with_a_recording(hears, tmp_path) -> None:
+    codec, config = hears
+    codec.encode = lambda values, mask: SimpleNamespace(
+        audio_codes=torch.zeros(1, 2, 2, dtype=torch.long), audio_codes_mask=torch.ones(1, 2, dtype=bool)
+    )
+    with soundfile.SoundFile(tmp_path / "minutes.wav", "w", 8000, 2, "PCM_16") as file:
+        for _ in range(60):
+            file.write(np.random.default_rng(0).normal(0, 0.1, (80000, 2)))
+    utterance, whole_bytes = Utterance("minutes", str(tmp_path / "minutes.wav")), 600 * 16000 * 4
+    tracemalloc.start()
+    last = deque(encode_pieces(codec, utterance, 10.0, None, "fp32", "cpu"), maxlen=1)[0]
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert last.end_s == 600 and peak_bytes < whole_bytes / 4
 
 
 def test_a_failed_recording_is_a_row(recipe, tmp_path) -> None:

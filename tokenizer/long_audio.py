@@ -28,6 +28,7 @@ class LongAudio:
 
     Attributes:
         peak: the largest absolute value of the mono samples, at the file's own rate.
+        duration_s: how long it lasts, in seconds.
 
     Raises:
         AudioError: as `load_audio`.
@@ -42,7 +43,8 @@ class LongAudio:
                 break
             finite = finite and bool(np.isfinite(samples).all())
             self.peak = max(self.peak, float(np.abs(samples.mean(axis=1)).max()))
-        check_recording(utterance.name, n_samples / rate, finite, self.peak, max_duration_s)
+        self.duration_s = n_samples / rate
+        check_recording(utterance.name, self.duration_s, finite, self.peak, max_duration_s)
 
     def blocks(self, speed: float = 1.0) -> Iterator[np.ndarray]:
         """Yields the samples (s,) that follow each other, played `speed` times as fast."""
