@@ -227,7 +227,7 @@ def tell_cuts(item: Item, longest_s: float) -> None:
         item.duration_s,
         len(item.pieces),
         longest_s,
-        f"; {silent} are silent and get no text" if silent else "",
+        f"; silent and without text: {silent}" if silent else "",
     )
 
 

@@ -24,6 +24,7 @@ from slm.generation import (
     SpeechLM,
     SynthesizeSettings,
     TranscribeSettings,
+    seconds_allowed,
     synthesize_codes,
     transcribe_codes,
 )
@@ -325,6 +326,69 @@ def test_synthesize_recipe(recipe, tmp_path) -> None:
         recipe(synthesize, "text=red", f"output={out}", f"run_dir={tmp_path / 'both'}")
     with pytest.raises(ConfigError, match="nothing to say"):
         synthesize.run(recipe(synthesize, "text='?!'", f"output={out}"))
+
+
+def test_a_long_text_is_said_in_parts_and_what_looks_lost_is_told(recipe, tmp_path, untrained, caplog) -> None:
+    known = TrainedOn(" abcdefghijklmnopqrstuvwxyz", longest_text=24, longest_s=3.0, characters_per_s=(9, 10, 11))
+    vocabulary = dataclasses.replace(untrained.vocabulary, trained_on=known)
+    save_slm(untrained.model, untrained.text_tokenizer, vocabulary, tmp_path / "slm")
+    text = "Bin blue at f, two now. Lay red by ß nine please, said Mr. White! Set green."
+    (tmp_path / "m.jsonl").write_text(
+        json.dumps({"id": "a", "audio": "a.wav", "text": text, "split": "test"})
+        + "\n"
+        + json.dumps({"id": "b", "audio": "b.wav", "text": "lay red", "split": "test"})
+        + "\n"
+    )
+    settings = [f"data.path={tmp_path / 'm.jsonl'}", "decoding.min_seconds=0.5", "pause_s=0.4"]
+    config = recipe(synthesize, *settings, f"run_dir={tmp_path / 'run'}")
+    assert synthesize.plan(config)["parts they are cut into"] == 5
+    cut, whole = lines(synthesize.run(config))
+    segments = cut["segments"]
+    assert [segment["text"] for segment in segments] == [
+        "Bin blue at f, two now.",
+        "Lay red by ß nine please,",
+        "said Mr. White!",
+        "Set green.",
+    ]
+    audio, rate = soundfile.read(tmp_path / "run" / cut["audio"])
+    assert len(audio) / rate == pytest.approx(segments[-1]["end_s"], abs=1e-3)
+    assert len(audio) == cut["n_codes"] * 1280 + (0.4 + 0.2 + 0.4) * rate  # the pause in a sentence is half as long
+    for one, other, pause in zip(segments, segments[1:], (0.4, 0.2, 0.4), strict=False):
+        assert other["start_s"] - one["end_s"] == pytest.approx(pause, abs=2e-3)
+        assert not audio[round(one["end_s"] * rate) + 20 : round(other["start_s"] * rate) - 20].any()
+    assert cut["finish_reason"] == ("length" if cut["truncated"] else "stop") and "ß" in cut["warnings"][0]
+    # An untrained model stops anywhere: each part whose length does not fit its text is named.
+    for segment in segments:
+        seconds, n = segment["end_s"] - segment["start_s"], len(segment["text"])
+        if seconds < n / 11 / 1.5 or segment["finish_reason"] == "length":
+            assert any(segment["text"] in warning for warning in cut["warnings"])
+            assert f"a: {next(w for w in cut['warnings'] if segment['text'] in w)}" in caplog.text
+    assert "segments" not in whole and len(cut["warnings"]) > 1
+    assert json.loads((tmp_path / "run" / "complete.json").read_text())["summary"]["n_with_warnings"] >= 1
+    with pytest.raises(ConfigError, match="a: not in the training's texts.*: ß"):
+        synthesize.run(recipe(synthesize, *settings, "strict=true", f"run_dir={tmp_path / 'strict'}"))
+    assert not list((tmp_path / "strict").glob("audio/*"))
+
+
+def test_the_budget_follows_the_training_s_rate_of_speech(untrained) -> None:
+    known = TrainedOn("abc", longest_text=24, longest_s=3.0, characters_per_s=(8, 10, 16))
+    told = dataclasses.replace(untrained.vocabulary, trained_on=known)
+    for vocabulary, asked, expected in (
+        (told, None, 4 + 40 * 2 / 8),
+        (untrained.vocabulary, None, 4 + 40 * 0.25),
+        (told, 0.5, 4 + 40 * 0.5),
+    ):
+        assert seconds_allowed(vocabulary, "a" * 40, SynthesizeSettings(seconds_per_character=asked)) == expected
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.wav", "WAV"), ("a.mp3", "MP3"), ("a.OGG", "OGG"), ("a.flac", "FLAC")])
+def test_the_output_s_ending_names_its_format(recipe, tmp_path, name, kind) -> None:
+    short = ["decoding.min_seconds=1", "decoding.seconds_per_character=0"]
+    out = synthesize.run(recipe(synthesize, "text=red", f"output={tmp_path / name}", *short))
+    assert soundfile.info(out).format in (kind, "MPEG" if kind == "MP3" else kind)
+    for wrong in ("out", "out.txt", "out.raw"):
+        with pytest.raises(ConfigError, match=rf"output \(-o\): '{wrong}' must end"):
+            recipe(synthesize, "text=red", f"output={wrong}")
 
 
 def test_recipes_refuse_other_codes_and_missing_input(recipe, tmp_path, monkeypatch) -> None:

@@ -207,7 +207,16 @@ def test_finetune_recipe_plans_trains_skips_and_refuses(tmp_path) -> None:
     folder = finetune.run(config)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert plan["trainable parameters"] == sum(p.numel() for p in model.parameters())
-    assert json.loads((folder / "speech_vocabulary.json").read_text())["normaliser"] == "basic"
+    told = json.loads((folder / "speech_vocabulary.json").read_text())
+    assert told["normaliser"] == "basic"
+    heard = [(row["text"], row["audio_codes"].shape[1] / 12.5) for row in utterances(12)]
+    assert told["trained_on"]["characters"] == "".join(sorted(set("".join(text for text, _ in heard))))
+    slow, _, fast = told["trained_on"]["characters_per_s"]
+    rates = [len(text) / seconds for text, seconds in heard]
+    assert min(rates) <= slow < fast <= max(rates)
+    assert (
+        told["trained_on"]["longest_s"] <= max(seconds for _, seconds in heard) < told["trained_on"]["longest_s"] + 0.1
+    )
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
     assert all({"eval_asr_loss", "eval_tts_loss"} <= row.keys() for row in rows if "eval_loss" in row)

@@ -1,0 +1,133 @@
+"""What an SLM cannot say of a text, told before it speaks; and what of it looks lost, told afterwards.
+
+Shapes: n books that the SLM speaks, F code frames, S samples; codes (n, F), waveforms (S,).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from slm.vocabulary import SpeechVocabulary
+
+_MARK = re.compile(r"<[^<>\s]+>|\[[^\[\]]+\]")
+# Beside the training's slowest and fastest utterances (1 % of which lie outside): so much more is out of the ordinary.
+LEEWAY, LEEWAY_S = 1.15, 1.0
+SILENT_PEAK = 10 ** (-50 / 20)
+QUIET_BELOW = 10 ** (-40 / 20)  # of the loudest frame: a pause
+LONGEST_PAUSE_S = 1.5
+FRAME_S = 0.02
+LOOP_S, LOOP_TURNS = 1.5, 4  # the same codes again and again, for so long and so many times
+
+
+def unsayable(
+    text: str,
+    normalise: Callable[[str], str],
+    vocabulary: SpeechVocabulary,
+    text_tokenizer: PreTrainedTokenizerBase,
+) -> list[str]:
+    """What of a text the model cannot be expected to say as it was written, in one line each.
+
+    Characters that its training's texts never had, where the model tells those; else only those that its text tokenizer
+    does not know. Symbols that the normaliser leaves out, punctuation aside. And what looks like a mark (`<...>`,
+    `[...]`), whose name is read as a word.
+    """
+    said, told = normalise(text), []
+    if vocabulary.trained_on is not None:
+        unmet = vocabulary.trained_on.unmet(said)
+        if unmet:
+            told.append(f"not in the training's texts, so that what comes of it is chance: {' '.join(unmet)}")
+    elif unknown := _unknown(said, text_tokenizer):
+        told.append(f"unknown to the model's text tokenizer, and not said: {' '.join(unknown)}")
+    if dropped := _dropped(text, normalise):
+        told.append(f"left out by the normaliser {vocabulary.normaliser!r}: {' '.join(dropped)}")
+    if marks := [mark for mark in dict.fromkeys(_MARK.findall(text)) if normalise(mark)]:
+        told.append(f"read as words, since the model knows no marks in a text: {' '.join(marks)}")
+    return told
+
+
+def _unknown(said: str, text_tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    unknown_id = text_tokenizer.unk_token_id
+    if unknown_id is None:
+        return []
+    characters = (character for character in dict.fromkeys(said) if not character.isspace())
+    return [c for c in characters if unknown_id in text_tokenizer(c, add_special_tokens=False)["input_ids"]]
+
+
+def _dropped(text: str, normalise: Callable[[str], str]) -> list[str]:
+    """Symbols and digits whose word is the same without them. "$5" keeps its dollar, a lone "$" does not."""
+    found: dict[str, None] = {}
+    for word in text.split():
+        for character in dict.fromkeys(word):
+            # P and Z are punctuation and spaces, Sk marks such as a backtick; M changes the letter before it.
+            if (category := unicodedata.category(character))[0] not in "SNCL" or category in ("Sk", "Cf"):
+                continue
+            if normalise(word) == normalise(word.replace(character, "")):
+                found[character] = None
+    return list(found)
+
+
+def looks_lost(
+    said: str,
+    codes: np.ndarray,
+    truncated: bool,
+    waveform: np.ndarray,
+    sampling_rate: int,
+    vocabulary: SpeechVocabulary,
+) -> list[str]:
+    """What suggests that a text was not said, or not said once, in one line each; none where all looks well.
+
+    Args:
+        said: the text, normalised.
+        codes: (n, F) what the model drew for it.
+        truncated: whether the model was stopped by its budget.
+        waveform: (S,) what became of the codes.
+        sampling_rate: Hz.
+        vocabulary: of the model; without its `trained_on` the rate of speech cannot be judged.
+    """
+    seconds, told = len(waveform) / sampling_rate, []
+    if truncated:
+        told.append(
+            f"cut off after {seconds:.1f} s, its budget (decoding.min_seconds and seconds_per_character raise it)"
+        )
+    if float(np.abs(waveform).max(initial=0.0)) < SILENT_PEAK:
+        return [*told, f"{seconds:.1f} s of silence"]
+    if (pause_s := longest_pause_s(waveform, sampling_rate)) > LONGEST_PAUSE_S:
+        told.append(f"{pause_s:.1f} s of silence in it")
+    elif (loop_s := longest_loop_s(codes, vocabulary.frame_rate)) > LOOP_S:
+        told.append(f"the same sounds again and again for {loop_s:.1f} s")
+    if (known := vocabulary.trained_on) is not None:
+        slow, usual, fast = known.characters_per_s
+        expected_s = len(said) / usual
+        if seconds < len(said) / fast / LEEWAY:
+            told.append(f"{seconds:.1f} s where about {expected_s:.1f} s were expected: words look lost")
+        elif seconds > len(said) / slow * LEEWAY + LEEWAY_S and not truncated:
+            told.append(f"{seconds:.1f} s where about {expected_s:.1f} s were expected: something looks said twice")
+    return told
+
+
+def longest_pause_s(waveform: np.ndarray, sampling_rate: int) -> float:
+    """Seconds of the longest stretch of a waveform (S,) that is 40 dB below its loudest 20 ms."""
+    size = max(1, round(FRAME_S * sampling_rate))
+    frames = waveform[: len(waveform) // size * size].reshape(-1, size)
+    levels = np.sqrt(np.square(frames, dtype=np.float64).mean(axis=1))
+    return _longest_run(levels < QUIET_BELOW * levels.max(initial=0.0)) * size / sampling_rate
+
+
+def longest_loop_s(codes: np.ndarray, frame_rate: float) -> float:
+    """Seconds of the longest stretch of codes (n, F) that repeats itself at least `LOOP_TURNS` times; 0 without one."""
+    longest = 0
+    for period in range(1, codes.shape[1] // LOOP_TURNS + 1):
+        same = _longest_run((codes[:, period:] == codes[:, :-period]).all(axis=0))
+        if same >= (LOOP_TURNS - 1) * period:
+            longest = max(longest, same + period)
+    return longest / frame_rate
+
+
+def _longest_run(flags: np.ndarray) -> int:
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return int((edges[1::2] - edges[::2]).max(initial=0))

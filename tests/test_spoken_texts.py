@@ -1,0 +1,105 @@
+"""Texts on their way to speech: cut into sentences; what cannot be said, and what looks lost, is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from slm_tiny import tiny_tokenizer
+
+from eval.text import get_normaliser, normalise_basic
+from recipes.sentences import cut_text
+from recipes.spoken_checks import longest_loop_s, longest_pause_s, looks_lost, unsayable
+from slm.trained_on import TrainedOn
+from slm.vocabulary import SpeechVocabulary
+
+ENGLISH = TrainedOn(" abcdefghijklmnopqrstuvwxyz'", longest_text=60, longest_s=4.0, characters_per_s=(10, 14, 20))
+LONG = """Dr. Smith paid $3.50 on Jan. 5, i.e. yesterday: not 1,000,000 but 7. "Really?" she asked. He left... Then,
+after a while, he came back (with a friend) and never, never went away again, no matter what anybody said or did!
+
+A heading
+The U.S. Army paid Mr. Jones 2.5 percent. *** Version 2.0.1 is out, see www.example.com; an enormous word
+is aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa and after it come many words without any comma
+"""
+
+
+def voice(trained_on: TrainedOn | None = ENGLISH) -> SpeechVocabulary:
+    return SpeechVocabulary((8,), first_id=300, end_id=2, normaliser="basic", trained_on=trained_on)
+
+
+def test_a_text_is_cut_into_sentences_and_no_word_is_lost() -> None:
+    parts = cut_text(LONG, normalise_basic, 60)
+    assert " ".join(part.said for part in parts) == normalise_basic(LONG)
+    assert all(part.said and (len(part.said) <= 60 or len(part.said.split()) == 1) for part in parts)
+    written = [part.written for part in parts]
+    for sentence in (
+        '"Really?" she asked.',
+        "He left...",
+        "A heading",
+        "The U.S. Army paid Mr. Jones 2.5 percent.",
+    ):
+        assert sentence in written and parts[written.index(sentence)].ends_sentence
+    assert parts[0].written == "Dr. Smith paid $3.50 on Jan. 5," and not parts[0].ends_sentence
+
+
+@pytest.mark.parametrize("longest", [20, 61, 500])
+def test_no_word_is_lost_whatever_the_length(longest: int) -> None:
+    parts = cut_text(LONG, normalise_basic, longest)
+    assert " ".join(part.said for part in parts) == normalise_basic(LONG)
+    assert all(len(part.said) <= longest or len(part.written.split()) == 1 for part in parts)
+
+
+def test_a_text_that_fits_stays_whole_and_an_empty_one_has_no_part() -> None:
+    (part,) = cut_text("One. Two,\nthree.", normalise_basic, 20)
+    assert part.said == "one two three" and part.written == "One. Two,\nthree."
+    assert cut_text(" ?! ***\n", normalise_basic, 20) == cut_text("", normalise_basic, 20) == []
+
+
+def test_words_left_over_are_shared_out_and_scripts_without_spaces_are_cut() -> None:
+    lengths = [len(part.said) for part in cut_text(" ".join(["word"] * 13), normalise_basic, 30)]
+    assert sum(lengths) == 13 * 5 - len(lengths) and min(lengths) > max(lengths) / 2  # not 29, 29, 4
+    chinese = "北京很大你好" * 20 + "。" + "你好，" * 10
+    parts = cut_text(chinese, get_normaliser("basic:any"), 30)
+    assert "".join(part.said for part in parts).replace(" ", "") == chinese.replace("。", "").replace("，", "")
+    assert all(len(part.said) <= 30 for part in parts)
+
+
+def test_what_cannot_be_said_is_told() -> None:
+    told = unsayable("Grüße, 北京 3 <|speech|> [laugh] $5 🙂", normalise_basic, voice(), tiny_tokenizer())
+    assert len(told) == 3
+    assert told[0].endswith(": ü ß 北 京") and told[1].endswith("'basic': < | > 🙂")
+    assert told[2].endswith(": <|speech|> [laugh]")
+    assert unsayable("It's 3 o'clock - \"yes\"; 100% (one)...", normalise_basic, voice(), tiny_tokenizer()) == []
+    # A model that does not tell its training's characters: a tokenizer of bytes knows them all.
+    assert unsayable("北京", normalise_basic, voice(None), tiny_tokenizer()) == []
+
+
+SAID = "set white at b four now"  # 23 characters: 1.64 s at 14 in a second, 1.15 s at 20, 2.3 s at 10
+
+
+def signs(seconds: float, codes: np.ndarray | None = None, truncated: bool = False, gain: float = 0.3) -> list[str]:
+    rng = np.random.default_rng(0)
+    waveform = gain * rng.standard_normal(round(seconds * 16000)).clip(-1, 1)
+    codes = rng.integers(0, 8, (1, round(seconds * 12.5))) if codes is None else codes
+    return looks_lost(SAID, codes, truncated, waveform, 16000, voice())
+
+
+def test_what_looks_lost_is_told() -> None:
+    for well in (1.1, 1.6, 2.3, 3.0):
+        assert signs(well) == []
+    assert "1.6 s were expected: words look lost" in signs(0.8)[0]
+    assert "said twice" in signs(4.0)[0]
+    assert signs(2.0, truncated=True)[0].startswith("cut off after 2.0 s")
+    assert signs(2.0, gain=1e-4) == ["2.0 s of silence"]
+    looped = np.tile(np.arange(4), 8)[None]
+    assert signs(2.56, looped) == ["the same sounds again and again for 2.6 s"]
+
+
+def test_pauses_and_loops_are_measured() -> None:
+    rng = np.random.default_rng(0)
+    sound = rng.standard_normal(16000)
+    assert longest_pause_s(np.concatenate([sound, np.zeros(24000), sound]), 16000) == pytest.approx(1.5, abs=0.04)
+    assert longest_pause_s(sound, 16000) == 0
+    tail = rng.integers(100, 200, 20)
+    assert longest_loop_s(np.concatenate([np.tile([1, 2, 3], 5), tail])[None], 12.5) == pytest.approx(15 / 12.5)
+    assert longest_loop_s(np.concatenate([np.tile([1, 2, 3], 3), tail])[None], 12.5) == 0
+    assert longest_loop_s(np.zeros((1, 1), int), 12.5) == 0
