@@ -20,7 +20,7 @@ from eval.contrasts import make_contrasts, write_contrasts
 from eval.markdown import write_markdown
 from eval.report import format_table, write_report
 from eval.schema import Results, load_results, merge_results, save_results
-from recipes.config import ConfigError
+from recipes.config import ConfigError, Problems
 from recipes.embedded import check_embedded
 from recipes.pipeline import (
     PipelineConfig,
@@ -117,8 +117,13 @@ def plan(config: Config) -> dict[str, object]:
     """Every cell's stages and where they stand; raises what is wrong in any of them."""
     facts: dict[str, object] = {}
     RunFolder(config.run_dir).check(config)
+    problems = Problems("slm compare")
     for cell, steps in _cells(config).items():
-        facts[cell] = describe(steps) if config.runs(cell) else f"not run (only): {missing_of(steps) or 'complete'}"
+        if config.runs(cell):
+            facts[cell] = problems.attempt(describe, steps)
+        else:
+            facts[cell] = f"not run (only): {missing_of(steps) or 'complete'}"
+    problems.told()
     return facts | {"result": config.run_dir}
 
 

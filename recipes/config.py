@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +19,50 @@ from pydantic import TypeAdapter, ValidationError
 
 CONFIGS = Path(__file__).parent / "configs"
 ConfigT = TypeVar("ConfigT")
+ResultT = TypeVar("ResultT")
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message lists every problem with its key."""
+
+
+class Problems:
+    """Collects what would stop a command, so that all of it is told at once.
+
+    Checks that do not depend on each other go through `attempt`; `told` stands before what needs their results.
+
+    >>> problems = Problems("slm example")
+    >>> problems.attempt(int, "12")
+    12
+    >>> problems.attempt(int, "x"), problems.attempt(float, "y")
+    (None, None)
+    >>> problems.told()
+    Traceback (most recent call last):
+        ...
+    recipes.config.ConfigError: slm example cannot run, 2 problems:
+      - invalid literal for int() with base 10: 'x'
+      - could not convert string to float: 'y'
+    """
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self.errors: dict[str, Exception] = {}
+
+    def attempt(self, check: Callable[..., ResultT], *args: Any, **kwargs: Any) -> ResultT | None:
+        """What `check` returns; None where it raises a user's mistake, which is kept."""
+        try:
+            return check(*args, **kwargs)
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            self.errors.setdefault(str(error), error)
+            return None
+
+    def told(self) -> None:
+        """Raises what there is: a single error as it came, of several a ConfigError that lists them."""
+        if len(self.errors) == 1:
+            raise next(iter(self.errors.values()))
+        if self.errors:
+            head = f"{self.command} cannot run, {len(self.errors)} problems:"
+            raise ConfigError("\n  - ".join([head, *(text.replace("\n", "\n    ") for text in self.errors)]))
 
 
 class _Loader(yaml.SafeLoader):

@@ -11,7 +11,7 @@ from tokenizer.checkpoints import load_tokenizer
 from tokenizer.modeling import LMSPTModel
 from tokenizer.published import load_published, save_published
 
-from .config import ConfigError
+from .config import ConfigError, Problems
 from .runtime import disk_errors, log
 
 
@@ -46,8 +46,20 @@ def read(config: Config) -> LMSPTModel:
         raise ConfigError(f"paths: give SOURCE and OUT_DIR, not {len(config.paths)} names")
     if not Path(config.run_dir).name:
         raise ConfigError(f"paths: {config.run_dir!r} cannot be OUT_DIR: give the new folder a name")
-    if Path(config.run_dir).exists() and (not Path(config.run_dir).is_dir() or any(Path(config.run_dir).iterdir())):
-        raise ConfigError(f"{config.run_dir} exists; name another folder, or --restart sets it aside")
+    problems = Problems("slm convert")
+    problems.attempt(_check_output, config.run_dir)
+    model = problems.attempt(_read_source, config)
+    problems.told()
+    return model
+
+
+def _check_output(folder: str) -> None:
+    out = Path(folder)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{folder} exists; name another folder, or --restart sets it aside")
+
+
+def _read_source(config: Config) -> LMSPTModel:
     if not config.to_published:
         return load_published(config.paths[0], config.exact_lengths)
     if config.exact_lengths:

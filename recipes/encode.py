@@ -22,8 +22,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from recipes.config import ConfigError
+from recipes.config import ConfigError, Problems
 from recipes.encode_plan import (
     LENGTHS_PER_OCTAVE,
     Item,
@@ -38,6 +39,7 @@ from recipes.encode_plan import (
 )
 from recipes.encode_processes import Processes
 from recipes.encode_stream import Encoder, measure_agreement, return_free_memory
+from recipes.inputs import check_sources
 from recipes.runtime import (
     MAY_CHANGE,
     RunFolder,
@@ -51,7 +53,7 @@ from recipes.runtime import (
 from slm.corpus import CodedCorpusWriter, CorpusMetadata, begun_metadata
 from tokenizer import load_tokenizer
 from tokenizer.chunking import can_chunk
-from tokenizer.data import AudioError, DataError, DataSource
+from tokenizer.data import AudioError, DataError, DataSource, Utterance
 from tokenizer.precision import MIN_AGREEMENT
 
 SHOWN = 10
@@ -127,21 +129,36 @@ class Job:
         return (item for shard in self.shards[split] for batch in shard for item in batch)
 
 
-def prepare(config: Config, processes: Processes) -> Job:
-    """Load the tokenizer, read the sources and deal out the work. Raises ConfigError, DataError."""
+def _trained_tokenizer(config: Config) -> Any:
+    """Raises ConfigError where none is named, or its weights are random; and what `load_tokenizer` raises."""
     if not config.tokenizer:
         raise ConfigError("tokenizer: missing; name a folder (runs/tokenizer/model), a preset or a hub name")
-    if not config.data:
-        raise ConfigError("data: missing; give at least one source, e.g. data=[{path: corpus/manifest.jsonl}]")
-    fastest = resolve_precision(config.precision, processes.device)
-    utterances = read_splits(config.data, config.splits)
-    seed_everything(config.seed)
     tokenizer = load_tokenizer(config.tokenizer)
     if not tokenizer.trained and not config.allow_untrained:
         raise ConfigError(
             f"tokenizer {config.tokenizer} has random weights: its codes would mean nothing. Train one with "
             "`slm train-tokenizer`, name a trained folder, or set allow_untrained=true for a trial of speed or plumbing"
         )
+    return tokenizer
+
+
+def _utterances(config: Config) -> dict[str, list[Utterance]]:
+    if not config.data:
+        raise ConfigError("data: missing; give at least one source, e.g. data=[{path: corpus/manifest.jsonl}]")
+    return read_splits(config.data, config.splits)
+
+
+def prepare(config: Config, processes: Processes) -> Job:
+    """Load the tokenizer, read the sources and deal out the work. Raises ConfigError, DataError."""
+    problems = Problems("slm encode")
+    problems.attempt(RunFolder(config.run_dir).check, config)
+    fastest = problems.attempt(resolve_precision, config.precision, processes.device)
+    seed_everything(config.seed)
+    tokenizer = problems.attempt(_trained_tokenizer, config)
+    utterances = problems.attempt(_utterances, config)
+    if utterances is None:
+        check_sources(problems, config.data, config.splits)
+    problems.told()
     begun = begun_metadata(config.run_dir)
     known = [utterance for split in utterances.values() for utterance in split]
     mine = known[processes.rank :: processes.count]
@@ -198,8 +215,7 @@ def prepare(config: Config, processes: Processes) -> Job:
 
 
 def plan(config: Config) -> dict[str, object]:
-    """What an encoding would do; raises what would stop it."""
-    RunFolder(config.run_dir).check(config)
+    """What an encoding would do; raises all that would stop it, together."""
     job = prepare(config, Processes(config.device, Path(config.run_dir)))
     model, facts_of = job.encoder.tokenizer, job.metadata
     facts: dict[str, object] = {

@@ -36,8 +36,9 @@ from eval.schema import (
 from eval.text import Normaliser, get_normaliser
 from eval.wer import score_pairs
 from recipes.code_use import corpus_code_statistics
-from recipes.config import ConfigError
+from recipes.config import ConfigError, Problems
 from recipes.embedded import resolve_judge
+from recipes.inputs import check_sources
 from recipes.listening import listening_samples, quality_of, write_listings
 from recipes.runtime import (
     RunFolder,
@@ -162,8 +163,29 @@ class Job:
         )
 
 
+def _check_parts(config: Config) -> None:
+    """Whether each part is there by itself; raises all that is not, together."""
+    problems = Problems("slm evaluate")
+    problems.attempt(RunFolder(config.run_dir).check, config)
+    problems.attempt(get_normaliser, config.normaliser)
+    device = problems.attempt(resolve_device, config.device)
+    problems.attempt(resolve_precision, config.precision, device or "cpu")
+    for name in config.predictions:
+        problems.attempt(read_predictions, name)
+    for judge in config.judges:
+        problems.attempt(lambda judge=judge: check_judge(resolve_judge(judge)))
+    for folder in config.codes:
+        problems.attempt(CodedCorpus.open, folder)
+    if config.data:
+        check_sources(problems, config.data, [config.split])
+    if problems.errors and config.tokenizer:
+        problems.attempt(load_tokenizer, config.tokenizer)
+    problems.told()
+
+
 def prepare(config: Config) -> Job:
     """Check every setting against every other. Raises ConfigError, DataError, JudgeError."""
+    _check_parts(config)
     if not config.data and not config.predictions:
         raise ConfigError("nothing to score: give data (a test set), predictions, or both")
     if config.tokenizer and not config.data:
@@ -245,8 +267,7 @@ def _test_texts(
 
 
 def plan(config: Config) -> dict[str, object]:
-    """What an evaluation would do; raises what would stop it."""
-    RunFolder(config.run_dir).check(config)
+    """What an evaluation would do; raises all that would stop it, together."""
     job = prepare(config)
     seconds = [u.duration for u in job.utterances if u.duration is not None]
     facts: dict[str, object] = {

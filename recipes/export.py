@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from eval.schema import load_results
-from recipes.config import ConfigError
+from recipes.config import ConfigError, Problems
 from recipes.export_card import CARD_FILE, Export, model_card, own_results
 from recipes.export_check import Agreement, compare_codes, compare_transcripts
 from recipes.lineage import PastRun, run_of
@@ -97,12 +97,26 @@ def prepare(config: Config) -> Job:
     """Find the model and what made it, and whether it may be written. Raises ConfigError."""
     if not config.source or not config.output:
         raise ConfigError("give a run or model folder and where it goes: slm export runs/tokenizer -o shared/name")
-    folder = Path(config.source).expanduser()
+    problems = Problems("slm export")
+    found = problems.attempt(_find, config.source)
+    problems.attempt(_check_output, config, found[0] if found else Path(config.source).expanduser())
+    problems.told()
+    folder, settings, kind, run = found
+    if config.check and kind not in ("tokenizer", "supervised-tokenizer", "recogniser"):
+        raise ConfigError(f"check: compares codes or transcripts, and {folder} is neither tokenizer nor recogniser")
+    job = Job(folder, kind, run, settings)
+    own_results(_export(config, job))  # raises where it is not clear which rows the card shows
+    return job
+
+
+def _find(source: str) -> tuple[Path, dict[str, Any], str, PastRun | None]:
+    """A model's folder, its config.json, its kind and the run that made it. Raises ConfigError."""
+    folder = Path(source).expanduser()
     if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
         folder = folder / "model"
     if not (folder / "config.json").is_file():
         raise ConfigError(
-            f"{config.source}: neither a finished run (no model/config.json) nor a model folder (no config.json)"
+            f"{source}: neither a finished run (no model/config.json) nor a model folder (no config.json)"
         )
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(f"{folder} holds adapters: export the merged model of that run (lora.merge=true)")
@@ -113,12 +127,7 @@ def prepare(config: Config) -> Job:
         raise ConfigError(f"{folder}: its weights are random (trained: false in config.json); train it first")
     if run is not None and not run.complete:
         raise ConfigError(f"{run.folder} is not finished (no complete.json): its own command goes on where it stopped")
-    _check_output(config, folder)
-    if config.check and kind not in ("tokenizer", "supervised-tokenizer", "recogniser"):
-        raise ConfigError(f"check: compares codes or transcripts, and {folder} is neither tokenizer nor recogniser")
-    job = Job(folder, kind, run, settings)
-    own_results(_export(config, job))  # raises where it is not clear which rows the card shows
-    return job
+    return folder, settings, kind, run
 
 
 def _export(config: Config, job: Job) -> Export:

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from eval.text import get_normaliser
-from recipes.config import CONFIGS, ConfigError
+from recipes.config import CONFIGS, ConfigError, Problems
 from recipes.embedded import model_path
 from recipes.inputs import digest, refuse_other_inputs
 from recipes.runtime import (
@@ -213,15 +213,8 @@ def longest_sequence(config: Config, model_config: Any) -> int:
 
 def plan(config: Config) -> dict[str, object]:
     """What a training would do, with token counts and memory; raises everything that would stop it, together."""
-    problems: list[str] = []
-
-    def attempt(check: Any, *args: Any) -> Any:
-        try:
-            return check(*args)
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-            return None
-
+    problems = Problems("slm finetune")
+    attempt = problems.attempt
     attempt(RunFolder(config.run_dir).check, config)
     device = attempt(resolve_device, config.device) or "cpu"
     precision = attempt(resolve_precision, config.precision, device) or "fp32"
@@ -231,8 +224,7 @@ def plan(config: Config) -> dict[str, object]:
     corpus: CodedCorpus | None = attempt(open_corpus, config)
     if corpus is not None:
         attempt(corpus.verify)
-    if problems or facts is None or corpus is None:
-        raise ConfigError("\n  - ".join([f"slm finetune cannot run, {len(problems)} problem(s):", *problems]))
+    problems.told()
     vocabulary = make_vocabulary(config, corpus, facts.tokenizer, facts.vocabulary)
     data = make_data(config, corpus, facts.tokenizer, vocabulary, longest_sequence(config, facts.config))
     return describe_plan(config, facts, corpus, data, device, precision)

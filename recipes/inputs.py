@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from recipes.config import ConfigError
+from recipes.config import ConfigError, Problems
 from recipes.runtime import COMPLETE_FILE, RUN_FILE, RunFolder, read_json
+from tokenizer.data import DataSource, check_utterances, read_source
 
 HASHED_BYTES, BLOCK_BYTES = 64 << 20, 1 << 20
 
@@ -47,6 +48,17 @@ def _add_file(found: hashlib._Hash, path: Path) -> None:
         for block in range(n_blocks):
             stream.seek((size - BLOCK_BYTES) * block // (n_blocks - 1))
             found.update(stream.read(BLOCK_BYTES))
+
+
+def check_sources(
+    problems: Problems, sources: Sequence[DataSource], splits: Sequence[str], needs_text: bool = True
+) -> None:
+    """Notes every source that cannot be read, where reading them together names the first alone; or that none is."""
+    if not sources:
+        problems.attempt(check_utterances, [], sources, splits[0])
+    for source in sources:
+        for split in () if source.stream else splits:
+            problems.attempt(read_source, source, split, needs_text)
 
 
 def refuse_other_inputs(folder: RunFolder, fingerprint: str, what: str) -> None:

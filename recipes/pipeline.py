@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.config import ConfigError, load_config
+from recipes.config import ConfigError, Problems, load_config
 from recipes.records import read_time
 from recipes.runtime import MAY_CHANGE, RunFolder, log
 
@@ -146,18 +146,24 @@ def describe(steps: list[Step]) -> dict[str, object]:
     Raises:
         ConfigError: a stage cannot run, or is older than its inputs.
     """
-    facts = {}
+    facts, problems = {}, Problems("this row of stages")
     for step in steps:
         facts[step.stage.name] = f"slm {step.stage.command} in {step.config.run_dir}"
         if step.folder.complete:
-            refuse_stale(step)
+            problems.attempt(refuse_stale, step)
             facts[step.stage.name] += " (complete: skipped)"
         elif all(folder.complete for folder in step.inputs):
-            try:
-                step.recipe.plan(step.config)
-            except (ValueError, FileNotFoundError) as error:
-                raise ConfigError(f"stage {step.stage.name}: {error}") from error
+            problems.attempt(_plan_of, step)
+    problems.told()
     return facts
+
+
+def _plan_of(step: Step) -> None:
+    """Raises ConfigError, with the stage's name, where the stage's own plan does."""
+    try:
+        step.recipe.plan(step.config)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"stage {step.stage.name}: {error}") from error
 
 
 def refuse_stale(step: Step) -> None:

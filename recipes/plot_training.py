@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from eval.plots import save_figure
-from recipes.config import ConfigError
+from recipes.config import ConfigError, Problems
 from recipes.runtime import log
 
 COLOURS = ("#3d8fd1", "#e0803c", "#2aa58b", "#8f7ae0", "#d35d8a", "#7a8793", "#b8a100", "#5b6b2f")
@@ -144,12 +144,19 @@ def _read(config: Config) -> dict[str, Rows]:
     """Lines of each run by its label, in the order of steps."""
     if not config.runs:
         raise ConfigError("no runs: slm plot-training RUN_DIR... (folders with a metrics.jsonl)")
-    if Path(config.output).suffix not in FORMATS:
-        raise ConfigError(f"output={config.output}: its ending must be one of {', '.join(FORMATS)}")
+    problems = Problems("slm plot-training")
+    problems.attempt(_check_output, config.output)
+    lines = [problems.attempt(_lines, Path(run)) for run in config.runs]
+    problems.told()
     labels = config.labels or _labels(config.runs)
     if len(labels) != len(config.runs) or len(set(labels)) != len(labels):
         raise ConfigError(f"labels: {len(config.runs)} different names are needed, one per run, not {labels}")
-    return {label: _lines(Path(run)) for label, run in zip(labels, config.runs, strict=True)}
+    return dict(zip(labels, lines, strict=True))
+
+
+def _check_output(output: str) -> None:
+    if Path(output).suffix not in FORMATS:
+        raise ConfigError(f"output={output}: its ending must be one of {', '.join(FORMATS)}")
 
 
 def _lines(run: Path) -> Rows:

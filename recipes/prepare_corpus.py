@@ -21,7 +21,7 @@ from pathlib import Path
 
 from eval.text import get_normaliser
 from recipes import espeak, flite
-from recipes.config import ConfigError
+from recipes.config import ConfigError, Problems
 from recipes.runtime import RunFolder, atomic_write_text, log, progress
 from recipes.speaking import Line, speak
 from tokenizer.data import SPLITS, DataSource, read_source
@@ -190,10 +190,12 @@ def _distinct(splits: list[str], draw: Callable[[], str], never: set[str], said:
 
 
 def plan(config: Config) -> dict[str, object]:
-    """What would be synthesised; raises what would stop it."""
-    _check_voices([*config.voices, config.held_out_voice])
-    RunFolder(config.run_dir).check(config)
-    lines = make_lines(config)
+    """What would be synthesised; raises all that would stop it, together."""
+    problems = Problems("slm prepare-corpus")
+    problems.attempt(_check_voices, [*config.voices, config.held_out_voice])
+    problems.attempt(RunFolder(config.run_dir).check, config)
+    lines = problems.attempt(make_lines, config)
+    problems.told()
     splits = {split: sum(line.split == split for line in lines) for split in ("train", "valid", "test")}
     return {
         "utterances": splits,

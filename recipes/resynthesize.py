@@ -28,7 +28,7 @@ import torch
 
 from eval.codes import nominal_bitrate
 from eval.judge import Judge, JudgeConfig, check_judge, load_judge
-from recipes.config import ConfigError
+from recipes.config import ConfigError, Problems
 from recipes.embedded import RECOGNISERS, TOKENIZERS, resolve_judge
 from recipes.encode_audio import encode_recording
 from recipes.output_names import distinct, file_name, labels_of
@@ -130,6 +130,25 @@ class Job:
         return max(codec.model.config.sampling_rate for codec in self.codecs)
 
 
+def _judge(name: str) -> JudgeConfig:
+    judge = resolve_judge(JudgeConfig(name))
+    check_judge(judge)
+    return judge
+
+
+def _tokenizer(name: str, allow_untrained: bool) -> Any:
+    """Raises ConfigError for one that gives no sound, or noise; and what `load_tokenizer` raises."""
+    model = load_tokenizer(name)
+    if not model.trained and not allow_untrained:
+        raise ConfigError(
+            f"tokenizer {name} has random weights: noise is all that would come back. Train one with `slm "
+            "train-tokenizer`, name a trained folder, or set allow_untrained=true for a trial of speed or plumbing"
+        )
+    if not model.ways_back:
+        raise ConfigError(f"tokenizer {name} has no decoder: it makes codes, but no sound of them; leave it out")
+    return model
+
+
 def prepare(config: Config) -> Job:
     """Load the tokenizers and name the outputs. Raises ConfigError and what `load_tokenizer` or the judge raise."""
     if not config.files:
@@ -138,24 +157,17 @@ def prepare(config: Config) -> Job:
         raise ConfigError(f"tokenizers: one stands there twice: {', '.join(config.tokenizers)}")
     if Path(config.output).exists() and not Path(config.output).is_dir():
         raise ConfigError(f"output (-o): {config.output} is a file; name a folder")
-    device = resolve_device(config.device)
-    precision = resolve_precision(config.precision, device)
-    judge = resolve_judge(JudgeConfig(config.judge)) if config.judge else None
-    if judge:
-        check_judge(judge)
+    problems = Problems("slm resynthesize")
+    device = problems.attempt(resolve_device, config.device)
+    precision = problems.attempt(resolve_precision, config.precision, device or "cpu")
+    judge = problems.attempt(_judge, config.judge) if config.judge else None
     seed_everything(config.seed)
-    labels = labels_of(config.tokenizers)
-    codecs = []
-    for name, label in zip(config.tokenizers, labels, strict=True):
-        model = load_tokenizer(name)
-        if not model.trained and not config.allow_untrained:
-            raise ConfigError(
-                f"tokenizer {name} has random weights: noise is all that would come back. Train one with `slm "
-                "train-tokenizer`, name a trained folder, or set allow_untrained=true for a trial of speed or plumbing"
-            )
-        if not model.ways_back:
-            raise ConfigError(f"tokenizer {name} has no decoder: it makes codes, but no sound of them; leave it out")
-        codecs.append(Codec(name, label, model.to(device), model.fingerprint(precision)))
+    models = [problems.attempt(_tokenizer, name, config.allow_untrained) for name in config.tokenizers]
+    problems.told()
+    codecs = [
+        Codec(name, label, model.to(device), model.fingerprint(precision))
+        for name, label, model in zip(config.tokenizers, labels_of(config.tokenizers), models, strict=True)
+    ]
     job = Job(codecs, judge, precision, device, distinct([file_name(Path(name).stem) for name in config.files]))
     inputs = {Path(name).resolve() for name in config.files}
     for stem in job.stems:

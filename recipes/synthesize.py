@@ -26,16 +26,18 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from eval.text import get_normaliser
-from recipes.config import ConfigError
-from recipes.runtime import MAY_CHANGE, RunFolder, disk_errors, log, resolve_device
+from recipes.config import ConfigError, Problems
+from recipes.runtime import MAY_CHANGE, disk_errors, log
 from recipes.sentences import Part, cut_text
 from recipes.spoken_checks import looks_lost, unsayable
 from recipes.transcribe import (
+    Voice,
     begun,
     check_inputs,
+    check_voice,
     corpus_rows,
+    finished,
     in_chunks,
-    model_vocabulary,
     require_input,
     source_utterances,
     speech_tokenizer,
@@ -230,14 +232,19 @@ def the_first(lines: Iterable[str]) -> list[str]:
     return lines[:MOST_TOLD] + ([f"... and {rest} more"] if rest > 0 else [])
 
 
+def prepare(config: Config) -> Voice:
+    """Raises all that would stop a synthesis, together."""
+    problems = Problems("slm synthesize")
+    problems.attempt(require_input, config, config.text, '"TEXT"')
+    voice = check_voice(problems, config, decoding_tokenizer)
+    problems.told()
+    return voice
+
+
 def plan(config: Config) -> dict[str, object]:
-    """What would be said; raises what would stop it."""
-    require_input(config, config.text, '"TEXT"')
-    if config.run_dir:
-        RunFolder(config.run_dir).check(config)
-    device = resolve_device(config.device)
-    vocabulary = model_vocabulary(config)
-    tokenizer = decoding_tokenizer(config, vocabulary, "cpu")
+    """What would be said; raises all that would stop it, together."""
+    voice = prepare(config)
+    vocabulary, tokenizer = voice.vocabulary, voice.tokenizer
     scripts = read_scripts(config, vocabulary, describe_llm(config.model).tokenizer)
     parts = [part for script in scripts for part in script.parts]
     budget = sum(seconds_allowed(vocabulary, part.said, config.decoding) for part in parts)
@@ -253,21 +260,18 @@ def plan(config: Config) -> dict[str, object]:
         "speech tokens at most": int(budget * vocabulary.frame_rate * vocabulary.n_codebooks),
         "cannot be said": the_first(f"{s.place}{line}" for s in scripts for line in s.unsayable) or "nothing",
         "sampling rate (Hz)": tokenizer.config.sampling_rate,
-        "device": device,
+        "device": voice.device,
         "result": config.run_dir or config.output_file,
     }
 
 
 def run(config: Config) -> Path:
     """Synthesize; returns predictions.jsonl, or the audio file where no run_dir is set."""
-    require_input(config, config.text, '"TEXT"')
-    device = resolve_device(config.device)
-    vocabulary = model_vocabulary(config)
+    if (done := finished(config, [config.text])) is not None:
+        return done
+    voice = prepare(config)
+    vocabulary, tokenizer, device = voice.vocabulary, voice.tokenizer, voice.device
     folder = begun(config, [config.text])
-    if folder is not None and folder.complete:
-        log.info("%s is complete: skipped", config.run_dir)
-        return folder.path("predictions.jsonl")
-    tokenizer = decoding_tokenizer(config, vocabulary, device)
     speech_lm = SpeechLM.load(config.model, device, config.weights)
     scripts = read_scripts(config, vocabulary, speech_lm.text_tokenizer)
     tell(f"{script.place}{line}" for script in scripts for line in [*script.unsayable, *filter(None, [script.error])])

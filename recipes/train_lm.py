@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from eval.text import get_normaliser
-from recipes.config import ConfigError
+from recipes.config import ConfigError, Problems
 from recipes.finetune import engine_config, processes_asked
-from recipes.inputs import digest, refuse_other_inputs
+from recipes.inputs import check_sources, digest, refuse_other_inputs
 from recipes.runtime import (
     MetricsCallback,
     RunFolder,
@@ -82,11 +82,17 @@ def prepare(config: Config) -> tuple[Any, TextSamples, TextSamples | None, str]:
 
 
 def plan(config: Config) -> dict[str, object]:
-    """What a training would do; raises what would stop it."""
-    RunFolder(config.run_dir).check(config)
-    device = resolve_device(config.device)
-    engine_config(config.training)
-    tokenizer, samples, valid, _ = prepare(config)
+    """What a training would do; raises all that would stop it, together."""
+    problems = Problems("slm train-lm")
+    problems.attempt(RunFolder(config.run_dir).check, config)
+    device = problems.attempt(resolve_device, config.device)
+    precision = problems.attempt(resolve_precision, config.precision, device or "cpu")
+    problems.attempt(engine_config, config.training)
+    problems.attempt(get_normaliser, config.normaliser)
+    check_sources(problems, config.data, ["train"])
+    prepared = None if problems.errors else problems.attempt(prepare, config)
+    problems.told()
+    tokenizer, samples, valid, _ = prepared
     with torch.device("meta"):
         model = new_text_lm(tokenizer, config.lm, config.seed)
     steps = plan_steps(samples.lengths, config.training.tokens_per_step, config.training.steps, config.seed)
@@ -99,7 +105,7 @@ def plan(config: Config) -> dict[str, object]:
         "steps": config.training.steps,
         "epochs": round(sum(map(len, steps)) / len(samples.lengths), 2),
         "device": device,
-        "precision": resolve_precision(config.precision, device),
+        "precision": precision,
         "result": str(Path(config.run_dir) / "model"),
     }
 

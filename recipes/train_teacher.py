@@ -25,10 +25,10 @@ from transformers.integrations import TensorBoardCallback
 
 from eval.text import get_normaliser
 from eval.wer import score_pairs
-from recipes.config import ConfigError
+from recipes.config import ConfigError, Problems
 from recipes.embedded import model_path
 from recipes.encode_plan import duration_of
-from recipes.inputs import digest, refuse_other_inputs
+from recipes.inputs import check_sources, digest, refuse_other_inputs
 from recipes.runtime import (
     MetricsCallback,
     RunFolder,
@@ -110,10 +110,16 @@ def _seconds(utterance: Utterance) -> float:
 
 
 def plan(config: Config) -> dict[str, object]:
-    """What the run would do; raises what would stop it."""
-    RunFolder(config.run_dir).check(config)
-    utterances, texts = _training_utterances(config)
-    model = _initial_model(config)
+    """What the run would do; raises all that would stop it, together."""
+    problems = Problems("slm train-teacher")
+    problems.attempt(RunFolder(config.run_dir).check, config)
+    problems.attempt(get_normaliser, config.normaliser)
+    model = problems.attempt(_initial_model, config)
+    precision = problems.attempt(resolve_precision, config.precision)
+    check_sources(problems, config.data, ["train"])
+    found = None if problems.errors else problems.attempt(_training_utterances, config)
+    problems.told()
+    utterances, texts = found
     seen = config.training.steps * config.training.batch_size * config.training.accumulation
     parameters = sum(p.numel() for p in model.parameters())
     return {
@@ -123,7 +129,7 @@ def plan(config: Config) -> dict[str, object]:
         "parameters": parameters,
         "steps": config.training.steps,
         "epochs": round(seen / len(utterances), 1),
-        "precision": resolve_precision(config.precision),
+        "precision": precision,
         "memory of weights, gradients and optimizer (MiB)": round(16 * parameters / 2**20),
         "result": str(RunFolder(config.run_dir).path("model")),
     }

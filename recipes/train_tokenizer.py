@@ -20,9 +20,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from recipes.config import ConfigError
+from recipes.config import ConfigError, Problems
 from recipes.embedded import model_path
-from recipes.inputs import digest, refuse_other_inputs
+from recipes.inputs import check_sources, digest, refuse_other_inputs
 from recipes.runtime import (
     MAY_CHANGE,
     RunFolder,
@@ -35,6 +35,7 @@ from recipes.runtime import (
 )
 from recipes.switches import distillation_weights, feature_projection, freeze_parts, teacher_config
 from recipes.tracking import Tracker, check_trackers, drop_metrics_after, make_trackers
+from tokenizer import load_tokenizer
 from tokenizer.augmentation import AugmentationConfig
 from tokenizer.configuration import PRESETS, LMSPTConfig, preset_config
 from tokenizer.crops import CropConfig, TrainingCrops, micro_batch_size, validation_crops
@@ -118,15 +119,24 @@ def _micro_batch(config: Config) -> int:
 
 
 def plan(config: Config) -> dict[str, object]:
-    """What the run would do; raises what would stop it."""
-    RunFolder(config.run_dir).check(config)
-    taught_by = teacher_config(config)
-    model_config = _model_config(config)
-    audio = _training_audio(config)
-    check_trackers(config.trackers)
-    model = _new_model(config)
+    """What the run would do; raises all that would stop it, together."""
+    problems = Problems("slm train-tokenizer")
+    problems.attempt(RunFolder(config.run_dir).check, config)
+    taught_by = problems.attempt(teacher_config, config)
+    teacher = problems.attempt(SpeechTeacher.from_pretrained, taught_by) if taught_by else None
+    model_config = problems.attempt(_model_config, config)
+    if model_config is not None:
+        model = problems.attempt(_new_model, config)
+        audio = problems.attempt(_training_audio, config)
+    elif config.init_from is not None:
+        problems.attempt(_read_init_from, config)
+    if problems.errors:
+        check_sources(problems, config.data, ["train"], needs_text=False)
+    problems.attempt(check_trackers, config.trackers)
+    precision = problems.attempt(resolve_precision, config.precision)
+    micro_batch = problems.attempt(_micro_batch, config)
+    problems.told()
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    teacher = SpeechTeacher.from_pretrained(taught_by) if taught_by else None
     if teacher and config.crops.crop_s > teacher.window_s:
         raise ConfigError(
             f"crops.crop_s={config.crops.crop_s:g} is longer than the teacher's window, {teacher.window_s:g} s"
@@ -146,8 +156,8 @@ def plan(config: Config) -> dict[str, object]:
         "steps": config.training.steps,
         "hours of crops seen": round(seen, 2),
         "passes over the data": round(seen / hours, 1) if hours else "unknown (no durations)",
-        "crops per step": f"{config.training.batch_size}, {_micro_batch(config)} in one forward pass of one process",
-        "precision": resolve_precision(config.precision),
+        "crops per step": f"{config.training.batch_size}, {micro_batch} in one forward pass of one process",
+        "precision": precision,
         "memory of weights, gradients and optimizer (MiB)": round(16 * (sum(parameters.values()) + judges) / 2**20),
         "result": str(RunFolder(config.run_dir).path("model")),
     }
@@ -229,6 +239,14 @@ def _new_model(config: Config) -> LMSPTModel:
             raise ConfigError(f"init_from={error}") from None
     freeze_parts(config, model)
     return model
+
+
+def _read_init_from(config: Config) -> None:
+    """Whether `init_from` is a tokenizer at all. Raises ConfigError."""
+    try:
+        load_tokenizer(config.init_from)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"init_from={config.init_from}: not a tokenizer folder ({error})") from None
 
 
 def _new_state(config: Config, accelerator: Accelerator) -> TrainState:

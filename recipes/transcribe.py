@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.config import ConfigError
+from recipes.config import ConfigError, Problems
 from recipes.inputs import digest, refuse_other_inputs
 from recipes.long_speech import (
     SHORTEST_PIECE_S,
@@ -33,7 +33,7 @@ from slm.generation import SpeechLM, TranscribeSettings, transcribe_codes
 from slm.modeling import DTYPES, ModelError, describe_llm
 from slm.vocabulary import SpeechVocabulary
 from tokenizer import load_tokenizer
-from tokenizer.data import AudioError, DataSource, Utterance, read_sources
+from tokenizer.data import AudioError, DataSource, Utterance, open_audio, read_sources
 
 
 @dataclass
@@ -141,6 +141,44 @@ def source_utterances(config: Any) -> list[Utterance]:
     return read_sources([config.data], config.split)[: config.limit]
 
 
+@dataclass
+class Voice:
+    """The parts that are needed beside the model's weights, checked: `tokenizer` is None where codes are there."""
+
+    device: str
+    vocabulary: SpeechVocabulary
+    tokenizer: Any
+
+
+def prepare(config: Config, with_files: bool = False) -> Voice:
+    """Raises all that would stop a transcription, together; `with_files`: and each file that is missing or empty."""
+    problems = Problems("slm transcribe")
+    problems.attempt(require_input, config, config.files, "FILE...")
+    voice = check_voice(problems, config, None if config.corpus else speech_tokenizer)
+    for path in config.files if with_files else ():
+        problems.attempt(open_audio, Utterance(path, path))
+    problems.told()
+    return voice
+
+
+def check_voice(problems: Problems, config: Any, tokenizer_of: Callable[..., Any] | None) -> Voice | None:
+    """Notes what is wrong with the folder, the device, the model, its speech tokenizer or what is to be worked on."""
+    if config.run_dir:
+        problems.attempt(RunFolder(config.run_dir).check, config)
+    device = problems.attempt(resolve_device, config.device)
+    vocabulary = problems.attempt(model_vocabulary, config)
+    tokenizer = None
+    if vocabulary is not None and tokenizer_of is not None:
+        tokenizer = problems.attempt(tokenizer_of, config, vocabulary, device or "cpu")
+    if config.data:
+        problems.attempt(source_utterances, config)
+    if config.corpus and vocabulary is not None:
+        problems.attempt(lambda: next(corpus_rows(config, vocabulary), None))
+    elif config.corpus:
+        problems.attempt(CodedCorpus.open, config.corpus)
+    return Voice(device, vocabulary, tokenizer) if device and vocabulary else None
+
+
 def speech_tokenizer(config: Any, vocabulary: SpeechVocabulary, device: str) -> Any:
     """The speech tokenizer the model was trained with. Raises VocabularyError where it is another one."""
     name = config.tokenizer or vocabulary.tokenizer
@@ -184,8 +222,22 @@ def begun(config: Any, own: Iterable[str | Path]) -> RunFolder | None:
     return folder if folder.complete else folder.start(config, fingerprint)
 
 
-def read_items(config: Config, vocabulary: SpeechVocabulary, device: str) -> list[Item]:
+def finished(config: Any, own: Iterable[str | Path]) -> Path | None:
+    """The predictions of a run that is complete, which says so; None where there is still something to do.
+
+    Raises:
+        ConfigError: as `begun`.
+    """
+    if not config.run_dir or not RunFolder(config.run_dir).complete:
+        return None
+    folder = begun(config, own)
+    log.info("%s is complete: skipped", config.run_dir)
+    return folder.path("predictions.jsonl")
+
+
+def read_items(config: Config, voice: Voice) -> list[Item]:
     """Everything to transcribe, as codes."""
+    tokenizer, vocabulary, device = voice.tokenizer, voice.vocabulary, voice.device
     if config.corpus:
         return [
             Item(row["id"], row["text"], row["duration"], [Piece(0.0, row["duration"], row["audio_codes"])])
@@ -196,7 +248,6 @@ def read_items(config: Config, vocabulary: SpeechVocabulary, device: str) -> lis
         utterances = source_utterances(config)
     else:
         utterances = [Utterance(id=str(path), audio=str(path), split="test") for path in config.files]
-    tokenizer = speech_tokenizer(config, vocabulary, device)
     longest_s = longest_piece_s(vocabulary, config.piece_s)
     items = []
     for utterance in progress(utterances, "encode", len(utterances)):
@@ -232,24 +283,19 @@ def tell_cuts(item: Item, longest_s: float) -> None:
 
 
 def plan(config: Config) -> dict[str, object]:
-    """What would be transcribed; raises what would stop it."""
-    require_input(config, config.files, "FILE...")
-    if config.run_dir:
-        RunFolder(config.run_dir).check(config)
-    device = resolve_device(config.device)
-    vocabulary = model_vocabulary(config)
+    """What would be transcribed; raises all that would stop it, together."""
+    voice = prepare(config, with_files=True)
+    vocabulary = voice.vocabulary
     facts: dict[str, object] = {"model": config.model, "speech tokenizer": config.tokenizer or vocabulary.tokenizer}
     if config.corpus:
         rows = list(corpus_rows(config, vocabulary))
         facts |= {"utterances": len(rows), "seconds of speech": round(sum(row["duration"] for row in rows), 1)}
         facts["speech tokens"] = sum(row["audio_codes"].shape[1] for row in rows) * vocabulary.n_codebooks
     else:
-        speech_tokenizer(config, vocabulary, "cpu")
         facts["utterances"] = len(source_utterances(config)) if config.data else len(config.files)
-        missing = [path for path in config.files if not Path(path).is_file()]
-        if missing:
-            raise ConfigError(f"no such file: {', '.join(missing)}")
-    return facts | {"device": device, "beams": config.decoding.num_beams, "result": config.run_dir or "the terminal"}
+        facts["cut into pieces of at most (s)"] = longest_piece_s(vocabulary, config.piece_s)
+    facts |= {"device": voice.device, "beams": config.decoding.num_beams}
+    return facts | {"result": config.run_dir or "the terminal"}
 
 
 def write_predictions(
@@ -291,14 +337,13 @@ def in_chunks(items: Sequence[Any], size: int, batch_size: int, description: str
 
 def run(config: Config) -> Path | dict[str, str]:
     """Transcribe; returns predictions.jsonl, or {file: text} where no run_dir is set."""
-    require_input(config, config.files, "FILE...")
-    device = resolve_device(config.device)
-    vocabulary = model_vocabulary(config)
-    folder = begun(config, [Path(path) for path in config.files])
-    if folder is not None and folder.complete:
-        log.info("%s is complete: skipped", config.run_dir)
-        return folder.path("predictions.jsonl")
-    items = read_items(config, vocabulary, device)
+    inputs = [Path(path) for path in config.files]
+    if (done := finished(config, inputs)) is not None:
+        return done
+    voice = prepare(config)
+    vocabulary, device = voice.vocabulary, voice.device
+    folder = begun(config, inputs)
+    items = read_items(config, voice)
     speech_lm = SpeechLM.load(config.model, device, config.weights)
     good = [item for item in items if item.error is None]
     heard = [(item, piece) for item in good for piece in item.pieces if piece.codes is not None]

@@ -111,3 +111,87 @@ def test_restart_sets_the_folder_aside(slm, tmp_path):
     (tmp_path / "run").mkdir()
     assert slm("encode", f"run_dir={tmp_path / 'run'}", "--restart").exit_code == 0
     assert (tmp_path / "run.old-1").is_dir() and not (tmp_path / "run").exists()
+
+
+# Command, several things that are wrong with it, and a word of each that its plan must name.
+WRONG = {
+    "train-tokenizer": (
+        ["init_from=EMPTY", "data=[{path: nowhere/a.jsonl}, {path: nowhere/b.jsonl, weight: 1}]"]
+        + ["teacher.name=./no-teacher", "precision=fp8"],
+        ["init_from=", "a.jsonl", "b.jsonl", "no-teacher", "fp8"],
+    ),
+    "train-tokenizer ": (
+        [
+            "preset=huge",
+            "init_from=EMPTY",
+            "teacher.name=./no-teacher",
+            "trackers=[wandb]",
+            "data.0.path=nowhere/a.jsonl",
+        ],
+        ["huge", "init_from=", "no-teacher", "a.jsonl"],
+    ),
+    "train-teacher": (
+        ["init_from=EMPTY", "data.0.path=nowhere/a.jsonl", "normaliser=shout", "precision=fp8"],
+        ["init_from=", "a.jsonl", "shout", "fp8"],
+    ),
+    "train-lm": (
+        ["normaliser=shout", "precision=fp8", "device=abacus", "data=[]"],
+        ["shout", "fp8", "abacus", "no data"],
+    ),
+    "encode": (
+        ["tokenizer=./no-tokenizer", "precision=fp8", "data=[{path: nowhere/a.jsonl}, {path: nowhere/b.jsonl}]"],
+        ["no-tokenizer", "fp8", "a.jsonl", "b.jsonl"],
+    ),
+    "finetune": (
+        ["model=./no-model", "corpus=./no-corpus", "normaliser=shout", "device=abacus"],
+        ["no-model", "no-corpus", "shout", "abacus"],
+    ),
+    "transcribe": (
+        ["nothing.wav", "EMPTY_FILE", "model=./no-model", "device=abacus"],
+        ["nothing.wav", "empty.wav", "no-model", "abacus"],
+    ),
+    "transcribe ": (
+        ["corpus=./no-corpus", "model=./no-model", "device=abacus"],
+        ["no-corpus", "no-model", "abacus"],
+    ),
+    "synthesize": (
+        ["data.path=nowhere/a.jsonl", "model=./no-model", "device=abacus"],
+        ["a.jsonl", "no-model", "abacus"],
+    ),
+    "evaluate": (
+        ["data.0.path=nowhere/a.jsonl", "predictions=[nowhere]", "judges=[{name: ./no-judge}]", "normaliser=shout"]
+        + ["tokenizer=./no-tokenizer", "codes=[./no-codes]"],
+        ["a.jsonl", "predictions: nowhere", "no-judge", "shout", "no-tokenizer", "no-codes"],
+    ),
+    "prepare-corpus": (
+        ["voices=[en-nowhere]", "n_phrases=3", "texts_from=[nowhere/a.jsonl]"],
+        ["voice", "a.jsonl"],
+    ),
+    "plot-training": (["no-run", "no-other", "output=curves.txt"], ["no-run", "no-other", "curves.txt"]),
+    "resynthesize": (
+        ["nothing.wav", "tokenizers=[./no-tokenizer, ./no-other]", "judge=./no-judge", "device=abacus"],
+        ["no-tokenizer", "no-other", "no-judge", "abacus"],
+    ),
+    "export": (["EMPTY", "output=FULL"], ["model/config.json", "FULL"]),
+    "convert": (["EMPTY", "FULL"], ["FULL", "EMPTY"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_plan_tells_all_that_is_wrong_at_once(case, tmp_path):
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "FULL").mkdir()
+    (tmp_path / "FULL" / "something").write_text("mine")
+    (tmp_path / "empty.wav").touch()
+    arguments, words = WRONG[case]
+    for name in ("EMPTY_FILE", "EMPTY", "FULL"):
+        place = tmp_path / ("empty.wav" if name == "EMPTY_FILE" else name)
+        arguments = [item.replace(name, str(place)) for item in arguments]
+    command = case.strip()
+    if command not in ("plot-training", "resynthesize", "export", "convert"):
+        arguments = [*arguments, f"run_dir={tmp_path / 'run'}"]
+    result = CliRunner().invoke(cli.app, [command, *arguments, "--dry-run"])
+    message = " ".join(result.stderr.split())
+    assert result.exit_code == 2, result.output
+    assert not [word for word in words if word not in message], message
+    assert not (tmp_path / "run").exists()
