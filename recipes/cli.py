@@ -41,9 +41,10 @@ class Command:
     metavar: str = "KEY=VALUE"
     config: str | None = None  # the shipped configuration where no --config is given
     output: str | None = None  # the Config field of -o
-    strict: bool = False
+    strict: str | None = None  # what --strict does, where it is taken
     backwards: str | None = None  # the Config field of --to-published
     from_scratch: str | None = None  # the shipped configuration of --train-tokenizer
+    goes_on: bool = True  # whether a start that was cut off leaves something that the next one uses
     restart: bool = True  # whether it keeps a folder that --restart could set aside
 
     @property
@@ -51,6 +52,7 @@ class Command:
         return "recipes." + self.name.replace("-", "_")
 
 
+STRICT_FILES = "Stop at the first file that cannot be used."
 COMMANDS = [
     Command(
         "quickstart",
@@ -82,6 +84,7 @@ COMMANDS = [
         metavar="RUN_DIR... KEY=VALUE",
         output="output",
         restart=False,
+        goes_on=False,
     ),
     Command(
         "convert",
@@ -90,6 +93,7 @@ COMMANDS = [
         positional="paths",
         metavar="SOURCE OUT_DIR KEY=VALUE",
         backwards="to_published",
+        goes_on=False,
     ),
     Command(
         "export",
@@ -98,21 +102,23 @@ COMMANDS = [
         positional="source",
         metavar="SOURCE KEY=VALUE",
         output="output",
+        goes_on=False,
     ),
     Command(
         "resynthesize",
         "Your own recordings through tokenizers and back, with scores and a page to listen to.",
         "slm resynthesize recording.wav -o heard",
+        goes_on=False,
         positional="files",
         metavar="FILE... KEY=VALUE",
         output="output",
-        strict=True,
+        strict=STRICT_FILES,
     ),
     Command(
         "encode",
         "Turn a speech corpus into codes: Parquet shards with the tokenizer's fingerprint.",
         "slm encode --config quickstart/encode tokenizer=embedded-25hz run_dir=runs/codes",
-        strict=True,
+        strict=STRICT_FILES,
     ),
     Command(
         "train-lm",
@@ -130,6 +136,7 @@ COMMANDS = [
         "slm transcribe recording.wav model=runs/quickstart/12.5hz/finetune/model",
         positional="files",
         metavar="FILE... KEY=VALUE",
+        goes_on=False,
     ),
     Command(
         "synthesize",
@@ -138,12 +145,14 @@ COMMANDS = [
         positional="text",
         metavar="TEXT KEY=VALUE",
         output="output",
+        strict="Refuse a text that holds what the model cannot say.",
+        goes_on=False,
     ),
     Command(
         "evaluate",
         "Score recordings, codecs and predictions into results.json and report.html.",
         "slm evaluate --config quickstart/evaluate",
-        strict=True,
+        strict=STRICT_FILES,
     ),
     Command(
         "compare",
@@ -234,12 +243,16 @@ def show_plan(command: Command, plan: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def guarded(action: Any, debug: bool) -> None:
-    """Run ``action``; a user's mistake becomes one clear message and exit code 2, without a traceback."""
+def guarded(action: Any, debug: bool, goes_on: bool = True) -> None:
+    """Run ``action``; a user's mistake becomes one clear message and exit code 2, without a traceback.
+
+    ``goes_on`` says whether the same command, given again after an interruption, uses what this one had made.
+    """
     try:
         action()
     except KeyboardInterrupt:
-        fail("Interrupted. The same command (without --restart or redo=) goes on where this one stopped.", 130)
+        again = "(without --restart or redo=) goes on from what was saved so far" if goes_on else "begins anew"
+        fail(f"Interrupted. The same command {again}.", 130)
     except (
         ValueError,
         FloatingPointError,
@@ -307,9 +320,7 @@ def _register(command: Command) -> None:
     )
     debug_option = typer.Option(False, "--debug", help="Show the traceback of an error.")
     output_option = typer.Option(None, "-o", "--output", help="Where the result goes.", hidden=command.output is None)
-    strict_option = typer.Option(
-        False, "--strict", help="Stop at the first file that cannot be used.", hidden=not command.strict
-    )
+    strict_option = typer.Option(False, "--strict", help=command.strict or STRICT_FILES, hidden=command.strict is None)
     backwards_option = typer.Option(
         False, "--to-published", help="From a tokenizer folder to the published layout.", hidden=not command.backwards
     )
@@ -334,7 +345,7 @@ def _register(command: Command) -> None:
     ) -> None:
         if output is not None and command.output is None:
             raise typer.BadParameter(f"slm {command.name} takes no -o; name the folder with run_dir=...")
-        if strict and not command.strict:
+        if strict and command.strict is None:
             raise typer.BadParameter(f"slm {command.name} takes no --strict")
         if restart and not command.restart:
             raise typer.BadParameter(f"slm {command.name} takes no --restart: it keeps no folder, each start is anew")
@@ -355,6 +366,7 @@ def _register(command: Command) -> None:
                 backwards=backwards,
             ),
             debug,
+            command.goes_on,
         )
 
     app.command(command.name, cls=RecipeCommand, help=command.about, short_help=command.about)(body)

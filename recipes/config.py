@@ -109,12 +109,15 @@ def from_values(config_class: type[ConfigT], values: dict[str, Any], where: str 
     except ValidationError as error:
         config = unset
         for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"] if not _is_branch_name(part)) or "(whole)"
+            key = ".".join(str(part) for part in item["loc"] if not _is_branch_name(part))
             if item["type"] == "missing":
                 problems.append(f"{key}: missing, and it has no default")
+                continue
+            given = "" if isinstance(item["input"], dict) or not key else f", got {item['input']!r}"
+            message = item["msg"].removeprefix("Value error, ")
+            if not key or message.startswith((f"{key}:", f"{key}.")):  # a class's own check, which names its keys
+                problems.append(message)
             else:
-                given = "" if isinstance(item["input"], dict) or key == "(whole)" else f", got {item['input']!r}"
-                message = item["msg"].removeprefix("Value error, ")
                 problems.append(f"{key}: {message[:1].lower() + message[1:]}{given}")
     if problems or config is unset:
         problems = list(dict.fromkeys(problems))

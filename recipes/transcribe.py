@@ -191,6 +191,8 @@ def speech_tokenizer(config: Any, vocabulary: SpeechVocabulary, device: str) -> 
 
 def model_vocabulary(config: Any) -> SpeechVocabulary:
     """The speech vocabulary of the model folder, checked without reading weights. Raises ModelError."""
+    if not config.model:
+        raise ConfigError("model: not set; give a model that `slm finetune` made, e.g. model=runs/finetune/model")
     facts = describe_llm(config.model)
     if facts.vocabulary is None:
         raise ModelError(f"model {config.model}: a text LM that has not learnt speech; make it one with `slm finetune`")
@@ -263,7 +265,8 @@ def read_items(config: Config, voice: Voice) -> list[Item]:
                 tell_cuts(item, longest_s)
         except AudioError as error:
             item.pieces, item.error = [], str(error)
-            log.warning("%s", error)
+            if not config.files:  # of those the result is printed, or the error raised
+                log.warning("%s", error)
         item.wall_s = time.perf_counter() - started
         items.append(item)
     return items
@@ -330,6 +333,8 @@ def write_predictions(
 
 def in_chunks(items: Sequence[Any], size: int, batch_size: int, description: str) -> Iterator[Sequence[Any]]:
     """Slices of some batches each, under a progress bar."""
+    if not items:
+        return
     step = size * batch_size
     for start in progress(range(0, len(items), step), description, -(-len(items) // step)):
         yield items[start : start + step]
@@ -344,8 +349,10 @@ def run(config: Config) -> Path | dict[str, str]:
     vocabulary, device = voice.vocabulary, voice.device
     folder = begun(config, inputs)
     items = read_items(config, voice)
-    speech_lm = SpeechLM.load(config.model, device, config.weights)
     good = [item for item in items if item.error is None]
+    if config.files and not good:
+        raise AudioError("\n".join(item.error for item in items))
+    speech_lm = SpeechLM.load(config.model, device, config.weights)
     heard = [(item, piece) for item in good for piece in item.pieces if piece.codes is not None]
     heard.sort(key=lambda pair: pair[1].codes.shape[1])
     for chunk in in_chunks(heard, 4, config.decoding.batch_size, "transcribe"):
@@ -357,10 +364,8 @@ def run(config: Config) -> Path | dict[str, str]:
             item.wall_s += share
     rows = [item.row() for item in items]
     for row in rows if config.files else ():
-        text = row["error"] if row["error"] else row["hypothesis"] + ("  [cut off]" if row["truncated"] else "")
-        print(text if len(rows) == 1 else f"{row['id']}: {text}")
-    if config.files and all(row["error"] for row in rows):
-        raise AudioError(f"none of the {len(rows)} files could be transcribed: {rows[0]['error']}")
+        text = (row["hypothesis"] or "") + ("  [cut off]" if row["truncated"] else "")
+        print(row["error"] or (text if len(rows) == 1 else f"{row['id']}: {text}"))
     if folder is None:
         return {row["id"]: row["hypothesis"] for row in rows}
     wall, audio = sum(item.wall_s for item in good), sum(item.duration_s or 0 for item in good)

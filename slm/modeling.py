@@ -82,9 +82,9 @@ def resolve_model(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
-            raise ModelError(
-                f"model {name}: the folder has no config.json; give the folder of a saved model (RUN_DIR/model)"
-            )
+            inside = (folder / "model" / "config.json").exists()
+            meant = str(folder / "model") if inside else "the folder of a saved model (RUN_DIR/model)"
+            raise ModelError(f"model {name}: the folder has no config.json; give {meant}")
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
             raise ModelError(
                 f"model {name}: the folder has a config.json but no weights (model.safetensors); copy it anew"

@@ -104,7 +104,15 @@ def test_debug_raises_and_bugs_are_not_hidden(slm):
 
 def test_interruption_says_how_to_go_on(slm):
     result = slm("encode", "steps=0")
-    assert result.exit_code == 130 and "goes on where this one stopped" in result.stderr
+    assert result.exit_code == 130 and "goes on from what was saved" in result.stderr
+    result = slm("synthesize", "steps=0")  # which keeps nothing on the way
+    assert result.exit_code == 130 and "begins anew" in result.stderr
+
+
+def test_strict_is_explained_where_it_is_taken(slm):
+    assert "what the model cannot say" in " ".join(slm("synthesize", "--help").stdout.split())
+    assert slm("synthesize", "red", "--strict").exit_code == 0 and RAN[-1].strict
+    assert "--strict" not in slm("transcribe", "--help").stdout
 
 
 def test_restart_sets_the_folder_aside(slm, tmp_path):

@@ -76,7 +76,7 @@ def test_every_problem_is_reported_at_once_with_its_key():
 
 
 def test_a_class_s_own_check_is_reported():
-    with pytest.raises(ConfigError, match="13 is unlucky"):
+    with pytest.raises(ConfigError, match="- sizes: 13 is unlucky"):  # no "(whole): " before it
         load_config(Config, None, ["sizes=[13]"])
 
 

@@ -201,7 +201,7 @@ def test_transcribe_recipe(recipe, tmp_path, capsys) -> None:
     soundfile.write(good, np.sin(np.arange(16000) * 0.2) * 0.3, 16000)
     with pytest.raises(ConfigError, match="files, data or corpus"):
         transcribe.run(kept)
-    with pytest.raises(ValueError, match=r"none of the 1 files.*bad\.flac"):
+    with pytest.raises(ValueError, match=r"bad\.flac: not audio"):
         transcribe.run(recipe(transcribe, f"files=[{bad}]"))
 
 
@@ -405,6 +405,38 @@ def test_recipes_refuse_other_codes_and_missing_input(recipe, tmp_path, monkeypa
             recipe(module, "corpus=x")
     with pytest.raises(ConfigError, match="give one of"):
         recipe(transcribe, "corpus=x", "data.path=y")
+
+
+def test_a_user_s_slips_are_told_with_the_way_out(recipe, tmp_path, capsys, caplog) -> None:
+    (tmp_path / "a folder").mkdir()
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 16000)
+    (tmp_path / "empty.wav").touch()
+    time_s = np.arange(8000) / 8000
+    stereo = np.stack([0.3 * np.sin(1300 * time_s)] * 2, axis=1)
+    for name in ("a b.mp3", "a b.ogg"):
+        soundfile.write(tmp_path / name, stereo, 8000)
+    bad = [str(tmp_path / name) for name in ("a folder", "silent.wav", "none.wav", "empty.wav", "absent.wav")]
+    with pytest.raises(ValueError) as error:
+        transcribe.run(recipe(transcribe, f"files={json.dumps(bad)}"))
+    for line, name, told in zip(
+        str(error.value).splitlines(),
+        bad,
+        ("a folder, not a recording", "silent", "0.0 ms", "empty", "no such file"),
+        strict=True,
+    ):
+        assert line.startswith(f"{name}: {told}")
+    assert not capsys.readouterr().out and not caplog.records  # each is told once
+    good = [str(tmp_path / "a b.mp3"), str(tmp_path / "a b.ogg")]
+    texts = transcribe.run(recipe(transcribe, f"files={json.dumps([*good, bad[1]])}"))
+    assert [texts[name] is not None for name in (*good, bad[1])] == [True, True, False]
+    assert capsys.readouterr().out.count(bad[1]) == 1
+    with pytest.raises(ConfigError, match="model: not set.*slm finetune"):
+        transcribe.plan(load_config(transcribe.Config, None, [f"files={json.dumps(good)}"]))
+    (tmp_path / "run").mkdir()
+    shutil.copytree(tmp_path / "slm", tmp_path / "run" / "model")
+    with pytest.raises(ValueError, match=f"give {tmp_path / 'run' / 'model'}$"):
+        transcribe.plan(recipe(transcribe, f"files={json.dumps(good)}", f"model={tmp_path / 'run'}"))
 
 
 def test_file_names_never_meet() -> None:

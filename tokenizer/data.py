@@ -289,8 +289,10 @@ def open_audio(utterance: Utterance) -> str | io.BytesIO:
             raise AudioError(f"{utterance.name}: empty (0 bytes)")
         return io.BytesIO(audio)
     path = Path(audio)
+    if path.is_dir():
+        raise AudioError(f"{path}: a folder, not a recording: name its files, or read it as a source (data.path)")
     if not path.is_file():
-        raise AudioError(f"{path}: no such file: correct the path, or remove the manifest's line")
+        raise AudioError(f"{path}: no such file: correct the path, or leave it out")
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: empty (0 bytes): copy it again")
     return str(path)
