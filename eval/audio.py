@@ -5,12 +5,12 @@ Shapes: S samples of one mono waveform.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import soxr
 
-__all__ = ["cut_blocks", "resample", "split_at_quiet"]
+__all__ = ["cut_blocks", "length_batches", "resample", "split_at_quiet"]
 
 
 def resample(audio: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray:
@@ -68,3 +68,25 @@ def cut_blocks(
             held = held[cut:]
     if len(held):
         yield held
+
+
+def length_batches(lengths: Sequence[float], most: float, count: int | None = None) -> list[list[int]]:
+    """Deal clips out to batches by length, so that a long one does not pad all the others.
+
+    Args:
+        lengths: of each clip, in any unit.
+        most: length of a batch with its padding; a clip longer than that is alone in its batch.
+        count: clips in a batch at most; None: any number.
+
+    Returns:
+        Positions in ``lengths``, shortest clips first; no clip of a batch is longer than twice another.
+    """
+    batches: list[list[int]] = []
+    for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        length, last = lengths[position], batches[-1] if batches else []
+        fits = last and (len(last) + 1) * length <= most and length <= 2 * lengths[last[0]]
+        if fits and (count is None or len(last) < count):
+            last.append(position)
+        else:
+            batches.append([position])
+    return batches

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.audio import resample, split_at_quiet
+from eval.audio import length_batches, resample, split_at_quiet
 from eval.readers import (
     CTC_HEAD_FILE,
     OPEN_WINDOW_S,
@@ -37,10 +37,13 @@ from eval.readers import (
 )
 from eval.sphinx import pocketsphinx_reader
 
-__all__ = ["CTC_HEAD_FILE", "Judge", "JudgeConfig", "JudgeError", "check_judge", "load_judge"]
+__all__ = ["CTC_HEAD_FILE", "Judge", "JudgeConfig", "JudgeError", "check_judge", "conditions_of", "load_judge"]
 
 _FRAME_S = 0.02  # one frame of a Whisper encoder
 _SHORTEST_S = 0.1  # shorter clips are padded: convolutional front ends need some input
+# Raise it with every change here, in eval.audio, eval.readers, eval.joint or eval.sphinx that changes what is heard:
+# transcripts that were kept under another rule are not used.
+READING_RULE = 1
 
 
 @dataclass
@@ -60,7 +63,10 @@ class JudgeConfig:
     )
     num_beams: int = field(default=1, metadata={"help": "beams of 'attention' and 'joint' decoding"})
     ctc_weight: float = field(default=0.3, metadata={"help": "share of the CTC head in 'joint' decoding, 0 to 1"})
-    batch_size: int = field(default=8, metadata={"help": "clips read at a time"})
+    batch_size: int = field(default=8, metadata={"help": "clips read at a time, at most"})
+    batch_seconds: float = field(
+        default=240.0, metadata={"help": "seconds of audio read at a time, padding included, at most"}
+    )
     processes: int = field(default=1, metadata={"help": "pocketsphinx: processes that read side by side"})
     revision: str | None = field(
         default=None, metadata={"help": "commit or tag of a hub model; pin it to compare scores"}
@@ -79,7 +85,7 @@ class JudgeConfig:
             raise JudgeError(f"judge {self.name!r}: decoding must be one of {', '.join(ways)}, not {self.decoding!r}")
         if not 0 <= self.ctc_weight <= 1:
             raise JudgeError(f"judge {self.name!r}: ctc_weight={self.ctc_weight} must lie between 0 and 1")
-        for key in ("num_beams", "batch_size", "max_tokens_per_second", "processes"):
+        for key in ("num_beams", "batch_size", "batch_seconds", "max_tokens_per_second", "processes"):
             if getattr(self, key) <= 0:
                 raise JudgeError(f"judge {self.name!r}: {key} must be positive, not {getattr(self, key)}")
 
@@ -99,12 +105,15 @@ class Judge:
         identity: JSON-able facts that pin what was heard: weights, decoding, beams.
         sampling_rate: the rate the model listens at; other audio is resampled.
         window_s: longest piece read at once; longer audio is cut in its quietest places.
+        batch_size: pieces read together, at most.
+        batch_seconds: their seconds with padding, at most.
     """
 
     identity: dict[str, Any]
     sampling_rate: int
     window_s: float
     batch_size: int
+    batch_seconds: float
     _read: Reader
 
     @property
@@ -135,11 +144,10 @@ class Judge:
             shortest = math.ceil(_SHORTEST_S * self.sampling_rate)
             for piece in split_at_quiet(audio, self.sampling_rate, self.window_s):
                 pieces.append((position, np.pad(piece, (0, max(0, shortest - len(piece))))))
-        # Clips of one length together: less padding, and one bound on the answer's length fits them all.
-        order = sorted(range(len(pieces)), key=lambda i: len(pieces[i][1]))
         texts = [""] * len(pieces)
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
+        # Clips of one length together: less padding, and one bound on the answer's length fits them all.
+        lengths = [len(piece) for _, piece in pieces]
+        for batch in length_batches(lengths, self.batch_seconds * self.sampling_rate, self.batch_size):
             for i, text in zip(batch, self._read([pieces[i][1] for i in batch]), strict=True):
                 texts[i] = text
         found: list[list[str]] = [[] for _ in audios]
@@ -202,7 +210,9 @@ def _reads_by_ctc_only(folder: Path) -> bool:
 def _weights_sha256(folder: Path) -> str:
     """Digest of a local folder's weights, settings and tokenizer: what decides which text comes out."""
     files = [
-        path for ending in ("*.safetensors", "pytorch_model*.bin", "*.json", "*.txt") for path in folder.glob(ending)
+        path
+        for ending in ("*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model")
+        for path in folder.glob(ending)
     ]
     digest = hashlib.sha256()
     for path in sorted(files):
@@ -242,6 +252,23 @@ def check_judge(config: JudgeConfig) -> dict[str, Any]:
     return identity
 
 
+def conditions_of(identity: dict[str, Any], device: str) -> dict[str, Any] | None:
+    """All that decides a judge's transcript beside the audio, as JSON, for transcripts that are kept.
+
+    The identity without its name in tables, the precision, the kind of device, and the versions of what reads: our rule
+    and the libraries. None where nothing pins the weights: then a transcript says nothing about the next run's.
+    """
+    if identity.get("weights_sha256") is None and identity.get("revision") is None:
+        return None
+    libraries = ("numpy", "soxr") if identity["kind"] == "pocketsphinx" else ("numpy", "soxr", "torch", "transformers")
+    return {key: value for key, value in identity.items() if key != "name"} | {
+        "precision": "fp32",
+        "device": torch.device(device).type,
+        "reading_rule": READING_RULE,
+        "libraries": {name: metadata.version(name) for name in libraries},
+    }
+
+
 def load_judge(config: JudgeConfig, device: str = "cpu") -> Judge:
     """Load a judge onto a device.
 
@@ -250,7 +277,8 @@ def load_judge(config: JudgeConfig, device: str = "cpu") -> Judge:
     """
     identity = check_judge(config)
     if identity["kind"] == "pocketsphinx":
-        return Judge(identity, 16_000, OPEN_WINDOW_S, config.batch_size, pocketsphinx_reader(config.processes))
+        read = pocketsphinx_reader(config.processes)
+        return Judge(identity, 16_000, OPEN_WINDOW_S, config.batch_size, config.batch_seconds, read)
     kind, model_config = _kind(config)
     from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoModelForSpeechSeq2Seq, AutoTokenizer
 
@@ -279,4 +307,6 @@ def load_judge(config: JudgeConfig, device: str = "cpu") -> Judge:
         read = ctc_head_reader(model, features, tokenizer, Path(config.name))
     else:
         read = seq2seq_reader(model, features, tokenizer, config, rate, whisper)
-    return Judge(identity, rate, window_s, config.batch_size, read)
+    # To a Whisper encoder every clip is as long as its window.
+    count = min(config.batch_size, max(1, int(config.batch_seconds / window_s))) if whisper else config.batch_size
+    return Judge(identity, rate, window_s, count, config.batch_seconds, read)

@@ -103,6 +103,18 @@ def difference_text(row: Row) -> str:
     return f"{100 * row.difference.wer:+.1f} [{low}, {high}]"
 
 
+def _speed(row: Row, digits: int) -> str:
+    """The real-time factor; one without the tokenizer's part says so."""
+    if row.real_time_factor is None:
+        return ""
+    return f"{row.real_time_factor:.{digits}g}" + (f" ({row.timed})" if row.timed.endswith(" only") else "")
+
+
+def _part(seconds: float | None, row: Row) -> str:
+    """One part of the real-time factor."""
+    return "" if seconds is None or not row.audio_s else f"{seconds / row.audio_s:.3g}"
+
+
 # Heading, text of a row, whether it is a number. A column that is empty in every row is left out.
 _COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("model", lambda row: row.model, False),
@@ -118,7 +130,10 @@ _COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("cut off", lambda row: "" if row.n_truncated is None else str(row.n_truncated), True),
     ("tokens/s", lambda row: _number(row.tokens_per_second), True),
     ("bit/s", lambda row: _number(row.bitrate_bps, 0), True),
-    ("RTF", lambda row: "" if row.real_time_factor is None else f"{row.real_time_factor:.3g}", True),
+    ("RTF", lambda row: _speed(row, 3), True),
+    ("encode", lambda row: _part(row.encode_s, row), True),
+    ("generate", lambda row: _part(row.generate_s, row), True),
+    ("decode", lambda row: _part(row.decode_s, row), True),
 ]
 # A terminal is narrow: the counts in one column, names folded, and what still does not fit is in the report alone.
 NARROW_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
@@ -129,7 +144,7 @@ NARROW_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("failed", lambda row: f"{row.n_failed}/{row.n_scored + row.n_failed}", True),
     ("cut off", lambda row: "" if row.n_truncated is None else str(row.n_truncated), True),
     ("tokens/s", lambda row: _number(row.tokens_per_second), True),
-    ("RTF", lambda row: "" if row.real_time_factor is None else f"{row.real_time_factor:.2g}", True),
+    ("RTF", lambda row: _speed(row, 2), True),
 ]
 _LEFT_OUT_FIRST = ("RTF", "S+D+I/N", "CER %", "tokens/s")
 _NAME_WIDTH = 24  # a longer name is folded before a column is left out

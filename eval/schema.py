@@ -140,7 +140,11 @@ class Row:
     """One system's scores. ``interval`` is that of the WER; rates are fractions, not per cent.
 
     ``n_scored`` + ``n_failed`` utterances count; a failed one counts as all its words deleted. ``n_truncated`` of the
-    scored ones were cut off at a length limit. ``real_time_factor`` is seconds of work for a second of audio.
+    scored ones were cut off at a length limit.
+
+    ``real_time_factor`` is ``wall_s / audio_s`` on ``machine``; ``timed`` says of which parts ``wall_s`` is the sum: of
+    ASR encode + generate for the seconds heard, of TTS generate + decode for the seconds spoken, of a tokenizer encode
+    + decode.
     """
 
     name: str
@@ -162,6 +166,12 @@ class Row:
     bitrate_bps: float | None = None
     real_time_factor: float | None = None
     wall_s: float | None = None
+    encode_s: float | None = None
+    generate_s: float | None = None
+    decode_s: float | None = None
+    audio_s: float | None = None
+    timed: str = ""
+    machine: str = ""
     generation: dict[str, Any] = field(default_factory=dict)
     difference: Difference | None = None
     utterances: list[UtteranceErrors] = field(default_factory=list, repr=False)

@@ -8,6 +8,7 @@ Shapes: S samples of one mono waveform, M mel channels, T frames.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ MEASURES_EXPLAINED = "Log-mel distance: lower is better. STOI (to 1) and wide-ba
 QUALITY_HZ = 16_000  # wide-band PESQ is defined at this rate; the other measures follow it
 _N_FFT, _HOP, _N_MELS = 1024, 256, 80
 _FLOOR = 1e-8  # of power: -80 dB, below which nobody hears a difference
+_LONG_S, _PIECE_S = 60.0, 30.0  # a longer clip is measured in pieces: the measures' memory grows with the length
 _INSTALL = "install the extra: pip install 'lmspt-slm[{}]'"
 
 
@@ -129,7 +131,8 @@ def compare_audio(
 
     Args:
         reference: the original waveform (S,) at ``sampling_rate``.
-        audio: the waveform to be judged (S',); the longer of the two is cut to the shorter.
+        audio: the waveform to be judged (S',); the longer of the two is cut to the shorter. More than 60 s are measured
+            in equal pieces of at most 30 s; the means of those for which a measure exists count.
         sampling_rate: Hz.
         audio_sampling_rate: rate of ``audio`` where it differs.
 
@@ -144,6 +147,18 @@ def compare_audio(
     difference_s = (len(audio) - len(reference)) / QUALITY_HZ
     length = min(len(reference), len(audio))
     reference, audio = reference[:length], audio[:length]
+    if length <= _LONG_S * QUALITY_HZ:
+        return _measured(reference, audio, difference_s)
+    edges = np.linspace(0, length, math.ceil(length / (_PIECE_S * QUALITY_HZ)) + 1).round().astype(int)
+    found = [_measured(reference[i:j], audio[i:j], difference_s) for i, j in zip(edges, edges[1:], strict=False)]
+    values = {name: [v for piece in found if (v := getattr(piece, name)) is not None] for name in MEASURES}
+    means = {name: float(np.mean(some)) if some else None for name, some in values.items()}
+    notes = list(dict.fromkeys(note for piece in found for note in piece.notes))
+    return Quality(**means, length_difference_s=difference_s, notes=notes)
+
+
+def _measured(reference: np.ndarray, audio: np.ndarray, difference_s: float) -> Quality:
+    """Two waveforms (S,) of one length at 16 kHz."""
     levels = _level_db(reference), _level_db(audio)
     if levels[0] is None or levels[1] is None:
         silent = "reference" if levels[0] is None else "clip"

@@ -15,7 +15,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from tokenizer.chunking import encode_blocks
+from tokenizer.chunking import encode_blocks, encode_long
 from tokenizer.long_audio import LongAudio
 from tokenizer.precision import autocast
 
@@ -72,15 +72,24 @@ def pad_batch(tokenizer: Any, waveforms: Sequence[np.ndarray], n_samples: int = 
 
 
 def encode_batch(
-    tokenizer: Any, waveforms: list[np.ndarray], precision: str, device: str, n_samples: int = 0
+    tokenizer: Any,
+    waveforms: list[np.ndarray],
+    precision: str,
+    device: str,
+    n_samples: int = 0,
+    chunk_s: float | None = None,
 ) -> list[np.ndarray]:
     """Codes (K, F) of each waveform (S,), encoded together; silence fills up what is too short for any code.
 
-    The batch is padded to `n_samples`, or to its longest waveform where that is longer.
+    The batch is padded to `n_samples`, or to its longest waveform where that is longer. With `chunk_s` what is longer
+    than so many seconds goes through in chunks, where the tokenizer allows it: memory does not grow with the length.
     """
     values, mask = pad_batch(tokenizer, waveforms, n_samples)
     with torch.inference_mode(), autocast(precision, device):
-        output = tokenizer.encode(values.to(device), mask.to(device))
+        if chunk_s is not None and values.shape[-1] > chunk_s * tokenizer.config.sampling_rate:
+            output = encode_long(tokenizer, values, chunk_s, mask)
+        else:
+            output = tokenizer.encode(values.to(device), mask.to(device))
     codes, valid = output.audio_codes.cpu().numpy(), output.audio_codes_mask.cpu().numpy()
     return [item[:, keep] for item, keep in zip(codes, valid, strict=True)]
 

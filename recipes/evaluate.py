@@ -3,7 +3,11 @@
 Each judge reads every system's audio: the recordings (ground truth), the tokenizer's reconstruction, semantic
 reconstruction and resynthesis, and synthesised speech. The SLM's own transcripts are scored text against text. Every
 row has S, D, I, N, its interval and its protocol; whatever fails is counted and scored as all words missed. Audio is
-made once, however many judges read it.
+made once, however many judges read it, a batch at a time, and not kept: memory follows the longest recording, not their
+number. What judges heard is kept as they go: an evaluation that was killed goes on.
+
+Real-time factors: (encode + generate) / seconds heard for ASR, (generate + decode) / seconds spoken for TTS, (encode +
+decode) / seconds for a tokenizer's own rows; reading and writing of files is not counted.
 
 Errors: ConfigError for settings, predictions or data that do not fit together; JudgeError for a judge that is missing.
 """
@@ -13,13 +17,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.codes import CodeStatistics, code_statistics
-from eval.judge import Judge, JudgeConfig, check_judge, load_judge
+from eval.judge import JudgeConfig, check_judge, conditions_of, load_judge
 from eval.markdown import write_markdown
 from eval.report import format_table, write_report
 from eval.schema import (
@@ -34,13 +38,16 @@ from eval.schema import (
     test_set_sha256,
 )
 from eval.text import Normaliser, get_normaliser
+from eval.transcripts import CarefulJudge
 from eval.wer import score_pairs
 from recipes.code_use import corpus_code_statistics
 from recipes.config import ConfigError, Problems
 from recipes.embedded import resolve_judge
 from recipes.inputs import check_sources
-from recipes.listening import listening_samples, quality_of, write_listings
+from recipes.kept import KeptLines
+from recipes.listening import CLIP_S, Listening, Players, spread, write_listings
 from recipes.runtime import (
+    MAY_CHANGE,
     RunFolder,
     describe_run,
     log,
@@ -49,12 +56,14 @@ from recipes.runtime import (
     resolve_precision,
 )
 from recipes.systems import (
+    CodecSystems,
     Predictions,
+    Recordings,
     System,
-    codec_systems,
-    load_recordings,
+    Take,
     model_label,
     precision_of,
+    predicted_audio,
     predicted_system,
     predictions_sha256,
     read_predictions,
@@ -107,13 +116,24 @@ class Config:
     quality: bool = field(default=True, metadata={"help": "log-mel distance, STOI and PESQ of the tokenizer's audio"})
     seed: int = field(default=0, metadata={"help": "of the bootstrap"})
     bootstrap_samples: int = field(default=10_000, metadata={"help": "resamples of the bootstrap"})
-    batch_seconds: float = field(default=60.0, metadata={"help": "padded audio that the tokenizer takes at a time"})
+    batch_seconds: float = field(
+        default=60.0,
+        metadata={"help": "padded audio that is held and encoded at a time; longer recordings go in such chunks"},
+    )
+    transcripts_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "where what the judges heard is kept; evaluations that share it read no audio twice (those of a "
+            "comparison do); null: run_dir/transcripts",
+            MAY_CHANGE: True,
+        },
+    )
     precision: str = field(
         default="auto",
         metadata={"help": "of the tokenizer: fp32, bf16 or fp16; auto: that of `codes` and `predictions`, else fp32"},
     )
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
-    strict: bool = field(default=False, metadata={"help": "stop at the first recording that cannot be read"})
+    strict: bool = field(default=False, metadata={"help": "stop at the first recording that we or a judge cannot read"})
     allow_untrained: bool = field(default=False, metadata={"help": "accept a preset's random weights"})
 
     def __post_init__(self) -> None:
@@ -306,30 +326,30 @@ def run(config: Config) -> Path:
             )
         log.info("%s is complete: skipped", config.run_dir)
         return folder.folder
+    judges = _load_judges(config, job.device)  # before any other work: one may be missing
     folder.start(config, job.fingerprint())
-    systems, codes, notes = _gather(config, job)
-    rows: list[Row] = []
-    heard: list[dict[str, dict[str, str | None]]] = [{} for _ in systems]  # judge -> id -> text
-    for settings in config.judges:
-        judge = load_judge(resolve_judge(settings), job.device)
-        mine = [(i, system) for i, system in enumerate(systems) if system.kind != "asr"]
-        for i, system in mine:
-            heard[i][judge.name] = _read(judge, system)
-        protocol = job.protocol(config, "speech", judge.identity)
-        judged = [_row(job, protocol, system, heard[i][judge.name]) for i, system in mine]
-        _add_differences(judged, [system for _, system in mine])
-        rows += judged
-    for i, system in enumerate(systems):
-        if system.kind == "asr":
-            heard[i][system.name] = system.texts
-            rows.append(_row(job, job.protocol(config, "asr", {}), system, system.texts))
+    work = _gather(config, job)
+    playable = set(work.recordings.readable if work.recordings else ())
+    playable |= {i for found, _ in work.spoken for i, line in found.lines.items() if line.get("audio")}
+    players = Players(folder.path("samples"), spread([i for i in job.texts if i in playable], config.samples))
+    listening = Listening(work.systems, judges, players, config.quality)
+    for take in work.takes(job.ids, config.batch_seconds):
+        listening.take(take)
+    if work.codec is not None:
+        work.codec.finish()
+    for judge in judges:
+        judge.check()
+    notes = _failures(job, work, judges)
+    if players.cut:
+        notes.append(f"players hold the first {CLIP_S:g} s of longer recordings")
+    rows = _rows(config, job, work.systems, judges)
     results = Results(
         title=config.title,
         rows=rows,
-        codes=codes,
-        quality=quality_of(systems, job.test_set.name, config.bootstrap_samples, config.seed) if config.quality else [],
-        samples=listening_samples(folder.path("samples"), config.samples, job.texts, systems, heard),
-        notes=notes,
+        codes=_codes(config, job, work.codec),
+        quality=listening.quality(job.ids, job.test_set.name, config.bootstrap_samples, config.seed),
+        samples=players.samples(job.texts, work.systems),
+        notes=notes + _speed_notes(rows),
         created=time.strftime("%Y-%m-%d %H:%M"),
         versions=describe_run(config)["versions"],
     )
@@ -343,51 +363,123 @@ def run(config: Config) -> Path:
     return folder.folder
 
 
-def _gather(config: Config, job: Job) -> tuple[list[System], list[CodeStatistics], list[str]]:
-    """Every system with its audio or texts, the codes' statistics, and notes on what failed."""
-    systems: list[System] = []
-    codes: list[CodeStatistics] = []
-    notes: list[str] = []
+def _failures(job: Job, work: Work, judges: Sequence[CarefulJudge]) -> list[str]:
+    """What could not be read, by us or by a judge. Raises ConfigError where that is every recording."""
+    notes = work.notes + [f"counted as failed: {error}" for judge in judges for error in judge.errors]
+    if work.recordings is None:
+        return notes
+    unread = [work.recordings.notes[i] for i in job.texts if i in work.recordings.notes]
+    if len(unread) == len(job.utterances):
+        raise ConfigError(f"{job.test_set.name}: no recording can be read; the first: {unread[0]}")
+    return unread + notes
+
+
+def _codes(config: Config, job: Job, codec: CodecSystems | None) -> list[CodeStatistics]:
+    """How the tokenizer's books are used, here and in the coded corpora."""
+    if codec is None:
+        return job.code_use
+    facts, label = codec.tokenizer.config, model_label(config.tokenizer)
+    return [
+        code_statistics(codec.codes, facts.codebook_sizes, facts.frame_rate, label, job.test_set.name),
+        *job.code_use,
+    ]
+
+
+def _rows(config: Config, job: Job, systems: Sequence[System], judges: Sequence[CarefulJudge]) -> list[Row]:
+    """Every judge's rows of all that it read, then the SLM's own transcripts."""
+    rows: list[Row] = []
+    spoken = [system for system in systems if system.kind != "asr"]
+    for judge in judges:
+        protocol = job.protocol(config, "speech", judge.judge.identity)
+        judged = [_row(job, protocol, system, system.heard[judge.name]) for system in spoken]
+        _add_differences(judged, spoken)
+        rows += judged
+    own = [system for system in systems if system.kind == "asr"]
+    return rows + [_row(job, job.protocol(config, "asr", {}), system, system.texts) for system in own]
+
+
+def _load_judges(config: Config, device: str) -> list[CarefulJudge]:
+    """Every judge, with what it has heard already: one small file for each and the conditions it reads under.
+
+    Raises:
+        JudgeError: one cannot be loaded.
+    """
+    folder = Path(config.transcripts_dir or RunFolder(config.run_dir).path("transcripts"))
+    judges = []
+    for settings in config.judges:
+        judge = load_judge(resolve_judge(settings), device)
+        path, conditions = None, conditions_of(judge.identity, device)
+        if conditions is not None:
+            number = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:12]
+            path = folder / f"{judge.identity['kind']}-{number}.jsonl"
+        judges.append(CarefulJudge(judge, KeptLines(path, conditions), config.strict))
+    return judges
+
+
+@dataclass
+class Work:
+    """What is scored, and where its audio comes from."""
+
+    systems: list[System]
+    notes: list[str]
+    recordings: Recordings | None = None
+    codec: CodecSystems | None = None
+    spoken: list[tuple[Predictions, System]] = field(default_factory=list)
+
+    def takes(self, ids: Sequence[str], batch_seconds: float) -> Iterator[Take]:
+        """All audio, a batch at a time: recordings, what the tokenizer makes of them, synthesised speech."""
+        for batch in self.recordings.batches() if self.recordings is not None else ():
+            yield Take(self.recordings.system, batch)
+            if self.codec is not None:
+                yield from self.codec.takes(batch)
+        for predictions, system in self.spoken:
+            yield from predicted_audio(predictions, system, ids, batch_seconds, self.notes)
+
+
+def _gather(config: Config, job: Job) -> Work:
+    """Every system, named, without its audio yet."""
+    work = Work(systems=[], notes=[])
     if job.utterances and (config.judges or job.tokenizer is not None):
         rate = job.tokenizer.config.sampling_rate if job.tokenizer is not None else AUDIO_HZ
-        recordings, notes = load_recordings(job.utterances, rate, config.strict)
-        if not any(audio is not None for audio in recordings.audios.values()):
-            raise ConfigError(f"{job.test_set.name}: no recording can be read; the first: {notes[0]}")
-        systems.append(recordings)
+        work.recordings = Recordings(job.utterances, rate, config.batch_seconds, config.strict)
+        work.systems.append(work.recordings.system)
         if job.tokenizer is not None:
-            label = model_label(config.tokenizer)
-            tokenizer = job.tokenizer.to(job.device)
-            found, arrays = codec_systems(tokenizer, label, recordings, config.batch_seconds, job.precision, job.device)
-            systems += found
-            sizes, frame_rate = tokenizer.config.codebook_sizes, tokenizer.config.frame_rate
-            codes.append(code_statistics(arrays, sizes, frame_rate, label, job.test_set.name))
-    codes += job.code_use
+            tokenizer, label = job.tokenizer.to(job.device), model_label(config.tokenizer)
+            work.codec = CodecSystems(tokenizer, label, config.batch_seconds, job.precision, job.device)
+            work.systems += work.codec.systems
     for predictions in job.predictions:
         system, more = predicted_system(predictions, job.ids, AUDIO_HZ)
-        systems.append(system)
-        notes += more
+        work.systems.append(system)
+        work.notes += more
+        if predictions.task == "tts":
+            work.spoken.append((predictions, system))
         own = job.tokenizer.fingerprint(job.precision) if job.tokenizer is not None else None
         if own and system.fingerprint and system.fingerprint != own:
-            notes.append(
+            work.notes.append(
                 f"{predictions.path}: made with other codes than those of tokenizer {config.tokenizer} at "
                 f"{job.precision}, so none of its rows is their topline"
             )
+    systems = work.systems
     names = [system.name for system in systems]
     for position, system in enumerate(systems):
         if names.count(names[position]) > 1:  # several models at one task: a row's name tells them apart
             number = names[: position + 1].count(names[position])
             same = [s.model for s in systems if s.kind == system.kind].count(system.model) > 1
             system.name = f"{names[position]} ({system.model}{f' {number}' if same else ''})"
-    return systems, codes, notes
+    return work
 
 
-def _read(judge: Judge, system: System) -> dict[str, str | None]:
-    """What a judge hears in each utterance; None where there is no audio."""
-    there = [(i, audio) for i, audio in system.audios.items() if audio is not None and audio.size]
-    started = time.perf_counter()
-    texts = judge.transcribe([audio for _, audio in there], system.sampling_rate)
-    log.info("%s read %s %s in %.1f s", judge.name, system.name, system.model, time.perf_counter() - started)
-    return dict.fromkeys(system.audios) | dict(zip((i for i, _ in there), texts, strict=True))
+def _speed_notes(rows: Sequence[Row]) -> list[str]:
+    """On which machine the rows' real-time factors were measured."""
+    machines: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.machine and row.real_time_factor is not None:
+            machines.setdefault(row.machine, {})[row.name] = None
+    every = len(machines) == 1
+    return [
+        f"real-time factors{'' if every else ' of ' + ', '.join(names)} were measured on {machine}"
+        for machine, names in machines.items()
+    ]
 
 
 def _row(job: Job, protocol: Protocol, system: System, texts: dict[str, str | None]) -> Row:

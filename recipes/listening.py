@@ -1,9 +1,11 @@
-"""What a report lets one hear: clips of a few utterances, and the quality of the tokenizer's audio."""
+"""One pass over the audio of an evaluation: judges read it, it is measured, what the report plays is written; then it
+is gone.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,73 +13,126 @@ import soundfile
 
 from eval.audio import resample
 from eval.schema import SYSTEMS, Clip, Row, Sample
-from eval.speech import QualitySummary, compare_audio, summarise_quality
+from eval.speech import Quality, QualitySummary, compare_audio, summarise_quality
 from eval.text import get_normaliser
+from eval.transcripts import CarefulJudge
 from eval.wer import error_listing, score_pairs
-from recipes.runtime import atomic_write_text, progress
-from recipes.systems import System
+from recipes.runtime import atomic_write_text, disk_errors
+from recipes.systems import System, Take
 
 CLIP_HZ = 16_000
+CLIP_S = 60.0  # of a longer recording the beginning is played
+MEASURED = ("reconstruction", "semantic_reconstruction", "resynthesis")  # they run in step with the recording
 
 
-def quality_of(systems: Sequence[System], test_set: str, samples: int, seed: int) -> list[QualitySummary]:
-    """The tokenizer's audio against the recordings (synthesised speech does not run in step with them).
-
-    ``samples`` and ``seed`` are those of the bootstrap over clips.
-    """
-    truth = next((system for system in systems if system.kind == "ground_truth"), None)
-    summaries = []
-    for system in systems:
-        if truth is None or system.kind not in ("reconstruction", "semantic_reconstruction", "resynthesis"):
-            continue
-        pairs = [(truth.audios[i], audio) for i, audio in system.audios.items() if audio is not None]
-        compared = [
-            compare_audio(reference, audio, truth.sampling_rate, system.sampling_rate)
-            for reference, audio in progress(pairs, f"quality of {system.name}", total=len(pairs))
-        ]
-        summaries.append(summarise_quality(system.name, system.model, compared, test_set, samples, seed))
-    return summaries
+def spread(ids: Sequence[str], count: int) -> list[str]:
+    """So many of them, spread evenly, the first and the last among them."""
+    return [ids[k] for k in np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)]
 
 
-def listening_samples(
-    folder: Path,
-    count: int,
-    references: dict[str, str],
-    systems: Sequence[System],
-    heard: Sequence[dict[str, dict[str, str | None]]],
-) -> list[Sample]:
-    """A few utterances, spread over the test set, as FLAC files (a lossy format would add a codec of its own).
+class Players:
+    """Clips of a few utterances, as FLAC files (a lossy format would add a codec of its own).
 
     Args:
         folder: where the files go; earlier ones of such names are replaced, others stay.
-        count: how many utterances.
-        references: id -> text of the test set.
-        systems: what was scored.
-        heard: for each system, judge -> id -> text.
+        ids: the utterances that are played.
+
+    Attributes:
+        cut: whether a recording was longer than what is played of it.
     """
-    spoken = [(i, system) for i, system in enumerate(systems) if system.kind != "asr"]
-    ids = [i for i in references if spoken and any(system.audios.get(i) is not None for _, system in spoken)]
-    chosen = [ids[k] for k in np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)]
-    folder.mkdir(parents=True, exist_ok=True)
-    own = re.compile(rf"\d+-\d+-({'|'.join(map(slug, SYSTEMS))})\.flac")
-    for path in folder.iterdir():
-        if own.fullmatch(path.name):
-            path.unlink()
-    samples = []
-    for number, utterance_id in enumerate(chosen):
-        sample = Sample(utterance_id, references[utterance_id])
-        for i, system in spoken:
-            audio = system.audios.get(utterance_id)
-            if audio is None:
+
+    def __init__(self, folder: Path, ids: Sequence[str]) -> None:
+        self.folder, self.ids, self.cut = folder, list(ids), False
+        self._files: dict[tuple[str, int], Path] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        own = re.compile(rf"\d+-\d+-({'|'.join(map(slug, SYSTEMS))})\.flac")
+        for path in folder.iterdir():
+            if own.fullmatch(path.name):
+                path.unlink()
+
+    def take(self, number: int, system: System, audios: Mapping[str, np.ndarray]) -> None:
+        """Write what is to be played of system ``number``'s waveforms (S,)."""
+        for i, utterance_id in enumerate(self.ids):
+            if (audio := audios.get(utterance_id)) is None:
                 continue
-            file = folder / f"{number}-{i}-{slug(system.kind)}.flac"
-            soundfile.write(file, np.clip(resample(audio, system.sampling_rate, CLIP_HZ), -1, 1), CLIP_HZ)
-            texts = {judge: str(found.get(utterance_id) or "") for judge, found in heard[i].items()}
-            if system.kind == "ground_truth":
-                texts |= {s.name: str(s.texts.get(utterance_id) or "") for s in systems if s.kind == "asr"}
-            sample.clips.append(Clip(system.name, str(file.resolve()), texts))
-        samples.append(sample)
-    return samples
+            file = self.folder / f"{i}-{number}-{slug(system.kind)}.flac"
+            self.cut |= len(audio) > CLIP_S * system.sampling_rate
+            audio = audio[: round(CLIP_S * system.sampling_rate)]
+            with disk_errors(file):
+                soundfile.write(file, np.clip(resample(audio, system.sampling_rate, CLIP_HZ), -1, 1), CLIP_HZ)
+            self._files[utterance_id, number] = file
+
+    def samples(self, references: Mapping[str, str], systems: Sequence[System]) -> list[Sample]:
+        """The utterances with their clips, and what was heard in each; one without any clip is left out.
+
+        Args:
+            references: id -> text of the test set.
+            systems: what was scored, by the numbers that `take` was given.
+        """
+        samples = []
+        for utterance_id in self.ids:
+            sample = Sample(utterance_id, references[utterance_id])
+            for number, system in enumerate(systems):
+                if (file := self._files.get((utterance_id, number))) is None:
+                    continue
+                texts = {judge: str(found.get(utterance_id) or "") for judge, found in system.heard.items()}
+                if system.kind == "ground_truth":
+                    texts |= {s.name: str(s.texts.get(utterance_id) or "") for s in systems if s.kind == "asr"}
+                sample.clips.append(Clip(system.name, str(file.resolve()), texts))
+            if sample.clips:
+                samples.append(sample)
+        return samples
+
+
+class Listening:
+    """Takes each batch of audio to the judges, the measures and the players.
+
+    Args:
+        systems: what is scored.
+        judges: they read every system's audio; the texts go to ``System.heard``.
+        players: what the report plays.
+        quality: whether the tokenizer's audio is measured.
+    """
+
+    def __init__(
+        self, systems: Sequence[System], judges: Sequence[CarefulJudge], players: Players, quality: bool
+    ) -> None:
+        self.systems, self.judges, self.players = list(systems), judges, players
+        self._quality: dict[int, dict[str, Quality]] = {
+            number: {} for number, system in enumerate(systems) if quality and system.kind in MEASURED
+        }
+        for system in systems:
+            if system.kind != "asr":
+                system.heard = {judge.name: {} for judge in judges}
+
+    def take(self, take: Take) -> None:
+        """All that is done with one batch. Raises JudgeError, OSError (a full disk)."""
+        system = take.system
+        number = next(i for i, known in enumerate(self.systems) if known is system)
+        audios = {name: audio for name, audio in take.audios.items() if audio.size}
+        for judge in self.judges:
+            system.heard[judge.name] |= judge.transcribe(audios, system.sampling_rate, system.name)
+        if number in self._quality:
+            for name, audio in audios.items():
+                recording = take.recordings[name]
+                rate = self.systems[0].sampling_rate
+                self._quality[number][name] = compare_audio(recording, audio, rate, system.sampling_rate)
+        self.players.take(number, system, audios)
+
+    def quality(self, ids: Sequence[str], test_set: str, samples: int, seed: int) -> list[QualitySummary]:
+        """The tokenizer's audio against the recordings (synthesised speech does not run in step with them).
+
+        Args:
+            ids: all utterances, in the order of the test set.
+            test_set: its name.
+            samples: resamples of the bootstrap over clips.
+            seed: of the bootstrap.
+        """
+        summaries = []
+        for number, found in self._quality.items():
+            system, clips = self.systems[number], [found[i] for i in ids if i in found]
+            summaries.append(summarise_quality(system.name, system.model, clips, test_set, samples, seed))
+        return summaries
 
 
 def slug(text: str) -> str:

@@ -1,5 +1,7 @@
 """What `slm evaluate` scores: recordings, what a tokenizer makes of them, and the SLM's predictions.
 
+Audio comes a batch at a time, as :class:`Take`, and is gone with it: memory does not grow with the test set.
+
 Shapes: B items, S samples, K books, F frames; waveforms (S,), codes (K, F).
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from eval.audio import length_batches
 from eval.codes import nominal_bitrate
 from recipes.config import ConfigError
 from recipes.encode_audio import encode_batch
+from recipes.encode_plan import durations_of
+from recipes.records import describe_machine, machine_text
 from recipes.runtime import log, progress
+from tokenizer.chunking import decode_long, resynthesize_long
 from tokenizer.data import AudioError, Utterance, load_audio
 from tokenizer.precision import LOWER
 
@@ -28,21 +34,36 @@ PREDICTIONS_FILE, SIDECAR_FILE = "predictions.jsonl", "predictions.json"
 STAGES = ("train-teacher", "train-tokenizer", "train-lm", "finetune", "teacher", "tokenizer", "lm", "slm")
 
 
+GENERATION_ONLY = "generation only"  # a real-time factor that leaves the tokenizer's part out
+
+
 @dataclass
 class System:
-    """One thing to score. ``audios`` (to be read by judges) or ``texts`` (the SLM's own): utterance id -> value.
+    """One thing to score: audio that judges read, or ``texts``, the SLM's own: utterance id -> text, None: failed.
 
-    None stands where the system failed. ``facts`` are further fields of :class:`eval.schema.Row`.
+    ``heard``: judge -> utterance id -> what it heard. ``facts`` are further fields of :class:`eval.schema.Row`.
     """
 
     name: str
     kind: str
     model: str
     sampling_rate: int = 0
-    audios: dict[str, np.ndarray | None] = field(default_factory=dict)
     texts: dict[str, str | None] = field(default_factory=dict)
+    heard: dict[str, dict[str, str | None]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     fingerprint: str | None = None  # of the tokenizer that the audio went through
+
+
+@dataclass(frozen=True)
+class Take:
+    """Waveforms (S,) of one system, by utterance id; the ``recordings`` that they were made from, where there are any.
+
+    A system that failed on an utterance has no waveform of it.
+    """
+
+    system: System
+    audios: dict[str, np.ndarray]
+    recordings: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -126,106 +147,171 @@ def precision_of(tokenizer: Any, fingerprints: Iterable[str | None]) -> str:
     return next((name for name in ("fp32", *LOWER) if tokenizer.fingerprint(name) in given), "fp32")
 
 
-def load_recordings(utterances: Sequence[Utterance], sampling_rate: int, strict: bool) -> tuple[System, list[str]]:
-    """The recordings themselves, and a note for each that cannot be read (with ``strict`` the first one raises)."""
-    system = System("ground truth", "ground_truth", "", sampling_rate)
-    notes = []
-    for utterance in progress(utterances, "recordings", total=len(utterances)):
-        try:
-            system.audios[utterance.id] = load_audio(utterance, sampling_rate)
-        except AudioError as error:
-            if strict:
-                raise
-            log.warning("counted as failed: %s", error)
-            notes.append(f"counted as failed: {error}")
-            system.audios[utterance.id] = None
-    return system, notes
+class Recordings:
+    """The recordings themselves.
 
+    Args:
+        utterances: the test set.
+        sampling_rate: the rate to read them at, in Hz.
+        batch_seconds: padded audio of a batch; a longer recording is alone in its batch.
+        strict: raise at the first that cannot be read.
 
-def batches_of(audios: dict[str, np.ndarray], batch_samples: float) -> list[list[str]]:
-    """Ids in batches of clips of like length, none above ``batch_samples`` with its padding (one clip may be)."""
-    batches: list[list[str]] = []
-    for name in sorted(audios, key=lambda name: (len(audios[name]), name)):
-        if batches and (len(batches[-1]) + 1) * len(audios[name]) <= batch_samples:
-            batches[-1].append(name)
-        else:
-            batches.append([name])
-    return batches
-
-
-def codec_systems(
-    tokenizer: Any, label: str, recordings: System, batch_seconds: float, precision: str, device: str
-) -> tuple[list[System], list[np.ndarray]]:
-    """Encode every recording once, and decode it in the ways that the tokenizer has.
-
-    Returns:
-        Reconstruction (main decoder, all books), semantic reconstruction (main decoder, book 0) and resynthesis
-        (auxiliary decoder, book 0), each with its cost; and the codes (K, F) of every recording that could be read.
+    Attributes:
+        readable: ids whose header can be read.
+        notes: on each that cannot be used, by id.
     """
-    config = tokenizer.config
-    rate, frame_rate, sizes = config.sampling_rate, config.frame_rate, list(config.codebook_sizes)
-    fingerprint = tokenizer.fingerprint(precision)
-    known: dict[str, tuple[int, Callable[[torch.Tensor], Any]]] = {
-        "reconstruction": (len(sizes), lambda codes: tokenizer.decode(codes)),
-        "semantic_reconstruction": (1, lambda codes: tokenizer.decode(codes[:, :1])),
-        "resynthesis": (1, lambda codes: tokenizer.resynthesize(codes)),
-    }
-    ways = [
-        (kind, n_books, config.auxiliary_sampling_rate if kind == "resynthesis" else rate, decode)
-        for kind, (n_books, decode) in known.items()
-        if kind in tokenizer.ways_back
-    ]
-    systems = [
-        System(kind.replace("_", " "), kind, label, way_rate, fingerprint=fingerprint) for kind, _, way_rate, _ in ways
-    ]
-    readable = {name: audio for name, audio in recordings.audios.items() if audio is not None}
-    walls = [0.0] * len(ways)
-    all_codes: list[np.ndarray] = []
-    batches = batches_of(readable, batch_seconds * rate)
-    for batch in progress(batches, f"{label}: encode, decode", total=len(batches)):
+
+    def __init__(self, utterances: Sequence[Utterance], sampling_rate: int, batch_seconds: float, strict: bool) -> None:
+        self.system = System("ground truth", "ground_truth", "", sampling_rate)
+        self.strict, self.batch_seconds, self.notes = strict, batch_seconds, {}
+        self.utterances = utterances
+        self.durations = durations_of(utterances, n_threads=2)
+        self.readable = [u.id for u, duration in zip(utterances, self.durations, strict=True) if duration]
+
+    def batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """Waveforms by id, of like length. Raises AudioError with ``strict``."""
+        most = self.batch_seconds * self.system.sampling_rate
+        plan = length_batches(self.durations, self.batch_seconds)
+        for planned in progress(plan, "recordings", len(plan)):
+            audios = {}
+            for utterance in (self.utterances[i] for i in planned):
+                try:
+                    audios[utterance.id] = load_audio(utterance, self.system.sampling_rate)
+                except AudioError as error:
+                    if self.strict:
+                        raise
+                    log.warning("counted as failed: %s", error)
+                    self.notes[utterance.id] = f"counted as failed: {error}"
+            # A manifest's durations may be wrong: what was read decides.
+            names = list(audios)
+            for batch in length_batches([len(audios[name]) for name in names], most):
+                yield {names[i]: audios[names[i]] for i in batch}
+
+
+class CodecSystems:
+    """What a tokenizer makes of recordings: each encoded once, and decoded in the ways that the tokenizer has.
+
+    Reconstruction (main decoder, all books), semantic reconstruction (main decoder, book 0) and resynthesis (auxiliary
+    decoder, book 0), in ``systems``, each with its cost; ``codes`` (K, F) of every recording.
+
+    Args:
+        tokenizer: any tokenizer behind the codec protocol, on ``device``.
+        label: its name in tables.
+        chunk_s: longer recordings go through in chunks, where the tokenizer allows it.
+        precision: of the encoder.
+        device: where the tokenizer is.
+    """
+
+    def __init__(self, tokenizer: Any, label: str, chunk_s: float, precision: str, device: str) -> None:
+        self.tokenizer, self.chunk_s, self.precision, self.device = tokenizer, chunk_s, precision, device
+        config, fingerprint = tokenizer.config, tokenizer.fingerprint(precision)
+        kinds = ("reconstruction", "semantic_reconstruction", "resynthesis")
+        self.systems = [
+            System(
+                kind.replace("_", " "),
+                kind,
+                label,
+                config.auxiliary_sampling_rate if kind == "resynthesis" else config.sampling_rate,
+                fingerprint=fingerprint,
+            )
+            for kind in kinds
+            if kind in tokenizer.ways_back
+        ]
+        self.codes: list[np.ndarray] = []
+        self._audio_s = self._encode_s = 0.0
+        self._decode_s = dict.fromkeys((system.kind for system in self.systems), 0.0)
+
+    def takes(self, recordings: dict[str, np.ndarray]) -> Iterator[Take]:
+        """Each way's audio of one batch of recordings, one way after the other."""
+        rate = self.tokenizer.config.sampling_rate
         started = time.perf_counter()
-        codes = encode_batch(tokenizer, [readable[name] for name in batch], precision, device)
-        encode_s = time.perf_counter() - started
-        all_codes += codes
-        padded = torch.full((len(batch), len(sizes), max(c.shape[1] for c in codes)), -1, dtype=torch.int64)
+        waveforms = list(recordings.values())
+        codes = encode_batch(self.tokenizer, waveforms, self.precision, self.device, chunk_s=self.chunk_s)
+        self._encode_s += time.perf_counter() - started
+        self._audio_s += sum(map(len, waveforms)) / rate
+        self.codes += [item.astype(np.int32) for item in codes]  # all are kept: half of int64
+        padded = torch.full((len(codes), codes[0].shape[0], max(c.shape[1] for c in codes)), -1, dtype=torch.int64)
         for row, item in enumerate(codes):
             padded[row, :, : item.shape[1]] = torch.from_numpy(item)
-        for i, (_, _, way_rate, decode) in enumerate(ways):
+        for system in self.systems:
             started = time.perf_counter()
-            with torch.inference_mode():
-                values = decode(padded.to(device)).audio_values[:, 0].float().cpu().numpy()
-            walls[i] += encode_s + time.perf_counter() - started
-            for row, name in enumerate(batch):
-                audio = values[row, : -(-len(readable[name]) * way_rate // rate)].copy()
-                systems[i].audios[name] = audio if np.isfinite(audio).all() else None
-    seconds = sum(len(audio) for audio in readable.values()) / rate
-    for i, (_, n_books, _, _) in enumerate(ways):
-        systems[i].audios |= {name: None for name in recordings.audios if name not in readable}
-        systems[i].facts = {
-            "frame_rate_hz": float(frame_rate),
-            "tokens_per_second": float(frame_rate) * n_books,
-            "bitrate_bps": nominal_bitrate(frame_rate, sizes[:n_books]),
-            "wall_s": walls[i],
-            "real_time_factor": walls[i] / seconds if seconds else None,
-        }
-    return systems, all_codes
+            values = self._decode(system.kind, padded)
+            self._decode_s[system.kind] += time.perf_counter() - started
+            audios = {}
+            for row, (name, waveform) in enumerate(recordings.items()):
+                audio = values[row, : -(-len(waveform) * system.sampling_rate // rate)].copy()
+                if np.isfinite(audio).all():
+                    audios[name] = audio
+            yield Take(system, audios, recordings)
+
+    @torch.inference_mode()
+    def _decode(self, kind: str, codes: torch.Tensor) -> np.ndarray:
+        """Codes (B, K, F) to waveforms (B, S)."""
+        if kind == "resynthesis":
+            output = resynthesize_long(self.tokenizer, codes, self.chunk_s)
+        else:
+            output = decode_long(self.tokenizer, codes if kind == "reconstruction" else codes[:, :1], self.chunk_s)
+        return output.audio_values[:, 0].float().cpu().numpy()
+
+    def finish(self) -> None:
+        """Fill in each system's cost, when every batch went through."""
+        config, machine = self.tokenizer.config, machine_text({"machine": describe_machine()})
+        for system in self.systems:
+            sizes = list(config.codebook_sizes)[: None if system.kind == "reconstruction" else 1]
+            decode_s = self._decode_s[system.kind]
+            system.facts = {
+                "frame_rate_hz": float(config.frame_rate),
+                "tokens_per_second": float(config.frame_rate) * len(sizes),
+                "bitrate_bps": nominal_bitrate(config.frame_rate, sizes),
+                "encode_s": self._encode_s,
+                "decode_s": decode_s,
+                "audio_s": self._audio_s,
+                "wall_s": self._encode_s + decode_s,
+                "real_time_factor": (self._encode_s + decode_s) / self._audio_s if self._audio_s else None,
+                "timed": "encode + decode",
+                "machine": machine,
+            }
+
+
+def predicted_audio(
+    predictions: Predictions, system: System, ids: Sequence[str], batch_seconds: float, notes: list[str]
+) -> Iterator[Take]:
+    """The waveforms of a TTS system, some seconds at a time; what cannot be read is noted and counts as failed."""
+    audios: dict[str, np.ndarray] = {}
+    for utterance_id in ids:
+        line = predictions.lines.get(utterance_id, {})
+        if line.get("error") or not line.get("audio"):
+            continue
+        try:
+            audios[utterance_id] = load_audio(predictions.path.parent / line["audio"], system.sampling_rate)
+        except AudioError as error:
+            log.warning("counted as failed: %s", error)
+            notes.append(f"counted as failed: {error}")
+        if sum(map(len, audios.values())) >= batch_seconds * system.sampling_rate:
+            yield Take(system, audios)
+            audios = {}
+    if audios:
+        yield Take(system, audios)
 
 
 def predicted_system(predictions: Predictions, ids: Sequence[str], sampling_rate: int) -> tuple[System, list[str]]:
     """The SLM's answers for the test set; an utterance without an answer counts as failed.
 
     Returns:
-        The system, its ASR texts or TTS waveforms at ``sampling_rate``; and notes on what failed.
+        The system, with its ASR texts (`predicted_audio` reads TTS waveforms); and notes on what failed.
     """
     facts, notes = predictions.sidecar, []
     names = {"asr": "SLM ASR", "tts": "SLM TTS"}
     system = System(names[predictions.task], predictions.task, predictions.model, sampling_rate)
     system.fingerprint = facts.get("fingerprint")
-    system.facts = {key: facts[key] for key in ("real_time_factor", "wall_s") if facts.get(key) is not None}
+    times = ("encode_s", "generate_s", "decode_s", "audio_s", "wall_s", "real_time_factor", "timed", "machine")
+    system.facts = {key: facts[key] for key in times if facts.get(key) is not None}
+    if str(facts.get("timed", "")).startswith("the LLM alone"):  # as earlier predictions say it
+        system.facts["timed"] = GENERATION_ONLY
     if facts.get("frame_rate") is not None:
         system.facts["frame_rate_hz"] = facts["frame_rate"]
         system.facts["tokens_per_second"] = facts["frame_rate"] * facts.get("n_codebooks", 1)
-    system.facts["generation"] = {k: v for k, v in facts.items() if k not in ("real_time_factor", "wall_s", "audio_s")}
+    system.facts["generation"] = {key: value for key, value in facts.items() if key not in times}
     system.facts["n_truncated"] = sum(
         bool(predictions.lines[i].get("truncated")) for i in ids if i in predictions.lines
     )
@@ -234,18 +320,9 @@ def predicted_system(predictions: Predictions, ids: Sequence[str], sampling_rate
         notes.append(f"{predictions.path}: no prediction for {len(absent)} of {len(ids)} utterances, counted as failed")
     if outside := len(predictions.lines) - (len(ids) - len(absent)):
         notes.append(f"{predictions.path}: {outside} further predictions are not of these utterances, not scored")
-    for utterance_id in ids:
-        line = predictions.lines.get(utterance_id, {"error": "no prediction"})
-        if predictions.task == "asr":
-            system.texts[utterance_id] = None if line.get("error") else line.get("hypothesis")
-            continue
-        system.audios[utterance_id] = None
-        if not line.get("error") and line.get("audio"):
-            try:
-                file = predictions.path.parent / line["audio"]
-                system.audios[utterance_id] = load_audio(file, sampling_rate)
-            except AudioError as error:
-                notes.append(f"counted as failed: {error}")
+    if predictions.task == "asr":
+        lines = {i: predictions.lines.get(i, {}) for i in ids}
+        system.texts = {i: None if line.get("error") else line.get("hypothesis") for i, line in lines.items()}
     errors = [i for i in ids if predictions.lines.get(i, {}).get("error")]
     if errors:
         example = f"{errors[0]}: {predictions.lines[errors[0]]['error']}"

@@ -137,7 +137,7 @@ def test_every_row_and_every_failure(tmp_path, models, corpus, asr, tts, length_
     encoded: list[int] = []
     original = systems.encode_batch
     monkeypatch.setattr(
-        systems, "encode_batch", lambda tok, waves, *rest: encoded.append(len(waves)) or original(tok, waves, *rest)
+        systems, "encode_batch", lambda tok, waves, *a, **b: encoded.append(len(waves)) or original(tok, waves, *a, **b)
     )
     tokenizer = str(models / "nano-tiny" / "model")
     config = configure(

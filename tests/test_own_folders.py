@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from recipes import cli, compare, own_folders, prepare_corpus, restart
 from recipes.config import ConfigError
-from recipes.listening import listening_samples
+from recipes.listening import Players
 from recipes.pipeline import Stage
 from recipes.runtime import RunFolder
 from recipes.systems import System
@@ -101,8 +101,7 @@ def test_only_earlier_clips_are_replaced_among_the_samples(tmp_path):
     folder = filled(
         tmp_path / "samples", "0-0-ground-truth.flac", "7-3-tts.flac", "my take.flac", "0-0-mine.flac", "a/b"
     )
-    truth = System("ground truth", "ground_truth", "", 16000, {"u": np.zeros(160, np.float32)})
-    listening_samples(folder, 1, {"u": "one"}, [truth], [{}])
+    Players(folder, ["u"]).take(0, System("ground truth", "ground_truth", "", 16000), {"u": np.zeros(160, np.float32)})
     assert set(tree(folder)) == {"0-0-ground-truth.flac", "my take.flac", "0-0-mine.flac", "a/b"}
     assert "mine" not in tree(folder)["0-0-ground-truth.flac"]
 
