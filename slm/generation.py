@@ -38,14 +38,20 @@ class GenerationError(ValueError):
 class TranscribeSettings:
     """How text is decoded: greedily, or with a beam."""
 
-    batch_size: int = field(default=32, metadata={"help": "utterances decoded together"})
+    batch_size: int = field(default=32, metadata={"help": "utterances decoded together, at most"})
+    batch_seconds: float = field(
+        default=480.0, metadata={"help": "seconds of speech decoded together, padding included, at most"}
+    )
     num_beams: int = field(default=1, metadata={"help": "beams; 1 is greedy"})
     tokens_per_s: float = field(default=25.0, metadata={"help": "text tokens allowed per second of speech"})
     min_tokens: int = field(default=24, metadata={"help": "text tokens allowed to however short a clip"})
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.num_beams < 1 or self.tokens_per_s <= 0 or self.min_tokens < 1:
-            raise GenerationError("transcribing: batch_size, num_beams, tokens_per_s and min_tokens must be positive")
+        settings = (self.batch_size, self.batch_seconds, self.num_beams, self.tokens_per_s, self.min_tokens)
+        if min(settings) <= 0:
+            raise GenerationError(
+                "transcribing: batch_size, batch_seconds, num_beams, tokens_per_s and min_tokens must be positive"
+            )
 
 
 @dataclass
@@ -185,7 +191,8 @@ def transcribe_codes(
     ]
     legal = _mask(model, vocabulary.text_ids(speech_lm.text_tokenizer))
     outputs: list[TranscribeOutput | None] = [None] * len(prompts)
-    for batch in _buckets(prompts, settings.batch_size):
+    most = settings.batch_seconds * vocabulary.frame_rate * vocabulary.n_codebooks
+    for batch in _buckets(prompts, settings.batch_size, most):
         length = max(len(prompts[i]) for i in batch)
         guard = LegalIds([legal], vocabulary.end_id, length)
         rows = _generate(
@@ -296,11 +303,24 @@ def _cut(row: Sequence[int], end_id: int, budget: int) -> tuple[list[int], bool]
     return list(row[: min(stop, budget)]), end_id in row and stop <= budget
 
 
-def _buckets(prompts: Sequence[np.ndarray], batch_size: int) -> Iterator[list[int]]:
-    """Indices in batches of like prompt lengths."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+def _buckets(prompts: Sequence[np.ndarray], batch_size: int, most: float = math.inf) -> Iterator[list[int]]:
+    """Indices in batches of like prompt lengths: none is longer than twice another, or it would pad all the others.
+
+    Args:
+        prompts: token ids.
+        batch_size: prompts of a batch, at most.
+        most: ids of a batch with its padding, at most; a prompt longer than that is alone.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        length = len(prompts[i])
+        full = len(batch) == batch_size or (len(batch) + 1) * length > most
+        if batch and (full or length > 2 * len(prompts[batch[0]])):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def _mask(model: PreTrainedModel, ids: np.ndarray) -> torch.Tensor:

@@ -112,6 +112,28 @@ def test_a_text_draws_the_same_whatever_its_batch(untrained: SpeechLM) -> None:
     assert alone != draw(4, 6, [0, 1, 2, 3])
 
 
+def test_one_long_recording_does_not_pad_the_others(untrained: SpeechLM, monkeypatch) -> None:
+    """Batches are of like lengths and bounded in seconds; what is written does not depend on them."""
+    from slm import generation
+
+    rng, rows = np.random.default_rng(0), []
+    frames = [10, 12, 11, 100, 9, 60, 55, 58]
+    codes = [rng.integers(0, CODES, (2, n)) for n in frames]
+    original = generation._generate
+    monkeypatch.setattr(
+        generation, "_generate", lambda lm, prompts, *a, **b: rows.append(prompts) or original(lm, prompts, *a, **b)
+    )
+    settings = {"tokens_per_s": 0.1, "min_tokens": 3}
+    together = transcribe_codes(untrained, codes, TranscribeSettings(**settings, batch_seconds=10.0))
+    assert together == transcribe_codes(untrained, codes, TranscribeSettings(**settings, batch_size=1))
+    batches = [sorted(map(len, prompts)) for prompts in rows[: -len(codes)]]
+    assert sum(map(len, batches)) == len(codes)
+    assert all(batch[-1] <= 2 * batch[0] for batch in batches)
+    most = 10.0 * untrained.vocabulary.frame_rate * untrained.vocabulary.n_codebooks
+    assert all(len(batch) * batch[-1] <= most for batch in batches if len(batch) > 1)
+    assert max(map(len, batches)) == 4
+
+
 def test_draws_follow_the_softmax(untrained: SpeechLM) -> None:
     """The first code of many draws is distributed as the model says."""
     vocabulary, n = untrained.vocabulary, 600

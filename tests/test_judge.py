@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from eval.audio import resample, split_at_quiet
-from eval.judge import JudgeConfig, JudgeError, check_judge, load_judge
+from eval.judge import Judge, JudgeConfig, JudgeError, check_judge, load_judge
 from eval.readers import collapse
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -82,6 +82,30 @@ def test_home_made_recogniser_reads_any_length_and_batching_changes_nothing(whis
     assert batched.window_s == 1.0 and batched.name == whisper_folder.parent.name
     # At most 10 + 25 tokens for each second, of each of three or four pieces.
     assert all(len(text) <= 10 + 25 * 1.0 for text in texts[:2]) and len(texts[2]) <= 4 * 36
+
+
+def test_one_long_clip_does_not_pad_the_others() -> None:
+    """Pieces of like length are read together, bounded in seconds and in number."""
+    rate, read = 100, []
+
+    def reader(pieces: list[np.ndarray]) -> list[str]:
+        read.append([len(piece) / rate for piece in pieces])
+        return [str(len(piece)) for piece in pieces]
+
+    clips = [np.ones(round(rate * s), np.float32) for s in (1.0, 25.0, 1.5, 2.0, 1.2, 24.0, 1.1, 1.3)]
+    texts = Judge({"name": "j"}, rate, 30.0, 4, 40.0, reader).transcribe(clips, rate)
+    assert texts == [str(len(clip)) for clip in clips]
+    assert sorted(read) == [[1.0, 1.1, 1.2, 1.3], [1.5, 2.0], [24.0], [25.0]]
+    read.clear()
+    Judge({"name": "j"}, rate, 30.0, 100, 240.0, reader).transcribe(clips, rate)
+    assert sorted(map(len, read)) == [2, 6]
+    with pytest.raises(JudgeError, match="batch_seconds must be positive"):
+        JudgeConfig(batch_seconds=0)
+
+
+def test_a_whisper_window_counts_in_full(whisper_folder) -> None:
+    judge = load_judge(JudgeConfig(name=str(whisper_folder), batch_size=8, batch_seconds=3.0))
+    assert (judge.window_s, judge.batch_size) == (1.0, 3)
 
 
 def test_identity_pins_weights_and_decoding(whisper_folder, tmp_path) -> None:

@@ -34,6 +34,21 @@ def test_more_noise_is_worse_by_every_measure() -> None:
     assert little.pesq > much.pesq
 
 
+def test_a_long_clip_is_measured_in_pieces(monkeypatch) -> None:
+    """Memory does not grow with the length, and the means are those of the pieces."""
+    from eval import speech
+
+    longest, original = [], speech.log_mel_db
+    monkeypatch.setattr(speech, "log_mel_db", lambda audio: longest.append(len(audio) / RATE) or original(audio))
+    monkeypatch.setattr(speech, "_stoi", lambda reference, audio: (float(len(audio)), None))
+    monkeypatch.setattr(speech, "_pesq", lambda reference, audio: (None, "PESQ: no"))
+    reference = np.tile(voice(2.0), 50)
+    quality = compare_audio(reference, np.concatenate([0.5 * reference, reference[:RATE]]), RATE)
+    assert max(longest) <= 30.0 and quality.length_difference_s == 1.0
+    assert quality.level_difference_db == pytest.approx(-6.02, abs=0.01)
+    assert quality.stoi == 25 * RATE and quality.pesq is None and quality.notes == ["PESQ: no"]
+
+
 def test_mel_level_is_in_decibels() -> None:
     quality = compare_audio(voice(), 0.5 * voice(), RATE)
     assert quality.level_difference_db == pytest.approx(-6.02, abs=0.01)
