@@ -13,9 +13,9 @@ from recipes.config import ConfigError
 from recipes.runtime import RunFolder, atomic_write_text, log
 from tokenizer.configuration import LMSPTConfig
 from tokenizer.crops import TrainingCrops
-from tokenizer.distillation import FeatureProjection, pool_to_frames
+from tokenizer.distillation import FeatureProjection, pool_to_frames, teacher_frames
 from tokenizer.modeling import LMSPTModel
-from tokenizer.teacher import SpeechTeacher, TeacherConfig, at_teacher_rate, teacher_width
+from tokenizer.teacher import SpeechTeacher, TeacherConfig, at_teacher_rate, signal_variance, teacher_width
 
 if TYPE_CHECKING:
     from recipes.train_tokenizer import Config
@@ -80,9 +80,9 @@ def distillation_weights(
 ) -> tuple[float, float]:
     """Weights of distillation and probe: as configured, or what suits this teacher (a weight means something for one).
 
-    An MSE is divided by the variance of its target, measured on the first crops: the teacher's encoding, or its
-    features pooled to the frame rate. The figures stay in the run folder, so that a resumed run uses the same. The
-    probe always counts what resynthesis would.
+    An MSE is divided by the variance of its target's signal (`signal_variance`), measured on the first crops: the
+    teacher's encoding, or its features pooled to the frame rate. The figures stay in the run folder, so that a resumed
+    run uses the same. The probe always counts what resynthesis would.
     """
     kind, given = config.distillation.kind, config.weights.distillation
     weights: dict[str, float] = {} if given is None else {kind: given}
@@ -102,13 +102,17 @@ def distillation_weights(
 
 
 def _variances(pooled: bool, sizes: LMSPTConfig, batch: dict[str, Tensor], teacher: nn.Module) -> dict[str, float]:
-    """Variance of the teacher's encoding of a batch, and for pooled distillation that of the pooled features."""
+    """Variance of the teacher's encoding of a batch, and for pooled distillation that of the pooled features.
+
+    Both without what pads a short recording or the teacher's window.
+    """
     device = next(teacher.parameters()).device
     encoding = teacher(at_teacher_rate(batch["input_values"].to(device), sizes.sampling_rate)).float()
-    found = {"variance": float(encoding.var())}
+    ends = batch["padding_mask"].sum(1).to(device)
+    frames = teacher_frames(ends, encoding.shape[1], sizes.sampling_rate)
+    found = {"variance": float(signal_variance(encoding, frames))}
     if pooled:
-        ends = batch["padding_mask"].sum(1).to(device)
         starts = torch.arange(0, batch["padding_mask"].shape[1], sizes.hop_length, device=device)
         features = pool_to_frames(encoding, len(starts), sizes)
-        found["pooled_variance"] = float(features[starts < ends[:, None]].var())
+        found["pooled_variance"] = float(signal_variance(features, starts < ends[:, None]))
     return found

@@ -11,10 +11,12 @@ from test_codec_training import config, metrics
 
 from recipes import train_tokenizer
 from recipes.config import ConfigError, from_values
+from recipes.switches import _variances
 from tokenizer.configuration import preset_config
 from tokenizer.distillation import DistillationConfig, distillation_losses, pool_to_frames, pooled_distillation
+from tokenizer.modeling import LMSPTOutput
 from tokenizer.step import train_step
-from tokenizer.teacher import resynthesis_distillation
+from tokenizer.teacher import resynthesis_distillation, share_lost, signal_variance
 from tokenizer.validation import validate
 
 
@@ -123,10 +125,69 @@ def test_pooled_loss_leaves_out_what_lies_past_the_mask():
     loss, share = pooled_distillation(predicted, target, mask)
     parts = [(predicted[0] - target[0]).square().mean(), (predicted[1, :2] - target[1, :2]).square().mean()]
     torch.testing.assert_close(loss, sum(parts) / 2)
-    torch.testing.assert_close(share, loss / torch.cat([target[0], target[1, :2]]).var())
+    predicted_frames, frames = (torch.cat([values[0], values[1, :2]]) for values in (predicted, target))
+    variance = frames.var(dim=0, correction=0).mean()
+    torch.testing.assert_close(share, (predicted_frames - frames).square().mean() / variance)
     junk_p, junk_t = predicted.clone(), target.clone()
     junk_p[1, 2:], junk_t[1, 2:] = 1e3, -1e3
     assert torch.equal(pooled_distillation(junk_p, junk_t, mask)[1], share)
+
+
+def test_the_mean_of_each_channel_loses_the_whole_signal_and_padding_changes_nothing():
+    """Offsets of whole channels are no signal: around one mean for all of them the same guess scored 0.002."""
+    torch.manual_seed(0)
+    target = torch.randn(2, 50, 8) + 20 * torch.randn(8)
+    guess = target.mean(dim=(0, 1)).expand_as(target)
+    assert share_lost(guess, target) == pytest.approx(1, abs=1e-4)
+    assert pooled_distillation(guess, target, None)[1] == pytest.approx(1, abs=1e-4)
+    assert share_lost(0.5 * (guess + target), target) == pytest.approx(0.25, abs=1e-4)
+
+    def padded(values, with_what):
+        return torch.cat([values, torch.full((2, 70, 8), with_what)], dim=1)
+
+    mask = torch.arange(120).expand(2, -1) < 50
+    near = target + 0.1 * torch.randn(2, 50, 8)
+    wanted = share_lost(near, target)
+    torch.testing.assert_close(share_lost(padded(near, 3.0), padded(target, 5.0), mask), wanted)
+    torch.testing.assert_close(signal_variance(padded(target, 5.0), mask), target.var((0, 1), correction=0).mean())
+
+
+class Heard(torch.nn.Module):
+    """A teacher of 50 frames a second that hears each frame's samples alone, and pads its window."""
+
+    def __init__(self, window_s: float) -> None:
+        super().__init__()
+        self.frames = round(50 * window_s)
+        self.weight = torch.nn.Parameter(torch.randn(320, 8, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, waveform):
+        padded = torch.nn.functional.pad(waveform, (0, 320 * self.frames - waveform.shape[-1]))
+        return padded.unflatten(-1, (self.frames, 320)) @ self.weight + 3.0
+
+
+@pytest.mark.parametrize("kind", ["resynthesis", "pooled"])
+def test_neither_a_window_nor_a_short_recording_dilutes_the_share_or_the_default_weight(kind):
+    torch.manual_seed(1)
+    sizes, lengths = preset_config("nano-12.5hz"), (15360, 6400)  # whole code frames
+    waveforms = [0.1 * torch.randn(n) for n in lengths]
+    batch = torch.zeros(2, 1, 15360)
+    for row, waveform in zip(batch, waveforms, strict=True):
+        row[0, : len(waveform)] = waveform
+    mask = torch.arange(12) * sizes.hop_length < torch.tensor(lengths)[:, None]
+    frames = torch.cat([Heard(n / 16000)(w[None])[0] for n, w in zip(lengths, waveforms, strict=True)])
+    variance = frames.var(dim=0, correction=0).mean()
+    settings, silence = DistillationConfig(kind), torch.zeros(2, 1, 15360)
+    output = LMSPTOutput(auxiliary_values=silence, quantized_semantic=torch.zeros(2, 4, 12), audio_codes_mask=mask)
+    shares = []
+    for window_s in (0.96, 4.0):
+        teacher = Heard(window_s).requires_grad_(False)
+        losses = distillation_losses(settings, teacher, lambda _: torch.full((2, 12, 8), 3.0), output, batch, sizes)
+        shares.append(losses["distillation_share"])
+        found = _variances(True, sizes, {"input_values": batch, "padding_mask": batch[:, 0] != 0}, teacher)
+        assert found["variance"] == pytest.approx(float(variance), rel=1e-4)
+    torch.testing.assert_close(*shares)
+    if kind == "resynthesis":  # silence is what each channel's offset says
+        torch.testing.assert_close(shares[0], (frames - 3).square().mean() / variance)
 
 
 def test_the_default_is_resynthesis_to_the_last_bit(tmp_path, tiny_teacher):

@@ -12,7 +12,7 @@ import torch
 
 from recipes import train_tokenizer
 from recipes.config import from_values
-from tokenizer.code_use import CodeCounts, book_use
+from tokenizer.code_use import CodeCounts, book_use, count_codes
 from tokenizer.health import PATIENCE_STEPS, HealthMonitor, HealthRecord, window_means
 from tokenizer.mixing import TrainingAudio
 from tokenizer.quantizer import VectorQuantizer
@@ -57,7 +57,8 @@ class Run:
         """Trains to a step with figures other than healthy ones; returns the kinds of warnings given so far."""
         crops = [{"input_values": torch.full((4, 1, 8), peak)}]
         while self.state.step < until:
-            self.state.counts.add(torch.randint(entries, (4, 2, 10), generator=self.draws), [SIZE, SIZE])
+            codes = torch.randint(entries, (4, 2, 10), generator=self.draws)
+            self.state.counts.add(count_codes(codes, [SIZE, SIZE]))
             self.state.step += 1
             self.monitor.step(HEALTHY | {f"loss/{k}": v for k, v in figures.items()}, True, crops)
             if self.state.step % LOG == 0:
@@ -73,7 +74,8 @@ def lines(caplog):
 
 def test_use_and_perplexity_of_counted_codes():
     counts = CodeCounts()
-    counts.add(torch.tensor([[[0, 0, 1, 1], [3, 3, 3, -1]], [[2, 2, 3, 3], [3, -1, -1, -1]]]), [8, 4])
+    codes = torch.tensor([[[0, 0, 1, 1], [3, 3, 3, -1]], [[2, 2, 3, 3], [3, -1, -1, -1]]])
+    counts.add(count_codes(codes, [8, 4]))
     first, second = counts.take()
     assert (first.frames, first.entries, first.used) == (8, 4, 0.5)
     assert first.perplexity == pytest.approx(4)  # 2 bits
@@ -138,7 +140,7 @@ def test_small_windows_are_no_collapse(lines):
     crops = [{"input_values": torch.ones(1, 1, 8)}]
     for step in range(150, 160):
         run.state.step = step
-        run.state.counts.add(torch.randint(SIZE, (1, 2, 2)), [SIZE, SIZE])
+        run.state.counts.add(count_codes(torch.randint(SIZE, (1, 2, 2)), [SIZE, SIZE]))
         run.monitor.step(HEALTHY, True, crops)
         run.monitor.window()
     assert not lines()

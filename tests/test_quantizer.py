@@ -61,9 +61,10 @@ def test_masked_frames_take_no_part():
     assert torch.equal(output.acoustic, other.acoustic) and (output.semantic[1, 4:] == 0).all()
     assert (output.codes[1, :, 4:] == -1).all() and (output.codes[0] >= 0).all()
     before = [book.usage.clone() for book in quantizer.books]
-    quantizer.update_usage(output.codes, mask)
-    for book, old, codes in zip(quantizer.books, before, output.codes.unbind(1), strict=True):
+    counts = quantizer.update_usage(output.codes)
+    for book, old, codes, count in zip(quantizer.books, before, output.codes.unbind(1), counts, strict=True):
         used = torch.bincount(codes[mask], minlength=16)
+        assert torch.equal(count, used)
         torch.testing.assert_close(book.usage, old * 0.99 + 0.01 * used * 16 / 10)
 
 
@@ -112,8 +113,9 @@ def test_quantizer_dropout_keeps_the_first_books_of_each_item():
 
 @pytest.mark.parametrize("kept", [[0, 1], [1, 4], [-1, 1], [1]])
 def test_quantizer_dropout_never_keeps_none_nor_too_many(kept):
-    with pytest.raises(ValueError, match="n_acoustic_books"):
-        split(n_books=4)(torch.randn(2, 5, 12), torch.randn(2, 5, 12), None, torch.tensor(kept))
+    for given in (kept, torch.tensor(kept)):
+        with pytest.raises(ValueError, match="n_acoustic_books"):
+            split(n_books=4)(torch.randn(2, 5, 12), torch.randn(2, 5, 12), None, given)
 
 
 def test_revival_replaces_only_dead_entries_and_repeats_with_its_seed():

@@ -7,18 +7,20 @@ import json
 import shutil
 import sys
 import types
+from itertools import islice
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_codec_training import TINY, config, metrics
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recipes import train_tokenizer
 from recipes.config import ConfigError
 from recipes.runtime import RunFolder
 from recipes.tracking import make_trackers
 from recipes.train_tokenizer import Accelerator
-from tokenizer import LMSPTModel, load_tokenizer
+from tokenizer import LMSPTModel, load_tokenizer, training
 from tokenizer.configuration import preset_config
 from tokenizer.crops import StepBatches
 from tokenizer.discriminator import DiscriminatorConfig
@@ -196,6 +198,42 @@ def test_a_step_draws_from_no_global_generator(make_corpus, tmp_path, tiny_teach
     for state.step in range(2):  # the second is adversarial
         assert train_step(state, [batch], objective, settings.training, accelerator)["gradient_norm"] > 0
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a GPU: numbers read off it, and outputs as long as what is in the input."""
+
+    LONG_AS_INPUT = ("nonzero", "bincount", "masked_select", "_unique2", "unique_consecutive")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        picks = name in ("index", "index_put", "index_put_", "_index_put_impl_")
+        picked = picks and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        if picked or name in ("_local_scalar_dense", "equal", *self.LONG_AS_INPUT):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_its_device_a_few_times_only(make_corpus, tmp_path, tiny_teacher, monkeypatch):
+    """Four figures: losses and norm of each network. It does not read its own input again, nor count book by book."""
+    settings = moving(make_corpus(), tmp_path / "run", tiny_teacher, training={"ema_decay": 0.9, "accumulation": 2})
+    accelerator = Accelerator(cpu=True)
+    state = train_tokenizer._new_state(settings, accelerator)
+    objective, crops = train_tokenizer._objective(settings, accelerator), train_tokenizer._crops(settings)
+    state.step = 1  # adversarial, and no entry is revived
+    batches = list(islice(training._micro_batches(state, crops, settings.training, accelerator), 2))
+    assert any(min(batch["lengths"]) < batch["input_values"].shape[-1] for batch in batches), "no crop is short"
+    lists, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda t: lists.append(1) or tolist(t))
+    with Waits() as waits:
+        train_step(state, batches, objective, settings.training, accelerator)
+    assert len(lists) == 2  # the losses of each network
+    # the norms of each; and AveragedModel reads its counter twice, which lies on the CPU
+    assert waits.seen == ["_local_scalar_dense"] * (2 + 2)
 
 
 def test_weights_and_biases_gets_the_figures_and_its_absence_is_named(make_corpus, tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .code_use import count_codes
+
 DEAD_USAGE = 0.05  # running use, relative to even use, under which an entry counts as dead
 
 
@@ -47,10 +49,14 @@ class Book(nn.Module):
     def revive(self, candidates: Tensor, generator: torch.Generator, threshold: float) -> int:
         """Replaces entries used less than `threshold` by some of the candidates (any, E); returns how many."""
 
-    @torch.no_grad()
     def update_usage(self, codes: Tensor, mask: Tensor | None = None, decay: float = 0.99) -> None:
         """Moves `usage` towards the shares of codes (B, F) among valid frames."""
-        valid = codes.reshape(-1) if mask is None else codes[mask]
-        if valid.numel():
-            counts = torch.bincount(valid, minlength=self.size).to(self.usage)
-            self.usage.lerp_(counts * (self.size / valid.numel()), 1 - decay)
+        valid = codes if mask is None else codes.masked_fill(~mask, -1)
+        self.follow(count_codes(valid[:, None], [self.size])[0], decay)
+
+    @torch.no_grad()
+    def follow(self, counts: Tensor, decay: float = 0.99) -> None:
+        """Moves `usage` towards the shares of counts (N,); where they are all zero it stays as it is."""
+        frames = counts.sum()
+        shares = counts.to(self.usage) * (self.size / frames.to(self.usage))
+        self.usage.copy_(torch.where(frames > 0, self.usage.lerp(shares, 1 - decay), self.usage))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -42,8 +43,21 @@ def book_use(counts: Tensor) -> BookUse:
     return BookUse(len(counts), int(frames), len(shares), perplexity)
 
 
+@torch.no_grad()
+def count_codes(codes: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """How often each entry occurs in codes (B, K, F), one (N,) int64 for each of K books with `sizes` entries.
+
+    All on the codes' device, which nobody waits for. -1 counts nowhere.
+    """
+    starts = torch.tensor([0, *accumulate(sizes[:-1])]).to(codes.device, non_blocking=True)
+    places = codes.clamp_min(0) + starts[:, None]
+    counts = torch.zeros(sum(sizes), dtype=torch.int64, device=codes.device)
+    counts.scatter_add_(0, places.flatten(), (codes >= 0).long().flatten())
+    return list(counts.split(list(sizes)))
+
+
 class CodeCounts:
-    """Counts codes on their own device, without waiting for it, until `take` reads them off.
+    """Adds up counts of codes on their own device, without waiting for it, until `take` reads them off.
 
     A book's running `usage` cannot show a collapse while dead codes are revived: what is revived counts as used for a
     hundred steps. These counts are of frames alone.
@@ -52,14 +66,10 @@ class CodeCounts:
     def __init__(self) -> None:
         self._counts: list[Tensor] = []
 
-    @torch.no_grad()
-    def add(self, codes: Tensor, sizes: Sequence[int]) -> None:
-        """Counts codes (B, K, F) of books with `sizes` entries; -1 counts nowhere."""
-        if not self._counts:
-            self._counts = [torch.zeros(size, dtype=torch.int64, device=codes.device) for size in sizes]
-        valid = (codes >= 0).long()
-        for book, counts in enumerate(self._counts):
-            counts.index_add_(0, codes[:, book].clamp_min(0).flatten(), valid[:, book].flatten())
+    def add(self, counts: Sequence[Tensor]) -> None:
+        """Takes the counts (N,) of each book, as `count_codes` gives them."""
+        before = self._counts or [torch.zeros_like(book) for book in counts]
+        self._counts = [one + other for one, other in zip(before, counts, strict=True)]
 
     def take(self) -> list[BookUse]:
         """The use of each book since the last call; an empty list where nothing was counted."""

@@ -7,6 +7,7 @@ channels, W teacher width.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from tokenizer.configuration import LMSPTConfig
 from tokenizer.modeling import LMSPTOutput
-from tokenizer.teacher import SpeechTeacher, at_teacher_rate, resynthesis_distillation
+from tokenizer.teacher import SpeechTeacher, at_teacher_rate, resynthesis_distillation, share_lost
 
 TEACHER_HZ = 50
 Kind = Literal["resynthesis", "pooled", "none"]
@@ -90,17 +91,24 @@ def pool_to_frames(features: Tensor, n_frames: int, config: LMSPTConfig) -> Tens
         n_frames: F.
         config: for hop and sampling rate, whose ratio is the frame rate.
     """
-    # time in units of 1 / (50 * sampling_rate) s: both kinds of frame begin at integers
-    teacher_frames = torch.arange(features.shape[1]) * config.sampling_rate
-    code_frames = torch.arange(n_frames)[:, None] * (TEACHER_HZ * config.hop_length)
-    starts = torch.maximum(code_frames, teacher_frames)
-    ends = torch.minimum(code_frames + TEACHER_HZ * config.hop_length, teacher_frames + config.sampling_rate)
-    overlap = (ends - starts).clamp_min(0).double()
-    # rounding when resampling may leave less than a sample of a last code frame: it takes the nearest features
-    overlap[overlap.sum(1) == 0, -1] = 1.0
+    weights = _overlaps(features.shape[1], n_frames, config.sampling_rate, config.hop_length, features.device)
     with torch.autocast(features.device.type, enabled=False):  # a mean of targets, which the loss reads in fp32
-        features = features.float()
-        return (overlap / overlap.sum(1, keepdim=True)).to(features) @ features
+        return weights @ features.float()
+
+
+@lru_cache(maxsize=16)
+def _overlaps(n_features: int, n_frames: int, sampling_rate: int, hop: int, device: torch.device) -> Tensor:
+    """What each teacher frame counts in each code frame, (F, E) in fp32; kept, because a copy to a GPU waits for it."""
+    with torch.inference_mode(False):
+        # time in units of 1 / (50 * sampling_rate) s: both kinds of frame begin at integers
+        teacher_frames = torch.arange(n_features) * sampling_rate
+        code_frames = torch.arange(n_frames)[:, None] * (TEACHER_HZ * hop)
+        starts = torch.maximum(code_frames, teacher_frames)
+        ends = torch.minimum(code_frames + TEACHER_HZ * hop, teacher_frames + sampling_rate)
+        overlap = (ends - starts).clamp_min(0).double()
+        # rounding when resampling may leave less than a sample of a last code frame: it takes the nearest features
+        overlap[overlap.sum(1) == 0, -1] = 1.0
+        return (overlap / overlap.sum(1, keepdim=True)).to(device, torch.float32)
 
 
 def pooled_distillation(predicted: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -112,13 +120,19 @@ def pooled_distillation(predicted: Tensor, target: Tensor, mask: Tensor | None) 
         mask: (B, F) bool, the frames that count; None where all do.
 
     Returns:
-        The MSE, and that MSE over the variance of the target in the frames that count.
+        The MSE, and the share of the target's signal that is lost in the frames that count (`share_lost`).
     """
     target = target.float()
     errors = (predicted - target).square().mean(dim=-1)
     mask = torch.ones_like(errors, dtype=torch.bool) if mask is None else mask
     loss = (errors.masked_fill(~mask, 0.0).sum(1) / mask.sum(1).clamp_min(1)).mean()
-    return loss, loss.detach() / target[mask].var().clamp_min(1e-8)
+    return loss, share_lost(predicted, target, mask)
+
+
+def teacher_frames(lengths: Tensor, n_features: int, sampling_rate: int) -> Tensor:
+    """Which of the teacher's frames begin within each item's `lengths` (B,) samples: (B, E) bool."""
+    starts = torch.arange(n_features, device=lengths.device) * sampling_rate
+    return starts < lengths[:, None] * TEACHER_HZ
 
 
 def distillation_losses(
@@ -136,7 +150,7 @@ def distillation_losses(
         teacher: the frozen encoder.
         projection: FeatureProjection, for `pooled`.
         output: of the tokenizer: `auxiliary_values` (B, 1, S') for resynthesis and probe, `quantized_semantic`
-            (B, D, F) and `audio_codes_mask` (B, F) for pooled.
+            (B, D, F) for pooled; `audio_codes_mask` (B, F), None where every crop is whole.
         target: original waveforms (B, 1, S).
         config: the tokenizer's sizes.
     """
@@ -152,7 +166,10 @@ def distillation_losses(
     if distillation.auxiliary != "skipped":
         name = "probe" if distillation.probes else "distillation"
         resynthesis = at_teacher_rate(output.auxiliary_values, config.auxiliary_sampling_rate)
-        losses[name], losses[f"{name}_share"] = resynthesis_distillation(teacher, heard, resynthesis, wanted)
+        mask = output.audio_codes_mask
+        if mask is not None:
+            mask = teacher_frames(mask.sum(1) * config.hop_length, wanted.shape[1], config.sampling_rate)
+        losses[name], losses[f"{name}_share"] = resynthesis_distillation(teacher, heard, resynthesis, wanted, mask)
     return losses
 
 

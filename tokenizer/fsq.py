@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,14 @@ from .book import Book, BookOutput
 from .layers import apply_mask, full_precision
 
 MARGIN = 1e-3  # by which the bounded values overshoot the outer levels, so that these are reached
+
+
+@lru_cache(maxsize=16)
+def digits(levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Levels and radix of each dimension (E,); kept, because a copy to a GPU waits for it."""
+    with torch.inference_mode(False):
+        radix = [math.prod(levels[:index]) for index in range(len(levels))]
+        return torch.tensor(levels, device=device), torch.tensor(radix, device=device)
 
 
 class FiniteScalarQuantizer(Book):
@@ -44,7 +53,7 @@ class FiniteScalarQuantizer(Book):
             projected = F.linear(latents.float(), self.project_in.weight.float(), self.project_in.bias.float())
             bounded = self._bound(projected)
             rounded = bounded + (bounded.round() - bounded).detach()
-            levels, radix = self._digits(latents.device)
+            levels, radix = digits(self.levels, latents.device)
             half = levels // 2
             codes = ((bounded.detach().round().long() + half) * radix).sum(dim=-1)
             none = latents.new_zeros(len(latents), dtype=torch.float32)
@@ -57,21 +66,16 @@ class FiniteScalarQuantizer(Book):
 
     def values(self, codes: Tensor) -> Tensor:
         """The entries (..., E) of codes (...), within [-1, 1]."""
-        levels, radix = self._digits(codes.device)
+        levels, radix = digits(self.levels, codes.device)
         return (codes[..., None] // radix % levels - levels // 2) / (levels // 2)
 
     def revive(self, candidates: Tensor, generator: torch.Generator, threshold: float) -> int:
         """Nothing to revive: entries are fixed. Returns 0."""
         return 0
 
-    def _digits(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Levels and radix of each dimension (E,)."""
-        radix = [math.prod(self.levels[:index]) for index in range(len(self.levels))]
-        return torch.tensor(self.levels, device=device), torch.tensor(radix, device=device)
-
     def _bound(self, projected: Tensor) -> Tensor:
         """(..., E) into just beyond its outermost levels; an even number of levels is shifted by half a level."""
-        levels, _ = self._digits(projected.device)
+        levels, _ = digits(self.levels, projected.device)
         reach = (levels - 1) * (1 + MARGIN) / 2
         reach = torch.minimum(reach, (levels - 1) / 2 + 0.4)  # a thousand levels must not round to one more
         offset = (levels % 2 == 0) * 0.5

@@ -31,7 +31,8 @@ class LossWeights:
         default=None,
         metadata={
             "help": "MSE between the teacher's encodings (published: 100 at whisper-small on bare 6 s crops); "
-            "null: 100 / variance of this teacher's encoding, measured once at the start"
+            "null: 100 / variance of this teacher's encoding, each channel around its own mean, measured once at the "
+            "start"
         },
     )
 

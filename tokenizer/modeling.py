@@ -6,7 +6,7 @@ K books.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +23,7 @@ from .configuration import LMSPTConfig
 from .decoder import Decoder, decoder_receptive_field
 from .encoder import Encoder, receptive_field
 from .layers import ConvNeXtBlock, StreamCache
-from .protocol import ALL_WAYS_BACK, code_mask, item_lengths, trim
+from .protocol import ALL_WAYS_BACK, check_lengths, code_mask, item_lengths, trim
 from .quantizer import FiniteScalarQuantizer, SplitQuantizer, VectorQuantizer
 from .spectral import ISTFTHead, LogMel
 
@@ -228,31 +228,35 @@ class LMSPTModel(PreTrainedModel):
         self,
         input_values: Tensor,
         padding_mask: Tensor | None = None,
-        n_acoustic_books: Tensor | None = None,
+        n_acoustic_books: Tensor | Sequence[int] | None = None,
         semantic_only: Tensor | None = None,
         auxiliary: Literal["attached", "detached", "skipped"] = "attached",
+        lengths: Sequence[int] | None = None,
     ) -> LMSPTOutput:
         """Encodes, quantizes and decodes twice, for training.
 
         Args:
             input_values, padding_mask: as in `encode`.
             n_acoustic_books: (B,) integers in 1..K-1 that each item keeps: quantizer dropout, drawn by the caller
-                (published: half of a batch keeps 1 to K-1 books, never none). None keeps all.
+                (published: half of a batch keeps 1 to K-1 books, never none). None keeps all. A list is checked
+                without waiting for the device.
             semantic_only: (B,) bool; where true the main decoder reads the DETACHED quantized semantic latents alone.
                 Ours, not published: book 0 alone then sounds well in the main decoder, while that path moves neither
                 the encoders nor a book.
             auxiliary: what the auxiliary decoder reads: the quantized semantic latents (`attached`), the same cut from
                 the graph (`detached`: only that decoder learns from it), or nothing (`skipped`: `auxiliary_values` is
                 None).
+            lengths: samples of each item, in place of a `padding_mask`: a GPU's mask can only be checked by waiting
+                for it.
 
         Returns:
             An LMSPTOutput.
 
         Raises:
-            ValueError: as `encode`, or a shape or count in the last two arguments is wrong.
+            ValueError: as `encode`, or a shape or count in the other arguments is wrong.
         """
         config = self.config
-        samples, lengths, mask, full = self._frames(input_values, padding_mask)
+        samples, lengths, mask, full = self._frames(input_values, padding_mask, lengths)
         semantic, acoustic = self._latents(samples, mask, lengths=lengths)
         books = self.quantizer(semantic, acoustic, mask, n_acoustic_books)
         quantized = books.semantic + books.acoustic
@@ -281,9 +285,13 @@ class LMSPTModel(PreTrainedModel):
             projected_latents=tuple(books.projected),
         )
 
-    def update_usage(self, output: LMSPTOutput, decay: float = 0.99) -> None:
-        """Moves every book's running usage towards this batch's codes. Call once per training step."""
-        self.quantizer.update_usage(output.audio_codes, output.audio_codes_mask, decay)
+    def update_usage(self, output: LMSPTOutput, decay: float = 0.99) -> list[Tensor]:
+        """Moves every book's running usage towards this batch's codes. Call once per training step.
+
+        Returns:
+            How often each entry of each book occurred, K of (N,).
+        """
+        return self.quantizer.update_usage(output.audio_codes, decay)
 
     def revive_dead_codes(
         self, output: LMSPTOutput, generator: torch.Generator, threshold: float = DEAD_USAGE
@@ -344,33 +352,40 @@ class LMSPTModel(PreTrainedModel):
         return semantic, semantic if self.acoustic_encoder is None else self.acoustic_encoder(*heard)
 
     def _frames(
-        self, input_values: Tensor, padding_mask: Tensor | None
+        self, input_values: Tensor, padding_mask: Tensor | None, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
         """Checks the input and, with `exact_lengths`, pads it to whole frames.
+
+        What depends on lengths is decided on the host, so that the device is asked once for them, or not at all where
+        they are given.
 
         Returns:
             Samples (B, S) for the encoders, zero past each item's length; how many of them each item has (B,), None
             where that follows from the next; the frame mask (B, F), None where all are valid; and the same mask spelled
             out.
         """
-        lengths = item_lengths(input_values, padding_mask)
+        if lengths is None:
+            lengths = item_lengths(input_values, padding_mask).tolist()
+        else:
+            check_lengths(input_values, padding_mask, lengths)
         batch, _, length = input_values.shape
         hop, exact = self.config.hop_length, self.config.exact_lengths
         count = (lambda n: -(-n // hop)) if exact else self.semantic_encoder.out_length
-        n_frames = count(length)
-        if n_frames < 1 or int(count(lengths.min())) < 1:
+        n_frames, frames = count(length), [count(n) for n in lengths]
+        if n_frames < 1 or min(frames) < 1:
             raise ValueError(
-                f"input_values: {int(lengths.min())} samples are too few for one frame of {hop} where exact_lengths is "
+                f"input_values: {min(lengths)} samples are too few for one frame of {hop} where exact_lengths is "
                 "false; pad them, or set exact_lengths to true"
             )
         samples = _fit(input_values[:, 0], n_frames * hop) if exact else input_values[:, 0]
         full = torch.ones(batch, n_frames, dtype=torch.bool, device=samples.device)
-        if bool((lengths == length).all()):
+        if min(lengths) == length:
             return samples, None, None, full
-        positions = torch.arange(samples.shape[1], device=samples.device)
-        samples = samples.masked_fill(positions >= lengths[:, None], 0.0)
-        full = torch.arange(n_frames, device=samples.device) < count(lengths)[:, None]
-        return samples, (None if exact else lengths), (None if bool(full.all()) else full), full
+        ends, last = (torch.tensor(n).to(samples.device, non_blocking=True)[:, None] for n in (lengths, frames))
+        samples = samples.masked_fill(torch.arange(samples.shape[1], device=samples.device) >= ends, 0.0)
+        if min(frames) < n_frames:
+            full = torch.arange(n_frames, device=samples.device) < last
+        return samples, (None if exact else ends[:, 0]), (None if min(frames) == n_frames else full), full
 
     def _check_codes(self, codes: Tensor) -> Tensor | None:
         """Checks codes (B, k, F) and returns their frame mask (B, F), None where all are valid."""

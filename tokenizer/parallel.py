@@ -65,7 +65,11 @@ def start_equal(modules: Iterable[nn.Module | None], accelerator: Accelerator) -
         return
     for module in filter(None, modules):
         for tensor in (*module.parameters(), *module.buffers()):
-            dist.broadcast(tensor.data, src=0)
+            # NCCL takes tensors of its GPU alone, and a module may keep one elsewhere (AveragedModel its counter)
+            sent = tensor.detach().to(accelerator.device)
+            dist.broadcast(sent, src=0)
+            if sent.device != tensor.device:
+                tensor.copy_(sent)
 
 
 def mean_figures(figures: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
@@ -80,16 +84,13 @@ def gather_codes(parts: list[LMSPTOutput], with_latents: bool, accelerator: Acce
     """Codes of all micro-batches of all processes, in the order of the samples: what one process would have seen.
 
     Args:
-        parts: one per micro-batch of this process, with `audio_codes` (B, K, F), `audio_codes_mask` (B, F) and
+        parts: one per micro-batch of this process, with `audio_codes` (B, K, F), -1 past an item's end, and
             `projected_latents`, K of (B, F, E).
         with_latents: gather the projected latents too, which only a revival needs.
         accelerator: of all processes.
     """
-    mask = torch.cat([part.audio_codes_mask for part in parts])
-    gathered = LMSPTOutput(
-        audio_codes=accelerator.gather(torch.cat([part.audio_codes for part in parts])),
-        audio_codes_mask=accelerator.gather(mask.to(torch.uint8)).bool(),
-    )
+    codes = accelerator.gather(torch.cat([part.audio_codes for part in parts]))
+    gathered = LMSPTOutput(audio_codes=codes, audio_codes_mask=codes[:, 0] >= 0)
     if with_latents:
         books = zip(*(part.projected_latents for part in parts), strict=True)
         gathered.projected_latents = tuple(accelerator.gather(torch.cat(book)) for book in books)

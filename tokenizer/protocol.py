@@ -70,11 +70,7 @@ def item_lengths(input_values: Tensor, padding_mask: Tensor | None) -> Tensor:
     Raises:
         ValueError: a shape is wrong, there is no sample, or an item's mask is empty or has holes.
     """
-    if input_values.ndim != 3 or input_values.shape[1] != 1:
-        raise ValueError(f"input_values must be of shape (B, 1, S), not {tuple(input_values.shape)}")
-    batch, _, length = input_values.shape
-    if not batch or not length:
-        raise ValueError(f"input_values holds no samples: its shape is {tuple(input_values.shape)}")
+    batch, length = _batch_and_samples(input_values)
     if padding_mask is None:
         return torch.full((batch,), length, device=input_values.device)
     if padding_mask.shape != (batch, length):
@@ -88,6 +84,25 @@ def item_lengths(input_values: Tensor, padding_mask: Tensor | None) -> Tensor:
     if not bool((valid == (positions < lengths[:, None])).all()):
         raise ValueError("padding_mask must mark the first samples of each item (right padding, no holes)")
     return lengths
+
+
+def check_lengths(input_values: Tensor, padding_mask: Tensor | None, lengths: Sequence[int]) -> None:
+    """Raises ValueError where a shape is wrong, or `lengths` do not say how many samples each item has, from 1 to S."""
+    batch, length = _batch_and_samples(input_values)
+    if padding_mask is not None:
+        raise ValueError("padding_mask and lengths say the same: give one of them")
+    if len(lengths) != batch or not all(1 <= n <= length for n in lengths):
+        raise ValueError(f"lengths must be {batch} numbers of samples from 1 to {length}, not {list(lengths)}")
+
+
+def _batch_and_samples(input_values: Tensor) -> tuple[int, int]:
+    """B and S of waveforms. Raises ValueError where there are none."""
+    if input_values.ndim != 3 or input_values.shape[1] != 1:
+        raise ValueError(f"input_values must be of shape (B, 1, S), not {tuple(input_values.shape)}")
+    batch, _, length = input_values.shape
+    if not batch or not length:
+        raise ValueError(f"input_values holds no samples: its shape is {tuple(input_values.shape)}")
+    return batch, length
 
 
 def code_mask(codes: Tensor, sizes: Sequence[int]) -> Tensor | None:

@@ -7,6 +7,7 @@ Everything here runs in fp32 with autocast off. Masked frames take no part in lo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .book import Book, BookOutput
+from .code_use import count_codes
 from .configuration import LMSPTConfig
 from .fsq import FiniteScalarQuantizer
 from .layers import apply_mask, full_precision
@@ -134,7 +136,11 @@ class SplitQuantizer(nn.Module):
         self.books = nn.ModuleList(books)
 
     def forward(
-        self, semantic: Tensor, acoustic: Tensor, mask: Tensor | None, n_acoustic_books: Tensor | None = None
+        self,
+        semantic: Tensor,
+        acoustic: Tensor,
+        mask: Tensor | None,
+        n_acoustic_books: Tensor | Sequence[int] | None = None,
     ) -> QuantizerOutput:
         """Quantizes.
 
@@ -142,19 +148,14 @@ class SplitQuantizer(nn.Module):
             semantic, acoustic: latents (B, F, D).
             mask: (B, F) bool or None.
             n_acoustic_books: (B,) integers in 1..K-1, the books each item keeps (quantizer dropout); None keeps all.
-                Dropped books give neither a sum nor a loss; their codes are still returned.
+                Dropped books give neither a sum nor a loss; their codes are still returned. A list is checked without
+                waiting for the device, as a tensor there cannot be.
 
         Returns:
             Losses are means over items, summed over the acoustic books.
         """
-        n_books = len(self.books) - 1
         if n_acoustic_books is not None:
-            if n_acoustic_books.shape != semantic.shape[:1]:
-                raise ValueError(
-                    f"n_acoustic_books must be of shape {(semantic.shape[0],)}, not {tuple(n_acoustic_books.shape)}"
-                )
-            if bool(((n_acoustic_books < 1) | (n_acoustic_books > n_books)).any()):
-                raise ValueError(f"n_acoustic_books must lie in 1..{n_books}, not {n_acoustic_books.tolist()}")
+            n_acoustic_books = self._kept(n_acoustic_books, semantic)
         with full_precision(semantic):
             first: BookOutput = self.books[0](semantic, mask)
             residual = acoustic.float()
@@ -189,15 +190,28 @@ class SplitQuantizer(nn.Module):
             acoustic_codebook_loss=codebook,
         )
 
+    def _kept(self, n_acoustic_books: Tensor | Sequence[int], latents: Tensor) -> Tensor:
+        """The books that each item keeps (B,), checked, on the latents' device."""
+        given, n_books = n_acoustic_books, len(self.books) - 1
+        shape = tuple(given.shape) if isinstance(given, Tensor) else (len(given),)
+        if shape != latents.shape[:1]:
+            raise ValueError(f"n_acoustic_books must be of shape {(len(latents),)}, not {shape}")
+        counts = given.tolist() if isinstance(given, Tensor) else given
+        if not all(1 <= count <= n_books for count in counts):
+            raise ValueError(f"n_acoustic_books must lie in 1..{n_books}, not {counts}")
+        return torch.as_tensor(given).to(latents.device, non_blocking=True)
+
     def look_up(self, codes: Tensor, mask: Tensor | None) -> Tensor:
         """Sum of the quantized latents of codes (B, k, F), k <= K: (B, F, D)."""
         codes = codes.clamp(min=0)
         return sum(book.look_up(codes[:, i], mask) for i, book in zip(range(codes.shape[1]), self.books, strict=False))
 
-    def update_usage(self, codes: Tensor, mask: Tensor | None = None, decay: float = 0.99) -> None:
-        """Updates every book's `usage` from codes (B, K, F) and a mask (B, F)."""
-        for index, book in enumerate(self.books):
-            book.update_usage(codes[:, index], mask, decay)
+    def update_usage(self, codes: Tensor, decay: float = 0.99) -> list[Tensor]:
+        """Updates every book's `usage` from codes (B, K, F), -1 past an item's end; returns their counts, K of (N,)."""
+        counts = count_codes(codes, [book.size for book in self.books])
+        for book, own in zip(self.books, counts, strict=True):
+            book.follow(own, decay)
+        return counts
 
     def revive_dead_codes(
         self, projected: list[Tensor], mask: Tensor | None, generator: torch.Generator, threshold: float

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tokenizer.training import CodecTrainingConfig, TrainState
 
 Metrics = dict[str, float]
-Batch = dict[str, Tensor]
+Batch = dict[str, Tensor | list[int]]  # LMSPTModel.forward's arguments
 
 
 def learning_rate_share(step: int, config: CodecTrainingConfig) -> float:
@@ -48,7 +48,8 @@ def train_step(
 
     Args:
         state: is changed, but for its step number.
-        batches: this process's micro-batches, of equal size, as TrainingCrops' items collated.
+        batches: this process's micro-batches, of equal size, as TrainingCrops' items collated and then parted between
+            host and device (`training.on_device`).
         objective: what is minimised.
         config: of the training.
         accelerator: precision and processes.
@@ -146,7 +147,6 @@ def _add(sums: dict[str, Tensor], values: dict[str, Tensor], n: int) -> None:
 def _codes_only(output: LMSPTOutput, with_latents: bool) -> LMSPTOutput:
     return LMSPTOutput(
         audio_codes=output.audio_codes,
-        audio_codes_mask=output.audio_codes_mask,
         projected_latents=output.projected_latents if with_latents else None,
     )
 
@@ -187,8 +187,7 @@ def _after_move(
 ) -> None:
     """Codebook use, counts, revival and averaged weights: the same in every process, from the codes of all of them."""
     model: LMSPTModel = state.model
-    model.update_usage(codes, config.usage_decay)
-    state.counts.add(codes.audio_codes, state.model_config.codebook_sizes)
+    state.counts.add(model.update_usage(codes, config.usage_decay))
     dead, revived = [], []
     if revives:
         dead = [book.usage < DEAD_USAGE for book in model.quantizer.books]

@@ -140,15 +140,17 @@ class SemanticQuantizer(nn.Module):
         """
         self.book.update_usage(output.codes, mask)
         self.batches += 1
-        revived, count, candidates = 0, int(self.batches), output.projected[mask]
+        revived, count = 0, int(self.batches)
         first = count == max(1, self.config.warmup_batches) and isinstance(self.book, VectorQuantizer)
+        revives = first or count % self.config.revive_steps == 0
+        candidates = output.projected[mask] if revives else None  # picking frames waits for the device
         if first:
             mean = candidates.mean(dim=0)
             candidates = candidates - mean
             self.book.project_in.bias -= mean
             self.book.project_out.bias += self.book.project_out.weight @ mean
             self.book.usage.zero_()
-        if first or count % self.config.revive_steps == 0:
+        if revives:
             generator = torch.Generator().manual_seed(count)
             revived = self.book.revive(candidates, generator, self.config.revive_threshold)
         if torch.distributed.is_available() and torch.distributed.is_initialized():

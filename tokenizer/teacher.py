@@ -238,8 +238,41 @@ def at_teacher_rate(waveform: Tensor, sampling_rate: int) -> Tensor:
         return julius.resample_frac(waveform[:, 0].float(), sampling_rate, WHISPER_RATE_HZ)
 
 
+def signal_variance(encoding: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What an encoding (B, E, D) says, as a scalar: the variance of each channel around its own mean, their mean.
+
+    A constant offset of a channel, of which trained encoders have large ones, says nothing of the speech.
+
+    Args:
+        encoding: of the teacher.
+        mask: (B, E) bool, the frames that count; None where all do.
+    """
+    centred = encoding - _mean_over(encoding, mask)
+    return _mean_over(centred.square(), mask).mean()
+
+
+def share_lost(heard: Tensor, wanted: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The mean square error of an encoding (B, E, D) over `signal_variance` of the wanted one, over the same frames.
+
+    1 is what each channel's mean would score, 0 is perfect. Comparable between teachers, where the error is not.
+    """
+    error = _mean_over((heard.detach() - wanted).square(), mask).mean()
+    return error / signal_variance(wanted, mask).clamp_min(1e-8)
+
+
+def _mean_over(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean of each channel of (B, E, D) over the frames of a mask (B, E): (D,)."""
+    if mask is None:
+        return values.mean(dim=(0, 1))
+    return values.masked_fill(~mask[..., None], 0.0).sum(dim=(0, 1)) / mask.sum().clamp_min(1)
+
+
 def resynthesis_distillation(
-    teacher: SpeechTeacher, target: Tensor, resynthesis: Tensor, encoding: Tensor | None = None
+    teacher: SpeechTeacher,
+    target: Tensor,
+    resynthesis: Tensor,
+    encoding: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Semantic speech-resynthesis distillation (arXiv 2506.16738, section 3.2).
 
@@ -248,10 +281,11 @@ def resynthesis_distillation(
         target: original waveforms (B, S) at 16 kHz.
         resynthesis: the auxiliary decoder's waveforms (B, S') from semantic codes alone, 16 kHz; the longer is cut.
         encoding: the teacher's of the whole `target` (B, E, D), where it is at hand.
+        mask: (B, E) bool, the teacher's frames that hold a recording; None where the whole target is one.
 
     Returns:
-        The MSE between the two encodings, and that MSE over the variance of the target's encoding (what share of the
-        teacher's signal is lost: comparable between teachers, where the MSE is not).
+        The MSE between the two encodings, over the teacher's whole window, and the share of the teacher's signal that
+        is lost (`share_lost`), over the recordings' own frames.
     """
     # A resynthesis ends with its last frame, the original may end inside it.
     samples = min(target.shape[-1], resynthesis.shape[-1])
@@ -259,5 +293,6 @@ def resynthesis_distillation(
         whole = encoding is not None and samples == target.shape[-1]
         wanted = (encoding if whole else teacher(target[..., :samples])).float()
     heard = teacher(resynthesis[..., :samples]).float()
-    loss = nn.functional.mse_loss(heard, wanted)
-    return loss, loss.detach() / wanted.var().clamp_min(1e-8)
+    frames = -(-samples // SAMPLES_PER_ENCODER_FRAME)  # the rest of the window is padding
+    mask = None if mask is None else mask[:, :frames]
+    return nn.functional.mse_loss(heard, wanted), share_lost(heard[:, :frames], wanted[:, :frames], mask)

@@ -225,7 +225,18 @@ def _micro_batches(
     on_gpu = accelerator.device.type == "cuda"
     loader = DataLoader(crops, batch_sampler=sampler, num_workers=config.num_workers, pin_memory=on_gpu)
     for batch in loader:
-        yield send_to_device(batch, accelerator.device, non_blocking=on_gpu)
+        yield on_device(batch, accelerator.device)
+
+
+def on_device(batch: dict[str, Tensor], device: torch.device) -> Batch:
+    """A collated batch of TrainingCrops as the model takes it: samples on the device, what it checks on the host.
+
+    The model decides by lengths and counts, and would wait for a GPU to read them there, five times a forward pass.
+    """
+    batch = dict(batch)
+    host = {"lengths": batch.pop("padding_mask").sum(dim=1), "n_acoustic_books": batch.pop("n_acoustic_books")}
+    sent: Batch = send_to_device(batch, device, non_blocking=device.type == "cuda")
+    return sent | {name: values.tolist() for name, values in host.items()}
 
 
 def _sound(metrics: Metrics, accelerator: Accelerator) -> bool:

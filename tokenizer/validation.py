@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tokenizer.code_use import CodeCounts
+from tokenizer.code_use import CodeCounts, count_codes
 from tokenizer.distillation import distillation_losses
 from tokenizer.modeling import LMSPTModel, LMSPTOutput
 from tokenizer.objective import Objective
@@ -51,7 +51,7 @@ def validate(
             scores |= {name: taught[name] for name in ("distillation_share", "probe_share") if name in taught}
         for name, value in scores.items():
             sums[name] = sums.get(name, 0.0) + len(batch) * value.item()
-        counts.add(codes, model.config.codebook_sizes)
+        counts.add(count_codes(codes, model.config.codebook_sizes))
     model.train()
     metrics = {f"valid/{name}": total / n_crops for name, total in sums.items()}
     for book, use in enumerate(counts.take()):

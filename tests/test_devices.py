@@ -1,0 +1,228 @@
+"""Every tensor is where it is used: a collective sees its own device's alone, no kernel sees two devices.
+
+The accelerator here is the `meta` device, whose kernels refuse tensors of another device as a GPU's do, and whose
+collectives are stand-ins that check what they are given as NCCL does. A figure that is read off it is made up; to read
+anything else, such as a mask, raises.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from test_codec_training import config
+from torch import Tensor, nn
+
+from recipes import train_tokenizer
+from slm.training import SpeechTrainer
+from tokenizer import parallel
+from tokenizer.health import HealthMonitor
+from tokenizer.objective import loss_weights
+from tokenizer.parallel import start_equal
+from tokenizer.state_files import load_latest_state
+from tokenizer.step import train_step
+from tokenizer.supervised import SemanticQuantizer, SemanticQuantizerConfig
+from tokenizer.training import TrainState, averaged, on_device
+
+ROOT = Path(__file__).resolve().parents[1]
+META = torch.device("meta")
+ISLANDS = ("tokenizer", "slm", "eval", "recipes")
+# What reaches other processes, and where the tensors of each come to a test below; the rest carry none.
+TENSORS = {
+    ("tokenizer/parallel.py", "average_gradients", "all_reduce"),
+    ("tokenizer/parallel.py", "start_equal", "broadcast"),
+    ("tokenizer/parallel.py", "mean_figures", "reduce"),
+    ("tokenizer/parallel.py", "gather_codes", "gather"),
+    ("tokenizer/health.py", "step", "gather"),
+    ("tokenizer/supervised.py", "maintain", "broadcast"),
+    ("slm/training.py", "get_batch_samples", "reduce"),
+    ("slm/training.py", "evaluate", "reduce"),
+}
+OBJECTS = {  # pickled, and sent from wherever the backend wants the bytes
+    ("tokenizer/state_files.py", "load_latest_state", "broadcast_object_list"),
+    ("recipes/encode_processes.py", "_gather", "all_gather_object"),
+}
+COLLECTIVES = (
+    "all_reduce all_gather all_gather_into_tensor all_to_all broadcast gather gather_for_metrics reduce reduce_scatter "
+    "scatter send recv broadcast_object_list all_gather_object gather_object scatter_object_list pad_across_processes"
+).split()
+
+
+def collectives_of(file: Path) -> set[tuple[str, str, str]]:
+    """(file, function, collective) of each call on `dist`, `torch.distributed` or an accelerator, and of imported ones.
+
+    Methods of tensors have the same names (`scores.gather`): their receivers are no process groups.
+    """
+    found = set()
+    for function in ast.walk(ast.parse(file.read_text())):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
+            if isinstance(call.func, ast.Attribute):
+                receiver, name = ast.unparse(call.func.value), call.func.attr
+                known = receiver.split(".")[-1] in ("dist", "distributed", "accelerator")
+            else:
+                name = getattr(call.func, "id", "")
+                known = "object" in name
+            if known and name in COLLECTIVES:
+                found.add((str(file.relative_to(ROOT)), function.name, name))
+    return found
+
+
+def test_every_collective_is_one_that_is_tested_here():
+    files = [file for island in ISLANDS for file in (ROOT / island).rglob("*.py")]
+    assert set().union(*map(collectives_of, files)) == TENSORS | OBJECTS
+
+
+class TwoProcesses:
+    """As much of an Accelerator as the training asks for, on the meta device, beside a process that does the same."""
+
+    device, num_processes, process_index, is_main_process, scaler = META, 2, 0, True, None
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def check(self, name: str, tensor: Tensor) -> None:
+        assert tensor.device == META, f"No backend type associated with device type {tensor.device.type} ({name})"
+        self.calls.append(name)
+
+    def autocast(self):
+        return torch.autocast("cpu", enabled=False)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def unscale_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        pass
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        self.check("gather", tensor)
+        return torch.cat([tensor, tensor])
+
+    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
+        self.check("reduce", tensor)
+        return tensor
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """Collectives that take tensors of the meta device alone; reading a number off it gives one."""
+    accelerator = TwoProcesses()
+
+    def all_reduce(tensor, op=dist.ReduceOp.SUM, async_op=False):
+        accelerator.check("all_reduce", tensor)
+        return SimpleNamespace(wait=lambda: None)
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, src: accelerator.check("broadcast", tensor))
+    read = {name: getattr(Tensor, name) for name in ("tolist", "__float__")}
+    monkeypatch.setattr(Tensor, "tolist", lambda t: [1] * t.numel() if t.is_meta else read["tolist"](t))
+    monkeypatch.setattr(Tensor, "__float__", lambda t: 1.0 if t.is_meta else read["__float__"](t))
+    autocast, enabled = torch.autocast, torch.is_autocast_enabled  # neither knows the meta device
+    monkeypatch.setattr(
+        torch, "autocast", lambda kind, *a, **k: nullcontext() if kind == "meta" else autocast(kind, *a, **k)
+    )
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind != "meta" and enabled(kind))
+    return accelerator
+
+
+def test_what_starts_equal_goes_through_the_accelerators_device(two, monkeypatch):
+    """AveragedModel keeps its counter on the CPU: the first step of two GPUs raised."""
+    module = nn.BatchNorm1d(3)
+    mean = averaged(module, 0.9)
+    for moved in (module, mean.module):
+        moved.to(META)
+    assert mean.n_averaged.device.type == "cpu"
+    monkeypatch.setattr(Tensor, "copy_", lambda tensor, source: tensor)  # nothing can be read off the meta device
+    start_equal((module, None, mean), two)
+    assert two.calls == ["broadcast"] * (5 + 6)
+
+
+def test_the_first_processs_tensors_arrive_wherever_they_are_kept(monkeypatch):
+    class Counted(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2, dtype=torch.float64)
+            self.register_buffer("count", torch.tensor(3))
+
+    module = Counted()
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, src: tensor.fill_(7))
+    start_equal((module,), SimpleNamespace(num_processes=2, device=torch.device("cpu")))
+    assert all((tensor == 7).all() for tensor in module.state_dict().values())
+
+
+@pytest.mark.parametrize("kind", ["resynthesis", "pooled"])
+def test_a_training_step_is_on_one_device_and_so_is_all_that_it_sends(make_corpus, tmp_path, tiny_teacher, two, kind):
+    changes = {"distillation": {"kind": kind, "probe": kind == "pooled"}, "training": {"ema_decay": 0.9}}
+    settings = config(make_corpus(), tmp_path / "run", tiny_teacher, **changes)
+    cpu = SimpleNamespace(device=torch.device("cpu"), scaler=None, prepare=lambda optimizer: optimizer)
+    state, objective = train_tokenizer._new_state(settings, cpu), train_tokenizer._objective(settings, cpu)
+    for module in (state.model, state.discriminator, state.ema.module, state.projection, objective.teacher):
+        if module is not None:
+            module.to(META)
+    objective.mel.to(META)
+    trained = [*state.model.parameters(), *(state.projection.parameters() if state.projection else ())]
+    state.optimizer = torch.optim.AdamW([p for p in trained if p.requires_grad])
+    state.discriminator_optimizer = torch.optim.AdamW(state.discriminator.parameters())
+    crops = train_tokenizer._crops(settings)
+    items = [crops[i] for i in range(2)]
+    batch = on_device({name: torch.stack([item[name] for item in items]) for name in items[0]}, META)
+    state.step = 1  # adversarial, and without revival, whose candidates a device cannot count without values
+    state.model.train()
+    figures = train_step(state, [batch], objective, settings.training, two)
+    assert {"loss/total", "loss/adversarial", "gradient_norm"} <= figures.keys()
+    assert {"gather", "reduce", "all_reduce"} == set(two.calls)
+    assert two.calls.count("all_reduce") >= 4, "a presence and a bucket for each network"
+
+    parallel.gather_codes([state.model(**batch)], True, two)  # the latents too, as a revival does
+    arguments = (loss_weights(objective), 0, crops, two, tmp_path)
+    monitor, before = HealthMonitor(state, settings.training, *arguments), len(two.calls)
+    monitor.step({"loss/total": math.nan}, False, [batch])
+    assert two.calls[before:] == ["gather"]
+
+
+def test_a_recognisers_book_is_sent_from_where_it_lies(two, monkeypatch):
+    quantizer = SemanticQuantizer(16, SemanticQuantizerConfig(layer=1, codebook_size=8, codebook_dim=4)).to(META)
+    quantizer.batches = torch.zeros((), dtype=torch.int64)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    mask = torch.ones(2, 3, dtype=torch.bool, device=META)
+    quantizer.maintain(quantizer.quantize(torch.zeros(2, 6, 16, device=META), mask), mask)
+    assert set(two.calls) == {"broadcast"} and len(two.calls) == 6
+
+
+def test_a_fine_tunings_sums_are_reduced_on_the_accelerators_device(two):
+    """The tokens of a step and the losses of an evaluation are counted on the CPU."""
+    trainer = SpeechTrainer.__new__(SpeechTrainer)
+    trainer.args, trainer.accelerator = SimpleNamespace(world_size=2, device=META), two
+    batch = {"loss_weights": torch.ones(1, 4)}
+    trainer.get_batch_samples(iter([batch, batch]), 2, META)
+    assert two.calls == ["reduce"]
+
+    def back(tensor: Tensor, reduction: str) -> Tensor:
+        two.check("reduce", tensor)
+        return torch.ones(2)
+
+    two.reduce = back
+    trainer.is_deepspeed_enabled = trainer.is_fsdp_enabled = False
+    trainer.model, trainer.evaluation, trainer.task_weights = nn.Identity(), {"asr": [batch]}, {"asr": 1.0}
+    trainer.compute_loss_context_manager, trainer._prepare_inputs = torch.no_grad, lambda inputs: inputs
+    trainer._weighted_sum = lambda model, inputs: (torch.tensor(2.0), None)
+    trainer.state = trainer.control = None
+    trainer.log = lambda metrics: None
+    trainer.callback_handler = SimpleNamespace(on_evaluate=lambda *_: None)
+    assert trainer.evaluate() == {"eval_asr_loss": 1.0, "eval_loss": 1.0}
+    assert two.calls == ["reduce", "reduce"]
+
+
+def test_a_checkpoints_name_is_sent_as_an_object(monkeypatch, tmp_path):
+    """Not as a tensor of the CPU: what is pickled goes by way of the backend's own device."""
+    sent = []
+    monkeypatch.setattr("tokenizer.state_files.broadcast_object_list", lambda values: sent.append(values) or values)
+    state = TrainState(nn.Linear(1, 1), None)
+    assert not load_latest_state(state, tmp_path, SimpleNamespace(is_main_process=True))
+    assert sent == [[None]]
