@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -99,13 +100,19 @@ def load_config(config_class: type[ConfigT], path: str | Path | None = None, ove
     return from_values(config_class, values, where=f"{path}" if path else "the command line")
 
 
+@functools.cache
+def _adapter(config_class: type) -> TypeAdapter:
+    # pydantic builds its checks anew for each adapter, which takes longer than to use them.
+    return TypeAdapter(config_class)
+
+
 def from_values(config_class: type[ConfigT], values: dict[str, Any], where: str = "the configuration") -> ConfigT:
     """Check a mapping against ``config_class`` and build it. Raises ConfigError naming every problem."""
     problems: list[str] = []
     merged = _check(config_class, values, "", problems)
     unset = dataclasses.MISSING
     try:
-        config = TypeAdapter(config_class).validate_python(merged)
+        config = _adapter(config_class).validate_python(merged)
     except ValidationError as error:
         config = unset
         for item in error.errors():
@@ -133,7 +140,7 @@ def _is_branch_name(part: str | int) -> bool:
 
 def dump_config(config: Any) -> str:
     """The YAML text of a configuration; `load_config` turns it into an equal one."""
-    values = TypeAdapter(type(config)).dump_python(config, mode="json")
+    values = _adapter(type(config)).dump_python(config, mode="json")
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=118)
 
 
@@ -295,7 +302,7 @@ def _check_dataclass(hint: type, value: dict[str, Any], key: str, problems: list
             continue
         default = default_of(fields[name])
         if isinstance(item, dict) and dataclasses.is_dataclass(default):
-            own = TypeAdapter(type(default)).dump_python(default)
+            own = _adapter(type(default)).dump_python(default)
             item = merge(own, item)
         merged[name] = _check(hints[name], item, full, problems)
     return merged

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from processes import slm, start
 from safetensors.torch import load_file
 
 from recipes import train_tokenizer
@@ -111,15 +108,15 @@ def test_killed_and_torn_runs_end_in_the_same_weights(make_corpus, tmp_path, tea
     settings = config(manifest, tmp_path / "cut", teacher, training=steps)
     file = tmp_path / "cut.yaml"
     file.write_text(dump_config(settings))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "recipes.cli", "train-tokenizer", "--config", str(file)], stderr=subprocess.DEVNULL
-    )
+    # As many threads as here, where the other runs are.
+    options = {"log": tmp_path / "log", "threads": torch.get_num_threads()}
+    (process,) = start(slm, "train-tokenizer", "--config", str(file), **options)
     deadline = time.time() + 120
-    while not (tmp_path / "cut/checkpoints/checkpoint-0000004").exists() and process.poll() is None:
+    while not (tmp_path / "cut/checkpoints/checkpoint-0000004").exists() and process.is_alive():
         assert time.time() < deadline, "the run made no checkpoint"
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     newest = max((tmp_path / "cut/checkpoints").glob("checkpoint-*"))
     content = (newest / "optimizers.pt").read_bytes()
     (newest / "optimizers.pt").write_bytes(content[: len(content) // 2])
@@ -202,8 +199,8 @@ def test_settings_that_cannot_work_are_named(make_corpus, tmp_path, teacher):
         train_tokenizer.plan(config(manifest, tmp_path / "a", teacher, preset="nano-13hz"))
     with pytest.raises(ConfigError, match="crop_s=9"):
         train_tokenizer.plan(config(manifest, tmp_path / "a", teacher, crops={"crop_s": 9}))
-    for start in (train_tokenizer.plan, train_tokenizer.run):
+    for action in (train_tokenizer.plan, train_tokenizer.run):
         with pytest.raises(ConfigError, match="init_from=.*not a tokenizer folder"):
-            start(config(manifest, tmp_path / "b", teacher, init_from=str(teacher)))
+            action(config(manifest, tmp_path / "b", teacher, init_from=str(teacher)))
     plan = train_tokenizer.plan(config(manifest, tmp_path / "a", teacher))
     assert plan["steps"] == 4 and plan["frame rate (Hz)"] == 12.5

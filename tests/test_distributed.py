@@ -1,4 +1,4 @@
-"""`slm finetune` under torchrun, on CPU: two processes give the single process's losses and a folder that loads."""
+"""`slm finetune` on CPU: two processes give the single losses and a folder that loads; torchrun in the slow tests."""
 
 from __future__ import annotations
 
@@ -12,24 +12,42 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import exit_codes, slm, start
 from slm_tiny import save_llm, write_corpus
 from transformers import AutoModelForCausalLM
+
+from recipes import finetune
+from recipes.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_finetune(tmp_path: Path, name: str, processes: int, *overrides: str) -> list[float]:
+def arguments(tmp_path: Path, name: str, *overrides: str) -> list[str]:
+    """What `slm finetune` is told; the model and the corpus are made when first asked for."""
     if not (tmp_path / "llm").exists():
         save_llm(tmp_path / "llm")
         write_corpus(tmp_path / "codes")
+    settings = ["steps=4", "tokens_per_step=260", "pack_length=64", "eval_steps=2", "save_steps=2", "log_steps=1"]
+    own = [f"run_dir={tmp_path / name}", f"model={tmp_path / 'llm'}", f"corpus={tmp_path / 'codes'}"]
+    return [*own, "device=cpu", "precision=fp32", *(f"training.{item}" for item in settings), *overrides]
+
+
+def figures(run: Path) -> list[float]:
+    """The losses of a finished run whose model loads."""
+    AutoModelForCausalLM.from_pretrained(run / "model")
+    assert (run / "complete.json").exists()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [row[key] for row in rows for key in ("loss", "eval_asr_loss", "eval_tts_loss") if key in row]
+    assert len(found) == 8  # four steps, two evaluations of two tasks
+    return found
+
+
+def run_finetune(tmp_path: Path, name: str, processes: int, *overrides: str) -> list[float]:
     launcher = [sys.executable, "-m"]
     if processes > 1:
         launcher += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-    settings = ["steps=4", "tokens_per_step=260", "pack_length=64", "eval_steps=2", "save_steps=2", "log_steps=1"]
-    arguments = [f"run_dir={tmp_path / name}", f"model={tmp_path / 'llm'}", f"corpus={tmp_path / 'codes'}"]
-    arguments += ["device=cpu", "precision=fp32", *(f"training.{item}" for item in settings), *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [*launcher, "recipes.cli", "finetune", "--debug", *arguments]
+    command = [*launcher, "recipes.cli", "finetune", "--debug", *arguments(tmp_path, name, *overrides)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
         try:
@@ -38,33 +56,21 @@ def run_finetune(tmp_path: Path, name: str, processes: int, *overrides: str) -> 
             process.terminate()  # torchrun ends its workers
             raise
     assert process.returncode == 0, output[-4000:]
-    AutoModelForCausalLM.from_pretrained(tmp_path / name / "model")
-    assert (tmp_path / name / "complete.json").exists()
-    rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-    found = [row[key] for row in rows for key in ("loss", "eval_asr_loss", "eval_tts_loss") if key in row]
-    assert len(found) == 8  # four steps, two evaluations of two tasks
-    return found
+    return figures(tmp_path / name)
 
 
 def single_process(tmp_path: Path, *overrides: str) -> list[float]:
     """The same run in this process, which is quicker than to start one."""
-    from recipes import finetune
-    from recipes.config import load_config
-
-    save_llm(tmp_path / "llm")
-    write_corpus(tmp_path / "codes")
-    settings = ["steps=4", "tokens_per_step=260", "pack_length=64", "eval_steps=2", "save_steps=2", "log_steps=1"]
-    arguments = [f"run_dir={tmp_path / 'single'}", f"model={tmp_path / 'llm'}", f"corpus={tmp_path / 'codes'}"]
-    arguments += ["device=cpu", "precision=fp32", *(f"training.{item}" for item in settings), *overrides]
-    finetune.run(load_config(finetune.Config, None, arguments))
-    rows = [json.loads(line) for line in (tmp_path / "single" / "metrics.jsonl").read_text().splitlines()]
-    return [row[key] for row in rows for key in ("loss", "eval_asr_loss", "eval_tts_loss") if key in row]
+    finetune.run(load_config(finetune.Config, None, arguments(tmp_path, "single", *overrides)))
+    return figures(tmp_path / "single")
 
 
 def test_two_processes_give_the_single_losses(tmp_path) -> None:
+    words = ["finetune", "--debug", *arguments(tmp_path, "double")]
+    processes = start(slm, *words, log=tmp_path / "log", world=2)
     single = single_process(tmp_path)
-    double = run_finetune(tmp_path, "double", 2)
-    assert double == pytest.approx(single, abs=1e-4)
+    assert exit_codes(processes) == [0, 0], (tmp_path / "log").read_text()[-4000:]
+    assert figures(tmp_path / "double") == pytest.approx(single, abs=1e-4)
     one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name / "model") for name in ("single", "double"))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
@@ -94,9 +100,6 @@ def test_two_processes_with_lora_give_the_single_losses(tmp_path) -> None:
 def test_finetune_ends_in_the_same_bytes_after_a_sigkill(tmp_path) -> None:
     """Slow: three processes. The kill comes in mid-step, and then the newest checkpoint is torn too."""
     run_finetune(tmp_path, "whole", 1)
-    overrides = [f"run_dir={tmp_path / 'killed'}", f"model={tmp_path / 'llm'}", f"corpus={tmp_path / 'codes'}"]
-    settings = ["steps=4", "tokens_per_step=260", "pack_length=64", "eval_steps=2", "save_steps=2", "log_steps=1"]
-    overrides += ["device=cpu", "precision=fp32", *(f"training.{item}" for item in settings)]
     script = f"""
 import os, signal
 from recipes import finetune
@@ -108,7 +111,7 @@ def compute_loss(self, *args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return steps(self, *args, **kwargs)
 SpeechTrainer.compute_loss = compute_loss
-finetune.run(load_config(finetune.Config, None, {overrides!r}))
+finetune.run(load_config(finetune.Config, None, {arguments(tmp_path, "killed")!r}))
 """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, timeout=300)

@@ -3,9 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from conftest import tone
+from processes import slm, start
 from safetensors.torch import load_file, save_file
 
 from recipes import encode
@@ -343,15 +341,14 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path, tiny_tokenizer, make_corp
     settings = [f"tokenizer={tiny_tokenizer}", f"data=[{{path: {manifest}}}]", "copies=2", "shard_size=2"]
     settings += ["precision=fp32", "num_workers=1"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    command = [sys.executable, "-m", "recipes.cli", "encode", f"run_dir={killed}", *settings]
     # As many threads as here, where the other runs are.
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    options = {"log": tmp_path / "log", "threads": torch.get_num_threads()}
+    (process,) = start(slm, "encode", f"run_dir={killed}", *settings, **options)
     deadline = time.monotonic() + 150
     while len(list(killed.glob("*.parquet"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     done = {path.name for path in killed.glob("*.parquet")}
     assert 3 <= len(done) and not (killed / "index.json").exists(), "it was to be killed in mid-run"
     for run_dir in (killed, whole):

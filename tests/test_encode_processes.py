@@ -4,74 +4,50 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from processes import exit_codes, start
 
-from recipes import encode
+from recipes import encode, encode_stream
+from recipes.cli import guarded
 from recipes.config import ConfigError, dump_config, load_config
 from recipes.encode import Config
 from recipes.encode_processes import Processes
+from recipes.runtime import setup_logging
 
 ROOT = Path(__file__).resolve().parents[1]
 # gloo takes CUDA's place where a GPU is seen: the processes would share it
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
-MANY = """
-import os, sys, time
-from recipes import encode, encode_stream
-from recipes.cli import guarded
-from recipes.config import load_config
-from recipes.runtime import setup_logging
-rank, children = 0, []
-for number in range(1, int(os.environ["WORLD_SIZE"])):
-    if not (child := os.fork()):  # all have the imports, which take longer than the encoding
-        rank, children = number, []
-        break
-    children.append(child)
-os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
-setup_logging()
-real = encode_stream.encode_batch
-def spoilt(*arguments):
-    if rank == 1:
-        raise ValueError("spoilt in the second process")
-    time.sleep(0.1)
-    return real(*arguments)
-try:
-    for job in sys.argv[1:]:
-        if "spoilt" in job:
-            encode_stream.encode_batch = spoilt
-        guarded(lambda: encode.run(load_config(encode.Config, job)), debug=False)
-    code = 0
-except SystemExit as stop:
-    code = stop.code
-codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-if not rank:
-    print("codes", [code, *codes])
-    code = 0
-sys.exit(code)
-"""
+
+def encode_all(files: list[str]) -> None:
+    """Runs the jobs one after the other; in one called `spoilt` the second process fails, which ends the list."""
+    setup_logging()
+    real = encode_stream.encode_batch
+
+    def slow(*arguments):
+        if "spoilt" in file and os.environ["RANK"] == "1":
+            raise ValueError("spoilt in the second process")
+        time.sleep(0.1)
+        return real(*arguments)
+
+    encode_stream.encode_batch = slow
+    for file in files:
+        guarded(lambda file=file: encode.run(load_config(encode.Config, file)), debug=False)
 
 
-def start(n: int, *jobs: Config) -> str:
-    """Runs the jobs one after the other in `n` processes with what torchrun would tell them, without its seconds.
-
-    In a job called `spoilt` the second process fails, and that ends the list. Returns what they said.
-    """
+def start_many(n: int, folder: Path, *jobs: Config) -> tuple[list[int | None], str]:
+    """Runs the jobs in `n` processes; returns their exit codes and what they said."""
     files = []
     for job in jobs:
         files.append(f"{job.run_dir}.yaml")
         Path(files[-1]).write_text(dump_config(job))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    world = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command, pipes = [sys.executable, "-c", MANY, *files], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT | world, timeout=300, check=True, text=True, **pipes)
-    return " ".join(done.stdout.split())
+    codes = exit_codes(start(encode_all, files, log=folder / "log", world=n))
+    return codes, " ".join((folder / "log").read_text().split())
 
 
 @pytest.fixture
@@ -112,7 +88,8 @@ def test_three_processes_write_the_bytes_of_one_and_one_s_error_ends_all(job, tm
     cut_off(tmp_path / "resumed", keep=2)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "resumed").glob("*.parquet")}
 
-    said = start(3, job("three"), job("resumed"), job("single-three", "shard_size=100"), job("spoilt"))
+    jobs = job("three"), job("resumed"), job("single-three", "shard_size=100"), job("spoilt")
+    codes, said = start_many(3, tmp_path, *jobs)
     assert contents(tmp_path / "three") == whole, said[-4000:]
     assert (tmp_path / "three" / "complete.json").exists()
     assert contents(tmp_path / "resumed") == whole
@@ -120,7 +97,7 @@ def test_three_processes_write_the_bytes_of_one_and_one_s_error_ends_all(job, tm
     assert contents(tmp_path / "single-three") == single and len(single) == 3
     assert "3 processes, but 1 shards: 2 have nothing to encode" in said
 
-    assert "codes [2, 2, 2]" in said, said[-4000:]
+    assert codes == [2, 2, 2], said[-4000:]
     assert said.count("process 1 of 3 stopped: spoilt in the second process") == 2
     assert not (tmp_path / "spoilt" / "index.json").exists()
     assert contents(encode.run(job("spoilt"))) == whole  # it can go on

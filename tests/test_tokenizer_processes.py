@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
+from processes import exit_codes, slm, start
 from safetensors.torch import load_file
 from test_codec_training import metrics
 from test_training_scale import losses_equal, moving, weights_equal
@@ -23,48 +24,22 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-TWO = """
-import os, sys
-from recipes import train_tokenizer
-from recipes.config import load_config
-child = os.fork()  # both have the imports, which take longer than the training
-os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if child else "1"
-try:
-    train_tokenizer.run(load_config(train_tokenizer.Config, sys.argv[1]))
-finally:
-    if child:
-        failed = os.waitpid(child, 0)[1]
-sys.exit(bool(child and failed))
-"""
-
-
-def start_two(settings, tmp_path) -> subprocess.Popen:
-    """Two processes with what torchrun would tell them, without the seconds that torchrun itself takes."""
+def start_two(settings, tmp_path) -> list[BaseProcess]:
     file = tmp_path / f"{Path(settings.run_dir).name}.yaml"
     file.write_text(dump_config(settings))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    log = (tmp_path / "two.log").open("w")
-    command = [sys.executable, "-c", TWO, str(file)]
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | world, stdout=log, stderr=subprocess.STDOUT)
+    return start(slm, "train-tokenizer", "--debug", "--config", str(file), log=tmp_path / "two.log", world=2)
 
 
-def finish(process: subprocess.Popen, tmp_path) -> None:
-    try:
-        code = process.wait(timeout=600)
-    finally:
-        process.kill()
-    assert code == 0, (tmp_path / "two.log").read_text()[-4000:]
+def finish(processes: list[BaseProcess], tmp_path) -> None:
+    assert exit_codes(processes) == [0, 0], (tmp_path / "two.log").read_text()[-4000:]
 
 
 def test_two_processes_have_the_losses_of_one(make_corpus, tmp_path, tiny_teacher):
     manifest = make_corpus()
     changes = {"augmentation": {"noise_probability": 0.5}}
-    process = start_two(moving(manifest, tmp_path / "two", tiny_teacher, **changes), tmp_path)
+    processes = start_two(moving(manifest, tmp_path / "two", tiny_teacher, **changes), tmp_path)
     train_tokenizer.run(moving(manifest, tmp_path / "one", tiny_teacher, **changes))
-    finish(process, tmp_path)
+    finish(processes, tmp_path)
     losses_equal(tmp_path / "one", tmp_path / "two")
     weights_equal(tmp_path / "one", tmp_path / "two")
 
@@ -75,9 +50,9 @@ def test_parameters_that_take_no_part_do_not_hold_up_the_processes(make_corpus, 
     """Slow: three processes each. Without distillation nothing moves the auxiliary decoder; no process waits for it."""
     manifest = make_corpus()
     changes = {"distillation": {"kind": kind}, "training": {"accumulation": 2, "weight_decay": 0.0}}
-    process = start_two(moving(manifest, tmp_path / "two", tiny_teacher, **changes), tmp_path)
+    processes = start_two(moving(manifest, tmp_path / "two", tiny_teacher, **changes), tmp_path)
     train_tokenizer.run(moving(manifest, tmp_path / "one", tiny_teacher, **changes))
-    finish(process, tmp_path)
+    finish(processes, tmp_path)
     losses_equal(tmp_path / "one", tmp_path / "two")
 
 
