@@ -197,11 +197,12 @@ def step_point(point: Point, options: argparse.Namespace, rows: list[dict[str, A
     from tokenizer.augmentation import AugmentationConfig
     from tokenizer.configuration import preset_config
     from tokenizer.crops import CropConfig, TrainingCrops
-    from tokenizer.data import AudioStore, DataSource, read_sources
+    from tokenizer.data import DataSource, read_sources
     from tokenizer.discriminator import Discriminator, DiscriminatorConfig
     from tokenizer.losses import LossWeights, MultiScaleMelLoss
     from tokenizer.mixing import TrainingAudio
     from tokenizer.objective import Objective
+    from tokenizer.pieces import AudioStore
     from tokenizer.step import train_step
     from tokenizer.teacher import SpeechTeacher
     from tokenizer.training import CodecTrainingConfig, TrainState

@@ -11,7 +11,6 @@ import soundfile
 from tokenizer.augmentation import AugmentationConfig, augment
 from tokenizer.data import (
     AudioError,
-    AudioStore,
     DataError,
     DataSource,
     Utterance,
@@ -20,6 +19,7 @@ from tokenizer.data import (
     read_source,
     read_sources,
 )
+from tokenizer.pieces import AudioStore
 
 
 def tone(seconds: float, rate: int = 16000) -> np.ndarray:

@@ -9,8 +9,8 @@ import io
 import json
 import logging
 import math
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -245,16 +245,17 @@ def load_audio(
     if not isinstance(utterance, Utterance):
         utterance = Utterance(id=Path(utterance).stem, audio=str(utterance))
     name = utterance.name
-    handle = open_audio(utterance)
-    try:
-        samples, rate = soundfile.read(handle, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        raise AudioError(f"{name}: not audio that libsndfile can read ({error}): convert it to WAV or FLAC") from None
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    with opened_audio(utterance) as file:
+        rate, n_frames = file.samplerate, file.frames
+        # of what is too long no more than shows it
+        at_most = n_frames if max_duration_s is None else min(n_frames, int(max_duration_s * rate) + 1)
+        samples = file.read(at_most, dtype="float32", always_2d=True)
+    n_frames = n_frames if len(samples) == at_most else len(samples)  # a file cut off has fewer than it says
+    mono = to_mono(samples)
     # Two passes, since all of a corpus goes through: what is not finite in any sample shows in the extremes.
     low, high = float(mono.min(initial=0.0)), float(mono.max(initial=0.0))
     finite = math.isfinite(low) and math.isfinite(high)
-    check_recording(name, len(samples) / rate, finite, max(high, -low), max_duration_s)
+    check_recording(name, n_frames / rate, finite, max(high, -low), max_duration_s)
     if rate != sampling_rate:
         mono = soxr.resample(mono, rate, sampling_rate).astype(np.float32)
     return np.ascontiguousarray(mono)
@@ -276,6 +277,24 @@ def check_recording(name: str, duration: float, finite: bool, peak: float, max_d
         raise AudioError(f"{name}: silent (peak below {SILENCE_PEAK:g}): nothing to encode")
 
 
+def to_mono(samples: np.ndarray) -> np.ndarray:
+    """(S, channels) -> (S,), their mean."""
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+
+
+@contextmanager
+def opened_audio(utterance: Utterance) -> Iterator[soundfile.SoundFile]:
+    """An utterance's audio, open. Raises AudioError: missing, empty or, then or while it is read, not audio."""
+    handle = open_audio(utterance)
+    try:
+        with soundfile.SoundFile(handle) as file:
+            yield file
+    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+        raise AudioError(
+            f"{utterance.name}: not audio that libsndfile can read ({error}): convert it to WAV or FLAC"
+        ) from None
+
+
 def open_audio(utterance: Utterance) -> str | io.BytesIO:
     """The path of an utterance's audio, or its bytes as a file. Raises AudioError: missing or empty."""
     audio = utterance.audio
@@ -294,56 +313,6 @@ def open_audio(utterance: Utterance) -> str | io.BytesIO:
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: empty (0 bytes): copy it again")
     return str(path)
-
-
-class AudioStore:
-    """Waveforms of a list of utterances, decoded once and kept in memory as int16 up to a bound.
-
-    An unreadable recording is reported once and replaced by the next readable one, so that one bad file among
-    thousands does not end a training; `n_failed` counts them.
-    """
-
-    def __init__(self, utterances: Iterable[Utterance], sampling_rate: int, cache_bytes: int = 2 << 30) -> None:
-        self.utterances = list(utterances)
-        self.sampling_rate = sampling_rate
-        self.cache_bytes = cache_bytes
-        self._cached: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._cached_bytes = 0
-        self._failed: set[int] = set()
-
-    def __len__(self) -> int:
-        return len(self.utterances)
-
-    @property
-    def n_failed(self) -> int:
-        return len(self._failed)
-
-    def readable(self, index: int) -> tuple[Utterance, np.ndarray]:
-        """The utterance at `index` and its waveform (S,), or the next one that can be read.
-
-        Raises:
-            AudioError: if none can.
-        """
-        for step in range(len(self)):
-            candidate = (index + step) % len(self)
-            if candidate in self._failed:
-                continue
-            try:
-                return self.utterances[candidate], self._load(candidate)
-            except AudioError as error:
-                self._failed.add(candidate)
-                logger.warning("left out: %s", error)
-        raise AudioError(f"none of the {len(self)} recordings can be read; the warnings above say why")
-
-    def _load(self, index: int) -> np.ndarray:
-        if index in self._cached:
-            return self._cached[index].astype(np.float32) / 32767.0
-        samples = load_audio(self.utterances[index], self.sampling_rate)
-        stored = np.round(np.clip(samples, -1, 1) * 32767.0).astype(np.int16)
-        if self._cached_bytes + stored.nbytes <= self.cache_bytes:
-            self._cached[index] = stored
-            self._cached_bytes += stored.nbytes
-        return stored.astype(np.float32) / 32767.0
 
 
 def epoch_item(position: int, n_items: int, seed: int) -> int:
