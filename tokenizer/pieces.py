@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -220,6 +221,10 @@ class AudioStore:
         self._kept_bytes = 0
         self._failed: set[int] = set()  # as a whole
         self._damaged: set[int] = set()  # somewhere: another piece may be sound
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a loader's worker that is started anew: it keeps its own, instead of being sent gigabytes of samples."""
+        return self.__dict__ | {"_recordings": {}, "_kept_bytes": 0}
 
     def __len__(self) -> int:
         return len(self.utterances)
