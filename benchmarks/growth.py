@@ -134,7 +134,7 @@ def write_noise(folder: Path, seconds: float, name: str) -> Path:
 def recordings(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Rows of a manifest, their audio absolute: the given one's, or of noise."""
     if options.manifest:
-        rows = [json.loads(line) for line in options.manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in options.manifest.read_text(encoding="utf-8").split("\n") if line.strip()]
         if not rows or not all(row.get("duration") for row in rows):
             raise SystemExit(f"{options.manifest}: each line needs its `duration` in seconds, and there must be one")
         return [row | {"audio": str((options.manifest.parent / row["audio"]).resolve())} for row in rows]

@@ -19,6 +19,7 @@ import torch
 from eval.codes import nominal_bitrate
 from recipes.config import ConfigError
 from recipes.encode_audio import encode_batch
+from recipes.records import text_lines
 from recipes.runtime import log, progress
 from tokenizer.data import AudioError, Utterance, load_audio
 from tokenizer.precision import LOWER
@@ -86,7 +87,7 @@ def read_predictions(name: str) -> Predictions:
     if not path.is_file():
         raise ConfigError(f"predictions: {path} does not exist; `slm transcribe` and `slm synthesize` write it")
     lines: dict[str, dict[str, Any]] = {}
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, text in enumerate(text_lines(path), start=1):
         try:
             line = json.loads(text)
             utterance_id, task = str(line["id"]), line["task"]
