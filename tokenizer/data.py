@@ -9,6 +9,8 @@ import io
 import json
 import logging
 import math
+import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
 MIN_DURATION_S = 0.01
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SILENCE_PEAK = 1e-5  # below the last bit of 16-bit audio
 
 
@@ -70,10 +73,17 @@ class DataSource:
     """Where utterances come from.
 
     With `split`, all that the source has goes there. Without it the source's own splits hold (a manifest's lines, a
-    Parquet file's column, a hub data set's names); a source that has none counts as `train`.
+    Parquet file's column, a hub data set's names, LibriSpeech's and LibriTTS's folders); a source that has none counts
+    as `train`.
     """
 
-    path: str = field(default="", metadata={"help": "manifest.jsonl, a folder of audio, a .parquet file or a hub name"})
+    path: str = field(
+        default="",
+        metadata={
+            "help": "manifest.jsonl, a folder (LibriSpeech, LibriTTS, LJSpeech, VCTK as downloaded, or audio with .txt "
+            "beside it), a .parquet file or a hub name"
+        },
+    )
     split: str | None = field(default=None, metadata={"help": "put all of this source into one split"})
     limit: int | None = field(default=None, metadata={"help": "use the first N utterances of each split only"})
     subset: str | None = field(default=None, metadata={"help": "configuration of a hub data set (LibriSpeech: clean)"})
@@ -140,7 +150,8 @@ def read_source(source: DataSource, split: str, needs_text: bool = True) -> list
         split: train, valid or test.
         needs_text: refuse a Parquet file or hub set without the text column; else texts are empty there.
     """
-    from tokenizer.tables import read_table  # it builds on this file
+    from tokenizer.layouts import read_folder  # they build on this file
+    from tokenizer.tables import read_table
 
     if not source.path:
         raise DataError("a data source has no path: give a manifest.jsonl, a folder, a .parquet file or a hub name")
@@ -158,7 +169,7 @@ def read_source(source: DataSource, split: str, needs_text: bool = True) -> list
     if path.suffix == ".jsonl" or (path.is_dir() and (path / "manifest.jsonl").is_file()):
         utterances = _read_manifest(path if path.suffix == ".jsonl" else path / "manifest.jsonl", source, split)
     elif path.is_dir():
-        utterances = _read_folder(path, split) if split == (source.split or "train") else []
+        utterances = read_folder(path, split, source.split)
     elif path.suffix == ".parquet":
         utterances = read_table(source, split, path, needs_text)
     elif source.path.count("/") <= 1 and not path.exists() and not path.suffix:
@@ -168,11 +179,32 @@ def read_source(source: DataSource, split: str, needs_text: bool = True) -> list
     return utterances[: source.limit]
 
 
+def text_of(path: Path) -> str:
+    """A file's text, with or without a byte order mark. Raises DataError where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not UTF-8 ({error}): convert it, e.g. iconv -f ISO-8859-1 -t UTF-8 OLD > NEW"
+        ) from None
+
+
+def check_duration(duration: object, where: str) -> float | None:
+    """A duration as seconds, None where none is told. Raises DataError where it cannot be one."""
+    if duration is None:
+        return None
+    if isinstance(duration, bool) or not isinstance(duration, (int, float)) or not 0 < duration < math.inf:
+        raise DataError(
+            f"{where}: duration {duration!r} is not a number of seconds above 0: correct it, or leave it out"
+        )
+    return float(duration)
+
+
 def _read_manifest(path: Path, source: DataSource, split: str) -> list[Utterance]:
     if not path.is_file():
         raise DataError(f"{path}: no such manifest")
     utterances = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(text_of(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -188,41 +220,20 @@ def _read_manifest(path: Path, source: DataSource, split: str) -> list[Utterance
             raise DataError(f"{path}, line {number}: split {own_split!r} is not one of {', '.join(SPLITS)}")
         if own_split != split:
             continue
-        duration = row.get("duration")
-        if duration is not None and not isinstance(duration, (int, float)):
-            raise DataError(f"{path}, line {number}: duration {duration!r} is not a number of seconds")
+        if "\\u" in line and (halves := LONE_SURROGATE.search("\0".join(map(str, row.values())))):
+            raise DataError(
+                f"{path}, line {number}: holds {halves[0]!r}, half of a character: correct it, or leave it out"
+            )
         utterances.append(
             Utterance(
                 id=identity,
                 audio=str(path.parent / audio),
                 text=str(row.get("text") or ""),
                 speaker=str(row.get("speaker") or ""),
-                duration=None if duration is None else float(duration),
+                duration=check_duration(row.get("duration"), f"{path}, line {number}"),
                 split=split,
             )
         )
-    return utterances
-
-
-def _read_folder(path: Path, split: str) -> list[Utterance]:
-    """Every file that soundfile may read, by path; its text stands in a .txt beside it, the speaker is the folder."""
-    endings = {f".{name.lower()}" for name in soundfile.available_formats()} | {".mp3", ".opus", ".aif"}
-    utterances = []
-    for file in sorted(path.rglob("*")):
-        if file.suffix.lower() not in endings or not file.is_file():
-            continue
-        text = file.with_suffix(".txt")
-        utterances.append(
-            Utterance(
-                id=file.relative_to(path).with_suffix("").as_posix(),
-                audio=str(file),
-                text=text.read_text(encoding="utf-8").strip() if text.is_file() else "",
-                speaker=file.parent.name,
-                split=split,
-            )
-        )
-    if not utterances:
-        raise DataError(f"{path}: no audio files in this folder")
     return utterances
 
 
@@ -308,10 +319,14 @@ def open_audio(utterance: Utterance) -> str | io.BytesIO:
             raise AudioError(f"{utterance.name}: empty (0 bytes)")
         return io.BytesIO(audio)
     path = Path(audio)
+    if path.is_dir():
+        raise AudioError(f"{path}: a folder, where a recording is expected: name a file in it")
     if not path.is_file():
         raise AudioError(f"{path}: no such file: correct the path, or remove the manifest's line")
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: empty (0 bytes): copy it again")
+    if not os.access(path, os.R_OK):
+        raise AudioError(f"{path}: may not be read by this user: chmod +r, or run as one who may")
     return str(path)
 
 
