@@ -112,7 +112,7 @@ def _beside(folder: Folder) -> Iterator[tuple[Path, str | None, str]]:
 VCTK_AUDIO = ("wav48_silence_trimmed", "wav48")
 LAYOUTS = (
     Layout("LibriSpeech (*.trans.txt)", lambda f: bool(f.ending(".trans.txt")), _librispeech),
-    Layout("LibriTTS (*.normalized.txt)", lambda f: bool(f.ending(".normalized.txt")), _libritts),
+    Layout("LibriTTS (*.normalized.txt)", lambda f: bool(f.ending(".normalized.txt", ".original.txt")), _libritts),
     Layout(
         "LJSpeech (metadata.csv, wavs/)",
         lambda f: f.path / "metadata.csv" in f.files and (f.path / "wavs").is_dir(),
