@@ -51,7 +51,7 @@ FLAT_MB = 200
 
 def repeated_manifest(manifest: Path, hours: float, folder: Path) -> Path:
     """A manifest of the same recordings, again and again under new ids, until they last for `hours`."""
-    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").split("\n") if line.strip()]
     target, seconds, turn = folder / f"{hours:g}h.jsonl", 0.0, 0
     with target.open("w", encoding="utf-8") as file:
         while seconds < 3600 * hours:
@@ -163,7 +163,7 @@ def speed(options: argparse.Namespace, folder: Path) -> str:
 
 def resident_mb(field: str = "VmRSS") -> float:
     """This process's resident memory in MB as Linux counts it (`VmRSS` now, `VmHWM` its peak)."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field)) / 1000
 
 
@@ -184,7 +184,7 @@ def child(options: argparse.Namespace) -> None:
     done.set()
     watcher.join()
     samples.append(resident_mb())
-    index = json.loads((options.child / "index.json").read_text())
+    index = json.loads((options.child / "index.json").read_text(encoding="utf-8"))
     audio_s = index["splits"]["train"]["duration_s"]
     # The first quarter, half, and so on of the run: growth with time shows there.
     quarters = [max(samples[: max(1, len(samples) * n // 4)]) for n in range(1, 5)]
@@ -209,7 +209,7 @@ def memory(options: argparse.Namespace, folder: Path) -> str:
             raise SystemExit(f"{hours:g} h: {done.stderr[-3000:]}")
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         peaks.append(found["peak_mb"])
-        n_rows = len(manifest.read_text(encoding="utf-8").splitlines())
+        n_rows = manifest.read_text(encoding="utf-8").count("\n")
         quarters = ", ".join(f"{value:.0f}" for value in found["quarters_mb"])
         x_real_time = found["audio_s"] / found["wall_s"]
         lines.append(f"| {hours:g} | {n_rows:,} | {x_real_time:.0f} | {found['peak_mb']:.0f} | {quarters} |")

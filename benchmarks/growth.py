@@ -134,7 +134,7 @@ def write_noise(folder: Path, seconds: float, name: str) -> Path:
 def recordings(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Rows of a manifest, their audio absolute: the given one's, or of noise."""
     if options.manifest:
-        rows = [json.loads(line) for line in options.manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in options.manifest.read_text(encoding="utf-8").split("\n") if line.strip()]
         if not rows or not all(row.get("duration") for row in rows):
             raise SystemExit(f"{options.manifest}: each line needs its `duration` in seconds, and there must be one")
         return [row | {"audio": str((options.manifest.parent / row["audio"]).resolve())} for row in rows]
@@ -197,11 +197,12 @@ def step_point(point: Point, options: argparse.Namespace, rows: list[dict[str, A
     from tokenizer.augmentation import AugmentationConfig
     from tokenizer.configuration import preset_config
     from tokenizer.crops import CropConfig, TrainingCrops
-    from tokenizer.data import AudioStore, DataSource, read_sources
+    from tokenizer.data import DataSource, read_sources
     from tokenizer.discriminator import Discriminator, DiscriminatorConfig
     from tokenizer.losses import LossWeights, MultiScaleMelLoss
     from tokenizer.mixing import TrainingAudio
     from tokenizer.objective import Objective
+    from tokenizer.pieces import AudioStore
     from tokenizer.step import train_step
     from tokenizer.teacher import SpeechTeacher
     from tokenizer.training import CodecTrainingConfig, TrainState

@@ -40,6 +40,7 @@ from recipes.encode_plan import (
 from recipes.encode_processes import Processes
 from recipes.encode_stream import Encoder, measure_agreement, return_free_memory
 from recipes.inputs import check_sources
+from recipes.records import text_lines
 from recipes.runtime import (
     MAY_CHANGE,
     RunFolder,
@@ -392,7 +393,7 @@ def _gather_skipped(folder: RunFolder, places: list[tuple[str, int]]) -> list[di
     """All that was set aside, in the shards' order, written to skipped.jsonl."""
     skipped = []
     for split, index in places:
-        lines = _skipped_path(folder, split, index).read_text(encoding="utf-8").splitlines()
+        lines = text_lines(_skipped_path(folder, split, index))
         skipped += [json.loads(line) | {"split": split} for line in lines]
     _write_lines(folder.path("skipped.jsonl"), skipped)
     return skipped

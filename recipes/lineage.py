@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from recipes.embedded import EMBEDDED
-from recipes.records import wall_seconds
+from recipes.records import text_lines, wall_seconds
 from recipes.runtime import COMPLETE_FILE, CONFIG_FILE, RUN_FILE, read_json
 
 # Keys that tell recipes apart in a config.yaml: for runs whose run.json does not name theirs yet.
@@ -178,7 +178,7 @@ def _count(manifest: Path, source: dict[str, Any], split: str) -> DataRow | None
     if manifest.suffix != ".jsonl" or not manifest.is_file():
         # Another kind of source, or one that is not here: it has a name and no figures.
         return DataRow(corpus, split) if split == (source.get("split") or "train") else None
-    lines = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [json.loads(line) for line in text_lines(manifest) if line.strip()]
     mine = [line for line in lines if (source.get("split") or line.get("split", "train")) == split]
     mine = mine[: source.get("limit")]
     if not mine:

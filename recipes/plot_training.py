@@ -21,6 +21,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from eval.plots import save_figure
 from recipes.config import ConfigError, Problems
+from recipes.records import text_lines
 from recipes.runtime import log
 
 COLOURS = ("#3d8fd1", "#e0803c", "#2aa58b", "#8f7ae0", "#d35d8a", "#7a8793", "#b8a100", "#5b6b2f")
@@ -164,7 +165,7 @@ def _lines(run: Path) -> Rows:
     if not file.is_file():
         raise ConfigError(f"{file}: no such file; name the folder of a training")
     rows = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in text_lines(file):
         try:
             row = json.loads(line)
             rows.append({name: value for name, value in row.items() if isinstance(value, (int, float))})

@@ -22,6 +22,7 @@ from pathlib import Path
 from eval.text import get_normaliser
 from recipes import espeak, flite
 from recipes.config import ConfigError, Problems
+from recipes.records import text_lines
 from recipes.runtime import RunFolder, atomic_write_text, log, progress
 from recipes.speaking import Line, speak
 from tokenizer.data import SPLITS, DataSource, read_source
@@ -78,7 +79,7 @@ class Config:
 
 def read_sentences() -> list[str]:
     """The everyday sentences, in lower case without punctuation."""
-    lines = SENTENCES.read_text(encoding="utf-8").splitlines()
+    lines = text_lines(SENTENCES)
     return [re.sub(r"[^a-z' ]", "", line.lower()) for line in lines if line.strip()]
 
 

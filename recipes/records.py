@@ -22,11 +22,17 @@ def read_time(text: str) -> datetime | None:
         return None
 
 
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text file, of JSONL above all: only a newline ends one, as U+2028 or U+0085 stand in texts."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
 def describe_machine(cpuinfo: str | Path = "/proc/cpuinfo") -> dict[str, Any]:
     """CPU, cores and threads in use, memory (GiB) and GPU, as far as they can be read without loading anything."""
     facts: dict[str, Any] = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     with contextlib.suppress(OSError):
-        lines = Path(cpuinfo).read_text(errors="replace").splitlines()
+        lines = Path(cpuinfo).read_text("utf-8", errors="replace").splitlines()
         named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name") and ":" in line]
         facts["cpu"] = named[0] if named else facts["cpu"]
     with contextlib.suppress(AttributeError, OSError):  # fewer where the process may not use them all
@@ -70,7 +76,7 @@ def wall_seconds(starts: list[str], metrics: Path, finished: str) -> float | Non
         return None
     times = []
     if len(began) > 1 and metrics.is_file():
-        for line in metrics.read_text(encoding="utf-8").splitlines():
+        for line in text_lines(metrics):
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 times.append(float(json.loads(line)["time"]))
     total = end - began[-1]

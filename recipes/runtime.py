@@ -299,7 +299,7 @@ def resolve_precision(precision: str = "auto", device: str = "auto") -> str:
 def cpu_has_fast_bf16(cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
     """Whether the CPU's flags name AMX or AVX-512 bf16 (elsewhere bf16 is emulated, slower than fp32)."""
     try:
-        text = Path(cpuinfo).read_text()
+        text = Path(cpuinfo).read_text(encoding="utf-8")
     except OSError:
         return False
     flags = next((line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith("flags")), [])

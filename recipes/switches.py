@@ -95,7 +95,7 @@ def distillation_weights(
     # Pooled features past the crop are left out.
     padding = max(1.0, (config.teacher.pad_to_seconds or 0.0) / config.crops.crop_s)
     for name in sorted(wanted):
-        variance = json.loads(record.read_text())["pooled_variance" if name == "pooled" else "variance"]
+        variance = json.loads(record.read_text(encoding="utf-8"))["pooled_variance" if name == "pooled" else "variance"]
         weights[name] = (1.0 if name == "pooled" else padding) * DISTILLATION_PER_VARIANCE / variance
         log.info("%s weight %.3g: %g / variance %.3g", name, weights[name], DISTILLATION_PER_VARIANCE, variance)
     return weights.get(kind, 0.0), weights.get("probe", 0.0)

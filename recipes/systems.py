@@ -23,7 +23,7 @@ from eval.codes import nominal_bitrate
 from recipes.config import ConfigError
 from recipes.encode_audio import encode_batch
 from recipes.encode_plan import durations_of
-from recipes.records import describe_machine, machine_text
+from recipes.records import describe_machine, machine_text, text_lines
 from recipes.runtime import log, progress
 from tokenizer.chunking import decode_long, resynthesize_long
 from tokenizer.data import AudioError, Utterance, load_audio
@@ -107,7 +107,7 @@ def read_predictions(name: str) -> Predictions:
     if not path.is_file():
         raise ConfigError(f"predictions: {path} does not exist; `slm transcribe` and `slm synthesize` write it")
     lines: dict[str, dict[str, Any]] = {}
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, text in enumerate(text_lines(path), start=1):
         try:
             line = json.loads(text)
             utterance_id, task = str(line["id"]), line["task"]

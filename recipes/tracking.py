@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from recipes.config import ConfigError
+from recipes.records import text_lines
 from recipes.runtime import RunFolder, atomic_write_text, is_main_process
 
 Tracker = Literal["tensorboard", "wandb"]
@@ -43,7 +44,7 @@ def drop_metrics_after(path: str | Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in text_lines(path):
         try:
             if json.loads(line).get("step", 0) <= step:
                 kept.append(line + "\n")

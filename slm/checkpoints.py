@@ -28,7 +28,7 @@ class CheckpointMarker(TrainerCallback):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
             temporary = folder / f".{MARKER}.tmp"
-            temporary.write_text(json.dumps(sizes, indent=1))
+            temporary.write_text(json.dumps(sizes, indent=1), encoding="utf-8")
             temporary.rename(folder / MARKER)
 
 
@@ -41,7 +41,7 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     found = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
     for path in found:
         try:
-            sizes = json.loads((path / MARKER).read_text())
+            sizes = json.loads((path / MARKER).read_text(encoding="utf-8"))
             whole = all((path / name).stat().st_size == size for name, size in sizes.items())
         except (OSError, json.JSONDecodeError):
             whole = False

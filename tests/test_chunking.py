@@ -270,6 +270,18 @@ def test_a_recording_read_in_blocks_is_the_recording(tmp_path, monkeypatch, rate
     assert len(faster) == pytest.approx(len(whole) / 1.05, abs=2)
 
 
+def test_blocks_of_an_mp3_are_the_whole_though_its_decoder_has_a_memory(tmp_path, monkeypatch):
+    """Of few bits, which frames lend each other: at every block's begin the sound was lost."""
+    monkeypatch.setattr("tokenizer.long_audio.BLOCK_S", 0.7)
+    samples = np.random.default_rng(0).normal(scale=0.1, size=5 * 24_000)
+    settings = {"bitrate_mode": "CONSTANT", "compression_level": 0.95}
+    soundfile.write(tmp_path / "a.mp3", samples, 24_000, format="MP3", subtype="MPEG_LAYER_III", **settings)
+    utterance = Utterance("a", str(tmp_path / "a.mp3"))
+    for rate in (24_000, 16_000):
+        whole = load_audio(utterance, rate)
+        assert np.abs(np.concatenate(list(LongAudio(utterance, rate).blocks())) - whole).max() < 1e-6
+
+
 def test_a_long_recording_is_refused_as_a_short_one_is(tmp_path):
     bad = {"nan.wav": np.full(16_000, np.nan), "silent.wav": np.zeros(16_000), "long.wav": np.ones(48_000) * 0.1}
     bad["short.wav"] = np.ones(20) * 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ import soundfile
 from tokenizer.augmentation import AugmentationConfig, augment
 from tokenizer.data import (
     AudioError,
-    AudioStore,
     DataError,
     DataSource,
     Utterance,
@@ -20,6 +20,7 @@ from tokenizer.data import (
     read_source,
     read_sources,
 )
+from tokenizer.pieces import AudioStore
 
 
 def tone(seconds: float, rate: int = 16000) -> np.ndarray:
@@ -61,6 +62,56 @@ def test_a_bad_manifest_line_is_named(tmp_path, line, words):
     (tmp_path / "manifest.jsonl").write_text(line + "\n")
     with pytest.raises(DataError, match=words):
         read_source(DataSource(str(tmp_path)), "train")
+
+
+@pytest.mark.parametrize("duration", ["-1.5", "0", "NaN", "Infinity", '"3"', "true"])
+def test_a_duration_that_cannot_be_is_named(tmp_path, duration):
+    (tmp_path / "manifest.jsonl").write_text(f'{{"id": "a", "audio": "a", "duration": {duration}}}\n')
+    with pytest.raises(DataError, match="manifest.jsonl, line 1: duration .* is not a number of seconds above 0"):
+        read_source(DataSource(str(tmp_path)), "train")
+
+
+ODD = "one\u2028two\u2029three\x85four\nfive\0six\x1cseven \U0001f600"
+
+
+def test_any_character_of_a_text_comes_back_from_a_manifest(tmp_path):
+    rows = [{"id": "a", "audio": "a.wav", "text": ODD}, {"id": "b", "audio": "b.wav"}]
+    for plain in (True, False):
+        lines = "".join(json.dumps(row, ensure_ascii=not plain) + "\n" for row in rows)
+        (tmp_path / "manifest.jsonl").write_text(lines, encoding="utf-8-sig" if plain else "utf-8")
+        assert [u.text for u in read_source(DataSource(str(tmp_path)), "train")] == [ODD, ""]
+
+
+def test_a_text_that_no_file_could_hold_is_named(tmp_path):
+    write_manifest(tmp_path, [{"id": "a", "audio": "a.wav", "text": "half \ud83d of it"}])
+    with pytest.raises(DataError, match=r"line 1: holds '\\ud83d', half of a character"):
+        read_source(DataSource(str(tmp_path)), "train")
+    (tmp_path / "manifest.jsonl").write_bytes('{"id": "a", "audio": "a", "text": "Gr\xfc\xdfe"}'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"manifest.jsonl: not UTF-8 .*iconv"):
+        read_source(DataSource(str(tmp_path)), "train")
+
+
+def test_a_manifest_of_100000_rows_is_read_in_seconds(tmp_path):
+    row = json.dumps({"id": "ID", "audio": "ID.wav", "text": "some words to say", "speaker": "s", "duration": 3.5})
+    (tmp_path / "manifest.jsonl").write_text("".join(row.replace("ID", f"u{n}") + "\n" for n in range(100_000)))
+    started = time.process_time()
+    assert len(read_sources([DataSource(str(tmp_path))], "train")) == 100_000
+    assert time.process_time() - started < 20
+
+
+def test_paths_of_any_characters_and_links_are_read_and_what_is_no_file_is_named(tmp_path, monkeypatch):
+    name = "a b/\u5317\u4eac #1%.flac"
+    (tmp_path / "a b").mkdir()
+    soundfile.write(tmp_path / name, tone(0.5), 16000)
+    (tmp_path / "link.flac").symlink_to(tmp_path / name)
+    rows = [{"id": str(n), "audio": audio} for n, audio in enumerate([name, "link.flac", "a b", str(tmp_path / name)])]
+    found = read_source(DataSource(str(write_manifest(tmp_path, rows))), "train")
+    assert [len(load_audio(found[n], 16000)) for n in (0, 1, 3)] == [8000] * 3
+    with pytest.raises(AudioError, match="a b: a folder, where a recording is expected"):
+        load_audio(found[2], 16000)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read anything
+    with pytest.raises(AudioError, match=r"link.flac: may not be read by this user: chmod \+r"):
+        load_audio(found[1], 16000)
 
 
 def test_duplicate_ids_and_empty_splits_are_refused(tmp_path):

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,10 +17,11 @@ from processes import slm, start
 from safetensors.torch import load_file, save_file
 
 from recipes import encode
-from recipes.config import ConfigError, load_config
+from recipes.config import ConfigError, dump_config, load_config
 from recipes.encode import Config
 from recipes.encode_audio import Variation
 from recipes.encode_plan import Item, bucket, deal, interleaved, share_out
+from recipes.records import text_lines
 from slm.corpus import CodedCorpus
 from tokenizer import LMSPTModel, load_tokenizer
 from tokenizer.configuration import preset_config
@@ -49,6 +52,25 @@ def test_codes_are_the_tokenizer_s(config, tiny_tokenizer):
     assert rows["train3"]["text"] == "text 3" and rows["train3"]["speaker"] == "anna"
     assert rows["train3"]["duration"] == pytest.approx(0.6)
     assert corpus.metadata.fingerprint == tokenizer.fingerprint("fp32")
+
+
+def test_texts_of_any_alphabet_are_encoded_where_the_locale_knows_none(config, tmp_path):
+    """A C locale as it was before Python 3.7: every file is opened with its own encoding."""
+    manifest = Path(config.data[0].path)
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").split("\n") if line][:3]
+    rows[0]["text"], rows[1]["text"] = "Gr\u00fc\u00dfe\u2028\u5317\u4eac", "tab\tand\nline\0"
+    rows[2] |= {"id": "\u5317\u4eac\x85", "audio": "gone.flac"}
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    manifest.write_text(lines, encoding="utf-8")
+    (tmp_path / "job.yaml").write_text(dump_config(config), encoding="utf-8")
+    environment = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "recipes.cli", "encode", "--config", str(tmp_path / "job.yaml")]
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
+    found = {row["id"]: row["text"] for row in CodedCorpus.open(config.run_dir).rows("train")}
+    assert found == {row["id"]: row["text"] for row in rows[:2]}
+    (skipped,) = [json.loads(line) for line in text_lines(Path(config.run_dir) / "skipped.jsonl")]
+    assert skipped["id"] == rows[2]["id"] and "no such file" in skipped["reason"]
 
 
 def test_a_complete_corpus_is_skipped_and_another_configuration_refused(config):

@@ -9,8 +9,11 @@ import pytest
 
 from recipes import runtime
 from recipes.config import ConfigError
+from recipes.lineage import PastRun, data_rows
+from recipes.plot_training import _lines
 from recipes.records import read_time
 from recipes.runtime import MAY_CHANGE, RunFolder, atomic_write_text, disk_errors, resolve_device, resolve_precision
+from recipes.systems import read_predictions
 from recipes.tracking import append_metrics, drop_metrics_after
 
 
@@ -142,3 +145,23 @@ def test_metrics_past_a_checkpoint_are_dropped(tmp_path):
     drop_metrics_after(file, 2)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(1, None), (2, 2)]
+
+
+def test_texts_with_line_separators_of_unicode_do_not_tear_the_files_that_hold_them(tmp_path):
+    """U+2028, U+2029, U+0085 and others end a line for `str.splitlines`, and JSON leaves them as they are."""
+    odd = "one\u2028two\u2029three\x85four\x1cfive\nsix"
+    prediction = {"id": odd, "task": "asr", "reference": odd, "hypothesis": odd}
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(prediction, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_predictions(str(tmp_path)).lines == {odd: prediction}
+    rows = [{"id": name, "audio": "a.wav", "text": odd, "duration": 1800.0} for name in ("a", "b")]
+    manifest = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "manifest.jsonl").write_text(manifest, encoding="utf-8")
+    run = PastRun(tmp_path, "encode", {"data": [{"path": str(tmp_path)}]}, {}, {}, tmp_path)
+    (row,) = data_rows([run])
+    assert (row.n, row.hours) == (2, 1.0)
+    metrics = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "note": odd, "loss": 1.0}, ensure_ascii=False) + "\n" for step in (1, 2, 3)]
+    metrics.write_text("".join(lines), encoding="utf-8")
+    drop_metrics_after(metrics, 2)
+    assert metrics.read_text(encoding="utf-8") == "".join(lines[:2])
+    assert [row["step"] for row in _lines(metrics)] == [1, 2]

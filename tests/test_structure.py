@@ -68,6 +68,22 @@ def test_every_source_says_what_it_is():
         assert ast.get_docstring(ast.parse(file.read_text())), f"{file} has no docstring"
 
 
+def test_text_files_are_opened_with_their_encoding():
+    """Without one it is the machine's: a C locale, or Windows', cannot read what another wrote."""
+    for file in [*SOURCES, *(ROOT / "benchmarks").glob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            of = getattr(getattr(node.func, "value", None), "id", "")
+            if name not in ("open", "read_text", "write_text") or of in ("CodedCorpus", "os", "webbrowser"):
+                continue
+            given = [*node.args, *(keyword.value for keyword in node.keywords)]
+            words = [item.value for item in given if isinstance(item, ast.Constant) and isinstance(item.value, str)]
+            binary = any("b" in word and set(word) <= set("rwabx+") for word in words)
+            assert binary or {"utf-8", "utf-8-sig", "ascii"} & set(words), f"{file.name}, line {node.lineno}: {name}()"
+
+
 def command_of(file: Path) -> list[str]:
     """The words of the command in a configuration's first line: ``# slm encode --config quickstart/encode``."""
     first = file.read_text().splitlines()[0]

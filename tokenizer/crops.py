@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from tokenizer.augmentation import AugmentationConfig, augment, draw_speed
-from tokenizer.data import AudioError, Utterance, load_audio
+from tokenizer.data import AudioError, Utterance
 from tokenizer.mixing import Key, TrainingAudio
+from tokenizer.pieces import Recording
 
 logger = logging.getLogger(__name__)
 
@@ -77,17 +78,30 @@ class TrainingCrops(Dataset):
 
     def utterance(self, position: int) -> Utterance:
         """Which recording item `position` is cut from, found again from (seed, position). It is decoded to see."""
-        return self.audio.recording(self.audio.key(position))[0]
+        return self._draw(self.audio.key(position))[0]
+
+    def _draw(self, key: Key) -> tuple[Utterance, np.ndarray, float, np.random.Generator]:
+        """A recording, a piece (S,) of it that makes a crop at the speed drawn, that speed, and the rest of the draws.
+
+        Every recording that is tried draws anew from (seed, position), so that one that cannot be read leaves no trace.
+        """
+        drawn = []
+
+        def part(n_samples: int) -> tuple[int, int]:
+            rng = np.random.default_rng((self.seed, key[0]))
+            # A faster copy takes a longer piece to fill the crop, and resampling no more than that costs less.
+            speed = draw_speed(self.augmentation, rng)
+            length = round(self.samples * speed) + 64
+            start = int(rng.integers(0, max(1, n_samples - length + 1)))
+            drawn[:] = speed, rng
+            return start, start + length
+
+        utterance, piece = self.audio.recording(key, part)
+        return utterance, piece, *drawn
 
     def __getitem__(self, key: int | Key) -> dict[str, Tensor]:
-        position, rows = self.audio.key(key) if isinstance(key, int) else key
-        rng = np.random.default_rng((self.seed, position))
-        _, waveform = self.audio.recording((position, rows))
-        # A faster copy takes a longer piece to fill the crop, and resampling no more than that costs less.
-        speed = draw_speed(self.augmentation, rng)
-        piece = round(self.samples * speed) + 64
-        start = int(rng.integers(0, max(1, len(waveform) - piece + 1)))
-        crop = augment(waveform[start : start + piece], self.augmentation, rng, speed)[: self.samples]
+        _, piece, speed, rng = self._draw(self.audio.key(key) if isinstance(key, int) else key)
+        crop = augment(piece, self.augmentation, rng, speed)[: self.samples]
         keeps_some = rng.uniform() < self.config.quantizer_dropout
         kept = int(rng.integers(1, self.n_books)) if keeps_some else self.n_books - 1
         semantic_only = bool(rng.uniform() < self.config.semantic_only)
@@ -183,12 +197,13 @@ def _middles(
     """The middle of each recording that can be used, (S,) with S up to `samples`."""
     for utterance in utterances:
         try:
-            waveform = load_audio(utterance, sampling_rate)
+            recording = Recording(utterance, sampling_rate)
+            start = max(0, (recording.n_samples - samples) // 2)
+            crop = recording.piece(start, start + samples)
         except AudioError as error:
             logger.warning("left out of the validation: %s", error)
             continue
-        start = max(0, (len(waveform) - samples) // 2)
-        if len(crop := waveform[start : start + samples]) >= min_samples:
+        if len(crop) >= min_samples:
             yield crop
         else:
             logger.warning("left out of the validation: %s: too short for one frame", utterance.name)

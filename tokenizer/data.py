@@ -9,8 +9,10 @@ import io
 import json
 import logging
 import math
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
 MIN_DURATION_S = 0.01
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SILENCE_PEAK = 1e-5  # below the last bit of 16-bit audio
 
 
@@ -70,10 +73,17 @@ class DataSource:
     """Where utterances come from.
 
     With `split`, all that the source has goes there. Without it the source's own splits hold (a manifest's lines, a
-    Parquet file's column, a hub data set's names); a source that has none counts as `train`.
+    Parquet file's column, a hub data set's names, LibriSpeech's and LibriTTS's folders); a source that has none counts
+    as `train`.
     """
 
-    path: str = field(default="", metadata={"help": "manifest.jsonl, a folder of audio, a .parquet file or a hub name"})
+    path: str = field(
+        default="",
+        metadata={
+            "help": "manifest.jsonl, a folder (LibriSpeech, LibriTTS, LJSpeech, VCTK as downloaded, or audio with .txt "
+            "beside it), a .parquet file or a hub name"
+        },
+    )
     split: str | None = field(default=None, metadata={"help": "put all of this source into one split"})
     limit: int | None = field(default=None, metadata={"help": "use the first N utterances of each split only"})
     subset: str | None = field(default=None, metadata={"help": "configuration of a hub data set (LibriSpeech: clean)"})
@@ -140,7 +150,8 @@ def read_source(source: DataSource, split: str, needs_text: bool = True) -> list
         split: train, valid or test.
         needs_text: refuse a Parquet file or hub set without the text column; else texts are empty there.
     """
-    from tokenizer.tables import read_table  # it builds on this file
+    from tokenizer.layouts import read_folder  # they build on this file
+    from tokenizer.tables import read_table
 
     if not source.path:
         raise DataError("a data source has no path: give a manifest.jsonl, a folder, a .parquet file or a hub name")
@@ -158,7 +169,7 @@ def read_source(source: DataSource, split: str, needs_text: bool = True) -> list
     if path.suffix == ".jsonl" or (path.is_dir() and (path / "manifest.jsonl").is_file()):
         utterances = _read_manifest(path if path.suffix == ".jsonl" else path / "manifest.jsonl", source, split)
     elif path.is_dir():
-        utterances = _read_folder(path, split) if split == (source.split or "train") else []
+        utterances = read_folder(path, split, source.split)
     elif path.suffix == ".parquet":
         utterances = read_table(source, split, path, needs_text)
     elif source.path.count("/") <= 1 and not path.exists() and not path.suffix:
@@ -168,11 +179,32 @@ def read_source(source: DataSource, split: str, needs_text: bool = True) -> list
     return utterances[: source.limit]
 
 
+def text_of(path: Path) -> str:
+    """A file's text, with or without a byte order mark. Raises DataError where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not UTF-8 ({error}): convert it, e.g. iconv -f ISO-8859-1 -t UTF-8 OLD > NEW"
+        ) from None
+
+
+def check_duration(duration: object, where: str) -> float | None:
+    """A duration as seconds, None where none is told. Raises DataError where it cannot be one."""
+    if duration is None:
+        return None
+    if isinstance(duration, bool) or not isinstance(duration, (int, float)) or not 0 < duration < math.inf:
+        raise DataError(
+            f"{where}: duration {duration!r} is not a number of seconds above 0: correct it, or leave it out"
+        )
+    return float(duration)
+
+
 def _read_manifest(path: Path, source: DataSource, split: str) -> list[Utterance]:
     if not path.is_file():
         raise DataError(f"{path}: no such manifest")
     utterances = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(text_of(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -188,41 +220,20 @@ def _read_manifest(path: Path, source: DataSource, split: str) -> list[Utterance
             raise DataError(f"{path}, line {number}: split {own_split!r} is not one of {', '.join(SPLITS)}")
         if own_split != split:
             continue
-        duration = row.get("duration")
-        if duration is not None and not isinstance(duration, (int, float)):
-            raise DataError(f"{path}, line {number}: duration {duration!r} is not a number of seconds")
+        if "\\u" in line and (halves := LONE_SURROGATE.search("\0".join(map(str, row.values())))):
+            raise DataError(
+                f"{path}, line {number}: holds {halves[0]!r}, half of a character: correct it, or leave it out"
+            )
         utterances.append(
             Utterance(
                 id=identity,
                 audio=str(path.parent / audio),
                 text=str(row.get("text") or ""),
                 speaker=str(row.get("speaker") or ""),
-                duration=None if duration is None else float(duration),
+                duration=check_duration(row.get("duration"), f"{path}, line {number}"),
                 split=split,
             )
         )
-    return utterances
-
-
-def _read_folder(path: Path, split: str) -> list[Utterance]:
-    """Every file that soundfile may read, by path; its text stands in a .txt beside it, the speaker is the folder."""
-    endings = {f".{name.lower()}" for name in soundfile.available_formats()} | {".mp3", ".opus", ".aif"}
-    utterances = []
-    for file in sorted(path.rglob("*")):
-        if file.suffix.lower() not in endings or not file.is_file():
-            continue
-        text = file.with_suffix(".txt")
-        utterances.append(
-            Utterance(
-                id=file.relative_to(path).with_suffix("").as_posix(),
-                audio=str(file),
-                text=text.read_text(encoding="utf-8").strip() if text.is_file() else "",
-                speaker=file.parent.name,
-                split=split,
-            )
-        )
-    if not utterances:
-        raise DataError(f"{path}: no audio files in this folder")
     return utterances
 
 
@@ -245,16 +256,17 @@ def load_audio(
     if not isinstance(utterance, Utterance):
         utterance = Utterance(id=Path(utterance).stem, audio=str(utterance))
     name = utterance.name
-    handle = open_audio(utterance)
-    try:
-        samples, rate = soundfile.read(handle, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        raise AudioError(f"{name}: not audio that libsndfile can read ({error}): convert it to WAV or FLAC") from None
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    with opened_audio(utterance) as file:
+        rate, n_frames = file.samplerate, file.frames
+        # of what is too long no more than shows it
+        at_most = n_frames if max_duration_s is None else min(n_frames, int(max_duration_s * rate) + 1)
+        samples = file.read(at_most, dtype="float32", always_2d=True)
+    n_frames = n_frames if len(samples) == at_most else len(samples)  # a file cut off has fewer than it says
+    mono = to_mono(samples)
     # Two passes, since all of a corpus goes through: what is not finite in any sample shows in the extremes.
     low, high = float(mono.min(initial=0.0)), float(mono.max(initial=0.0))
     finite = math.isfinite(low) and math.isfinite(high)
-    check_recording(name, len(samples) / rate, finite, max(high, -low), max_duration_s)
+    check_recording(name, n_frames / rate, finite, max(high, -low), max_duration_s)
     if rate != sampling_rate:
         mono = soxr.resample(mono, rate, sampling_rate).astype(np.float32)
     return np.ascontiguousarray(mono)
@@ -276,6 +288,24 @@ def check_recording(name: str, duration: float, finite: bool, peak: float, max_d
         raise AudioError(f"{name}: silent (peak below {SILENCE_PEAK:g}): nothing to encode")
 
 
+def to_mono(samples: np.ndarray) -> np.ndarray:
+    """(S, channels) -> (S,), their mean."""
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+
+
+@contextmanager
+def opened_audio(utterance: Utterance) -> Iterator[soundfile.SoundFile]:
+    """An utterance's audio, open. Raises AudioError: missing, empty or, then or while it is read, not audio."""
+    handle = open_audio(utterance)
+    try:
+        with soundfile.SoundFile(handle) as file:
+            yield file
+    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+        raise AudioError(
+            f"{utterance.name}: not audio that libsndfile can read ({error}): convert it to WAV or FLAC"
+        ) from None
+
+
 def open_audio(utterance: Utterance) -> str | io.BytesIO:
     """The path of an utterance's audio, or its bytes as a file. Raises AudioError: missing or empty."""
     audio = utterance.audio
@@ -295,57 +325,9 @@ def open_audio(utterance: Utterance) -> str | io.BytesIO:
         raise AudioError(f"{path}: no such file: correct the path, or leave it out")
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: empty (0 bytes): copy it again")
+    if not os.access(path, os.R_OK):
+        raise AudioError(f"{path}: may not be read by this user: chmod +r, or run as one who may")
     return str(path)
-
-
-class AudioStore:
-    """Waveforms of a list of utterances, decoded once and kept in memory as int16 up to a bound.
-
-    An unreadable recording is reported once and replaced by the next readable one, so that one bad file among
-    thousands does not end a training; `n_failed` counts them.
-    """
-
-    def __init__(self, utterances: Iterable[Utterance], sampling_rate: int, cache_bytes: int = 2 << 30) -> None:
-        self.utterances = list(utterances)
-        self.sampling_rate = sampling_rate
-        self.cache_bytes = cache_bytes
-        self._cached: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._cached_bytes = 0
-        self._failed: set[int] = set()
-
-    def __len__(self) -> int:
-        return len(self.utterances)
-
-    @property
-    def n_failed(self) -> int:
-        return len(self._failed)
-
-    def readable(self, index: int) -> tuple[Utterance, np.ndarray]:
-        """The utterance at `index` and its waveform (S,), or the next one that can be read.
-
-        Raises:
-            AudioError: if none can.
-        """
-        for step in range(len(self)):
-            candidate = (index + step) % len(self)
-            if candidate in self._failed:
-                continue
-            try:
-                return self.utterances[candidate], self._load(candidate)
-            except AudioError as error:
-                self._failed.add(candidate)
-                logger.warning("left out: %s", error)
-        raise AudioError(f"none of the {len(self)} recordings can be read; the warnings above say why")
-
-    def _load(self, index: int) -> np.ndarray:
-        if index in self._cached:
-            return self._cached[index].astype(np.float32) / 32767.0
-        samples = load_audio(self.utterances[index], self.sampling_rate)
-        stored = np.round(np.clip(samples, -1, 1) * 32767.0).astype(np.int16)
-        if self._cached_bytes + stored.nbytes <= self.cache_bytes:
-            self._cached[index] = stored
-            self._cached_bytes += stored.nbytes
-        return stored.astype(np.float32) / 32767.0
 
 
 def epoch_item(position: int, n_items: int, seed: int) -> int:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import soundfile
 import soxr
 
-from .data import AudioError, Utterance, check_recording, open_audio
+from .data import Utterance, check_recording, opened_audio
+from .pieces import blocks_of
 
 BLOCK_S = 10.0
 
@@ -42,15 +42,14 @@ class LongAudio:
             if max_duration_s is not None and n_samples > max_duration_s * rate:
                 break
             finite = finite and bool(np.isfinite(samples).all())
-            self.peak = max(self.peak, float(np.abs(samples.mean(axis=1)).max()))
+            self.peak = max(self.peak, float(np.abs(samples).max()))
         self.duration_s = n_samples / rate
         check_recording(utterance.name, self.duration_s, finite, self.peak, max_duration_s)
 
     def blocks(self, speed: float = 1.0) -> Iterator[np.ndarray]:
         """Yields the samples (s,) that follow each other, played `speed` times as fast."""
         stream = None
-        for samples, rate in self._read():
-            mono = samples.mean(axis=1)
+        for mono, rate in self._read():
             if stream is None and rate * speed == self.sampling_rate:
                 yield mono
                 continue
@@ -60,13 +59,7 @@ class LongAudio:
             yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
     def _read(self) -> Iterator[tuple[np.ndarray, int]]:
-        handle = open_audio(self.utterance)
-        try:
-            with soundfile.SoundFile(handle) as file:
-                for samples in file.blocks(round(BLOCK_S * file.samplerate), dtype="float32", always_2d=True):
-                    yield samples, file.samplerate
-        except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-            name = self.utterance.name
-            raise AudioError(
-                f"{name}: not audio that libsndfile can read ({error}): convert it to WAV or FLAC"
-            ) from None
+        """Blocks of mono samples (s,) and the file's rate."""
+        with opened_audio(self.utterance) as file:
+            for mono in blocks_of(file, round(BLOCK_S * file.samplerate)):
+                yield mono, file.samplerate

@@ -16,15 +16,14 @@ import numpy as np
 
 from tokenizer.data import (
     AudioError,
-    AudioStore,
     DataError,
     DataSource,
     Utterance,
     check_utterances,
     epoch_item,
-    load_audio,
     read_source,
 )
+from tokenizer.pieces import AudioStore, Part, Recording
 from tokenizer.streams import Stream, stream_has_split, stream_head
 
 logger = logging.getLogger(__name__)
@@ -79,7 +78,7 @@ def _dealt(counts: tuple[int, ...], seed: int, block: int) -> tuple[np.ndarray, 
 class TrainingAudio:
     """The recordings of a training, addressed by position.
 
-    `key` is called in the main process, in rising order of position: it reads the streams. `waveform` decodes, in
+    `key` is called in the main process, in rising order of position: it reads the streams. `recording` decodes, in
     whichever process loads the data.
     """
 
@@ -87,7 +86,7 @@ class TrainingAudio:
         self.parts, self.sampling_rate, self.seed = list(parts), sampling_rate, seed
         self.mixture = Mixture(weights, seed)
         self._failed: set[str] = set()
-        self._heard: dict[int, tuple[Utterance, np.ndarray]] = {}  # of each stream the last row that could be read
+        self._heard: dict[int, Utterance] = {}  # of each stream the last row that could be read
 
     @property
     def n_failed(self) -> int:
@@ -117,36 +116,42 @@ class TrainingAudio:
                 part.close()
 
     def key(self, position: int) -> Key:
-        """What `waveform` needs for a position; for a streamed source it takes the row from the stream."""
+        """What `recording` needs for a position; for a streamed source it takes the row from the stream."""
         source, k = self.mixture.place(position)
         part = self.parts[source]
         return position, part.item(k) if isinstance(part, Stream) else ()
 
-    def recording(self, key: Key) -> tuple[Utterance, np.ndarray]:
-        """The utterance of a key and its waveform (S,); where it cannot be read, another's.
+    def recording(self, key: Key, part: Part = lambda n_samples: (0, n_samples)) -> tuple[Utterance, np.ndarray]:
+        """The utterance of a key and the part asked for of its waveform (S,); where it cannot be read, another's.
+
+        Args:
+            key: what `key` gave.
+            part: given the number of samples of the recording, where to begin and to end. Little else is decoded. It
+                may be asked several times; the last answer holds.
 
         Raises:
             AudioError: if no recording of a list can be read, or of a stream none that this process has asked for yet.
         """
         position, rows = key
         source, k = self.mixture.place(position)
-        part = self.parts[source]
-        if isinstance(part, AudioStore):
-            return part.readable(epoch_item(k, len(part), self.seed))
-        for row in rows:
+        listed = self.parts[source]
+        if isinstance(listed, AudioStore):
+            return listed.readable(epoch_item(k, len(listed), self.seed), part)
+        # The last resort, and the only one that depends on what this very process has read before.
+        heard = [self._heard[source]] if source in self._heard else []
+        for row in [*rows, *heard]:
             try:
-                self._heard[source] = row, load_audio(row, self.sampling_rate)
+                found = Recording(row, self.sampling_rate)
+                samples = found.piece(*part(found.n_samples))
             except AudioError as error:
                 if row.id not in self._failed:
                     self._failed.add(row.id)
                     logger.warning("left out: %s", error)
             else:
-                return self._heard[source]
-        # The last resort, and the only one that depends on what this very process has read before.
-        if source in self._heard:
-            return self._heard[source]
+                self._heard[source] = row
+                return row, samples
         raise AudioError(
-            f"{part.source.path}: of its streamed rows {', '.join(row.id for row in rows)} none can be read, nor any "
+            f"{listed.source.path}: of its streamed rows {', '.join(row.id for row in rows)} none can be read, nor any "
             "before them; the warnings above say why. Check data.N.audio_column, remove or repair those rows, or take "
             "the source as a list (data.N.stream=false), which passes over any number of unreadable rows"
         )

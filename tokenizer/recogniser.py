@@ -268,9 +268,9 @@ def save_recogniser(recogniser: Recogniser, folder: Path, decoder_trained: bool 
     tokenizer.save_pretrained(folder)
     # Whisper's own tokenizer class would be picked for a Whisper model: say that this one is plain.
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text())
+    settings = json.loads(path.read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     feature_extractor(config).save_pretrained(folder)
 
 

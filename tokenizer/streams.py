@@ -137,12 +137,24 @@ class Stream:
     """
 
     def __init__(self, source: DataSource, split: str, seed: int) -> None:
-        self.source, self.split = source, split
-        self.rows = open_stream(source, split).shuffle(seed=seed, buffer_size=source.shuffle_buffer)
+        self.source, self.split, self.seed = source, split, seed
         self.epoch_starts = [0]
+        self._open()
+
+    def _open(self) -> None:
+        rows = open_stream(self.source, self.split)
+        self.rows = rows.shuffle(seed=self.seed, buffer_size=self.source.shuffle_buffer)
         self._start = self._read = 0  # of the open epoch: its first item, and how many of its rows were read
         self._rows: Iterator[dict[str, Any]] | None = None
         self._in_hand: deque[Utterance] = deque(maxlen=2 * NEIGHBOURS)  # the last of those
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a loader's worker needs: an open stream cannot be sent to a process that is started anew."""
+        return {name: getattr(self, name) for name in ("source", "split", "seed", "epoch_starts")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.rows = self._rows = None  # opened if an item is asked for, which in a worker none is
 
     def item(self, k: int) -> tuple[Utterance, ...]:
         """Row k, and after it up to two others to fall back on where it cannot be decoded.
@@ -153,6 +165,8 @@ class Stream:
         Raises:
             DataError: if the source has no rows.
         """
+        if self.rows is None:
+            self._open()
         # To return for a row that is still in hand costs nothing; further back, the epoch is opened again.
         dropped = self._read - len(self._in_hand)
         if self._rows is None or k < self._start or max(0, k - self._start - NEIGHBOURS) < dropped:

@@ -6,7 +6,7 @@ import logging
 import re
 from pathlib import Path
 
-from tokenizer.data import DataError, DataSource, RowAudio, Utterance
+from tokenizer.data import DataError, DataSource, RowAudio, Utterance, check_duration
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def read_table(source: DataSource, split: str, local: Path | None, needs_text: b
                 audio=RowAudio(table, index, source.audio_column),
                 text=str(row.get(source.text_column) or ""),
                 speaker=str(row.get("speaker") or row.get("speaker_id") or ""),
-                duration=row.get("duration"),
+                duration=check_duration(row.get("duration"), f"{source.path}, row {index}"),
                 split=split,
             )
         )
