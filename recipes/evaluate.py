@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from eval.codes import CodeStatistics, code_statistics
 from eval.judge import Judge, JudgeConfig, check_judge, load_judge
@@ -33,6 +33,8 @@ from eval.schema import (
     save_results,
     test_set_sha256,
 )
+from eval.speech import QualitySummary
+from eval.stats import ENOUGH_SPEAKERS
 from eval.text import Normaliser, get_normaliser
 from eval.wer import score_pairs
 from recipes.code_use import corpus_code_statistics
@@ -106,6 +108,10 @@ class Config:
     quality: bool = field(default=True, metadata={"help": "log-mel distance, STOI and PESQ of the tokenizer's audio"})
     seed: int = field(default=0, metadata={"help": "of the bootstrap"})
     bootstrap_samples: int = field(default=10_000, metadata={"help": "resamples of the bootstrap"})
+    resample: Literal["auto", "utterances", "speakers"] = field(
+        default="auto",
+        metadata={"help": f"what the bootstrap draws; auto: speakers where there are {ENOUGH_SPEAKERS} or more"},
+    )
     batch_seconds: float = field(default=60.0, metadata={"help": "padded audio that the tokenizer takes at a time"})
     precision: str = field(
         default="auto",
@@ -136,6 +142,9 @@ class Job:
     precision: str
     device: str
     code_use: list[CodeStatistics]
+    speakers: dict[str, str]  # id -> speaker, empty where unknown
+    n_speakers: int | None  # None: not known of every utterance
+    resampled: str  # by the bootstrap: utterances or speakers
 
     @property
     def ids(self) -> list[str]:
@@ -159,6 +168,8 @@ class Job:
             test_set=self.test_set,
             seed=config.seed,
             bootstrap_samples=config.bootstrap_samples,
+            resampled=self.resampled,
+            n_speakers=self.n_speakers,
         )
 
 
@@ -191,6 +202,8 @@ def prepare(config: Config) -> Job:
     if config.precision == "auto" and tokenizer is not None:
         coded = [CodedCorpus.open(folder).metadata.fingerprint for folder in config.codes]
         precision = precision_of(tokenizer, [*coded, *(found.sidecar.get("fingerprint") for found in predictions)])
+    speakers = {u.id: u.speaker for u in utterances}
+    n_speakers = len(set(speakers.values())) if speakers and all(speakers.values()) else None
     return Job(
         utterances=utterances,
         texts=texts,
@@ -202,7 +215,21 @@ def prepare(config: Config) -> Job:
         precision=precision,
         device=device,
         code_use=_code_use(config, tokenizer, precision),
+        speakers=speakers,
+        n_speakers=n_speakers,
+        resampled=_resampled(config, n_speakers),
     )
+
+
+def _resampled(config: Config, n_speakers: int | None) -> str:
+    """What the bootstrap draws. Raises ConfigError where speakers are asked for and there are none to draw."""
+    if config.resample == "speakers" and (n_speakers or 0) < 2:
+        found = "one speaker alone" if n_speakers else "utterances whose speaker is not known"
+        raise ConfigError(
+            f"resample=speakers: the test set has {found}; name speakers in its manifest, or set resample=utterances"
+        )
+    enough = (n_speakers or 0) >= ENOUGH_SPEAKERS
+    return "speakers" if config.resample == "speakers" or (config.resample == "auto" and enough) else "utterances"
 
 
 def _code_use(config: Config, tokenizer: Any, precision: str) -> list[CodeStatistics]:
@@ -255,6 +282,7 @@ def plan(config: Config) -> dict[str, object]:
         "reference words": sum(len(job.normaliser(text).split()) for text in job.texts.values()),
         "minutes of recordings": round(sum(seconds) / 60, 2),
         "normaliser": f"{job.normaliser.name} {job.normaliser.version}",
+        "intervals": job.protocol(config, "speech", {}).interval_text(),
         "judges": {identity["name"]: f"{identity['kind']}, {identity['decoding']}" for identity in job.identities},
         "device": job.device,
         "result": str(RunFolder(config.run_dir).path("report.html")),
@@ -306,8 +334,10 @@ def run(config: Config) -> Path:
         title=config.title,
         rows=rows,
         codes=codes,
-        quality=quality_of(systems, job.test_set.name, config.bootstrap_samples, config.seed) if config.quality else [],
-        samples=listening_samples(folder.path("samples"), config.samples, job.texts, systems, heard),
+        quality=_quality(config, job, systems) if config.quality else [],
+        samples=listening_samples(
+            folder.path("samples"), config.samples, job.texts, systems, heard, job.test_set.sha256
+        ),
         notes=notes,
         created=time.strftime("%Y-%m-%d %H:%M"),
         versions=describe_run(config)["versions"],
@@ -339,7 +369,8 @@ def _gather(config: Config, job: Job) -> tuple[list[System], list[CodeStatistics
             found, arrays = codec_systems(tokenizer, label, recordings, config.batch_seconds, job.precision, job.device)
             systems += found
             sizes, frame_rate = tokenizer.config.codebook_sizes, tokenizer.config.frame_rate
-            codes.append(code_statistics(arrays, sizes, frame_rate, label, job.test_set.name))
+            failed = len(recordings.audios) - len(arrays)
+            codes.append(code_statistics(arrays, sizes, frame_rate, label, job.test_set.name, failed))
     codes += job.code_use
     for predictions in job.predictions:
         system, more = predicted_system(predictions, job.ids, AUDIO_HZ)
@@ -369,8 +400,14 @@ def _read(judge: Judge, system: System) -> dict[str, str | None]:
     return dict.fromkeys(system.audios) | dict(zip((i for i, _ in there), texts, strict=True))
 
 
+def _quality(config: Config, job: Job, systems: Sequence[System]) -> list[QualitySummary]:
+    drawn = job.speakers if job.resampled == "speakers" else None
+    return quality_of(systems, job.test_set.name, config.bootstrap_samples, config.seed, drawn)
+
+
 def _row(job: Job, protocol: Protocol, system: System, texts: dict[str, str | None]) -> Row:
-    rates = score_pairs(list(job.texts.values()), [texts.get(i) for i in job.ids], job.normaliser, job.ids)
+    speakers = [job.speakers.get(i, "") for i in job.ids]
+    rates = score_pairs(list(job.texts.values()), [texts.get(i) for i in job.ids], job.normaliser, job.ids, speakers)
     return make_row(system.name, system.kind, system.model, protocol, rates, **system.facts)
 
 

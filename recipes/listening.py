@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +20,29 @@ from recipes.systems import System
 CLIP_HZ = 16_000
 
 
-def quality_of(systems: Sequence[System], test_set: str, samples: int, seed: int) -> list[QualitySummary]:
+def quality_of(
+    systems: Sequence[System], test_set: str, samples: int, seed: int, speakers: Mapping[str, str] | None = None
+) -> list[QualitySummary]:
     """The tokenizer's audio against the recordings (synthesised speech does not run in step with them).
 
-    ``samples`` and ``seed`` are those of the bootstrap over clips.
+    ``samples`` and ``seed`` are those of the bootstrap over clips, or over ``speakers`` (id -> speaker).
     """
     truth = next((system for system in systems if system.kind == "ground_truth"), None)
     summaries = []
     for system in systems:
         if truth is None or system.kind not in ("reconstruction", "semantic_reconstruction", "resynthesis"):
             continue
-        pairs = [(truth.audios[i], audio) for i, audio in system.audios.items() if audio is not None]
+        pairs = [(truth.audios.get(i), audio) for i, audio in system.audios.items()]
         compared = [
-            compare_audio(reference, audio, truth.sampling_rate, system.sampling_rate)
+            None
+            if reference is None or audio is None or not len(reference) or not len(audio)
+            else compare_audio(reference, audio, truth.sampling_rate, system.sampling_rate)
             for reference, audio in progress(pairs, f"quality of {system.name}", total=len(pairs))
         ]
-        summaries.append(summarise_quality(system.name, system.model, compared, test_set, samples, seed))
+        who = None if speakers is None else [speakers[i] for i in system.audios]
+        summaries.append(
+            summarise_quality(system.name, system.model, compared, test_set, samples, seed, system.kind, who)
+        )
     return summaries
 
 
@@ -45,6 +52,7 @@ def listening_samples(
     references: dict[str, str],
     systems: Sequence[System],
     heard: Sequence[dict[str, dict[str, str | None]]],
+    test_set: str,
 ) -> list[Sample]:
     """A few utterances, spread over the test set, as FLAC files (a lossy format would add a codec of its own).
 
@@ -54,6 +62,7 @@ def listening_samples(
         references: id -> text of the test set.
         systems: what was scored.
         heard: for each system, judge -> id -> text.
+        test_set: digest of the test set, since another one may have the same ids.
     """
     spoken = [(i, system) for i, system in enumerate(systems) if system.kind != "asr"]
     ids = [i for i in references if spoken and any(system.audios.get(i) is not None for _, system in spoken)]
@@ -65,7 +74,7 @@ def listening_samples(
             path.unlink()
     samples = []
     for number, utterance_id in enumerate(chosen):
-        sample = Sample(utterance_id, references[utterance_id])
+        sample = Sample(utterance_id, references[utterance_id], test_set=test_set)
         for i, system in spoken:
             audio = system.audios.get(utterance_id)
             if audio is None:
@@ -87,6 +96,7 @@ def slug(text: str) -> str:
 
 def write_listings(folder: Path, rows: Sequence[Row]) -> None:
     """``errors-<judge>-<row>-<model>.txt``: every utterance, worst first."""
+    taken: set[str] = set()
     for row in rows:
         parts = [str(row.protocol.judge.get("name", "")), row.name, row.model]
         rates = score_pairs(
@@ -96,4 +106,7 @@ def write_listings(folder: Path, rows: Sequence[Row]) -> None:
             [u.id for u in row.utterances],
         )
         title = ", ".join(part for part in parts if part)
-        atomic_write_text(folder / f"errors-{slug(title)}.txt", error_listing(rates, title))
+        names = (f"errors-{slug(title)}{number}.txt" for number in ("", *(f"-{n}" for n in range(2, len(rows) + 1))))
+        name = next(name for name in names if name not in taken)  # two titles may differ in what a file name leaves out
+        taken.add(name)
+        atomic_write_text(folder / name, error_listing(rates, title))
