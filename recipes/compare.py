@@ -3,7 +3,7 @@
 A cell is a name and what it sets. Stages marked ``shared`` (the teacher, the text LM) run once; the others once per
 cell, in ``run_dir/<cell>/``. A comparison that was cut off goes on; a cell added later runs alone; ``only`` runs some
 cells now. The table holds every cell that is complete, and ``contrasts`` compares groups of them, such as the seeds of
-one method with those of another.
+one method with those of another. A cell's method and seed follow from what it sets; it may state them as well.
 """
 
 from __future__ import annotations
@@ -186,7 +186,14 @@ def gather(cells: dict[str, list[Step]], config: Config) -> Results:
         a, b = (contrast.group(patterns, parts) for patterns in (contrast.a, contrast.b))
         if a and b:
             groups = ({cell: parts[cell].rows for cell in side} for side in (a, b))
-            results.contrasts += make_contrasts(contrast.name, *groups)
+            made = make_contrasts(contrast.name, *groups)
+            if min(len(a), len(b)) > 1 and not all(one.of_methods for one in made):
+                log.warning(
+                    "contrast %s: cells of one side differ in more than their seed and rows' verdicts are about the "
+                    "models alone; where they are seeds of one method, state `method` and `seed` in each cell",
+                    contrast.name,
+                )
+            results.contrasts += made
         else:
             waits = [*(() if a else contrast.a), *(() if b else contrast.b)]
             log.warning("contrast %s waits for %s", contrast.name, ", ".join(waits))

@@ -155,6 +155,8 @@ class Job:
         inputs = [self.test_set.sha256, *map(predictions_sha256, self.predictions), self.identities]
         if self.tokenizer is not None:
             inputs.append(self.tokenizer.fingerprint(self.precision))
+        if self.resampled == "speakers":
+            inputs.append(self.speakers)
         if self.code_use:
             inputs.append([asdict(item) for item in self.code_use])
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
