@@ -40,7 +40,8 @@ from transformers import (
     XcodecModel,
 )
 
-from eval.schema import load_results
+from eval.schema import Row, load_results
+from eval.speech import QualitySummary
 from recipes.memory import keep_freed_memory
 from recipes.runtime import cpu_has_fast_bf16, hide_loading_bars
 from tokenizer import LMSPTModel, load_tokenizer
@@ -166,15 +167,15 @@ def quality(results: Path | None, names: Sequence[str]) -> dict[str, str]:
         return {}
     found, scores = load_results(results), {}
 
-    def of(name: str, model: str, row: str) -> bool:
-        return name in (model, Path(model).name) or row.startswith((f"{name}:", f"{name} "))
+    def of(name: str, found: Row | QualitySummary) -> bool:
+        return found.system == "reconstruction" and name in (found.model, Path(found.model).name, found.cell)
 
     for name in names:
         parts = []
-        clips = [q for q in found.quality if of(name, q.model, q.name) and q.name.endswith(": reconstruction")]
+        clips = [q for q in found.quality if of(name, q)]
         if clips and clips[0].stoi is not None:
             parts.append(f"STOI {clips[0].stoi:.2f}")
-        rows = [r for r in found.rows if r.system == "reconstruction" and of(name, r.model, r.name)]
+        rows = [r for r in found.rows if of(name, r)]
         if rows:
             low, high = rows[0].interval
             parts.append(f"WER {100 * rows[0].wer:.1f} % [{100 * low:.1f}, {100 * high:.1f}]")

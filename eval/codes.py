@@ -30,7 +30,8 @@ class CodeStatistics:
     """Cost and use of the codes of one tokenizer on some recordings, which ``data`` names.
 
     ``tokens_per_second`` is what an LLM reads when it gets book 0 only; ``tokens_per_second_all`` with every book.
-    Use is bounded by the number of frames: ``n_frames`` belongs beside it.
+    Use is bounded by the number of frames: ``n_frames`` belongs beside it. ``n_scored`` recordings have codes;
+    ``n_failed`` have none, and nothing of them is in any figure. ``cell`` is that of a comparison.
     """
 
     name: str
@@ -39,10 +40,17 @@ class CodeStatistics:
     tokens_per_second_all: float
     bitrate_semantic_bps: float
     bitrate_bps: float
-    n_utterances: int
+    n_scored: int
     n_frames: int
     books: list[BookStatistics]
     data: str = ""
+    n_failed: int = 0
+    cell: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name in tables; the cell's stands before it unless it is in the path that names the tokenizer."""
+        return self.name if self.cell in ("", *self.name.split("/")) else f"{self.cell}: {self.name}"
 
 
 def nominal_bitrate(frame_rate_hz: float, codebook_sizes: Sequence[int]) -> float:
@@ -51,7 +59,12 @@ def nominal_bitrate(frame_rate_hz: float, codebook_sizes: Sequence[int]) -> floa
 
 
 def code_statistics(
-    codes: Iterable[np.ndarray], codebook_sizes: Sequence[int], frame_rate_hz: float, name: str = "", data: str = ""
+    codes: Iterable[np.ndarray],
+    codebook_sizes: Sequence[int],
+    frame_rate_hz: float,
+    name: str = "",
+    data: str = "",
+    n_failed: int = 0,
 ) -> CodeStatistics:
     """Statistics of the codes of a test set, or of any other set of recordings.
 
@@ -61,19 +74,20 @@ def code_statistics(
         frame_rate_hz: exact frame rate.
         name: the tokenizer, as tables name it.
         data: the recordings, as tables name them.
+        n_failed: recordings that have no codes.
 
     Raises:
         ValueError: an array is not (K, F), or holds a code that its book has not.
     """
     counts = [np.zeros(size, dtype=np.int64) for size in codebook_sizes]
-    n_frames = n_utterances = 0
+    n_frames = n_scored = 0
     for position, array in enumerate(codes):
         if array.ndim != 2 or array.shape[0] != len(codebook_sizes):
             raise ValueError(
                 f"codes of utterance {position} have shape {array.shape}, not ({len(codebook_sizes)}, frames)"
             )
         n_frames += int((array[0] >= 0).sum())
-        n_utterances += 1
+        n_scored += 1
         for book, row in enumerate(array):
             valid = row[row >= 0]
             if valid.size and valid.max() >= codebook_sizes[book]:
@@ -95,17 +109,19 @@ def code_statistics(
         tokens_per_second_all=float(frame_rate_hz) * len(codebook_sizes),
         bitrate_semantic_bps=nominal_bitrate(frame_rate_hz, codebook_sizes[:1]),
         bitrate_bps=nominal_bitrate(frame_rate_hz, codebook_sizes),
-        n_utterances=n_utterances,
+        n_scored=n_scored,
         n_frames=n_frames,
         books=books,
         data=data,
+        n_failed=n_failed,
     )
 
 
 def most_frames(codes: Sequence[CodeStatistics]) -> list[CodeStatistics]:
     """For each tokenizer the statistics of its largest set of recordings, which tell most of how its books are used."""
-    largest: dict[str, CodeStatistics] = {}
+    largest: dict[tuple[str, str], CodeStatistics] = {}
     for item in codes:
-        if item.name not in largest or item.n_frames > largest[item.name].n_frames:
-            largest[item.name] = item
+        key = (item.cell, item.name)
+        if key not in largest or item.n_frames > largest[key].n_frames:
+            largest[key] = item
     return list(largest.values())

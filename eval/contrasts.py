@@ -11,18 +11,30 @@ from pathlib import Path
 import numpy as np
 
 from eval.plots import contrast_figure, save_figure
-from eval.schema import SYSTEM_NAMES, SYSTEMS, Contrast, Row, refuse_other_protocol
+from eval.schema import SYSTEM_NAMES, SYSTEMS, Contrast, Row, by_groups, refuse_other_protocol, speakers_of
 from eval.stats import pooled_bootstrap, smallest_detectable_difference
 
-__all__ = ["COLUMNS", "EXPLANATION", "blocks", "contrasts_markdown", "make_contrasts", "reading", "write_contrasts"]
+__all__ = [
+    "COLUMNS",
+    "EXPLANATION",
+    "blocks",
+    "contrasts_markdown",
+    "make_contrasts",
+    "reading",
+    "scope",
+    "seeds_of_one_method",
+    "write_contrasts",
+]
 
 COLUMNS = ("row", "judge", "WER % a", "WER % b", "a - b, points [95 %]", "p", "smallest detectable", "reading")
 EXPLANATION = (
     "a - b is the difference of the groups' mean corpus WER; below zero, a is better. Intervals and p: paired "
-    "bootstrap over utterances and, in a group of two or more cells, over its cells (seeds). A group of one cell says "
-    "nothing about other seeds. Smallest detectable: the true difference that this test set would show in four of five "
-    "draws of its utterances (95 % confidence, 80 % power), seeds apart. No correction for the number of comparisons: "
-    "of twenty pairs that are equal in truth, one looks different."
+    "bootstrap over utterances (or speakers). Where each side has two or more seeds of one method at one frame rate, "
+    "Student's t of the spread between seeds is added, and the verdict is about the methods. Otherwise it is about "
+    "these trained models alone: trained anew with other seeds they may differ otherwise. Smallest detectable: the "
+    "true difference that this test set would show in four of five draws of its utterances (95 % confidence, 80 % "
+    "power), seeds apart. No correction for the number of comparisons: of twenty pairs that are equal in truth, one "
+    "looks different."
 )
 
 
@@ -49,8 +61,17 @@ def make_contrasts(name: str, a: Mapping[str, Sequence[Row]], b: Mapping[str, Se
         rows_a, rows_b = ([tables[cell][key] for cell in group] for group in (a, b))
         ids, words = _utterances(rows_a[0])
         errors_a, errors_b = ([_errors(row, rows_a[0], ids, words) for row in rows] for rows in (rows_a, rows_b))
-        protocol = rows_a[0].protocol
-        difference = pooled_bootstrap(errors_a, errors_b, words, samples=protocol.bootstrap_samples, seed=protocol.seed)
+        protocol, of_methods = rows_a[0].protocol, seeds_of_one_method(rows_a) and seeds_of_one_method(rows_b)
+        speakers = speakers_of(protocol, rows_a[0].utterances)
+        difference = pooled_bootstrap(
+            errors_a,
+            errors_b,
+            words,
+            of_methods=of_methods,
+            speakers=speakers,
+            samples=protocol.bootstrap_samples,
+            seed=protocol.seed,
+        )
         found.append(
             Contrast(
                 name=f"{name}, {test_set}" if len(test_sets) > 1 else name,
@@ -63,14 +84,23 @@ def make_contrasts(name: str, a: Mapping[str, Sequence[Row]], b: Mapping[str, Se
                 difference=difference.difference,
                 interval=difference.interval,
                 p_value=difference.p_value,
-                smallest_detectable=smallest_detectable_difference(errors_a, errors_b, words),
+                smallest_detectable=smallest_detectable_difference(errors_a, errors_b, words, speakers=speakers),
                 n_utterances=len(ids),
                 n_words=sum(words),
                 bootstrap_samples=protocol.bootstrap_samples,
                 seed=protocol.seed,
+                of_methods=of_methods,
+                resampled=protocol.resampled,
             )
         )
     return found
+
+
+def seeds_of_one_method(rows: Sequence[Row]) -> bool:
+    """Whether rows differ in their seed alone, and there are two or more: they tell how much a seed matters."""
+    seeds = [row.seed for row in rows]
+    one = len({(row.method, row.frame_rate_hz) for row in rows}) == 1
+    return one and None not in seeds and len(set(seeds)) == len(seeds) >= 2
 
 
 def _by_kind(cell: str, rows: Sequence[Row]) -> dict[tuple[str, str, str], Row]:
@@ -82,8 +112,9 @@ def _by_kind(cell: str, rows: Sequence[Row]) -> dict[tuple[str, str, str], Row]:
         key = (row.system, str(row.protocol.judge.get("name", "")), row.protocol.test_set.name)
         if key in table:
             raise ValueError(
-                f"cell {cell} has two rows of kind {row.system} ({table[key].name!r}, {row.name!r}): a contrast needs "
-                "one; evaluate one tokenizer and one SLM in each cell"
+                f"cell {cell} has two rows of kind {row.system} ({table[key].name!r}, {row.name!r}) by one judge on "
+                f"{key[2]}: a contrast needs one; evaluate one tokenizer and one SLM in each cell, and give test sets "
+                "names of their own"
             )
         table[key] = row
     return table
@@ -98,14 +129,23 @@ def _errors(row: Row, first: Row, ids: Sequence[str], words: Sequence[int]) -> l
     refuse_other_protocol(row, first)
     by_id = {u.id: u for u in row.utterances}
     if set(by_id) != set(ids) or [by_id[i].n_words for i in ids] != list(words):
-        raise ValueError(f"rows {row.name!r} and {first.name!r} were not scored on the same utterances")
+        raise ValueError(f"rows {row.label!r} and {first.label!r} were not scored on the same utterances")
     return [by_id[i].errors for i in ids]
 
 
 def reading(contrast: Contrast) -> str:
-    """What the interval allows to say."""
+    """What the interval allows to say: of the methods where their seeds are in it, else of these models."""
     low, high = contrast.interval
+    if not contrast.of_methods:
+        return "these models differ" if high < 0 or low > 0 else "no difference shown"
     return "a is better" if high < 0 else "b is better" if low > 0 else "inconclusive"
+
+
+def scope(contrast: Contrast) -> str:
+    """What a contrast is about, in a line."""
+    if contrast.of_methods:
+        return f"of the methods, over {len(contrast.a)} and {len(contrast.b)} seeds"
+    return "of these trained models; a verdict on methods takes two seeds of each"
 
 
 def _wers(values: Sequence[float], each: bool) -> str:
@@ -115,13 +155,12 @@ def _wers(values: Sequence[float], each: bool) -> str:
 
 
 def blocks(contrasts: Sequence[Contrast], each: bool = True) -> list[dict[str, object]]:
-    """For tables: each name with its two groups of cells and its lines of text, one for each of COLUMNS.
+    """For tables: each name with its groups of cells, what it is about, and lines of text, one for each of COLUMNS.
 
     ``each``: every seed's WER beside the mean.
     """
     found = []
-    for name in dict.fromkeys(c.name for c in contrasts):
-        mine = [c for c in contrasts if c.name == name]
+    for mine in by_groups(contrasts):
         lines = [
             [
                 SYSTEM_NAMES[c.system],
@@ -135,7 +174,19 @@ def blocks(contrasts: Sequence[Contrast], each: bool = True) -> list[dict[str, o
             ]
             for c in mine
         ]
-        found.append({"name": name, "a": ", ".join(mine[0].a), "b": ", ".join(mine[0].b), "lines": lines})
+        one = mine[0]
+        units = "" if one.resampled == "utterances" else f" over {one.resampled}"
+        counts = f"{one.n_utterances} utterances, {one.n_words} words; {one.bootstrap_samples} resamples{units}"
+        found.append(
+            {
+                "name": one.name,
+                "a": ", ".join(one.a),
+                "b": ", ".join(one.b),
+                "scope": scope(one),
+                "counts": counts,
+                "lines": lines,
+            }
+        )
     return found
 
 
@@ -143,9 +194,8 @@ def contrasts_markdown(contrasts: Sequence[Contrast], title: str) -> str:
     """The tables as Markdown, ready for a document."""
     text = [f"# {title}", "", EXPLANATION, ""]
     for block in blocks(contrasts):
-        one = next(c for c in contrasts if c.name == block["name"])
-        counts = f"{one.n_utterances} utterances, {one.n_words} words; {one.bootstrap_samples} resamples"
-        text += [f"## {block['name']}", "", f"a: {block['a']}; b: {block['b']} ({counts})", ""]
+        text += [f"## {block['name']}", "", f"a: {block['a']}; b: {block['b']} ({block['counts']})", ""]
+        text += [f"The difference is {block['scope']}.", ""]
         text += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
         text += [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in block["lines"]]
         text.append("")

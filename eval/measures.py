@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from eval.codes import CodeStatistics, most_frames
-from eval.schema import SYSTEM_NAMES, Results
+from eval.schema import SYSTEMS, Results
 from eval.speech import MEASURES_EXPLAINED, QualitySummary
 
 __all__ = ["MeasureTable", "code_table", "measure_tables", "quality_table"]
@@ -28,13 +28,14 @@ class MeasureTable:
 
 
 _CODES: list[tuple[str, Callable[[CodeStatistics], str], bool]] = [
-    ("tokenizer", lambda c: c.name, True),
+    ("tokenizer", lambda c: c.label, True),
     ("codes of", lambda c: c.data, True),
     ("Hz", lambda c: f"{c.frame_rate_hz:g}", True),
     ("bit/s, book 0", lambda c: f"{c.bitrate_semantic_bps:.0f}", False),
     ("bit/s, all books", lambda c: f"{c.bitrate_bps:.0f}", True),
     ("books", lambda c: str(len(c.books)), False),
-    ("utterances", lambda c: str(c.n_utterances), False),
+    ("scored", lambda c: str(c.n_scored), False),
+    ("failed", lambda c: str(c.n_failed), False),
     ("frames", lambda c: str(c.n_frames), True),
     ("book 0: entries used", lambda c: f"{c.books[0].used} of {c.books[0].size}", False),
     ("book 0: used %", lambda c: f"{100 * c.books[0].use:.1f}", True),
@@ -61,30 +62,29 @@ def code_table(codes: Sequence[CodeStatistics]) -> MeasureTable:
 def quality_table(quality: Sequence[QualitySummary]) -> MeasureTable:
     """The tokenizers' audio against the recordings, each mean with its interval."""
     placed = any(item.test_set for item in quality)
-    headings = ["system", "model", *(["recordings"] if placed else []), "clips"]
+    headings = ["system", "model", *(["recordings"] if placed else []), "scored", "failed"]
     headings += [*_MEASURES, "level, dB", "remarks"]
     lines = []
     places = list(dict.fromkeys(item.test_set for item in quality))
-    for item in sorted(quality, key=lambda item: (places.index(item.test_set), _kind(item.name))):
-        words = [item.name, item.model, *([item.test_set] if placed else [])]
+    for item in sorted(quality, key=lambda item: (places.index(item.test_set), _place(item))):
+        words = [item.label, item.model, *([item.test_set] if placed else [])]
         values = [_measure(item, measure, digits) for measure, digits in _MEASURES.values()]
         level = _measure(item, "level_difference_db", 1, interval=False)
-        lines.append([*words, str(item.n_clips), *values, level, "; ".join(item.notes)])
-    first = headings.index("clips")
+        lines.append([*words, str(item.n_scored), str(item.n_failed), *values, level, "; ".join(item.notes)])
+    first = headings.index("scored")
     return MeasureTable(
         title="Audio against the recordings",
-        note=f"Means over clips [95 %]. {MEASURES_EXPLAINED}",
+        note=f"Means over the clips scored [95 %]; failed: no audio to compare, in no mean. {MEASURES_EXPLAINED}",
         headings=headings,
         lines=lines,
         names=first,
-        narrow=[0, *([2] if placed else []), *range(first + 1, first + 1 + len(_MEASURES))],
+        narrow=[0, *([2] if placed else []), *range(first + 1, first + 2 + len(_MEASURES))],
     )
 
 
-def _kind(name: str) -> int:
-    """Where a row of this name stands among the kinds of system; the longest kind that its name holds."""
-    held = [kind for kind in SYSTEM_NAMES.values() if kind in name]
-    return list(SYSTEM_NAMES.values()).index(max(held, key=len)) if held else len(SYSTEM_NAMES)
+def _place(item: QualitySummary) -> int:
+    """Where a kind of system stands among the others; at the end where it is not known."""
+    return SYSTEMS.index(item.system) if item.system in SYSTEMS else len(SYSTEMS)
 
 
 def _measure(item: QualitySummary, measure: str, digits: int, interval: bool = True) -> str:
@@ -95,8 +95,8 @@ def _measure(item: QualitySummary, measure: str, digits: int, interval: bool = T
     if interval and measure in item.intervals:
         low, high = item.intervals[measure]
         text += f" [{low:.{digits}f}, {high:.{digits}f}]"
-    measured = item.n_measured.get(measure, item.n_clips)
-    return text if measured == item.n_clips else f"{text} ({measured} clips)"
+    measured = item.n_measured.get(measure, item.n_scored)
+    return text if measured == item.n_scored else f"{text} ({measured} clips)"
 
 
 def measure_tables(results: Results, briefly: bool = False) -> list[MeasureTable]:

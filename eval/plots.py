@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from eval.codes import CodeStatistics
-from eval.schema import SYSTEM_NAMES, SYSTEMS, Contrast, Row
+from eval.schema import SYSTEM_NAMES, SYSTEMS, Contrast, Row, by_groups
 
 __all__ = [
     "SYSTEM_COLOURS",
@@ -32,6 +33,8 @@ SYSTEM_COLOURS = {
     "tts": "#e0803c",
     "asr": "#d35d8a",
 }
+_METHOD_COLOURS = ("#3d8fd1", "#e0803c", "#2aa58b", "#d35d8a", "#8f7ae0", "#7a8793")
+_MARKERS = "osD^v"
 _TEXT = "#010203"  # stands for the page's own text colour
 _GRID = "#88888844"
 
@@ -40,13 +43,18 @@ def _figure(width: float, height: float) -> tuple[Figure, matplotlib.axes.Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
+    _bare(axes)
+    return figure, axes
+
+
+def _bare(axes: matplotlib.axes.Axes) -> None:
+    """Let the page show through, with a frame at two sides."""
     axes.patch.set_alpha(0)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#888888")
     axes.tick_params(colors=_TEXT, length=0)
-    return figure, axes
 
 
 def _svg(figure: Figure, name: str) -> str:
@@ -95,39 +103,93 @@ def wer_figure(rows: Sequence[Row], labels: Sequence[str], name: str) -> str | N
     return _svg(figure, name)
 
 
-def rate_figure(rows: Sequence[Row], system_names: dict[str, str], name: str) -> str | None:
-    """WER against the tokens that an LLM reads in a second, a line for each system; None with fewer than two rates.
+def rate_figure(rows: Sequence[Row]) -> Figure | None:
+    """WER against the tokens that an LLM reads in a second; None with fewer than two rates.
 
-    The reconstruction from all books is left out: no LLM reads those.
+    With one method there is one panel with a line for each system; with several a panel for each system, a line for
+    each method. A point is the mean of its method's seeds: each of them is a tick, the bar spans them. An open point is
+    one model with its 95 % interval. The reconstruction from all books is left out: no LLM reads those.
     """
     points = [row for row in rows if row.wer is not None and row.tokens_per_second is not None]
     points = [row for row in points if row.system != "reconstruction"]
     if len({row.tokens_per_second for row in points}) < 2:
         return None
-    figure, axes = _figure(6.4, 3.0)
-    systems = list(dict.fromkeys(row.system for row in points))
-    for position, system in enumerate(systems):
-        line = sorted((row for row in points if row.system == system), key=lambda row: row.tokens_per_second)
-        aside = 1.02 ** (position - (len(systems) - 1) / 2)  # intervals at one rate stand side by side
-        x, y = [row.tokens_per_second * aside for row in line], [100 * row.wer for row in line]
-        spread = [[0.0] * len(line), [0.0] * len(line)]
-        for i, row in enumerate(line):
-            if row.interval is not None:
-                spread[0][i], spread[1][i] = y[i] - 100 * row.interval[0], 100 * row.interval[1] - y[i]
-        axes.errorbar(
-            x, y, yerr=[[max(0.0, v) for v in side] for side in spread], marker="o", capsize=3, linewidth=1.6,
-            color=SYSTEM_COLOURS[system], label=system_names[system],
-        )  # fmt: skip
-    axes.set_xscale("log", base=2)
+    lines = _lines_of(points)
+    systems = [system for system in SYSTEMS if any(row.system == system for row in points)]
+    methods = list(dict.fromkeys(method for _, method in lines))
+    by_method = len(methods) > 1
+    entries = methods if by_method else systems
+    colours = dict(zip(methods, itertools.cycle(_METHOD_COLOURS), strict=False)) if by_method else SYSTEM_COLOURS
+    markers = dict(zip(entries, itertools.cycle(_MARKERS), strict=False))
+    panels = systems if by_method else [""]
+    legend_rows = -(-len(entries) // 3)
+    figure = Figure(figsize=(7.2, 2.9 + 0.2 * legend_rows), layout="constrained")
+    figure.patch.set_alpha(0)
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     ticks = sorted({row.tokens_per_second for row in points})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_ylim(0, None)
-    axes.set_xlabel("speech tokens per second (what the LLM reads)", color=_TEXT, fontsize=9)
-    axes.set_ylabel("WER, %", color=_TEXT, fontsize=9)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    axes.legend(frameon=False, labelcolor=_TEXT, fontsize=9)
-    return _svg(figure, name)
+    for axes, panel in zip(grid, panels, strict=True):
+        _bare(axes)
+        for (system, method), at in lines.items():
+            if panel in ("", system):
+                entry = method if by_method else system
+                _rate_line(axes, at, colours[entry], markers[entry])
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.margins(x=0.15)
+        axes.grid(axis="y", color=_GRID, linewidth=0.8)
+        if panel:
+            axes.set_title(SYSTEM_NAMES[panel], color=_TEXT, fontsize=9, weight="bold")
+    grid[0].set_ylim(0, None)  # of all panels, once all lines are there
+    grid[0].set_ylabel("WER, %", color=_TEXT, fontsize=9)
+    figure.supxlabel(
+        "speech tokens per second (what the LLM reads)\n"
+        "full point: mean of seeds, each a tick, the bar their range; open point: one model, 95 % interval",
+        color=_TEXT,
+        fontsize=9,
+    )
+    for entry in entries:
+        label = entry or "no method stated" if by_method else SYSTEM_NAMES[entry]
+        grid[0].plot([], [], color=colours[entry], marker=markers[entry], markersize=5, label=label)
+    # Above the panels, where it hides no point.
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, labelcolor=_TEXT, fontsize=9)
+    return figure
+
+
+def _lines_of(rows: Sequence[Row]) -> dict[tuple[str, str], dict[float, list[Row]]]:
+    """(system, method) -> tokens per second -> the method's rows there, which differ in seed.
+
+    Rows of one method at one rate that do not say in which seed they differ are of no common line: each is named.
+    """
+    lines: dict[tuple[str, str], dict[float, list[Row]]] = {}
+    for row in rows:
+        lines.setdefault((row.system, row.method), {}).setdefault(row.tokens_per_second, []).append(row)
+    unclear = {
+        key: at
+        for key, at in lines.items()
+        if any(len(some) > 1 and len({row.seed for row in some} - {None}) < len(some) for some in at.values())
+    }
+    for (system, _), at in unclear.items():
+        del lines[system, _]
+        for rate, some in at.items():
+            for row in some:
+                lines.setdefault((system, f"{row.label}, {row.model}".strip(", ")), {}).setdefault(rate, []).append(row)
+    return lines
+
+
+def _rate_line(axes: matplotlib.axes.Axes, at: dict[float, list[Row]], colour: str, marker: str) -> None:
+    """One method's line: means over its seeds, with what they spread."""
+    rates = sorted(at)
+    means = [100 * sum(row.wer for row in at[rate]) / len(at[rate]) for rate in rates]
+    axes.plot(rates, means, color=colour, linewidth=1.6)
+    for rate, mean in zip(rates, means, strict=True):
+        wers = [100 * row.wer for row in at[rate]]
+        ends = (100 * edge for edge in at[rate][0].interval or ()) if len(wers) == 1 else (min(wers), max(wers))
+        axes.plot([rate] * len(ends := list(ends)), ends, color=colour, linewidth=1.2, alpha=0.7)
+        if len(wers) > 1:
+            axes.plot([rate] * len(wers), wers, "_", color=colour, markersize=7)
+        face = "none" if len(wers) == 1 else colour
+        axes.plot(rate, mean, marker=marker, color=colour, markerfacecolor=face, markersize=6, linestyle="none")
 
 
 def book_use_figure(codes: Sequence[CodeStatistics], name: str) -> str | None:
@@ -143,7 +205,7 @@ def book_use_figure(codes: Sequence[CodeStatistics], name: str) -> str | None:
         colour = palette[i % len(palette)]
         axes.bar(x, [100 * b.use for b in statistics.books], width, color=colour, alpha=0.35)
         share = [100 * b.perplexity / b.size for b in statistics.books]
-        axes.bar(x, share, width, color=colour, label=statistics.name or f"tokenizer {i + 1}")
+        axes.bar(x, share, width, color=colour, label=statistics.label or f"tokenizer {i + 1}")
     axes.set_xticks(range(n_books), ["0\nsemantic", *(str(book) for book in range(1, n_books))], fontsize=9)
     axes.set_ylim(0, 100)
     axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -156,14 +218,11 @@ def book_use_figure(codes: Sequence[CodeStatistics], name: str) -> str | None:
     return _svg(figure, name)
 
 
-_MARKERS = "osD^v"
-
-
 def contrast_figure(contrasts: Sequence[Contrast]) -> Figure | None:
     """A forest plot: each contrast's difference with its interval beside the zero line, a block for each name.
 
-    A colour for each kind of row, a marker for each judge; the pale bar ends at the smallest detectable difference.
-    None where there are no contrasts.
+    A colour for each kind of row, a marker for each judge, open where the contrast is about these trained models and
+    not about the methods; the pale bar ends at the smallest detectable difference. None where there are no contrasts.
     """
     if not contrasts:
         return None
@@ -173,11 +232,12 @@ def contrast_figure(contrasts: Sequence[Contrast]) -> Figure | None:
     headings: list[tuple[float, str]] = []
     spans: list[tuple[float, float]] = []
     y = 0.0
-    for name in dict.fromkeys(c.name for c in contrasts):
-        headings.append((y, name))
+    for block in by_groups(contrasts):
+        about = "" if block[0].of_methods else " (these models, not the methods)"
+        headings.append((y, block[0].name + about))
         y += 1
         for system in SYSTEMS:
-            found = [c for c in contrasts if (c.name, c.system) == (name, system)]
+            found = [c for c in block if c.system == system]
             if found:
                 height = 0.55 * len(found)
                 lines += [(y + 0.55 * i, contrast) for i, contrast in enumerate(found)]
@@ -195,7 +255,9 @@ def contrast_figure(contrasts: Sequence[Contrast]) -> Figure | None:
         low, high = (100 * edge for edge in contrast.interval)
         axes.plot([low, high], [at, at], color=colour, linewidth=1.6, solid_capstyle="butt")
         marker = _MARKERS[judges.index(contrast.judge) % len(_MARKERS)]
-        axes.plot(100 * contrast.difference, at, marker=marker, color=colour, markersize=5, linestyle="none")
+        face = colour if contrast.of_methods else "white"
+        style = {"marker": marker, "markersize": 5, "markerfacecolor": face, "linestyle": "none"}
+        axes.plot(100 * contrast.difference, at, color=colour, **style)
     for top, bottom in spans:  # the zero line leaves the headings free
         axes.plot([0, 0], [top, bottom], color=_TEXT, linewidth=1)
     for judge, marker in zip(judges, _MARKERS, strict=False):
@@ -207,7 +269,11 @@ def contrast_figure(contrasts: Sequence[Contrast]) -> Figure | None:
         axes.annotate(
             text, (0.01, at), xycoords=("axes fraction", "data"), va="center", color=_TEXT, fontsize=9, weight="bold"
         )
-    axes.set_xlabel("difference in WER, points (line: 95 % interval; pale: below smallest detectable)", color=_TEXT)
+    axes.set_xlabel(
+        "difference in WER, points (line: 95 % interval; pale: below smallest detectable;\n"
+        "full point: of methods, seeds in the interval; open point: of these trained models)",
+        color=_TEXT,
+    )
     axes.xaxis.label.set_fontsize(9)
     axes.grid(axis="x", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)

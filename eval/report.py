@@ -40,6 +40,7 @@ __all__ = [
 REPORT_FILE = "report.html"
 _MEDIA_TYPES = {".flac": "audio/flac", ".wav": "audio/wav", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
 DIFFERENCE = "\u0394 WER"
+CER = "CER % [95 %]"
 _WORST = 10  # utterances listed for each row
 
 
@@ -59,7 +60,8 @@ class Group:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    return (SYSTEMS.index(row.system), row.system != "ground_truth" and -(row.frame_rate_hz or 0), row.name, row.model)
+    rate = row.system != "ground_truth" and -(row.frame_rate_hz or 0)
+    return (SYSTEMS.index(row.system), rate, row.label, row.model)
 
 
 def groups_of(rows: Sequence[Row]) -> list[Group]:
@@ -86,10 +88,17 @@ def _per_cent(value: float | None, digits: int = 1) -> str:
     return "n/a" if value is None else f"{100 * value:.{digits}f}"
 
 
+def _with_interval(rate: float | None, interval: tuple[float, float] | None) -> str:
+    between = "" if interval is None else f" [{_per_cent(interval[0])}, {_per_cent(interval[1])}]"
+    return _per_cent(rate) + between
+
+
 def wer_text(row: Row) -> str:
-    if row.interval is None:
-        return _per_cent(row.wer)
-    return f"{_per_cent(row.wer)} [{_per_cent(row.interval[0])}, {_per_cent(row.interval[1])}]"
+    return _with_interval(row.wer, row.interval)
+
+
+def cer_text(row: Row) -> str:
+    return _with_interval(row.cer, row.cer_interval)
 
 
 def _number(value: float | None, digits: int = 2) -> str:
@@ -120,7 +129,7 @@ _COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("model", lambda row: row.model, False),
     ("WER % [95 %]", wer_text, True),
     (DIFFERENCE, difference_text, True),
-    ("CER %", lambda row: _per_cent(row.cer), True),
+    (CER, cer_text, True),
     ("S", lambda row: str(row.substitutions), True),
     ("D", lambda row: str(row.deletions), True),
     ("I", lambda row: str(row.insertions), True),
@@ -139,14 +148,14 @@ _COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
 NARROW_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("WER % [95 %]", wer_text, True),
     (DIFFERENCE, difference_text, True),
-    ("CER %", lambda row: _per_cent(row.cer), True),
+    (CER, cer_text, True),
     ("S+D+I/N", lambda row: f"{row.substitutions}+{row.deletions}+{row.insertions}/{row.n_words}", True),
     ("failed", lambda row: f"{row.n_failed}/{row.n_scored + row.n_failed}", True),
     ("cut off", lambda row: "" if row.n_truncated is None else str(row.n_truncated), True),
     ("tokens/s", lambda row: _number(row.tokens_per_second), True),
     ("RTF", lambda row: _speed(row, 2), True),
 ]
-_LEFT_OUT_FIRST = ("RTF", "S+D+I/N", "CER %", "tokens/s")
+_LEFT_OUT_FIRST = ("RTF", "S+D+I/N", CER, "tokens/s")
 _NAME_WIDTH = 24  # a longer name is folded before a column is left out
 
 
@@ -168,7 +177,7 @@ def format_table(results: Results, width: int = 110) -> str:
         shown = Group(group.protocol, group.rows, truth)
         # The others' differences belong to their own table.
         lines = [(label_of(row, group.rows), row, True) for row in group.rows]
-        lines += [(f"{row.protocol.judge.get('name', '?')} on {row.name}", row, False) for row in truth]
+        lines += [(f"{row.protocol.judge.get('name', '?')} on {row.label}", row, False) for row in truth]
         columns = {
             heading: [text(row) if own or heading != DIFFERENCE else "" for _, row, own in lines]
             for heading, text, _ in columns_of(shown, NARROW_COLUMNS)
@@ -205,12 +214,14 @@ def format_table(results: Results, width: int = 110) -> str:
             table.add_row(*(Text(line[i]) for i in measures.narrow))
         console.print(table)
     for block in blocks(results.contrasts, each=False):
-        console.print(Text(f"{block['name']} (a: {block['a']}; b: {block['b']})"))
+        console.print(Text(f"{block['name']} (a: {block['a']}; b: {block['b']}): {block['scope']}"))
         table = Table(box=SIMPLE_HEAD)
-        for heading in COLUMNS[:-1]:  # the reading is left to the report: a terminal is narrow
-            table.add_column(heading, min_width=14 if heading == "row" else None, no_wrap="points" in heading)
+        shown = [i for i, heading in enumerate(COLUMNS) if heading != "smallest detectable"]  # a terminal is narrow
+        for heading in (COLUMNS[i] for i in shown):
+            narrowest = {"row": 14, "reading": 19}.get(heading)
+            table.add_column(heading, min_width=narrowest, no_wrap="points" in heading)
         for line in block["lines"]:
-            table.add_row(*map(Text, line[:-1]))
+            table.add_row(*(Text(line[i]) for i in shown))
         console.print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
@@ -225,26 +236,44 @@ def caption_of(group: Group) -> str:
     protocol = group.protocol
     return (
         f"{group.heading} ({protocol.test_set.name}, {protocol.test_set.n} utterances, "
-        f"normaliser {protocol.normaliser} {protocol.normaliser_version})"
+        f"normaliser {protocol.normaliser} {protocol.normaliser_version}; {' or '.join(_intervals(group))})"
     )
 
 
+def _intervals(group: Group) -> list[str]:
+    """How the rows' intervals came about: rows may be compared whose intervals were drawn in other ways."""
+    return list(dict.fromkeys(row.protocol.interval_text() for row in group.rows))
+
+
 def _frame_rate_table(group: Group) -> dict[str, Any] | None:
-    """WER of each system at each frame rate, where there are several."""
-    cells: dict[float, dict[str, list[Row]]] = {}
+    """WER of each system at each frame rate and by each method, where there are several rates."""
+    cells: dict[tuple[float, str], dict[str, list[Row]]] = {}
     for row in group.rows:
         if row.frame_rate_hz is not None:
-            cells.setdefault(row.frame_rate_hz, {}).setdefault(row.system, []).append(row)
-    if len(cells) < 2:
+            at = cells.setdefault((row.frame_rate_hz, row.method), {})
+            at.setdefault(row.system, []).append(row)
+    if len({rate for rate, _ in cells}) < 2:
         return None
     systems = [system for system in SYSTEMS if any(system in by_system for by_system in cells.values())]
+    methods = list(dict.fromkeys(method for _, method in cells))
     return {
         "systems": [SYSTEM_NAMES[system] for system in systems],
+        "methods": methods != [""],
         "lines": [
-            (_number(rate), [" / ".join(wer_text(row) for row in cells[rate].get(system, [])) for system in systems])
-            for rate in sorted(cells, reverse=True)
+            (_number(rate), method, [_pooled(cells[rate, method].get(system, [])) for system in systems])
+            for rate, method in sorted(cells, key=lambda key: (-key[0], methods.index(key[1])))
         ],
     }
+
+
+def _pooled(rows: Sequence[Row]) -> str:
+    """The WER of one row with its interval, or of several seeds their mean and each of them."""
+    if len(rows) < 2:
+        return "".join(map(wer_text, rows))
+    if None in (row.wer for row in rows) or len({row.seed for row in rows} - {None}) < len(rows):
+        return "; ".join(f"{row.label} {wer_text(row)}" for row in rows)  # not known to differ in seed alone
+    each = ", ".join(_per_cent(row.wer) for row in sorted(rows, key=lambda row: row.seed))
+    return f"{_per_cent(sum(row.wer for row in rows) / len(rows))} (seeds: {each})"
 
 
 def _worst(row: Row) -> list[tuple[str, str, str]]:
@@ -263,8 +292,8 @@ def _worst(row: Row) -> list[tuple[str, str, str]]:
 
 
 def label_of(row: Row, rows: Sequence[Row]) -> str:
-    """A row's name, with its model where another row has the same name."""
-    return f"{row.name}, {row.model}" if sum(other.name == row.name for other in rows) > 1 else row.name
+    """A row's label, with its model where another row has the same label."""
+    return f"{row.label}, {row.model}" if sum(other.label == row.label for other in rows) > 1 else row.label
 
 
 def _players(samples: Sequence[Sample], folder: Path) -> list[dict[str, Any]]:
@@ -278,7 +307,8 @@ def _players(samples: Sequence[Sample], folder: Path) -> list[dict[str, Any]]:
             if media_type is None:
                 raise ValueError(f"{path}: browsers play {', '.join(_MEDIA_TYPES)}; write the clip as one of these")
             data = base64.b64encode(path.read_bytes()).decode()
-            clips.append({"label": clip.label, "heard": clip.heard, "uri": f"data:{media_type};base64,{data}"})
+            label = f"{clip.cell}: {clip.label}" if clip.cell else clip.label
+            clips.append({"label": label, "heard": clip.heard, "uri": f"data:{media_type};base64,{data}"})
         shown.append({"id": sample.id, "text": sample.text, "clips": clips})
     return shown
 
@@ -319,9 +349,10 @@ def write_report(results: Results, folder: Path | str) -> Path:
             {
                 "group": group,
                 "columns": columns,
+                "caption": caption_of(group),
                 "frame_rates": _frame_rate_table(group),
                 "bars": _safe(wer_figure(group.rows, labels, f"wer{number}")),
-                "curve": _safe(rate_figure(group.rows, SYSTEM_NAMES, f"rate{number}")),
+                "curve": _safe(svg_of(rate_figure(group.rows), f"rate{number}")),
                 "worst": [(label, _worst(row)) for label, row in zip(labels, group.rows, strict=True)],
                 "protocol": _lines(_protocol_details(group)),
             }
@@ -352,7 +383,7 @@ def _protocol_details(group: Group) -> dict[str, Any]:
         "judge": protocol.judge or "none: the system's own transcript",
         "normaliser": f"{protocol.normaliser} {protocol.normaliser_version}",
         "aggregation": protocol.aggregation,
-        "interval": f"95 % bootstrap over utterances, {protocol.bootstrap_samples} resamples, seed {protocol.seed}",
+        "interval": "; ".join(_intervals(group)),
         "test set": {
             "name": protocol.test_set.name,
             "utterances": protocol.test_set.n,

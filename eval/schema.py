@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,18 @@ __all__ = [
     "Row",
     "Sample",
     "TestSet",
+    "by_groups",
     "compare_rows",
     "load_results",
     "make_row",
     "merge_results",
     "refuse_other_protocol",
     "save_results",
+    "speakers_of",
     "test_set_sha256",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RESULTS_FILE = "results.json"
 # Kinds of system, in the order of tables.
 SYSTEM_NAMES = {
@@ -72,7 +75,9 @@ class Protocol:
     """Under which conditions a score holds.
 
     ``task`` is "speech" (a judge reads audio) or "asr" (the system's own transcript of the recordings, no judge).
-    ``judge`` is the identity of :class:`eval.judge.Judge`, decoding settings included; empty for "asr".
+    ``judge`` is the identity of :class:`eval.judge.Judge`, decoding settings included; empty for "asr". ``resampled``
+    is what the intervals' bootstrap draws, "utterances" or "speakers"; ``n_speakers`` is None where the test set does
+    not say who speaks in all of its utterances.
     """
 
     task: str
@@ -83,6 +88,14 @@ class Protocol:
     aggregation: str = "corpus"
     seed: int = 0
     bootstrap_samples: int = 10_000
+    resampled: str = "utterances"
+    n_speakers: int | None = None
+
+    def interval_text(self) -> str:
+        """How intervals come about, for people."""
+        units = f"{self.n_speakers} speakers" if self.resampled == "speakers" else "utterances"
+        few = f" (of {self.n_speakers} speakers)" if self.resampled != "speakers" and self.n_speakers else ""
+        return f"95 % bootstrap over {units}{few}, {self.bootstrap_samples} resamples, seed {self.seed}"
 
     def comparable_by(self) -> dict[str, Any]:
         """What has to be equal for two scores to be compared. A judge with the same weights may have another name."""
@@ -112,10 +125,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Mean WER of the cells ``a`` minus that of the cells ``b``, in one kind of row; a group's cells differ in seed.
+    """Mean WER of the cells ``a`` minus that of the cells ``b``, in one kind of row.
 
     ``judge`` is empty for the SLM's own transcripts. ``wers_a`` and ``wers_b`` stand in the order of the cells.
-    ``interval`` and ``p_value`` are those of :func:`eval.stats.pooled_bootstrap`.
+    ``interval`` and ``p_value`` are those of :func:`eval.stats.pooled_bootstrap`: with ``of_methods`` of the methods,
+    trained anew with other seeds; without, of these trained models alone.
     """
 
     name: str
@@ -133,11 +147,24 @@ class Contrast:
     n_words: int
     bootstrap_samples: int
     seed: int
+    of_methods: bool = False
+    resampled: str = "utterances"
+
+
+def by_groups(contrasts: Sequence[Contrast]) -> list[list[Contrast]]:
+    """Those of one name and of the same groups of cells together."""
+    groups: dict[tuple[object, ...], list[Contrast]] = {}
+    for one in contrasts:
+        groups.setdefault((one.name, tuple(one.a), tuple(one.b)), []).append(one)
+    return list(groups.values())
 
 
 @dataclass
 class Row:
     """One system's scores. ``interval`` is that of the WER; rates are fractions, not per cent.
+
+    What a row is about, in a comparison: its ``cell``, that cell's ``method`` (what it differs in from others beside
+    frame rate and seed) and its training ``seed``. Empty or None: not of a comparison, or not known.
 
     ``n_scored`` + ``n_failed`` utterances count; a failed one counts as all its words deleted. ``n_truncated`` of the
     scored ones were cut off at a length limit.
@@ -175,6 +202,20 @@ class Row:
     generation: dict[str, Any] = field(default_factory=dict)
     difference: Difference | None = None
     utterances: list[UtteranceErrors] = field(default_factory=list, repr=False)
+    cer_interval: tuple[float, float] | None = None
+    cell: str = ""
+    method: str = ""
+    seed: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The name in tables: the cell's before its own."""
+        return f"{self.cell}: {self.name}" if self.cell else self.name
+
+    def identity(self) -> tuple[object, ...]:
+        """Equal for rows that are about the same thing."""
+        about = (self.system, self.cell, self.method, self.seed, self.name, self.model)
+        return (self.protocol.key(), *about, self.frame_rate_hz, self.tokens_per_second)
 
 
 @dataclass
@@ -184,15 +225,17 @@ class Clip:
     label: str
     audio: str
     heard: dict[str, str] = field(default_factory=dict)
+    cell: str = ""
 
 
 @dataclass
 class Sample:
-    """One utterance to listen to, through several systems."""
+    """One utterance to listen to, through several systems; ``test_set`` is the digest of the set that has its id."""
 
     id: str
     text: str
     clips: list[Clip] = field(default_factory=list)
+    test_set: str = ""
 
 
 @dataclass
@@ -227,6 +270,8 @@ def make_row(name: str, system: str, model: str, protocol: Protocol, rates: Erro
     """
     if system not in SYSTEMS:
         raise ValueError(f"system {system!r} is unknown: choose one of {', '.join(SYSTEMS)}")
+    drawing = {"speakers": speakers_of(protocol, rates.utterances)}
+    drawing |= {"samples": protocol.bootstrap_samples, "seed": protocol.seed}
     return Row(
         name=name,
         system=system,
@@ -235,10 +280,10 @@ def make_row(name: str, system: str, model: str, protocol: Protocol, rates: Erro
         wer=rates.wer,
         cer=rates.cer,
         interval=bootstrap_interval(
-            [u.errors for u in rates.utterances],
-            [u.n_words for u in rates.utterances],
-            samples=protocol.bootstrap_samples,
-            seed=protocol.seed,
+            [u.errors for u in rates.utterances], [u.n_words for u in rates.utterances], **drawing
+        ),
+        cer_interval=bootstrap_interval(
+            [u.character_errors for u in rates.utterances], [u.n_characters for u in rates.utterances], **drawing
         ),
         substitutions=rates.substitutions,
         deletions=rates.deletions,
@@ -251,13 +296,18 @@ def make_row(name: str, system: str, model: str, protocol: Protocol, rates: Erro
     )
 
 
+def speakers_of(protocol: Protocol, utterances: Sequence[UtteranceErrors]) -> list[str] | None:
+    """The speaker of each utterance where the protocol resamples speakers, else None."""
+    return [u.speaker for u in utterances] if protocol.resampled == "speakers" else None
+
+
 def refuse_other_protocol(row: Row, against: Row) -> None:
     """Raises ValueError where the rows' protocols differ; the message says in what."""
     mine, other = row.protocol.comparable_by(), against.protocol.comparable_by()
     odd = [key for key in mine if mine[key] != other[key]]
     if odd:
         raise ValueError(
-            f"rows {row.name!r} and {against.name!r} cannot be compared: their protocols differ in {', '.join(odd)}; "
+            f"rows {row.label!r} and {against.label!r} cannot be compared: their protocols differ in {', '.join(odd)}; "
             "score both with one judge, normaliser and test set"
         )
 
@@ -276,6 +326,7 @@ def compare_rows(row: Row, against: Row) -> PairedDifference:
         [u.errors for u in against.utterances],
         [u.n_words for u in row.utterances],
         [u.n_words for u in against.utterances],
+        speakers=speakers_of(row.protocol, row.utterances),
         samples=row.protocol.bootstrap_samples,
         seed=row.protocol.seed,
     )
@@ -284,33 +335,72 @@ def compare_rows(row: Row, against: Row) -> PairedDifference:
 def merge_results(parts: Sequence[Results], title: str) -> Results:
     """Several evaluations as one, for a comparison: rows, codes and clips side by side.
 
-    A row that two parts share (the ground truth under one protocol, say) is kept once. Parts whose protocols differ
-    stay in tables of their own.
+    What two parts share (the ground truth under one protocol, say) is kept once. What has one name and differs (rows
+    with other scores, a judge's other reading of a clip, versions, contrasts) is kept from each part, with the part's
+    title. Parts whose protocols differ stay in tables of their own.
     """
-    merged = Results(title=title, rows=[], created=max((p.created for p in parts), default=""))
-    seen: set[tuple[str, ...]] = set()
-    samples: dict[str, Sample] = {}
+    merged = Results(title=title, rows=_merged_rows(parts), created=max((p.created for p in parts), default=""))
+    samples: dict[tuple[str, str, str], Sample] = {}
+    contrasts: dict[str, list[Contrast]] = {}
     for part in parts:
-        for row in part.rows:
-            key = (row.protocol.key(), row.name, row.model)
-            if key not in seen:
-                seen.add(key)
-                merged.rows.append(row)
         merged.codes += [c for c in part.codes if c not in merged.codes]
         merged.quality += [q for q in part.quality if q not in merged.quality]
-        merged.contrasts += [c for c in part.contrasts if c not in merged.contrasts]
         merged.notes += [note for note in part.notes if note not in merged.notes]
-        merged.versions |= part.versions
+        for name in dict.fromkeys(c.name for c in part.contrasts):
+            _keep_both(contrasts, name, [c for c in part.contrasts if c.name == name], part.title)
+        for name, version in part.versions.items():
+            _keep_both(merged.versions, name, version, part.title)
         for sample in part.samples:
-            into = samples.setdefault(sample.id, Sample(sample.id, sample.text))
-            known = {clip.label: clip for clip in into.clips}
+            key = (sample.test_set, sample.id, sample.text)
+            into = samples.setdefault(key, Sample(sample.id, sample.text, test_set=sample.test_set))
+            known = {(clip.cell, clip.label): clip for clip in into.clips}
             for clip in sample.clips:
-                if clip.label in known:
-                    known[clip.label].heard = clip.heard | known[clip.label].heard
-                else:
-                    into.clips.append(dataclasses.replace(clip))
+                if (clip.cell, clip.label) not in known:
+                    into.clips.append(dataclasses.replace(clip, heard=dict(clip.heard)))
+                    continue
+                for judge, heard in clip.heard.items():
+                    _keep_both(known[clip.cell, clip.label].heard, judge, heard, part.title)
+    merged.contrasts = [dataclasses.replace(c, name=name) for name, found in contrasts.items() for c in found]
     merged.samples = list(samples.values())
     return merged
+
+
+def _free_name(name: str, taken: Container[str], title: str) -> str:
+    """The name, with its part's title where another one has it."""
+    numbered = (f"{name} ({title}, {number})" for number in itertools.count(2))
+    return next(one for one in itertools.chain((name, f"{name} ({title})"), numbered) if one not in taken)
+
+
+def _keep_both(into: dict[str, Any], name: str, value: Any, title: str) -> None:
+    """Add ``name: value``; where another value has that name, under one that says whose it is."""
+    if not any(known == value for own, known in into.items() if own == name or own.startswith(f"{name} (")):
+        into[_free_name(name, into, title)] = value
+
+
+def _merged_rows(parts: Sequence[Results]) -> list[Row]:
+    """Rows of one identity once where they have the same texts, else each of them under a name of its own."""
+    kept: dict[tuple[object, ...], dict[str, Row]] = {}
+    for part in parts:
+        copies: list[Row] = []
+        here: dict[tuple[str, str], str] = {}  # (protocol, label in the part) -> label now
+        for row in part.rows:
+            same = kept.setdefault(row.identity(), {})
+            found = next((other for other in same.values() if _same_texts(row, other)), None)
+            if found is None:
+                found = dataclasses.replace(row, name=_free_name(row.name, same, part.title))
+                same[found.name] = found
+                copies.append(found)
+            here[row.protocol.key(), row.label] = found.label
+        for row in copies:
+            if row.difference is not None:
+                against = here.get((row.protocol.key(), row.difference.against), row.difference.against)
+                row.difference = dataclasses.replace(row.difference, against=against)
+    return [row for same in kept.values() for row in same.values()]
+
+
+def _same_texts(a: Row, b: Row) -> bool:
+    one, other = ({(u.id, u.reference, u.hypothesis) for u in row.utterances} for row in (a, b))
+    return one == other and a.wer == b.wer
 
 
 def save_results(results: Results, folder: Path | str) -> Path:
@@ -335,7 +425,7 @@ def load_results(path: Path | str) -> Results:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is of another schema version, or not a results file.
+        ValueError: it is of a schema version that this code does not know, or not a results file.
     """
     path = Path(path)
     path = path / RESULTS_FILE if path.is_dir() else path
@@ -346,15 +436,33 @@ def load_results(path: Path | str) -> Results:
         version = content.pop("schema_version", None)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a results file: {error}") from error
-    if version != SCHEMA_VERSION:
+    if version not in range(1, SCHEMA_VERSION + 1):
         raise ValueError(
-            f"{path} has schema version {version}, this code reads version {SCHEMA_VERSION}: run `slm evaluate` again"
+            f"{path} has schema version {version}, this code reads versions 1 to {SCHEMA_VERSION}: run `slm evaluate` "
+            "again"
         )
     try:
+        if version == 1:
+            _upgrade(content)
         results = TypeAdapter(Results).validate_python(content)
-    except ValidationError as error:
-        raise ValueError(f"{path} is not a results file of version {SCHEMA_VERSION}: {error}") from error
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a results file of version {version}: {error!r}") from error
     for sample in results.samples:
         for clip in sample.clips:
             clip.audio = str((path.parent / clip.audio).resolve())
     return results
+
+
+def _upgrade(content: dict[str, Any]) -> None:
+    """Version 1 to 2, in place: a cell stood before names there, and other words stood for ``n_scored``."""
+    kinds = {name: kind for kind, name in SYSTEM_NAMES.items()}
+    for row in content["rows"]:
+        cell, colon, rest = row["name"].rpartition(f": {SYSTEM_NAMES.get(row['system'], '')}")
+        if colon:
+            row |= {"cell": cell, "name": colon.removeprefix(": ") + rest}
+    for item in content.get("quality", []):
+        cell, _, name = item["name"].rpartition(": ")
+        item |= {"cell": cell, "name": name, "system": kinds.get(name, ""), "n_scored": item.pop("n_clips")}
+    for item in content.get("codes", []):
+        cell, _, name = item["name"].rpartition(": ")
+        item |= {"cell": cell, "name": name, "n_scored": item.pop("n_utterances")}

@@ -61,13 +61,14 @@ class Quality:
 class QualitySummary:
     """Means over the clips for which a measure exists; ``n_measured`` says how many those were.
 
-    ``intervals``: measure -> 95 % bootstrap interval of its mean over clips, where there are two clips or more.
-    ``test_set`` names the recordings.
+    ``n_scored`` clips could be compared; ``n_failed`` could not (no audio came out, or the recording cannot be read)
+    and are in no mean. ``intervals``: measure -> 95 % bootstrap interval of its mean over clips, where there are two
+    clips or more. ``test_set`` names the recordings; ``system`` and ``cell`` are those of :class:`eval.schema.Row`.
     """
 
     name: str
     model: str
-    n_clips: int
+    n_scored: int
     mel_distance_db: float | None
     stoi: float | None
     pesq: float | None
@@ -76,6 +77,14 @@ class QualitySummary:
     notes: list[str]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     test_set: str = ""
+    n_failed: int = 0
+    system: str = ""
+    cell: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name in tables."""
+        return f"{self.cell}: {self.name}" if self.cell else self.name
 
 
 @cache
@@ -177,35 +186,50 @@ def _measured(reference: np.ndarray, audio: np.ndarray, difference_s: float) -> 
 
 
 def summarise_quality(
-    name: str, model: str, clips: Sequence[Quality], test_set: str = "", samples: int = 10_000, seed: int = 0
+    name: str,
+    model: str,
+    clips: Sequence[Quality | None],
+    test_set: str = "",
+    samples: int = 10_000,
+    seed: int = 0,
+    system: str = "",
+    speakers: Sequence[str] | None = None,
 ) -> QualitySummary:
     """Means over clips, with their intervals; what could not be measured is counted and said, not hidden.
 
     Args:
         name: the system, as tables name it.
         model: the tokenizer.
-        clips: one for each recording.
+        clips: one for each recording; None where there is none to compare.
         test_set: the recordings' name.
         samples: resamples of the bootstrap over clips.
         seed: of the bootstrap.
+        system: which kind of system.
+        speakers: of each recording, to draw speakers, not clips.
     """
+    who = speakers or [""] * len(clips)
+    there = [(clip, speaker) for clip, speaker in zip(clips, who, strict=True) if clip is not None]
     means: dict[str, float | None] = {}
     counts: dict[str, int] = {}
     intervals: dict[str, tuple[float, float]] = {}
     for measure in MEASURES:
-        values = [v for clip in clips if (v := getattr(clip, measure)) is not None]
+        found = [(v, speaker) for clip, speaker in there if (v := getattr(clip, measure)) is not None]
+        values = [value for value, _ in found]
         counts[measure] = len(values)
         means[measure] = float(np.mean(values)) if values else None
-        if (interval := mean_interval(values, samples=samples, seed=seed)) is not None:
+        drawn = [speaker for _, speaker in found] if speakers else None
+        if (interval := mean_interval(values, speakers=drawn, samples=samples, seed=seed)) is not None:
             intervals[measure] = interval
-    notes = Counter(note for clip in clips for note in clip.notes)
+    notes = Counter(note for clip, _ in there for note in clip.notes)
     return QualitySummary(
         name,
         model,
-        len(clips),
+        len(there),
         **means,
         n_measured=counts,
         notes=[f"{note} ({n} clips)" for note, n in notes.items()],
         intervals=intervals,
         test_set=test_set,
+        n_failed=len(clips) - len(there),
+        system=system,
     )

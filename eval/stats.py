@@ -1,8 +1,10 @@
-"""Intervals for corpus error rates: the bootstrap over utterances, and its paired form for a difference.
+"""Intervals for corpus error rates: the bootstrap over utterances or speakers, and its paired form for a difference.
 
 Shapes: U utterances, R resamples, T trainings (one system trained with several seeds).
 
-Utterances, not words, are resampled: the errors of one utterance depend on each other.
+Utterances, not words, are resampled: the errors of one utterance depend on each other. So do the utterances of one
+speaker. Given ``speakers``, whole speakers are drawn with all that they said, and the interval speaks of other speakers
+rather than of other sentences of these.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from statistics import NormalDist
 import numpy as np
 
 __all__ = [
+    "ENOUGH_SPEAKERS",
     "GroupDifference",
     "PairedDifference",
     "bootstrap_interval",
@@ -23,6 +26,11 @@ __all__ = [
     "smallest_detectable_difference",
 ]
 
+# From so many speakers on they are what is resampled, where nothing else was asked for. In simulation (8 utterances of
+# six words from each, WER 30 %, speakers' rates with a standard deviation of 15 points) a 95 % interval over speakers
+# held the truth in 78 % of cases with 4 speakers, 88 with 8, 90 with 10, 92 with 20 and 94 with 40; one over utterances
+# in 60 to 69. Where speakers did not differ, 10 speakers held it in 87 %, utterances in 93.
+ENOUGH_SPEAKERS = 10
 _CELLS_PER_BLOCK = 4_000_000  # bounds the memory of one block of resamples (int64)
 
 
@@ -32,6 +40,19 @@ def _resamples(n_utterances: int, samples: int, seed: int) -> Iterator[np.ndarra
     block = max(1, _CELLS_PER_BLOCK // n_utterances)
     for start in range(0, samples, block):
         yield rng.integers(0, n_utterances, size=(min(block, samples - start), n_utterances))
+
+
+def _drawn_units(speakers: Sequence[str] | None, *values: np.ndarray) -> list[np.ndarray]:
+    """What is resampled: ``values`` (..., U) as they are, or their sums for each speaker (..., S)."""
+    if speakers is None:
+        return list(values)
+    if len(speakers) != values[0].shape[-1]:
+        raise ValueError(f"{len(speakers)} speakers for {values[0].shape[-1]} utterances: give one for each")
+    names, place = np.unique(np.asarray(speakers), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError("there is one speaker, so there are no others to draw: resample utterances instead")
+    member = np.equal.outer(place, np.arange(len(names)))  # (U, S)
+    return [value @ member for value in values]
 
 
 def _rate(errors: np.ndarray, words: np.ndarray) -> np.ndarray:
@@ -59,6 +80,7 @@ def bootstrap_interval(
     errors: Sequence[int],
     words: Sequence[int],
     *,
+    speakers: Sequence[str] | None = None,
     samples: int = 10_000,
     seed: int = 0,
     confidence: float = 0.95,
@@ -66,8 +88,9 @@ def bootstrap_interval(
     """Percentile bootstrap interval of the corpus error rate ``sum(errors) / sum(words)``.
 
     Args:
-        errors: word errors of each utterance (U,).
+        errors: word errors of each utterance (U,); or character errors, with characters for ``words``.
         words: reference words of each utterance (U,).
+        speakers: who spoke each utterance (U,), to draw speakers; None draws utterances.
         samples: number of resamples.
         seed: makes the interval repeatable.
         confidence: 0.95 gives the 95 % interval.
@@ -76,23 +99,34 @@ def bootstrap_interval(
         (low, high), or None where there is no interval: fewer than two utterances, or no reference word.
 
     Raises:
-        ValueError: lists of different lengths, or settings out of range.
+        ValueError: lists of different lengths, a single speaker, or settings out of range.
     """
     errors_array, words_array = _check(errors, words, samples, confidence)
     if len(errors_array) < 2 or words_array.sum() == 0:
         return None
+    errors_array, words_array = _drawn_units(speakers, errors_array, words_array)
     rates = [_rate(errors_array[index], words_array[index]) for index in _resamples(len(errors_array), samples, seed)]
     return _percentiles(np.concatenate(rates), confidence)
 
 
 def mean_interval(
-    values: Sequence[float], *, samples: int = 10_000, seed: int = 0, confidence: float = 0.95
+    values: Sequence[float],
+    *,
+    speakers: Sequence[str] | None = None,
+    samples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
 ) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of the mean of ``values`` (U,), one for each utterance; None for fewer than two."""
+    """Percentile bootstrap interval of the mean of ``values`` (U,), one for each utterance; None for fewer than two.
+
+    ``speakers`` as in :func:`bootstrap_interval`; those of some clips alone may be one only: then there is no interval.
+    """
     array = np.asarray(values, dtype=np.float64)
-    if len(array) < 2:
+    if len(array) < 2 or (speakers is not None and len(set(speakers)) < 2):
         return None
-    return _percentiles(np.concatenate([array[i].mean(-1) for i in _resamples(len(array), samples, seed)]), confidence)
+    sums, counts = _drawn_units(speakers, array, np.ones(len(array)))
+    means = [sums[index].sum(-1) / counts[index].sum(-1) for index in _resamples(len(sums), samples, seed)]
+    return _percentiles(np.concatenate(means), confidence)
 
 
 @dataclass(frozen=True)
@@ -116,15 +150,18 @@ def paired_bootstrap(
     words_a: Sequence[int],
     words_b: Sequence[int],
     *,
+    speakers: Sequence[str] | None = None,
     samples: int = 10_000,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> PairedDifference:
     """Paired bootstrap of the difference of two systems' corpus error rates; utterances are matched by id.
 
+    ``speakers`` (U,), in the order of ``ids_a``: draw speakers, not utterances.
+
     Raises:
         ValueError: the two systems were not scored on the same utterances (ids, or reference words of one of them,
-            differ), an id occurs twice, or there are fewer than two utterances.
+            differ), an id occurs twice, or there are fewer than two utterances, or one speaker.
     """
     a_errors, a_words = _check(errors_a, words_a, samples, confidence)
     b_errors, b_words = _check(errors_b, words_b, samples, confidence)
@@ -145,13 +182,13 @@ def paired_bootstrap(
         raise ValueError(f"utterance {odd_id!r} has references of different lengths: use one normaliser for both")
     if len(a_errors) < 2 or a_words.sum() == 0:
         raise ValueError("a paired bootstrap needs at least two utterances with words")
-    deltas = a_errors - b_errors
-    drawn = np.concatenate([_rate(deltas[index], a_words[index]) for index in _resamples(len(deltas), samples, seed)])
+    deltas, words = _drawn_units(speakers, a_errors - b_errors, a_words)
+    drawn = np.concatenate([_rate(deltas[index], words[index]) for index in _resamples(len(deltas), samples, seed)])
     return PairedDifference(
-        difference=float(deltas.sum() / a_words.sum()),
+        difference=float(deltas.sum() / words.sum()),
         interval=_percentiles(drawn, confidence),
         p_value=_two_sided(drawn),
-        n_utterances=len(deltas),
+        n_utterances=len(a_errors),
     )
 
 
@@ -197,59 +234,61 @@ def pooled_bootstrap(
     errors_b: Sequence[Sequence[int]],
     words: Sequence[int],
     *,
+    of_methods: bool = False,
+    speakers: Sequence[str] | None = None,
     samples: int = 10_000,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> GroupDifference:
-    """Bootstrap of the difference of two methods, each trained with one or several seeds.
+    """Bootstrap of the difference of two groups of trained models, or of the two methods that trained them.
 
-    Two levels are resampled, each on its own, and their deviations added: the utterances, the same ones for all
-    trainings (paired), and the trainings within each group that has two or more. T trainings drawn from T vary by
-    (T - 1) / T of what T new ones would, so their deviation is stretched by sqrt(T / (T - 1)) (Rao and Wu, 1988, on
-    small strata). In simulation (64 utterances of six words, WER about 35 %) a 95 % interval held the truth in 98 % of
-    cases where seeds did not matter, in 92 to 97 % where their standard deviation was 2 to 4 points, and in 84 (T = 2)
-    to 89 % (T = 3) at 8 points: two or three trainings tell little of so large a spread.
+    The utterances (or speakers) are resampled, the same ones for all trainings (paired). That speaks of these trained
+    models on other utterances. Of the methods trained anew it says too little: two trainings of one method differ.
 
-    A group of one training adds nothing for its seed: the interval then speaks of these trained models on other
-    utterances, not of the method trained anew.
+    ``of_methods`` adds the trainings' spread. Their rates are taken to vary by one standard deviation in both groups,
+    which the trainings tell with T_a + T_b - 2 degrees of freedom: each resample gets Student's t of these, times
+    s sqrt(1 / T_a + 1 / T_b). In simulation (64 utterances of six words, WER about 35 %, 2 or 3 trainings each) a 95 %
+    interval held the truth in 99 % of cases where seeds did not matter and in 96 to 99 % where their standard deviation
+    was 2 to 8 points. Resampling two or three trainings, as one resamples utterances, held it in 84 to 96 %;
+    resampling utterances alone in 39 to 86 %. With two trainings each it is wide: they tell little of their spread.
 
     Args:
         errors_a: word errors of each training of A (T, U).
         errors_b: word errors of each training of B (T, U); T may differ.
         words: reference words of each utterance (U,).
+        of_methods: speak of the methods, not of these models: two trainings or more in each group, that differ in
+            their seed alone.
+        speakers: who spoke each utterance (U,), to draw speakers; None draws utterances.
         samples: number of resamples.
         seed: makes the interval repeatable.
         confidence: 0.95 gives the 95 % interval.
 
     Raises:
-        ValueError: an empty group, lists of different lengths, fewer than two utterances, or settings out of range.
+        ValueError: an empty group, lists of different lengths, fewer than two utterances, one speaker, ``of_methods``
+            with a group of one training, or settings out of range.
     """
     a, b, counts = _check_groups(errors_a, errors_b, words)
     _check(a[0], counts, samples, confidence)
-    trainings = np.random.default_rng([seed, 1])  # apart from the utterances' draws
-    drawn = []
-    for index in _resamples(len(counts), samples, seed):
-        drawn.append(_group_rate(a, counts, index, trainings) - _group_rate(b, counts, index, trainings))
-    rates_a, rates_b = (list(map(float, _rate(errors, counts))) for errors in (a, b))
+    sizes = len(a), len(b)
+    if of_methods and min(sizes) < 2:
+        raise ValueError(f"of_methods needs two trainings in each group, not {sizes[0]} and {sizes[1]}")
+    rates_a, rates_b = _rate(a, counts), _rate(b, counts)
+    deltas, drawn_words = _drawn_units(speakers, a.mean(0) - b.mean(0), counts)
+    drawn = [_rate(deltas[index], drawn_words[index]) for index in _resamples(len(deltas), samples, seed)]
     differences = np.concatenate(drawn)
+    if of_methods:
+        freedom = sum(sizes) - 2
+        variance = sum(((rates - rates.mean()) ** 2).sum() for rates in (rates_a, rates_b)) / freedom
+        spread = np.sqrt(variance * (1 / sizes[0] + 1 / sizes[1]))
+        differences = differences + spread * np.random.default_rng([seed, 1]).standard_t(freedom, len(differences))
     return GroupDifference(
-        rates_a=rates_a,
-        rates_b=rates_b,
-        difference=float(np.mean(rates_a) - np.mean(rates_b)),
+        rates_a=rates_a.tolist(),
+        rates_b=rates_b.tolist(),
+        difference=float(rates_a.mean() - rates_b.mean()),
         interval=_percentiles(differences, confidence),
         p_value=_two_sided(differences),
         n_utterances=len(counts),
     )
-
-
-def _group_rate(errors: np.ndarray, words: np.ndarray, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mean rate (R,) of a group's trainings (T, U) on the utterances drawn (R, U), plus the trainings' deviation."""
-    drawn = _rate(errors.mean(0)[index], words[index])
-    if (size := len(errors)) < 2:
-        return drawn
-    rates = _rate(errors, words)
-    picked = rates[rng.integers(0, size, (size, len(index)))].mean(0)
-    return drawn + np.sqrt(size / (size - 1)) * (picked - rates.mean())
 
 
 def smallest_detectable_difference(
@@ -257,6 +296,7 @@ def smallest_detectable_difference(
     errors_b: Sequence[Sequence[int]],
     words: Sequence[int],
     *,
+    speakers: Sequence[str] | None = None,
     confidence: float = 0.95,
     power: float = 0.8,
 ) -> float | None:
@@ -274,6 +314,7 @@ def smallest_detectable_difference(
         errors_a: word errors of each training of A (T, U).
         errors_b: word errors of each training of B (T, U).
         words: reference words of each utterance (U,).
+        speakers: who spoke each utterance (U,): sums of speakers take the place of utterances in the formula.
         confidence: of the two-sided interval that has to leave zero out.
         power: how often it should.
 
@@ -286,7 +327,7 @@ def smallest_detectable_difference(
     a, b, counts = _check_groups(errors_a, errors_b, words)
     if not (0 < confidence < 1 and 0 < power < 1):
         raise ValueError(f"confidence and power must be between 0 and 1, not {confidence} and {power}")
-    deltas = a.mean(0) - b.mean(0)
+    deltas, counts = _drawn_units(speakers, a.mean(0) - b.mean(0), counts)
     if not deltas.any():
         return None
     residuals = deltas - deltas.sum() / counts.sum() * counts

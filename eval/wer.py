@@ -26,7 +26,10 @@ __all__ = ["ErrorRates", "UtteranceErrors", "align_text", "error_listing", "scor
 
 @dataclass(frozen=True)
 class UtteranceErrors:
-    """Counts of one utterance; ``reference`` and ``hypothesis`` are the normalised texts that were compared."""
+    """Counts of one utterance; ``reference`` and ``hypothesis`` are the normalised texts that were compared.
+
+    ``speaker`` is empty where it is not known.
+    """
 
     id: str
     reference: str
@@ -37,6 +40,7 @@ class UtteranceErrors:
     n_words: int
     character_errors: int
     n_characters: int
+    speaker: str = ""
 
     @property
     def errors(self) -> int:
@@ -75,6 +79,7 @@ def score_pairs(
     hypotheses: Sequence[str | None],
     normaliser: Normaliser,
     ids: Sequence[str] | None = None,
+    speakers: Sequence[str] | None = None,
 ) -> ErrorRates:
     """Score hypotheses against references, utterance by utterance and for the corpus.
 
@@ -83,14 +88,17 @@ def score_pairs(
         hypotheses: what was heard, in the same order; ``None`` where the system failed.
         normaliser: applied to both sides.
         ids: utterance ids, kept with the counts; positions ("0", "1", ...) where absent.
+        speakers: who spoke each utterance, kept with the counts; empty where unknown.
 
     Raises:
         ValueError: unequal lengths, no utterances at all, or an id that occurs twice.
     """
     ids = [str(i) for i in range(len(references))] if ids is None else list(ids)
-    if not len(references) == len(hypotheses) == len(ids):
+    speakers = [""] * len(ids) if speakers is None else list(speakers)
+    if not len(references) == len(hypotheses) == len(ids) == len(speakers):
         raise ValueError(
-            f"references ({len(references)}), hypotheses ({len(hypotheses)}) and ids ({len(ids)}) differ in number: "
+            f"references ({len(references)}), hypotheses ({len(hypotheses)}), ids ({len(ids)}) and speakers "
+            f"({len(speakers)}) differ in number: "
             "give one hypothesis for each reference, None where there is no answer"
         )
     if not ids:
@@ -112,6 +120,7 @@ def score_pairs(
             n_words=len(said[i].split()),
             character_errors=sum(_counts(characters[i])),
             n_characters=len(said[i]),
+            speaker=speakers[i],
         )
         for i in range(len(ids))
     ]

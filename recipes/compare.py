@@ -3,7 +3,7 @@
 A cell is a name and what it sets. Stages marked ``shared`` (the teacher, the text LM) run once; the others once per
 cell, in ``run_dir/<cell>/``. A comparison that was cut off goes on; a cell added later runs alone; ``only`` runs some
 cells now. The table holds every cell that is complete, and ``contrasts`` compares groups of them, such as the seeds of
-one method with those of another.
+one method with those of another. A cell's method and seed follow from what it sets; it may state them as well.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from eval.contrasts import make_contrasts, write_contrasts
 from eval.markdown import write_markdown
 from eval.report import format_table, write_report
 from eval.schema import Results, load_results, merge_results, save_results
+from recipes.cells import Cell, Identity, identify
 from recipes.config import ConfigError, Problems
 from recipes.embedded import check_embedded
 from recipes.pipeline import (
@@ -37,18 +38,6 @@ from recipes.runtime import COMPLETE_FILE, MAY_CHANGE, RunFolder, log
 
 # What does not depend on the cell: kept once in the table.
 COMMON_SYSTEMS = ("ground_truth",)
-
-
-@dataclass
-class Cell:
-    """One column of the experiment."""
-
-    name: str = field(metadata={"help": "stands in the table and names the folder"})
-    set: list[str] = field(default_factory=list, metadata={"help": "what differs, as STAGE.key=value"})
-
-    def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"name {self.name!r} must be usable as a folder's name")
 
 
 @dataclass
@@ -92,6 +81,9 @@ class Config(PipelineConfig):
         if unknown := set(self.only or ()) - set(names):
             raise ValueError(f"only: no cell is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
 
+        headings = [contrast.name for contrast in self.contrasts]
+        if twice := {name for name in headings if headings.count(name) > 1}:
+            raise ValueError(f"contrasts: {', '.join(sorted(twice))} stands there twice; give each a name of its own")
         for contrast in self.contrasts:
             sides = [contrast.group(patterns, names) for patterns in (contrast.a, contrast.b)]
             unmatched = [p for p in (*contrast.a, *contrast.b) if not contrast.group([p], names)]
@@ -180,45 +172,67 @@ def gather(cells: dict[str, list[Step]], config: Config) -> Results:
     Raises:
         ConfigError: no cell is complete.
     """
-    parts, notes = {}, []
+    found, notes = {}, []
     for cell, steps in cells.items():
         if (why := missing_of(steps)) is not None:
             log.warning("left out of the table: %s, %s", cell, why)
             notes.append(f"left out: {cell}, {why.splitlines()[0]}")
             continue
-        some = [label_results(load_results(place), cell) for place in results_folders(steps)]
-        parts[cell] = merge_results(some, cell)
-    if not parts:
+        found[cell] = [load_results(place) for place in results_folders(steps)]
+    if not found:
         raise ConfigError(f"no cell is complete yet, so there is no table: {'; '.join(notes)}")
+    about = identities(cells, config, found)
+    parts = {
+        cell: merge_results([label_results(one, about[cell]) for one in some], cell) for cell, some in found.items()
+    }
     results = merge_results(list(parts.values()), config.title)
     results.notes += notes
     for contrast in config.contrasts:
         a, b = (contrast.group(patterns, parts) for patterns in (contrast.a, contrast.b))
         if a and b:
             groups = ({cell: parts[cell].rows for cell in side} for side in (a, b))
-            results.contrasts += make_contrasts(contrast.name, *groups)
+            made = make_contrasts(contrast.name, *groups)
+            if min(len(a), len(b)) > 1 and not all(one.of_methods for one in made):
+                log.warning(
+                    "contrast %s: cells of one side differ in more than their seed and rows' verdicts are about the "
+                    "models alone; where they are seeds of one method, state `method` and `seed` in each cell",
+                    contrast.name,
+                )
+            results.contrasts += made
         else:
             waits = [*(() if a else contrast.a), *(() if b else contrast.b)]
             log.warning("contrast %s waits for %s", contrast.name, ", ".join(waits))
     return results
 
 
-def label_results(results: Results, cell: str) -> Results:
-    """Put the cell's name before the names of rows, players, code and quality figures that depend on it; in place."""
-    renamed = {row.name: f"{cell}: {row.name}" for row in results.rows if row.system not in COMMON_SYSTEMS}
+def identities(cells: dict[str, list[Step]], config: Config, found: dict[str, list[Results]]) -> dict[str, Identity]:
+    """What each cell that has results stands for."""
+    stages, rates = {}, {}
+    for cell, some in found.items():
+        stages[cell] = {step.stage.name: step.config for step in cells[cell] if not step.stage.shared}
+        there = {row.frame_rate_hz for one in some for row in one.rows} - {None}
+        rates[cell] = there.pop() if len(there) == 1 else None
+    return identify([cell for cell in config.cells if cell.name in found], stages, rates)
+
+
+def label_results(results: Results, about: Identity) -> Results:
+    """Say of rows, players, code and quality figures that depend on a cell which one it is; in place."""
+    renamed = {}
     for row in results.rows:
-        row.name = renamed.get(row.name, row.name)
-        if row.difference is not None and row.difference.against in renamed:
-            against = renamed[row.difference.against]
-            row.difference = type(row.difference)(**(vars(row.difference) | {"against": against}))
+        if row.system not in COMMON_SYSTEMS:
+            before = row.label
+            row.cell, row.method, row.seed = about.cell, about.method, about.seed
+            renamed[before] = row.label
+    for row in results.rows:
+        if row.difference is not None:
+            row.difference = replace(
+                row.difference, against=renamed.get(row.difference.against, row.difference.against)
+            )
     for sample in results.samples:
         for clip in sample.clips:
-            clip.label = renamed.get(clip.label, clip.label)
-            # Beside judges, the cells' own transcripts: each under its row's name.
+            clip.cell = about.cell if clip.label in renamed else ""
+            # Beside judges, the cells' own transcripts: each under its row's label.
             clip.heard = {renamed.get(name, name): text for name, text in clip.heard.items()}
-    results.codes = [
-        item if item.name.startswith(f"{cell}/") else replace(item, name=f"{cell}: {item.name}")
-        for item in results.codes
-    ]
-    results.quality = [replace(item, name=renamed.get(item.name, item.name)) for item in results.quality]
+    results.codes = [replace(item, cell=about.cell) for item in results.codes]
+    results.quality = [replace(item, cell=about.cell) for item in results.quality]
     return results

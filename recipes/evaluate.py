@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from eval.codes import CodeStatistics, code_statistics
 from eval.judge import JudgeConfig, check_judge, conditions_of, load_judge
@@ -37,6 +37,7 @@ from eval.schema import (
     save_results,
     test_set_sha256,
 )
+from eval.stats import ENOUGH_SPEAKERS
 from eval.text import Normaliser, get_normaliser
 from eval.transcripts import CarefulJudge
 from eval.wer import score_pairs
@@ -128,6 +129,10 @@ class Config:
             MAY_CHANGE: True,
         },
     )
+    resample: Literal["auto", "utterances", "speakers"] = field(
+        default="auto",
+        metadata={"help": f"what the bootstrap draws; auto: speakers where there are {ENOUGH_SPEAKERS} or more"},
+    )
     precision: str = field(
         default="auto",
         metadata={"help": "of the tokenizer: fp32, bf16 or fp16; auto: that of `codes` and `predictions`, else fp32"},
@@ -157,6 +162,9 @@ class Job:
     precision: str
     device: str
     code_use: list[CodeStatistics]
+    speakers: dict[str, str]  # id -> speaker, empty where unknown
+    n_speakers: int | None  # None: not known of every utterance
+    resampled: str  # by the bootstrap: utterances or speakers
 
     @property
     def ids(self) -> list[str]:
@@ -167,6 +175,8 @@ class Job:
         inputs = [self.test_set.sha256, *map(predictions_sha256, self.predictions), self.identities]
         if self.tokenizer is not None:
             inputs.append(self.tokenizer.fingerprint(self.precision))
+        if self.resampled == "speakers":
+            inputs.append(self.speakers)
         if self.code_use:
             inputs.append([asdict(item) for item in self.code_use])
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
@@ -180,6 +190,8 @@ class Job:
             test_set=self.test_set,
             seed=config.seed,
             bootstrap_samples=config.bootstrap_samples,
+            resampled=self.resampled,
+            n_speakers=self.n_speakers,
         )
 
 
@@ -233,6 +245,8 @@ def prepare(config: Config) -> Job:
     if config.precision == "auto" and tokenizer is not None:
         coded = [CodedCorpus.open(folder).metadata.fingerprint for folder in config.codes]
         precision = precision_of(tokenizer, [*coded, *(found.sidecar.get("fingerprint") for found in predictions)])
+    speakers = {u.id: u.speaker for u in utterances}
+    n_speakers = len(set(speakers.values())) if speakers and all(speakers.values()) else None
     return Job(
         utterances=utterances,
         texts=texts,
@@ -244,7 +258,21 @@ def prepare(config: Config) -> Job:
         precision=precision,
         device=device,
         code_use=_code_use(config, tokenizer, precision),
+        speakers=speakers,
+        n_speakers=n_speakers,
+        resampled=_resampled(config, n_speakers),
     )
+
+
+def _resampled(config: Config, n_speakers: int | None) -> str:
+    """What the bootstrap draws. Raises ConfigError where speakers are asked for and there are none to draw."""
+    if config.resample == "speakers" and (n_speakers or 0) < 2:
+        found = "one speaker alone" if n_speakers else "utterances whose speaker is not known"
+        raise ConfigError(
+            f"resample=speakers: the test set has {found}; name speakers in its manifest, or set resample=utterances"
+        )
+    enough = (n_speakers or 0) >= ENOUGH_SPEAKERS
+    return "speakers" if config.resample == "speakers" or (config.resample == "auto" and enough) else "utterances"
 
 
 def _code_use(config: Config, tokenizer: Any, precision: str) -> list[CodeStatistics]:
@@ -296,6 +324,7 @@ def plan(config: Config) -> dict[str, object]:
         "reference words": sum(len(job.normaliser(text).split()) for text in job.texts.values()),
         "minutes of recordings": round(sum(seconds) / 60, 2),
         "normaliser": f"{job.normaliser.name} {job.normaliser.version}",
+        "intervals": job.protocol(config, "speech", {}).interval_text(),
         "judges": {identity["name"]: f"{identity['kind']}, {identity['decoding']}" for identity in job.identities},
         "device": job.device,
         "result": str(RunFolder(config.run_dir).path("report.html")),
@@ -347,8 +376,14 @@ def run(config: Config) -> Path:
         title=config.title,
         rows=rows,
         codes=_codes(config, job, work.codec),
-        quality=listening.quality(job.ids, job.test_set.name, config.bootstrap_samples, config.seed),
-        samples=players.samples(job.texts, work.systems),
+        quality=listening.quality(
+            job.ids,
+            job.test_set.name,
+            config.bootstrap_samples,
+            config.seed,
+            job.speakers if job.resampled == "speakers" else None,
+        ),
+        samples=players.samples(job.texts, work.systems, job.test_set.sha256),
         notes=notes + _speed_notes(rows),
         created=time.strftime("%Y-%m-%d %H:%M"),
         versions=describe_run(config)["versions"],
@@ -380,7 +415,14 @@ def _codes(config: Config, job: Job, codec: CodecSystems | None) -> list[CodeSta
         return job.code_use
     facts, label = codec.tokenizer.config, model_label(config.tokenizer)
     return [
-        code_statistics(codec.codes, facts.codebook_sizes, facts.frame_rate, label, job.test_set.name),
+        code_statistics(
+            codec.codes,
+            facts.codebook_sizes,
+            facts.frame_rate,
+            label,
+            job.test_set.name,
+            len(job.utterances) - len(codec.codes),
+        ),
         *job.code_use,
     ]
 
@@ -483,7 +525,8 @@ def _speed_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _row(job: Job, protocol: Protocol, system: System, texts: dict[str, str | None]) -> Row:
-    rates = score_pairs(list(job.texts.values()), [texts.get(i) for i in job.ids], job.normaliser, job.ids)
+    speakers = [job.speakers.get(i, "") for i in job.ids]
+    rates = score_pairs(list(job.texts.values()), [texts.get(i) for i in job.ids], job.normaliser, job.ids, speakers)
     return make_row(system.name, system.kind, system.model, protocol, rates, **system.facts)
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from eval.codes import CodeStatistics, nominal_bitrate
 from eval.markdown import results_markdown
-from eval.schema import SYSTEM_NAMES, SYSTEMS, Results, Row, merge_results
+from eval.schema import SYSTEMS, Results, Row, merge_results
 from recipes.config import ConfigError
 from recipes.embedded import EMBEDDED
 from recipes.export_check import Agreement
@@ -207,19 +207,19 @@ def own_results(export: Export) -> Results:
     # Merged: the recordings' rows stand in each of several evaluations.
     found = merge_results(parts, export.name)
     about = {_about(export, row) for row in found.rows}
-    shown = {(row.name, row.model) for row in found.rows}
+    shown = {(row.label, row.model) for row in found.rows}
     return Results(
         export.name,
         found.rows,
         [item for item in found.codes if item in codes and (len(models) < 2 or _code_label(item) in about)],
-        [item for item in found.quality if (item.name, item.model) in shown] if export.frame_rate else [],
+        [item for item in found.quality if (item.label, item.model) in shown] if export.frame_rate else [],
     )
 
 
 def _fits(export: Export, row: Row) -> bool:
     """Whether a row is named by the patterns, else whether it is about this kind of model and rate."""
     if export.rows:
-        names = (row.name, f"{row.protocol.judge.get('name', '')}: {row.name}")
+        names = (row.label, f"{row.protocol.judge.get('name', '')}: {row.label}")
         return any(fnmatchcase(name, pattern) for name in names for pattern in export.rows)
     if row.system not in ROWS.get(export.kind, SYSTEMS):
         return False
@@ -231,12 +231,12 @@ def _own_rows(export: Export, part: Results, own: set[str], cells: set[str]) -> 
 
     Beside them, in the same cell, what does not say whose it is, and the recordings' rows.
     """
-    sure = [_about(export, row) in own if own else _cell(row) in cells for row in part.rows]
-    beside = {_cell(row) for row, is_sure in zip(part.rows, sure, strict=True) if is_sure}
+    sure = [_about(export, row) in own if own else row.cell in cells for row in part.rows]
+    beside = {row.cell for row, is_sure in zip(part.rows, sure, strict=True) if is_sure}
     return [
         row
         for row, is_sure in zip(part.rows, sure, strict=True)
-        if is_sure or (row.system == "ground_truth" and beside) or (not _about(export, row) and _cell(row) in beside)
+        if is_sure or (row.system == "ground_truth" and beside) or (not _about(export, row) and row.cell in beside)
     ]
 
 
@@ -257,12 +257,7 @@ def _label(name: str) -> str:
 
 
 def _code_label(item: CodeStatistics) -> str:
-    return _label(item.name.rpartition(": ")[2])
-
-
-def _cell(row: Row) -> str:
-    """The cell of `slm compare` that a row's name begins with; empty where there is none."""
-    return row.name.rpartition(f": {SYSTEM_NAMES[row.system]}")[0]
+    return _label(item.name)
 
 
 def _scores(export: Export) -> str:

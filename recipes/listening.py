@@ -62,16 +62,17 @@ class Players:
                 soundfile.write(file, np.clip(resample(audio, system.sampling_rate, CLIP_HZ), -1, 1), CLIP_HZ)
             self._files[utterance_id, number] = file
 
-    def samples(self, references: Mapping[str, str], systems: Sequence[System]) -> list[Sample]:
+    def samples(self, references: Mapping[str, str], systems: Sequence[System], test_set: str) -> list[Sample]:
         """The utterances with their clips, and what was heard in each; one without any clip is left out.
 
         Args:
             references: id -> text of the test set.
             systems: what was scored, by the numbers that `take` was given.
+            test_set: digest of the test set, since another one may have the same ids.
         """
         samples = []
         for utterance_id in self.ids:
-            sample = Sample(utterance_id, references[utterance_id])
+            sample = Sample(utterance_id, references[utterance_id], test_set=test_set)
             for number, system in enumerate(systems):
                 if (file := self._files.get((utterance_id, number))) is None:
                     continue
@@ -119,7 +120,14 @@ class Listening:
                 self._quality[number][name] = compare_audio(recording, audio, rate, system.sampling_rate)
         self.players.take(number, system, audios)
 
-    def quality(self, ids: Sequence[str], test_set: str, samples: int, seed: int) -> list[QualitySummary]:
+    def quality(
+        self,
+        ids: Sequence[str],
+        test_set: str,
+        samples: int,
+        seed: int,
+        speakers: Mapping[str, str] | None = None,
+    ) -> list[QualitySummary]:
         """The tokenizer's audio against the recordings (synthesised speech does not run in step with them).
 
         Args:
@@ -127,11 +135,15 @@ class Listening:
             test_set: its name.
             samples: resamples of the bootstrap over clips.
             seed: of the bootstrap.
+            speakers: id -> speaker, where those are drawn and not clips.
         """
+        who = None if speakers is None else [speakers[i] for i in ids]
         summaries = []
         for number, found in self._quality.items():
-            system, clips = self.systems[number], [found[i] for i in ids if i in found]
-            summaries.append(summarise_quality(system.name, system.model, clips, test_set, samples, seed))
+            system, clips = self.systems[number], [found.get(i) for i in ids]
+            summaries.append(
+                summarise_quality(system.name, system.model, clips, test_set, samples, seed, system.kind, who)
+            )
         return summaries
 
 
@@ -142,6 +154,7 @@ def slug(text: str) -> str:
 
 def write_listings(folder: Path, rows: Sequence[Row]) -> None:
     """``errors-<judge>-<row>-<model>.txt``: every utterance, worst first."""
+    taken: set[str] = set()
     for row in rows:
         parts = [str(row.protocol.judge.get("name", "")), row.name, row.model]
         rates = score_pairs(
@@ -151,4 +164,7 @@ def write_listings(folder: Path, rows: Sequence[Row]) -> None:
             [u.id for u in row.utterances],
         )
         title = ", ".join(part for part in parts if part)
-        atomic_write_text(folder / f"errors-{slug(title)}.txt", error_listing(rates, title))
+        names = (f"errors-{slug(title)}{number}.txt" for number in ("", *(f"-{n}" for n in range(2, len(rows) + 1))))
+        name = next(name for name in names if name not in taken)  # two titles may differ in what a file name leaves out
+        taken.add(name)
+        atomic_write_text(folder / name, error_listing(rates, title))

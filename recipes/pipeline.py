@@ -118,7 +118,7 @@ def make_steps(config: PipelineConfig, cell: str | None = None, cell_set: list[s
                 raise
             raise ConfigError(f"stage {stage.name}: there is no command {stage.command!r}") from error
         overrides = [f"run_dir={folders[stage.name]}", *stage.set]
-        if cell is not None and stage.command == "evaluate":  # the cells read the same recordings
+        if cell is not None and "transcripts_dir" in recipe.Config.__dataclass_fields__:  # cells read the same audio
             overrides.insert(0, f"transcripts_dir={Path(config.run_dir, 'transcripts')}")
         overrides += [override for name, override in more if name == stage.name]
         try:

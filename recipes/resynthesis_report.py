@@ -40,8 +40,16 @@ def refuse_foreign_files(folder: Path, outputs: Iterable[Path]) -> None:
         )
 
 
-def _fixed(key: str, digits: int) -> Callable[[dict[str, Any]], str]:
-    return lambda row: "n/a" if row[key] is None else f"{row[key]:.{digits}f}"
+def _fixed(key: str, digits: int, factor: float = 1.0) -> Callable[[dict[str, Any]], str]:
+    """A measure as text; of a mean, over how many recordings where some have none."""
+
+    def text(row: dict[str, Any]) -> str:
+        if row[key] is None:
+            return "n/a"
+        n = row.get("n_with", {}).get(key, row.get("n"))
+        return f"{factor * row[key]:.{digits}f}" + ("" if n == row.get("n") else f" ({n} of {row['n']})")
+
+    return text
 
 
 # Heading, text of a row.
@@ -53,7 +61,7 @@ COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("mel dB", _fixed("mel_distance_db", 2)),
     ("STOI", _fixed("stoi", 3)),
     ("PESQ", _fixed("pesq", 2)),
-    ("CER %", lambda row: "n/a" if row["heard_cer"] is None else f"{100 * row['heard_cer']:.0f}"),
+    ("CER %", _fixed("heard_cer", 0, 100)),
 ]
 MEASURED = ("real_time_factor", "mel_distance_db", "stoi", "pesq", "heard_cer")
 HEARD_EXPLAINED = (
@@ -80,7 +88,8 @@ def means(results: dict[str, Any]) -> list[dict[str, Any]]:
     for rows in groups.values():
         values = {key: [row[key] for row in rows if row[key] is not None] for key in MEASURED}
         kept = {key: rows[0][key] for key in ("tokenizer", "way", "frame_rate_hz", "n_books", "bitrate_bps")}
-        found.append(kept | {key: sum(v) / len(v) if v else None for key, v in values.items()} | {"n": len(rows)})
+        mean = {key: sum(v) / len(v) if v else None for key, v in values.items()}
+        found.append(kept | mean | {"n": len(rows), "n_with": {key: len(v) for key, v in values.items()}})
     return found
 
 

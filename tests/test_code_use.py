@@ -43,7 +43,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def test_varied_copies_do_not_count(corpus: Path) -> None:
     found = corpus_code_statistics(str(corpus), "train", "mine", "own")
-    assert (found.name, found.data, found.n_utterances, found.n_frames) == ("mine", "train split", 2, 8)
+    assert (found.name, found.data, found.n_scored, found.n_frames) == ("mine", "train split", 2, 8)
     assert (found.books[0].used, found.books[0].use) == (4, 0.5)
     assert found.books[0].perplexity == pytest.approx(4.0) and found.books[1].used == 1
 
@@ -60,7 +60,7 @@ def test_varied_copies_do_not_count(corpus: Path) -> None:
 )
 def test_recordings_whose_names_end_like_a_copy_s_count(tmp_path: Path, ids, copies, split, counted) -> None:
     folder = write_corpus(tmp_path / "codes", {name: [0] for name in ids}, copies, split)
-    assert corpus_code_statistics(str(folder), split, "mine", "own").n_utterances == counted
+    assert corpus_code_statistics(str(folder), split, "mine", "own").n_scored == counted
 
 
 def test_codes_of_another_tokenizer_and_absent_splits_are_refused(corpus: Path) -> None:
@@ -78,7 +78,7 @@ def results() -> Results:
         for data, frames in (("grid test", 40), ("train split", 400))
     ]
     clips = [Clip(3.0 + i, 0.8 + 0.01 * i, None, -1.0, 0.0, ["PESQ: too short"]) for i in range(6)]
-    quality = [summarise_quality("12.5hz: reconstruction", "nano", clips, "grid test", 200)]
+    quality = [summarise_quality("12.5hz: reconstruction", "nano", [*clips, None], "grid test", 200)]
     return Results("T", [], codes=codes, quality=quality)
 
 
@@ -96,14 +96,14 @@ def test_measures_stand_in_the_terminal_the_page_and_the_document(tmp_path: Path
     assert stoi in table and f"{100 * found.codes[1].books[0].use:.1f}" in table
     assert max(map(len, table.splitlines())) <= 110
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines if "12.5hz" in line} == {13, 10}
+    assert {line.count("|") for line in lines if "12.5hz" in line} == {14, 11}
     assert [item.data for item in most_frames(found.codes)] == ["train split"] * 2
 
 
 def test_older_results_have_neither_intervals_nor_names_of_recordings() -> None:
     summary = QualitySummary("reconstruction", "nano", 3, 4.0, 0.8, None, -1.0, {"mel_distance_db": 3, "stoi": 2}, [])
     (line,) = quality_table([summary]).lines
-    assert line[:6] == ["reconstruction", "nano", "3", "4.00", "0.800 (2 clips)", "n/a"]
+    assert line[:7] == ["reconstruction", "nano", "3", "0", "4.00", "0.800 (2 clips)", "n/a"]
     assert "codes of" not in code_table([code_statistics([np.zeros((1, 3), int)], [4], 25.0)]).headings
 
 

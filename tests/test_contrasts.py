@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.contrasts import contrasts_markdown, make_contrasts, reading, write_contrasts
+from eval.contrasts import blocks, contrasts_markdown, make_contrasts, reading, write_contrasts
 from eval.report import format_table, write_report
-from eval.schema import Protocol, Results, Row, TestSet, load_results, make_row, save_results
+from eval.schema import Protocol, Results, Row, TestSet, load_results, make_row, merge_results, save_results
 from eval.stats import pooled_bootstrap
 from eval.text import get_normaliser
 from eval.wer import score_pairs
@@ -27,16 +27,18 @@ IDS = ["u1", "u2", "u3", "u4"]
 JUDGES = ({"name": "teacher", "weights_sha256": "ab"}, {"name": "second <judge>", "weights_sha256": "cd"})
 
 
-def cell(wrong: int, ids: list[str] = IDS, seed: int = 0, **changes) -> list[Row]:
+def cell(wrong: int, ids: list[str] = IDS, seed: int | None = 0, **changes) -> list[Row]:
     """The rows of one cell: each kind by each judge, with ``wrong`` words of every utterance misheard."""
 
     def row(system: str, judge: dict) -> Row:
         test_set = TestSet("t", changes.get("test_set", "0"), 4)
         task = "asr" if system == "asr" else "speech"
         protocol = Protocol(task, judge, "basic", "1", test_set, bootstrap_samples=300)
-        counts = [wrong + (i + seed) % 2 for i in range(len(TEXTS))]
+        counts = [wrong + (i + (seed or 0)) % 2 for i in range(len(TEXTS))]
         heard = [" ".join(["x"] * n + text.split()[n:]) for n, text in zip(counts, TEXTS, strict=True)]
-        return make_row(system, system, "m", protocol, score_pairs(TEXTS, heard, get_normaliser("basic"), ids))
+        rates = score_pairs(TEXTS, heard, get_normaliser("basic"), ids)
+        about = {key: changes[key] for key in ("method", "frame_rate_hz") if key in changes}
+        return make_row(system, system, "m", protocol, rates, seed=seed, **about)
 
     kinds = ("ground_truth", "reconstruction", "semantic_reconstruction", "resynthesis", "tts")
     return [*(row(kind, judge) for judge in JUDGES for kind in kinds), row("asr", {})]
@@ -51,6 +53,7 @@ def test_every_row_by_every_judge_is_contrasted_with_seeds_pooled() -> None:
     errors = [[u.errors for u in rows[1].utterances] for rows in (*a.values(), *b.values())]
     expected = pooled_bootstrap(errors[:2], errors[2:], [6] * 4, samples=300)
     one = found[0]
+    assert not one.of_methods  # there is one seed of b
     assert (one.difference, one.interval, one.p_value) == (expected.difference, expected.interval, expected.p_value)
     assert one.wers_a == [6 / 24, 10 / 24] and one.wers_b == [14 / 24] and (one.n_words, one.n_utterances) == (24, 4)
     assert (one.a, one.b) == (["a-s0", "a-s1"], ["b-s0"]) and one.smallest_detectable > 0
@@ -91,10 +94,56 @@ def test_what_cannot_be_contrasted_is_refused(b: dict, message: str) -> None:
 
 
 def test_a_reading_claims_no_more_than_the_interval() -> None:
-    (one, *_) = make_contrasts("x", {"a": cell(1)}, {"b": cell(3)})
-    assert reading(one) == "a is better"
+    a, b = ({f"{side}{seed}": cell(wrong, seed=seed) for seed in (0, 2)} for side, wrong in (("a", 1), ("b", 3)))
+    (one, *_) = make_contrasts("x", a, b)
+    assert one.of_methods and reading(one) == "a is better"
     for interval, words in (((-0.1, 0.0), "inconclusive"), ((-0.1, 0.1), "inconclusive"), ((0.01, 0.2), "b is better")):
         assert reading(dataclasses.replace(one, interval=interval)) == words
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([cell(1)], [cell(3)]),
+        ([cell(1), cell(1, seed=2)], [cell(3)]),
+        ([cell(1), cell(1)], [cell(3), cell(3, seed=2)]),  # one seed twice
+        ([cell(1), cell(1, seed=2, method="other")], [cell(3), cell(3, seed=2)]),
+        ([cell(1), cell(1, seed=2)], [cell(3, frame_rate_hz=12.5), cell(3, seed=2, frame_rate_hz=25.0)]),
+        ([cell(1), cell(1, seed=None)], [cell(3), cell(3, seed=2)]),
+    ],
+)
+def test_a_verdict_on_methods_needs_two_seeds_of_each(a: list, b: list, tmp_path: Path) -> None:
+    found = make_contrasts("x", dict(zip("ab", a, strict=False)), dict(zip("cd", b, strict=False)))
+    assert {reading(one) for one in found} == {"these models differ"} and not any(one.of_methods for one in found)
+    near = dataclasses.replace(found[0], interval=(-0.1, 0.1))
+    assert reading(near) == "no difference shown"
+    write_contrasts(found, "T", tmp_path)
+    page = write_report(Results("T", [], contrasts=found), tmp_path).read_text()
+    shown = (format_table(Results("T", [], contrasts=found)), contrasts_markdown(found, "T"), page)
+    for text in shown:
+        assert "is better" not in text.replace("below zero, a is better", "") and "these models differ" in text
+        assert "of these trained models" in " ".join(text.split())
+    assert "these models, not the methods" in (tmp_path / "contrasts.svg").read_text()
+
+
+def test_the_interval_of_methods_holds_the_seeds_spread() -> None:
+    """Seeds a point apart and seeds eight points apart, with one mean: the second pair tells less of its method."""
+
+    def contrast(*wrong: int):
+        a = {f"a{seed}": cell(w, seed=2 * seed) for seed, w in enumerate(wrong)}
+        return make_contrasts("x", a, {"b0": cell(5), "b1": cell(5, seed=2)})[0]
+
+    near, far = contrast(2, 2), contrast(0, 4)
+    assert near.difference == far.difference and reading(near) == "a is better" and reading(far) == "inconclusive"
+    assert far.interval[1] - far.interval[0] > 4 * (near.interval[1] - near.interval[0])
+
+
+def test_contrasts_of_one_name_are_not_folded_together() -> None:
+    found = make_contrasts("x", {"a": cell(1)}, {"b": cell(3)}) + make_contrasts("x", {"c": cell(3)}, {"d": cell(1)})
+    assert [(block["a"], block["b"], len(block["lines"])) for block in blocks(found)] == [("a", "b", 9), ("c", "d", 9)]
+    one, other = (Results(title, [], contrasts=part) for title, part in (("one", found[:9]), ("other", found[9:])))
+    merged = merge_results([one, other, one], "both").contrasts
+    assert list(dict.fromkeys(c.name for c in merged)) == ["x", "x (other)"] and len(merged) == 18
 
 
 def test_contrasts_are_kept_written_plotted_and_shown(tmp_path: Path) -> None:
@@ -197,7 +246,7 @@ def test_a_cell_of_other_settings_stays_out_of_the_table(tmp_path, ran) -> None:
     compare.run(changed)
     results = load_results(tmp_path / "runs")
     assert any(note.startswith("left out: a-s0, evaluate: ") for note in results.notes)
-    assert {row.name.split(":")[0] for row in results.rows} == {"ground_truth", "b-s0"}
+    assert {row.cell for row in results.rows} == {"", "b-s0"}
 
 
 def test_no_complete_cell_is_an_error(tmp_path, ran) -> None:
@@ -224,6 +273,7 @@ def test_a_folder_elsewhere_is_shared_and_outlives_a_redo(tmp_path, ran) -> None
         ({"contrasts": [compare.Contrasted("x", ["a-*"], ["c-*"])]}, r"no cell fits c-\*"),
         ({"contrasts": [compare.Contrasted("x", ["a-*"], ["*-s0"])]}, "different cells"),
         ({"contrasts": [compare.Contrasted("x", [], ["*-s0"])]}, "different cells"),
+        ({"contrasts": [compare.Contrasted("x", ["a-*"], ["b-*"])] * 2}, "contrasts: x stands there twice"),
     ],
 )
 def test_wrong_names_are_named(tmp_path, more, message) -> None:

@@ -12,8 +12,11 @@ import soundfile
 import torch
 
 from eval.judge import JudgeConfig
-from eval.schema import load_results
-from recipes import evaluate, systems
+from eval.schema import Protocol, load_results, make_row
+from eval.schema import TestSet as Scored
+from eval.text import get_normaliser
+from eval.wer import score_pairs
+from recipes import evaluate, listening, systems
 from recipes.config import ConfigError, dump_config, load_config
 from recipes.evaluate import Config
 from tokenizer import LMSPTConfig, LMSPTModel, load_tokenizer
@@ -167,8 +170,8 @@ def test_every_row_and_every_failure(tmp_path, models, corpus, asr, tts, length_
     own = next(row for row in results.rows if row.system == "asr")
     assert (own.n_failed, own.n_truncated, own.substitutions, own.insertions, own.deletions) == (2, 1, 1, 2, 9)
     assert (own.real_time_factor, own.frame_rate_hz, own.protocol.judge) == (0.5, 12.5, {})
-    assert results.codes[0].n_utterances == 4 and len(results.codes[0].books) == 3
-    assert [q.n_clips for q in results.quality] == [4, 4, 4]
+    assert (results.codes[0].n_scored, results.codes[0].n_failed) == (4, 1) and len(results.codes[0].books) == 3
+    assert [(q.n_scored, q.n_failed) for q in results.quality] == [(4, 1)] * 3
     assert any("gone.wav" in note for note in results.notes) and any("2.wav" in note for note in results.notes)
     assert [sample.id for sample in results.samples] == ["u0", "u3"]
     assert [clip.label for clip in results.samples[0].clips][0] == "ground truth"
@@ -177,6 +180,44 @@ def test_every_row_and_every_failure(tmp_path, models, corpus, asr, tts, length_
     assert "SLM TTS" in capsys.readouterr().out
     assert len(list(folder.glob("errors-*.txt"))) == len(results.rows)
     assert "FAILED: lay green with a nine again" in next(folder.glob("errors-slm-asr*.txt")).read_text()
+
+
+def test_the_bootstrap_draws_speakers_where_there_are_enough(tmp_path, corpus, length_judge, monkeypatch) -> None:
+    def rows(speakers: list[str], **changes: Any) -> list[Any]:
+        manifest = corpus / "manifest.jsonl"
+        lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+        named = [line | {"speaker": speaker} for line, speaker in zip(lines, speakers, strict=True)]
+        manifest.write_text("".join(json.dumps(line) + "\n" for line in named))
+        name = f"{'-'.join(speakers)}{changes}"
+        return load_results(evaluate.run(configure(tmp_path / name, corpus, judges=[JudgeConfig("x")], **changes))).rows
+
+    def drawn(found: list[Any]) -> set[tuple[str, int | None]]:
+        return {(row.protocol.resampled, row.protocol.n_speakers) for row in found}
+
+    five, two, unknown = list("abcde"), list("aaabb"), ["a", "b", "c", "d", ""]
+    assert drawn(rows(five)) == {("utterances", 5)}
+    assert drawn(rows(unknown)) == {("utterances", None)}
+    (one,) = rows(two, resample="speakers")
+    assert drawn([one]) == {("speakers", 2)}
+    # A resample of two speakers is one of them twice, or both: 0 of 18 words, 3 of 27, or 3 of 9 ("gone" failed).
+    assert one.interval == (0.0, pytest.approx(3 / 9)) and [u.speaker for u in one.utterances] == two
+    monkeypatch.setattr(evaluate, "ENOUGH_SPEAKERS", 5)
+    assert drawn(rows(five, title="again")) == {("speakers", 5)}
+    assert drawn(rows(five, resample="utterances")) == {("utterances", 5)}
+    with pytest.raises(ConfigError, match="resample=speakers: .*speaker is not known; name speakers in its manifest"):
+        rows(unknown, resample="speakers")
+    with pytest.raises(ConfigError, match="resample=speakers: .*one speaker alone"):
+        rows(list("aaaaa"), resample="speakers")
+
+
+def test_listings_whose_titles_differ_in_signs_alone_are_both_kept(tmp_path) -> None:
+    protocol = Protocol("asr", {}, "none", "1", Scored("t", "0", 2), bootstrap_samples=20)
+    rates = score_pairs(["one two", "three"], ["one", "three"], get_normaliser("none"))
+    listening.write_listings(
+        tmp_path, [make_row(name, "asr", "m", protocol, rates) for name in ("SLM ASR", "SLM (ASR)")]
+    )
+    titles = {path.read_text().splitlines()[0] for path in tmp_path.glob("errors-*.txt")}
+    assert titles == {"# SLM ASR, m", "# SLM (ASR), m"}
 
 
 def test_a_real_judge_folder_is_read_both_ways(tmp_path, models, corpus) -> None:

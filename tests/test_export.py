@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,10 +85,14 @@ def scores(tmp_path: Path, rows: list[tuple[str, str, str, float]] | None = None
     wanted = rows or [(name, "reconstruction", name, rate) for name, rate in speeds]
     found = [make_row("ground truth", "ground_truth", "", protocol, rates)]
     for name, system, model, rate in wanted:
-        found.append(make_row(name, system, model, protocol, rates, frame_rate_hz=rate))
+        cell, _, own = name.rpartition(": ")
+        found.append(make_row(own, system, model, protocol, rates, frame_rate_hz=rate, cell=cell))
         if system in ("tts", "asr"):  # as transcribe and synthesize leave it: the SLM, and its tokenizer
             found[-1].model, found[-1].generation = "slm", {"tokenizer": model}
-    statistics = [code_statistics([np.zeros((1, 9), int)], [4], rate, name) for name, rate in codes]
+    statistics = []
+    for name, rate in codes:
+        cell, _, own = name.rpartition(": ")
+        statistics.append(replace(code_statistics([np.zeros((1, 9), int)], [4], rate, own), cell=cell))
     save_results(Results("Scores", found, codes=statistics), tmp_path / "scores")
     return tmp_path / "scores" / "results.json"
 
@@ -151,7 +156,7 @@ def shown(tmp_path: Path, rows, codes=(), *, name: str, labels=(), patterns=()) 
     export = Export(name, "tokenizer", settings, None, "fp16", "", labels=list(labels), results=results)
     export.rows = list(patterns)
     found = own_results(export)
-    return [row.name for row in found.rows], [item.name for item in found.codes]
+    return [row.label for row in found.rows], [item.label for item in found.codes]
 
 
 def cell_rows(cell: str, model: str, rate: float = 12.5, tokenizer: str = "") -> list[tuple[str, str, str, float]]:
@@ -192,9 +197,9 @@ def test_the_embedded_models_rows_need_no_settings(tmp_path):
 def test_an_slm_s_card_shows_its_own_rows_and_its_tokenizer_s(tmp_path):
     results = load_results(scores(tmp_path, cell_rows("a", "tok-a") + cell_rows("b", "tok-b", 25.0)))
     for row in results.rows[1:]:
-        row.model = f"{row.name[0]}/finetune" if row.system == "asr" else row.model
+        row.model = f"{row.cell}/finetune" if row.system == "asr" else row.model
     export = Export("out", "slm", {}, None, "fp16", "", labels=["b/finetune"], results=[results])
-    assert [row.name for row in own_results(export).rows] == ["ground truth", "b: reconstruction", "b: SLM ASR"]
+    assert [row.label for row in own_results(export).rows] == ["ground truth", "b: reconstruction", "b: SLM ASR"]
     export.labels = ["c/finetune"]
     with pytest.raises(ConfigError, match="a/finetune, b/finetune"):
         own_results(export)

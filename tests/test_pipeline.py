@@ -3,7 +3,7 @@
 import json
 import sys
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,9 +12,13 @@ from typer.testing import CliRunner
 import slm.embedded
 import tokenizer.embedded
 from eval.codes import code_statistics
-from eval.schema import Clip, Results, Sample, merge_results
+from eval.schema import Clip, Difference, Protocol, Results, Sample, make_row, merge_results
+from eval.schema import TestSet as Scored
 from eval.speech import QualitySummary
+from eval.text import get_normaliser
+from eval.wer import score_pairs
 from recipes import cli, compare, quickstart
+from recipes.cells import Cell, Identity, identify
 from recipes.config import ConfigError, load_config
 from recipes.pipeline import PipelineConfig, Stage, clock, describe, make_steps, refuse_stale, run_steps
 from recipes.runtime import RunFolder
@@ -245,37 +249,81 @@ def test_the_quickstart_says_at_once_which_embedded_files_are_missing(tmp_path, 
     assert "prepare-corpus" in repr(plan) and "6.25hz" in repr(plan)
 
 
-def test_a_cell_s_name_stands_before_its_rows_but_not_before_the_ground_truth():
-    difference = types.SimpleNamespace(against="ground truth")
-    rows = [
-        types.SimpleNamespace(name="ground truth", system="ground_truth", difference=None),
-        types.SimpleNamespace(name="SLM TTS", system="tts", difference=difference),
-    ]
-    clips = [Clip("ground truth", "a.flac"), Clip("SLM TTS", "b.flac")]
-    names = ("tokenizer", "25hz/train-tokenizer")
-    codes = [code_statistics([np.zeros((1, 3), int)], [4], 25.0, name) for name in names]
-    quality = [QualitySummary(name, "tokenizer", 1, None, None, None, None, {}, []) for name in ("SLM TTS", "other")]
-    results = types.SimpleNamespace(
-        rows=rows, samples=[types.SimpleNamespace(clips=clips)], codes=codes, quality=quality
+def scored(system: str, name: str, **facts):
+    protocol = Protocol("speech", {"name": "judge"}, "basic", "1", Scored("t", "0", 2), bootstrap_samples=20)
+    rates = score_pairs(["one two", "three"], ["one", "three"], get_normaliser("none"))
+    return make_row(name, system, "m", protocol, rates, **facts)
+
+
+def test_a_cell_is_said_of_all_that_depends_on_it_and_not_of_the_ground_truth():
+    row = scored("tts", "SLM TTS", difference=Difference("ground truth", 0.1, (0.0, 0.2), 0.1))
+    results = Results(
+        "",
+        [scored("ground_truth", "ground truth"), row],
+        codes=[code_statistics([np.zeros((1, 3), int)], [4], 25.0, name) for name in ("tokenizer", "25hz/tokenizer")],
+        quality=[QualitySummary("resynthesis", "m", 1, None, None, None, None, {}, [])],
+        samples=[Sample("u", "said", [Clip("ground truth", "a.flac"), Clip("SLM TTS", "b.flac")])],
     )
-    compare.label_results(results, "25hz")
-    assert [item.name for item in results.codes] == ["25hz: tokenizer", "25hz/train-tokenizer"]
-    assert [item.name for item in results.quality] == ["25hz: SLM TTS", "other"]
-    assert [row.name for row in rows] == ["ground truth", "25hz: SLM TTS"] == [clip.label for clip in clips]
-    assert rows[1].difference.against == "ground truth"
+    compare.label_results(results, Identity("25hz", "pooled", 3))
+    assert [item.label for item in results.codes] == ["25hz: tokenizer", "25hz/tokenizer"]
+    assert [item.label for item in results.quality] == ["25hz: resynthesis"]
+    assert [one.label for one in results.rows] == ["ground truth", "25hz: SLM TTS"]
+    assert (row.name, row.cell, row.method, row.seed) == ("SLM TTS", "25hz", "pooled", 3)
+    assert [clip.cell for clip in results.samples[0].clips] == ["", "25hz"]
+    assert row.difference.against == "ground truth"
 
 
 def test_every_cell_s_transcript_shows_beside_the_recording():
     def cell(name, text):
-        row = types.SimpleNamespace(name="SLM ASR", system="asr", difference=None, model="", protocol=None)
         clip = Clip("ground truth", "a.flac", {"judge": "said", "SLM ASR": text})
-        results = Results("", [], samples=[Sample("u", "said", [clip])])
-        results.rows.append(row)
-        compare.label_results(results, name).rows.clear()
-        return results
+        results = Results("", [scored("asr", "SLM ASR")], samples=[Sample("u", "said", [clip])])
+        return compare.label_results(results, Identity(name))
 
     (clip,) = merge_results([cell("25hz", "sad"), cell("6hz", "sat")], "both").samples[0].clips
     assert clip.heard == {"judge": "said", "25hz: SLM ASR": "sad", "6hz: SLM ASR": "sat"}
+
+
+def identities_of(name: str, rate_of, **changes) -> dict[str, tuple[str, int | None]]:
+    config = load_config(compare.Config, name)
+    config = replace(config, **changes)
+    stages = {
+        cell.name: {s.stage.name: s.config for s in make_steps(config, cell.name, cell.set) if not s.stage.shared}
+        for cell in config.cells
+    }
+    found = identify(config.cells, stages, {cell.name: rate_of(cell.name) for cell in config.cells})
+    return {cell: (one.method, one.seed) for cell, one in found.items()}
+
+
+def test_method_and_seed_follow_from_what_the_cells_set():
+    def rate(cell: str) -> float:
+        return float(cell.partition("hz")[0])
+
+    found = identities_of("mixed/compare-distillation", rate)
+    for name, (method, seed) in found.items():
+        kind = name.split("-")[1]
+        assert method == (f"{kind}, weights.distillation=25" if "quarter" in name else kind) and seed == int(name[-1])
+    for name in ("embedded/compare", "embedded/compare-tokenizers", "grid-s1/compare", "quickstart/compare"):
+        assert {method for method, _ in identities_of(name, rate).values()} == {""}, name
+    assert {seed for _, seed in identities_of("grid-s1/compare", rate).values()} == {0}
+
+
+def test_a_cell_may_state_its_method_and_seed_and_nothing_is_guessed():
+    def cells(*sets, **stated):
+        return [Cell(str(n), list(one), **stated) for n, one in enumerate(sets)]
+
+    def found(*some):
+        return list(identities_of("grid-s1/compare", lambda cell: 12.5, cells=some[0]).values())
+
+    # Another preset at the same rate is a method; stages of several seeds are no one seed.
+    assert found(cells(["tokenizer.preset=nano-12.5hz"], ["tokenizer.preset=micro-12.5hz"])) == [
+        ("nano", 0),
+        ("micro", 0),
+    ]
+    mixed = cells(["tokenizer.seed=1", "slm.seed=2"], ["tokenizer.seed=2", "slm.seed=2"])
+    assert found(mixed) == [("tokenizer.seed=1", None), ("tokenizer.seed=2", 2)]
+    assert found(cells(["tokenizer.seed=1", "slm.seed=2"], [], method="ours", seed=5)) == [("ours", 5)] * 2
+    # The default said aloud is the default.
+    assert found(cells(["tokenizer.distillation.kind=resynthesis"], [])) == [("", 0)] * 2
 
 
 def test_train_tokenizer_is_a_switch_of_the_quickstart_alone(tmp_path):

@@ -13,6 +13,8 @@ import pytest
 import soundfile
 
 from eval.codes import code_statistics
+from eval.markdown import results_markdown
+from eval.plots import rate_figure
 from eval.report import format_table, write_report
 from eval.schema import (
     Clip,
@@ -90,7 +92,7 @@ def test_wrong_files_are_refused(results: Results, tmp_path: Path) -> None:
     path = save_results(results, tmp_path)
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"schema_version": 99}))
-    with pytest.raises(ValueError, match="schema version 99, this code reads version 1"):
+    with pytest.raises(ValueError, match="schema version 99, this code reads versions 1 to 2"):
         load_results(path)
     path.write_text(json.dumps(content | {"rows": [{"name": "x"}]}))
     with pytest.raises(ValueError, match="not a results file"):
@@ -193,3 +195,141 @@ def test_merge_keeps_the_shared_row_once(results: Results) -> None:
     assert [r.name for r in merged.rows].count("ground truth") == 1
     assert len(merged.rows) == len(results.rows) + 1
     assert len(merged.codes) == 2 and len(merged.samples[0].clips) == 1
+
+
+def test_what_has_one_name_and_differs_is_kept_from_each_part(results: Results) -> None:
+    """Another reading of the recordings, other versions, another test set with the same utterance ids."""
+    results.title, results.rows = "first", results.rows[:3]
+    clip = Clip("recording", "b.flac", {"small-recogniser": "another reading", "second": "<i>bin</i>"})
+    other = Results(
+        "second",
+        [
+            row("ground_truth", [TEXTS[0], TEXTS[1], "lay"]),
+            row("semantic_reconstruction", TEXTS, 25.0, model="codec-25"),
+        ],
+        samples=[
+            dataclasses.replace(results.samples[0], clips=[clip]),
+            Sample("u1", "a text of other words", [Clip("recording", "c.flac", {"small-recogniser": "heard"})], "ab"),
+        ],
+        versions={"torch": "3", "numpy": "1"},
+    )
+    found = compare_rows(other.rows[1], other.rows[0])
+    other.rows[1].difference = Difference("ground truth", found.difference, found.interval, found.p_value)
+    merged = merge_results([results, other, other], "all")
+    truths = {r.name: r for r in merged.rows if r.system == "ground_truth"}
+    assert {name: one.wer for name, one in truths.items()} == {
+        "ground truth": 0.0,
+        "ground truth (second)": other.rows[0].wer,
+    }
+    against = {r.model: r.difference.against for r in merged.rows if r.difference}
+    assert against == {"slm-12": "ground truth", "codec-25": "ground truth (second)"}
+    assert merged.versions == {"torch": "2", "torch (second)": "3", "numpy": "1"}
+    assert [(s.text, len(s.clips)) for s in merged.samples] == [(TEXTS[1], 1), ("a text of other words", 1)]
+    heard = merged.samples[0].clips[0].heard
+    assert heard == {
+        "small-recogniser": "<i>bin</i>",
+        "small-recogniser (second)": "another reading",
+        "second": "<i>bin</i>",
+    }
+    assert results.samples[0].clips[0].heard == {"small-recogniser": "<i>bin</i>"}  # the parts stay as they are
+
+
+def test_the_character_error_rate_has_an_interval_in_every_writer(results: Results, tmp_path: Path) -> None:
+    one = results.rows[3]
+    low, high = one.cer_interval
+    assert low < one.cer < high and (low, high) != one.interval
+    shown = f"{100 * one.cer:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    for text in (format_table(results, 160), results_markdown(results), write_report(results, tmp_path).read_text()):
+        assert shown in text
+
+
+def test_results_of_version_1_are_read(results: Results, tmp_path: Path) -> None:
+    """As that version wrote them: cells before names, none of the later fields."""
+    path = save_results(results, tmp_path)
+    content = json.loads(path.read_text()) | {"schema_version": 1}
+    for one in content["rows"]:
+        for key in ("cer_interval", "cell", "method", "seed"):
+            del one[key]
+        for utterance in one["utterances"]:
+            del utterance["speaker"]
+        if one["system"] != "ground_truth":
+            one["name"] = f"12.5hz: pooled: {one['name']}"
+    for one, old in ((content["quality"][0], "n_clips"), *((codes, "n_utterances") for codes in content["codes"])):
+        one[old] = one.pop("n_scored")
+        for key in ("n_failed", "cell", "system"):
+            one.pop(key, None)
+        one["name"] = f"12.5hz: {one['name']}"
+    path.write_text(json.dumps(content))
+    found = load_results(path)
+    assert [one.label for one in found.rows if one.system == "tts"] == ["12.5hz: pooled: SLM TTS"] * 2
+    assert {(one.cell, one.name) for one in found.rows if one.system == "asr"} == {("12.5hz: pooled", "SLM ASR")}
+    assert (found.quality[0].cell, found.quality[0].system, found.quality[0].n_scored) == (
+        "12.5hz",
+        "reconstruction",
+        3,
+    )
+    assert [(c.cell, c.name, c.n_scored) for c in found.codes] == [
+        ("12.5hz", "codec-12.5", 1),
+        ("12.5hz", "codec-6.25", 1),
+    ]
+    assert "WER" in format_table(found) and write_report(found, tmp_path).is_file()
+
+
+def method_rows(*points: tuple[str, float, int | None, int]) -> list[Row]:
+    """TTS rows of (method, rate, seed, words wrong in the first utterance)."""
+    return [
+        row(
+            "tts", [" ".join(["x"] * wrong + TEXTS[0].split()[wrong:]), *TEXTS[1:]], rate, method=method, seed=seed,
+            cell=f"{rate}-{method}-{seed}",
+        )
+        for method, rate, seed, wrong in points
+    ]  # fmt: skip
+
+
+def lines_of(figure) -> dict[str, list[tuple[float, float]]]:
+    """Legend's name -> the points that the line of its colour joins, over all panels."""
+    (legend,) = figure.legends
+    colours = {
+        line.get_color(): text.get_text() for line, text in zip(legend.legend_handles, legend.texts, strict=True)
+    }
+    joined = [
+        line
+        for axes in figure.axes
+        for line in axes.lines
+        if line.get_linestyle() == "-" and len(set(line.get_xdata())) > 1
+    ]
+    return {colours[line.get_color()]: list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in joined}
+
+
+def test_the_rate_plot_has_one_named_line_for_each_method_with_its_seeds_pooled() -> None:
+    rows = method_rows(
+        ("resynthesis", 12.5, 0, 1), ("resynthesis", 12.5, 1, 3), ("resynthesis", 6.25, 0, 4), ("pooled", 12.5, 0, 3),
+        ("pooled", 6.25, 0, 5), ("none", 12.5, 0, 6), ("none", 6.25, 0, 6),
+    )  # fmt: skip
+    words = rows[0].n_words
+    figure = rate_figure(rows)
+    assert lines_of(figure) == {
+        "resynthesis": [(6.25, pytest.approx(400 / words)), (12.5, pytest.approx(200 / words))],
+        "pooled": [(6.25, pytest.approx(500 / words)), (12.5, pytest.approx(300 / words))],
+        "none": [(6.25, pytest.approx(600 / words)), (12.5, pytest.approx(600 / words))],
+    }
+    # Every mark stands at its rate, and the seeds' spread is shown.
+    assert {x for axes in figure.axes for line in axes.lines for x in line.get_xdata()} == {6.25, 12.5}
+    ticks = [line.get_ydata() for axes in figure.axes for line in axes.lines if line.get_marker() == "_"]
+    assert [list(values) for values in ticks] == [[pytest.approx(100 / words), pytest.approx(300 / words)]]
+
+
+def test_rows_that_do_not_say_in_what_they_differ_are_not_joined() -> None:
+    rows = method_rows(("", 12.5, None, 1), ("", 12.5, None, 3), ("", 6.25, None, 4))
+    rows[1].cell = "another"
+    figure = rate_figure(rows)
+    assert lines_of(figure) == {} and len(figure.legends[0].texts) == 3
+    apart = method_rows(("", 12.5, 0, 1), ("", 6.25, 0, 4))
+    assert list(lines_of(rate_figure(apart))) == ["SLM TTS"]
+
+
+def test_the_table_by_frame_rate_names_methods_and_pools_seeds(tmp_path: Path) -> None:
+    rows = method_rows(("pooled", 12.5, 0, 1), ("pooled", 12.5, 1, 3), ("pooled", 6.25, 0, 4), ("none", 6.25, 0, 6))
+    text = Page(write_report(Results("T", rows), tmp_path).read_text()).text
+    first, last = (f"{100 * rows[i].wer:.1f}" for i in (0, 1))
+    assert f"{50 * (rows[0].wer + rows[1].wer):.1f} (seeds: {first}, {last})" in text and "method" in text

@@ -328,6 +328,15 @@ def test_several_recordings_get_their_means(config, tmp_path, capsys):
     assert "means over 2 recordings" in capsys.readouterr().out
 
 
+def test_a_mean_says_how_many_recordings_it_is_of():
+    row = {"tokenizer": "t", "way": "resynthesis", "frame_rate_hz": 25.0, "n_books": 1, "bitrate_bps": 250.0}
+    row |= {"real_time_factor": 0.1, "mel_distance_db": 3.0, "pesq": None, "heard_cer": 0.5}
+    rows = [row | {"stoi": stoi} for stoi in (0.8, 0.9, None)]
+    (mean,) = resynthesis_report.means({"recordings": [{"rows": [one]} for one in rows]})
+    texts = {heading: text(mean) for heading, text in resynthesis_report.COLUMNS}
+    assert (texts["STOI"], texts["mel dB"], texts["PESQ"], texts["CER %"]) == ("0.850 (2 of 3)", "3.00", "n/a", "50")
+
+
 def test_names_tell_models_apart():
     assert labels_of(["runs/a/12.5hz/tokenizer/model", "runs/a/25hz/tokenizer/model"]) == ["12.5hz", "25hz"]
     assert labels_of(["runs/a/25hz/tokenizer", "runs/b/25hz/tokenizer", "kyutai/mimi"]) == [

@@ -85,8 +85,8 @@ def test_without_the_extra_it_says_how_to_install_it(monkeypatch) -> None:
 
 
 def test_summary_counts_what_it_could_measure() -> None:
-    clips = [compare_audio(voice(), 0.5 * voice(), RATE), compare_audio(voice(), 0 * voice(), RATE)]
+    clips = [compare_audio(voice(), 0.5 * voice(), RATE), compare_audio(voice(), 0 * voice(), RATE), None]
     summary = summarise_quality("reconstruction", "nano", clips)
-    assert summary.n_clips == 2 and summary.n_measured["level_difference_db"] == 1
+    assert (summary.n_scored, summary.n_failed) == (2, 1) and summary.n_measured["level_difference_db"] == 1
     assert summary.level_difference_db == pytest.approx(-6.02, abs=0.01)
     assert "the clip is silent (1 clips)" in summary.notes

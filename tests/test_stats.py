@@ -10,6 +10,7 @@ import pytest
 from eval.codes import code_statistics, nominal_bitrate
 from eval.stats import (
     bootstrap_interval,
+    mean_interval,
     paired_bootstrap,
     pooled_bootstrap,
     smallest_detectable_difference,
@@ -91,32 +92,38 @@ def test_seeds_that_differ_widen_the_interval_and_equal_ones_do_not() -> None:
     words = np.full(60, 6)
     a, b = rng.binomial(words, 0.5), rng.binomial(words, 0.4)
 
-    def width(group_a, group_b) -> float:
-        low, high = pooled_bootstrap(group_a, group_b, words, samples=2000).interval
+    def width(group_a, group_b, of_methods: bool) -> float:
+        low, high = pooled_bootstrap(group_a, group_b, words, samples=8000, of_methods=of_methods).interval
         return high - low
 
-    one = width([a], [b])
-    assert width([a, a, a], [b, b]) == pytest.approx(one, rel=1e-9)
-    # Seeds one error in every utterance apart: +-1/6 in the rate, which no choice of utterances explains.
-    apart = width([a, a + 1], [b])
-    expected = math.hypot(one / 3.92, 1 / 12)  # sd of the utterances; of the mean of two that lie 1/6 apart
-    drawn = pooled_bootstrap([a, a + 1], [b], words, samples=4000)
-    assert apart > 2 * one and drawn.difference == pytest.approx((a.sum() + 30 - b.sum()) / 360)
-    assert (drawn.interval[1] - drawn.interval[0]) / 3.92 == pytest.approx(expected, rel=0.25)
+    one = width([a], [b], False)
+    assert width([a, a, a], [b, b], True) == pytest.approx(one, rel=1e-9)
+    # Seeds one error in every utterance apart: 1/6 in the rate, which no choice of utterances explains.
+    assert width([a, a + 1], [b, b + 1], False) == pytest.approx(one, rel=1e-9)
+    # Each pair has variance (1/6)^2 / 2; Student's t of two degrees of freedom is 4.30 at 97.5 %.
+    seeds = 4.303 * math.sqrt((1 / 6) ** 2 / 2 * (1 / 2 + 1 / 2))
+    assert width([a, a + 1], [b, b + 1], True) / 2 == pytest.approx(math.hypot(one / 2, seeds), rel=0.05)
+    drawn = pooled_bootstrap([a, a + 1], [b, b], words, samples=200, of_methods=True)
+    assert drawn.difference == pytest.approx((a.sum() + 30 - b.sum()) / 360)
+    with pytest.raises(ValueError, match="two trainings in each group, not 2 and 1"):
+        pooled_bootstrap([a, a], [b], words, of_methods=True)
 
 
 def test_an_interval_over_seeds_covers_a_new_pair_of_methods() -> None:
-    """Two methods that are equal but for their seeds: utterances alone miss that, utterances and seeds do not."""
+    """Two methods that are equal but for their seeds: utterances alone miss that, utterances and seeds do not.
+
+    Two seeds each, with a standard deviation of 8 points: resampling the two held the truth in 84 % of cases.
+    """
     rng = np.random.default_rng(6)
-    words, hits, hits_of_one = np.full(60, 6), 0, 0
-    for _ in range(150):
+    words, hits, hits_of_models = np.full(60, 6), 0, 0
+    for _ in range(200):
         hard = rng.uniform(0.1, 0.6, 60)
-        groups = [[rng.binomial(words, np.clip(hard + rng.normal(0, 0.05), 0, 1)) for _ in range(3)] for _ in range(2)]
-        low, high = pooled_bootstrap(*groups, words, samples=300).interval
+        groups = [[rng.binomial(words, np.clip(hard + rng.normal(0, 0.08), 0, 1)) for _ in range(2)] for _ in range(2)]
+        low, high = pooled_bootstrap(*groups, words, samples=300, of_methods=True).interval
         hits += low <= 0 <= high
-        low, high = pooled_bootstrap(groups[0][:1], groups[1][:1], words, samples=300).interval
-        hits_of_one += low <= 0 <= high
-    assert hits >= 128 and hits_of_one < 120
+        low, high = pooled_bootstrap(*groups, words, samples=300).interval
+        hits_of_models += low <= 0 <= high
+    assert hits >= 184 and hits_of_models < 120
 
 
 def test_pooling_refuses_what_is_not_paired() -> None:
@@ -158,7 +165,7 @@ def test_code_statistics_closed_forms() -> None:
     uniform = np.stack([np.arange(8), np.zeros(8, dtype=np.int64)])
     padded = np.concatenate([uniform, np.full((2, 3), -1)], axis=1)
     stats = code_statistics([padded, padded], [16, 4], 12.5, name="nano")
-    assert (stats.n_frames, stats.n_utterances) == (16, 2)
+    assert (stats.n_frames, stats.n_scored) == (16, 2)
     assert stats.books[0].entropy_bits == pytest.approx(3) and stats.books[0].perplexity == pytest.approx(8)
     assert (stats.books[0].used, stats.books[0].use) == (8, 0.5)
     assert (stats.books[1].entropy_bits, stats.books[1].perplexity) == (0.0, 1.0)
@@ -172,3 +179,42 @@ def test_code_statistics_refuse_foreign_codes() -> None:
         code_statistics([np.array([[16]])], [16], 25.0)
     with pytest.raises(ValueError, match=r"shape \(1, 1\)"):
         code_statistics([np.array([[1]])], [16, 16], 25.0)
+
+
+def test_speakers_of_strong_effect_are_what_is_drawn() -> None:
+    """40 speakers with 25 utterances each: an interval over utterances holds the truth in half of the cases or less."""
+    rng = np.random.default_rng(8)
+    speakers, words = np.repeat(np.arange(40), 25), np.full(1000, 6)
+    hits, hits_paired = [0, 0], [0, 0]
+    for _ in range(120):
+        rates = np.repeat(rng.beta(2.5, 5.8, 40), 25)  # 0.3, with a standard deviation of 0.15
+        errors, other = rng.binomial(words, rates), rng.binomial(words, np.full(1000, 0.3))
+        ids = [str(i) for i in range(1000)]
+        for i, who in enumerate((None, speakers)):
+            low, high = bootstrap_interval(errors, words, samples=300, speakers=who)
+            hits[i] += low <= 2.5 / 8.3 <= high
+            paired = paired_bootstrap(ids, errors, ids, other, words, words, samples=300, speakers=who).interval
+            hits_paired[i] += paired[0] <= 2.5 / 8.3 - 0.3 <= paired[1]
+    assert hits[0] < 72 and hits[1] >= 108
+    assert hits_paired[0] < 90 and hits_paired[1] >= 108
+
+
+def test_drawing_speakers_is_drawing_their_sums() -> None:
+    rng = np.random.default_rng(9)
+    words = rng.integers(3, 9, 30)
+    a, b = rng.binomial(words, 0.5), rng.binomial(words, 0.3)
+    who = [f"s{i % 5}" for i in range(30)]
+    sums = [np.array([x[np.array(who) == f"s{s}"].sum() for s in range(5)]) for x in (a, b, words)]
+    assert bootstrap_interval(a, words, speakers=who, samples=200) == bootstrap_interval(sums[0], sums[2], samples=200)
+    one = pooled_bootstrap([a], [b], words, speakers=who, samples=200)
+    assert one.interval == pytest.approx(pooled_bootstrap([sums[0]], [sums[1]], sums[2], samples=200).interval)
+    assert one.n_utterances == 30 and one.rates_a == [a.sum() / words.sum()]
+    assert smallest_detectable_difference([a], [b], words, speakers=who) == pytest.approx(
+        smallest_detectable_difference([sums[0]], [sums[1]], sums[2])
+    )
+    # One utterance each: a speaker is an utterance.
+    assert mean_interval(list(a), speakers=[f"{i:02}" for i in range(30)]) == pytest.approx(mean_interval(list(a)))
+    with pytest.raises(ValueError, match="one speaker"):
+        bootstrap_interval(a, words, speakers=["s"] * 30)
+    with pytest.raises(ValueError, match="29 speakers for 30 utterances"):
+        bootstrap_interval(a, words, speakers=who[1:])

@@ -1,0 +1,135 @@
+"""What a cell of `slm compare` stands for: its method and its seed, beside the frame rate that its tokenizer has.
+
+A cell may state both. Otherwise they follow from what the cells set: the seed is what its keys called ``seed`` say, the
+method whatever else they differ in. Cells of one method at one frame rate that differ in seed are pooled in plots, and
+let a contrast speak of the method.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any
+
+import yaml
+
+from recipes.config import yaml_scalar
+
+_RATE = "\0"  # stands for a cell's own frame rate in a value
+
+
+@dataclass
+class Cell:
+    """One column of the experiment."""
+
+    name: str = field(metadata={"help": "stands in the table and names the folder"})
+    set: list[str] = field(default_factory=list, metadata={"help": "what differs, as STAGE.key=value"})
+    method: str | None = field(
+        default=None,
+        metadata={"help": "what it stands for, beside frame rate and seed; null: what it sets that others do not"},
+    )
+    seed: int | None = field(
+        default=None, metadata={"help": "of its trainings; null: that of the stages' `seed` where they have one"}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"name {self.name!r} must be usable as a folder's name")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What the rows of a cell are about; empty or None where nothing tells."""
+
+    cell: str
+    method: str = ""
+    seed: int | None = None
+
+
+def identify(
+    cells: Sequence[Cell], stages: Mapping[str, Mapping[str, Any]], rates: Mapping[str, float | None]
+) -> dict[str, Identity]:
+    """Method and seed of each cell.
+
+    Args:
+        cells: those that stand in the table.
+        stages: cell -> stage that it has to itself -> typed configuration.
+        rates: cell -> frame rate of its tokenizer in Hz; a value that names it ("nano-6.25hz") is no method.
+    """
+    keys = list(dict.fromkeys(item.partition("=")[0].strip() for cell in cells for item in cell.set))
+    values = {cell.name: {key: _value(cell, key, stages[cell.name]) for key in keys} for cell in cells}
+    seed_keys = [key for key in keys if key.rpartition(".")[2] == "seed"]
+    seeds = {cell.name: _seed(cell, [values[cell.name][key] for key in seed_keys], stages[cell.name]) for cell in cells}
+    if None not in seeds.values():
+        keys = [key for key in keys if key not in seed_keys]
+    shown = {name: {key: _hide_rate(own[key], rates[name]) for key in keys} for name, own in values.items()}
+    methods = _methods(keys, shown)
+    return {
+        cell.name: Identity(cell.name, methods[cell.name] if cell.method is None else cell.method, seeds[cell.name])
+        for cell in cells
+    }
+
+
+def _value(cell: Cell, key: str, stages: Mapping[str, Any]) -> str:
+    """What a key has in a cell, as text: what the cell sets, else what its stage's configuration says."""
+    given = [item.partition("=")[2] for item in cell.set if item.partition("=")[0].strip() == key]
+    if given:
+        return yaml_scalar(yaml.safe_load(given[-1]))
+    stage, *path = key.split(".")
+    here = stages.get(stage)
+    for part in path:
+        here = asdict(here) if is_dataclass(here) else here
+        if isinstance(here, list):
+            here = here[int(part)] if part.isdigit() and int(part) < len(here) else None
+        else:
+            here = here.get(part) if isinstance(here, dict) else None
+    return yaml_scalar(here)
+
+
+def _seed(cell: Cell, texts: Sequence[str], stages: Mapping[str, Any]) -> int | None:
+    """The one seed of a cell; None where its stages have several."""
+    if cell.seed is not None:
+        return cell.seed
+    # That of an evaluation is the bootstrap's: it trains nothing.
+    own = [yaml_scalar(stage.seed) for stage in stages.values() if hasattr(stage, "seed") and not _scores(stage)]
+    found = set(texts or own)
+    text = found.pop() if len(found) == 1 else ""
+    return int(text) if re.fullmatch(r"-?\d+", text) else None
+
+
+def _scores(stage: Any) -> bool:
+    return hasattr(stage, "bootstrap_samples")
+
+
+def _hide_rate(text: str, rate: float | None) -> str:
+    return text if rate is None else re.sub(rf"(?i)(?<![\d.]){re.escape(f'{rate:g}')}(?=[ _-]?hz)", _RATE, text)
+
+
+def _methods(keys: Sequence[str], values: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """A short text for each cell, of as few keys as tell the cells apart (the first ones); equal where nothing does."""
+
+    def apart(some: Sequence[str]) -> int:
+        return len({tuple(own[key] for key in some) for own in values.values()})
+
+    needed = [key for key in keys if apart([key]) > 1]
+    for key in reversed(needed):
+        others = [other for other in needed if other != key]
+        if apart(others) == apart(needed):
+            needed = others
+    short = {name: ", ".join(filter(None, (_short(key, own[key]) for key in needed))) for name, own in values.items()}
+    if apart(needed) > 1 and ("" in short.values() or len(set(short.values())) < apart(needed)):
+        return {
+            name: ", ".join(f"{key}={own[key].replace(_RATE, '*')}" for key in needed) for name, own in values.items()
+        }
+    return short
+
+
+def _short(key: str, text: str) -> str:
+    """A name as it is, a number with the end of its key, nothing for what is not set."""
+    value = yaml.safe_load(text.replace(_RATE, "RATE"))
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return re.sub(rf"[ _-]?{_RATE}[ _-]?hz", "", text, flags=re.IGNORECASE).strip("'\"")
+    return f"{'.'.join(key.split('.')[-2:])}={text}"
