@@ -38,13 +38,13 @@ from recipes.encode_plan import (
 )
 from recipes.encode_processes import Processes
 from recipes.encode_stream import Encoder, measure_agreement, return_free_memory
+from recipes.progress import progress
 from recipes.runtime import (
     MAY_CHANGE,
     RunFolder,
     atomic_write_text,
     disk_errors,
     log,
-    progress,
     resolve_precision,
     seed_everything,
 )

@@ -35,7 +35,7 @@ from recipes.runtime import (
     resolve_precision,
     seed_everything,
 )
-from recipes.tracking import ProgressBar
+from recipes.tracking import TrainerProgress
 from slm.batches import NoiseConfig, SpeechSamples, plan_steps
 from slm.corpus import INDEX_NAME, CodedCorpus
 from slm.modeling import (
@@ -357,7 +357,7 @@ def run(config: Config) -> Path:
         device=device,
         precision=resolve_precision(config.precision, device),
         processes=processes_asked(),
-        callbacks=[MetricsCallback(folder.metrics), ProgressBar("finetune")],
+        callbacks=[MetricsCallback(folder.metrics), TrainerProgress("finetune")],
         tensorboard=folder.path("tensorboard"),
     )
     wall = time.perf_counter() - started

@@ -14,7 +14,8 @@ from eval.schema import SYSTEMS, Clip, Row, Sample
 from eval.speech import QualitySummary, compare_audio, summarise_quality
 from eval.text import get_normaliser
 from eval.wer import error_listing, score_pairs
-from recipes.runtime import atomic_write_text, progress
+from recipes.progress import progress
+from recipes.runtime import atomic_write_text
 from recipes.systems import System
 
 CLIP_HZ = 16_000

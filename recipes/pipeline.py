@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config import ConfigError, load_config
+from recipes.progress import clock
 from recipes.records import read_time
 from recipes.runtime import MAY_CHANGE, RunFolder, log
 
@@ -229,12 +230,6 @@ def _look_again(step: Step) -> None:
         step.recipe.run(step.config)
     except (DataError, FileNotFoundError) as error:
         log.info("stage %s is complete, and its inputs are not here any more (%s)", step.stage.name, error)
-
-
-def clock(seconds: float) -> str:
-    """``135`` -> ``2 min 15 s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def results_folders(steps: list[Step]) -> list[Path]:

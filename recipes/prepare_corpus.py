@@ -22,7 +22,8 @@ from pathlib import Path
 from eval.text import get_normaliser
 from recipes import espeak, flite
 from recipes.config import ConfigError
-from recipes.runtime import RunFolder, atomic_write_text, log, progress
+from recipes.progress import progress
+from recipes.runtime import RunFolder, atomic_write_text, log
 from recipes.speaking import Line, speak
 from tokenizer.data import SPLITS, DataSource, read_source
 

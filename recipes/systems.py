@@ -19,7 +19,8 @@ import torch
 from eval.codes import nominal_bitrate
 from recipes.config import ConfigError
 from recipes.encode_audio import encode_batch
-from recipes.runtime import log, progress
+from recipes.progress import progress
+from recipes.runtime import log
 from tokenizer.data import AudioError, Utterance, load_audio
 from tokenizer.precision import LOWER
 

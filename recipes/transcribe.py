@@ -22,7 +22,8 @@ import numpy as np
 from recipes.config import ConfigError
 from recipes.encode_audio import encode_batch
 from recipes.inputs import digest, refuse_other_inputs
-from recipes.runtime import RunFolder, atomic_write_text, log, progress, resolve_device
+from recipes.progress import progress
+from recipes.runtime import RunFolder, atomic_write_text, log, resolve_device
 from slm.corpus import CodedCorpus
 from slm.generation import SpeechLM, TranscribeSettings, transcribe_codes
 from slm.modeling import DTYPES, ModelError, describe_llm

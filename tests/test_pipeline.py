@@ -16,7 +16,7 @@ from eval.schema import Clip, Results, Sample, merge_results
 from eval.speech import QualitySummary
 from recipes import cli, compare, quickstart
 from recipes.config import ConfigError, load_config
-from recipes.pipeline import PipelineConfig, Stage, clock, describe, make_steps, refuse_stale, run_steps
+from recipes.pipeline import PipelineConfig, Stage, describe, make_steps, refuse_stale, run_steps
 from recipes.runtime import RunFolder
 from tokenizer.data import DataError
 
@@ -195,10 +195,6 @@ def test_cells_are_checked(tmp_path):
             cells(tmp_path, cells=wrong)
     with pytest.raises(ValueError, match="folder's name"):
         compare.Cell("../a")
-
-
-def test_clock():
-    assert clock(7.4) == "7 s" and clock(135) == "2 min 15 s"
 
 
 def steps_of(config):

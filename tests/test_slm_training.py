@@ -236,6 +236,12 @@ def test_finetune_recipe_plans_trains_skips_and_refuses(tmp_path) -> None:
         finetune.run(finetune_config(tmp_path, "third", f"model={folder}", f"corpus={tmp_path / 'other'}"))
 
 
+def test_finetune_draws_no_bar_where_the_output_is_no_terminal(tmp_path, capfd) -> None:
+    finetune.run(finetune_config(tmp_path, "run", "training.eval_steps=0"))
+    said = capfd.readouterr()
+    assert "finetune:" not in said.err and "\r" not in said.err + said.out
+
+
 def test_finetune_recipe_lora(tmp_path) -> None:
     config = finetune_config(tmp_path, "run", "lora.rank=4", "keep=best".replace("keep", "training.keep"))
     plan = finetune.plan(config)
