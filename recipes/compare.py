@@ -2,14 +2,14 @@
 
 A cell is a name and what it sets. Stages marked ``shared`` (the teacher, the text LM) run once; the others once per
 cell, in ``run_dir/<cell>/``. A comparison that was cut off goes on; a cell added later runs alone; ``only`` runs some
-cells now. The table holds every cell that is complete, and ``contrasts`` compares groups of them, such as the seeds of
-one method with those of another.
+cells now. A cell that fails is named in the table, and the others go on. The table holds every cell that is complete,
+and ``contrasts`` compares groups of them, such as the seeds of one method with those of another.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,6 +24,7 @@ from recipes.config import ConfigError
 from recipes.embedded import check_embedded
 from recipes.pipeline import (
     PipelineConfig,
+    StageError,
     Step,
     clock,
     describe,
@@ -37,6 +38,10 @@ from recipes.runtime import COMPLETE_FILE, MAY_CHANGE, RunFolder, log
 
 # What does not depend on the cell: kept once in the table.
 COMMON_SYSTEMS = ("ground_truth",)
+
+
+class CellsFailed(ConfigError):
+    """Some cells failed; the table of the others is written."""
 
 
 @dataclass
@@ -123,7 +128,11 @@ def plan(config: Config) -> dict[str, object]:
 
 
 def run(config: Config) -> Path:
-    """Run the cells' stages that are not complete, then one table of every complete cell; returns the report."""
+    """Run the cells' stages that are not complete, then one table of every complete cell; returns the report.
+
+    Raises:
+        CellsFailed: after all else, where cells failed.
+    """
     started = time.perf_counter()
     cells = _cells(config)
     folder = RunFolder(config.run_dir)
@@ -135,8 +144,8 @@ def run(config: Config) -> Path:
     if config.redo is not None:
         for steps in chosen.values():
             set_aside_from(steps, config.redo)
-    seconds = {cell: run_steps(steps, label=f"{cell}: ") for cell, steps in chosen.items()}
-    results = gather(cells, config)
+    seconds, failed = run_cells(chosen)
+    results = gather(cells, config, failed)
     save_results(results, folder.folder)
     write_report(results, folder.folder)
     write_markdown(results, folder.folder)
@@ -146,7 +155,33 @@ def run(config: Config) -> Path:
     if all(missing_of(steps) is None for steps in cells.values()):
         folder.mark_complete({"seconds": seconds})
     log.info("%d cells in %s", len(chosen), clock(time.perf_counter() - started))
-    return show_results(folder.folder)
+    report = show_results(folder.folder)
+    if failed:
+        lines = [f"{len(failed)} of {len(chosen)} cells failed:", *(f"{cell}: {why}" for cell, why in failed.items())]
+        raise CellsFailed("\n  - ".join(lines) + "\nThe others are in the table. The same command tries these again.")
+    return report
+
+
+def run_cells(cells: dict[str, list[Step]]) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Run the cells one after the other; one that fails does not keep the others from running.
+
+    Returns:
+        cell -> stage -> seconds of what ran, and cell -> why it failed.
+
+    Raises:
+        Exception: what a shared stage raised, without which no cell can run.
+    """
+    seconds, failed = {}, {}
+    for cell, steps in cells.items():
+        try:
+            seconds[cell] = run_steps(steps, label=f"{cell}: ")
+        except StageError as error:
+            if error.stage.shared:
+                raise error.cause from None
+            # What no user can have caused keeps its traceback.
+            log.error("%s failed, %s", cell, error, exc_info=not isinstance(error.cause, ValueError | OSError))
+            failed[cell] = str(error)  # the error itself holds on to all that its stage had in memory
+    return seconds, failed
 
 
 def show_results(place: Path) -> Path:
@@ -169,8 +204,8 @@ def missing_of(steps: list[Step]) -> str | None:
     return None
 
 
-def gather(cells: dict[str, list[Step]], config: Config) -> Results:
-    """One table of every complete cell; the others are named in its notes.
+def gather(cells: dict[str, list[Step]], config: Config, failed: Mapping[str, str] | None = None) -> Results:
+    """One table of every complete cell; the others are named in its notes, those that ``failed`` with their error.
 
     Raises:
         ConfigError: no cell is complete.
@@ -179,7 +214,8 @@ def gather(cells: dict[str, list[Step]], config: Config) -> Results:
     for cell, steps in cells.items():
         if (why := missing_of(steps)) is not None:
             log.warning("left out of the table: %s, %s", cell, why)
-            notes.append(f"left out: {cell}, {why.splitlines()[0]}")
+            kind, why = ("failed", failed[cell]) if failed and cell in failed else ("left out", why)
+            notes.append(f"{kind}: {cell}, {why.splitlines()[0]}")
             continue
         some = [label_results(load_results(place), cell) for place in results_folders(steps)]
         parts[cell] = merge_results(some, cell)

@@ -78,6 +78,16 @@ class Step:
         return RunFolder(self.config.run_dir)
 
 
+class StageError(Exception):
+    """A stage did not come to its end; its cause is what the stage raised."""
+
+    def __init__(self, stage: Stage, cause: Exception) -> None:
+        what = str(cause) or type(cause).__name__
+        # Such a message names its stage already.
+        super().__init__(what if what.startswith("stage ") else f"stage {stage.name}: {what}")
+        self.stage, self.cause = stage, cause
+
+
 def stage_override(item: str, names: list[str]) -> tuple[str, str]:
     """``encode.seed=3`` -> ("encode", "seed=3"). Raises ConfigError where no stage is called so."""
     name, dot, override = item.partition(".")
@@ -191,7 +201,7 @@ def run_steps(steps: list[Step], redo: str | None = None, label: str = "") -> di
         stage -> seconds of those that ran.
 
     Raises:
-        ConfigError: a stage's folder was begun with another configuration; the message says how to go on.
+        StageError: a stage failed, or its folder was begun with another configuration (the message says how to go on).
     """
     if redo is not None:
         set_aside_from(steps, redo)
@@ -199,23 +209,32 @@ def run_steps(steps: list[Step], redo: str | None = None, label: str = "") -> di
     for number, step in enumerate(steps, start=1):
         heading = f"[{number}/{len(steps)}] {label}{step.stage.name}"
         try:
-            step.folder.check(step.config)
-            if step.folder.complete:
-                _look_again(step)
-        except ConfigError as error:
-            way = f"To redo this stage and those after it: redo={step.stage.name}"
-            raise ConfigError(f"stage {step.stage.name}: {error}\n{way}") from error
-        if step.folder.complete:
-            refuse_stale(step)
-            log.info("%s: complete, skipped", heading)
-            continue
-        log.info("%s (%s so far)", heading, clock(time.perf_counter() - started))
-        began = time.perf_counter()
-        step.recipe.run(step.config)
+            if _is_done(step):
+                log.info("%s: complete, skipped", heading)
+                continue
+            log.info("%s (%s so far)", heading, clock(time.perf_counter() - started))
+            began = time.perf_counter()
+            step.recipe.run(step.config)
+        except Exception as error:
+            raise StageError(step.stage, error) from error
         seconds[step.stage.name] = round(time.perf_counter() - began, 1)
         log.info("%s: done in %s", heading, clock(seconds[step.stage.name]))
         gc.collect()  # one stage's model should not stand in memory beside the next one's
     return seconds
+
+
+def _is_done(step: Step) -> bool:
+    """Whether a stage is complete. Raises ConfigError where what stands in its folder is not of this configuration."""
+    try:
+        step.folder.check(step.config)
+        if step.folder.complete:
+            _look_again(step)
+    except ConfigError as error:
+        way = f"To redo this stage and those after it: redo={step.stage.name}"
+        raise ConfigError(f"stage {step.stage.name}: {error}\n{way}") from error
+    if step.folder.complete:
+        refuse_stale(step)
+    return step.folder.complete
 
 
 def _look_again(step: Step) -> None:
