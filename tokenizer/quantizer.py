@@ -194,6 +194,12 @@ class SplitQuantizer(nn.Module):
         codes = codes.clamp(min=0)
         return sum(book.look_up(codes[:, i], mask) for i, book in zip(range(codes.shape[1]), self.books, strict=False))
 
+    def entries(self, n_books: int) -> list[Tensor]:
+        """What each entry of the first books adds to the latents: n_books of (N, D)."""
+        books = [book for book, _ in zip(self.books, range(n_books), strict=False)]
+        device = next(self.parameters()).device
+        return [book.look_up(torch.arange(len(book.usage), device=device)[None], None)[0] for book in books]
+
     def update_usage(self, codes: Tensor, mask: Tensor | None = None, decay: float = 0.99) -> None:
         """Updates every book's `usage` from codes (B, K, F) and a mask (B, F)."""
         for index, book in enumerate(self.books):
