@@ -9,7 +9,7 @@ and ``contrasts`` compares groups of them, such as the seeds of one method with 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -109,7 +109,8 @@ class Config(PipelineConfig):
         return self.only is None or cell in self.only
 
 
-def _cells(config: Config) -> dict[str, list[Step]]:
+def make_cells(config: Config) -> dict[str, list[Step]]:
+    """Every cell's stages. Raises ConfigError where one is wrong, or an embedded model is missing."""
     steps = {cell.name: make_steps(config, cell.name, cell.set) for cell in config.cells}
     if not any(results_folders(some) for some in steps.values()):
         raise ConfigError("stages: none is an `evaluate`, so there would be nothing to compare")
@@ -122,7 +123,7 @@ def plan(config: Config) -> dict[str, object]:
     """Every cell's stages and where they stand; raises what is wrong in any of them."""
     facts: dict[str, object] = {}
     RunFolder(config.run_dir).check(config)
-    for cell, steps in _cells(config).items():
+    for cell, steps in make_cells(config).items():
         facts[cell] = describe(steps) if config.runs(cell) else f"not run (only): {missing_of(steps) or 'complete'}"
     return facts | {"result": config.run_dir}
 
@@ -133,8 +134,18 @@ def run(config: Config) -> Path:
     Raises:
         CellsFailed: after all else, where cells failed.
     """
+    return end_with(config, make_table(config))
+
+
+def make_table(config: Config, notes: Sequence[str] = ()) -> dict[str, str]:
+    """Run the cells and write what came out; returns why cells failed.
+
+    Args:
+        config: the comparison.
+        notes: what the table's reader should know besides.
+    """
     started = time.perf_counter()
-    cells = _cells(config)
+    cells = make_cells(config)
     folder = RunFolder(config.run_dir)
     folder.check(config)
     if folder.complete and any(missing_of(steps) for steps in cells.values()):  # a cell was added since
@@ -146,6 +157,7 @@ def run(config: Config) -> Path:
             set_aside_from(steps, config.redo)
     seconds, failed = run_cells(chosen)
     results = gather(cells, config, failed)
+    results.notes += notes
     save_results(results, folder.folder)
     write_report(results, folder.folder)
     write_markdown(results, folder.folder)
@@ -155,9 +167,14 @@ def run(config: Config) -> Path:
     if all(missing_of(steps) is None for steps in cells.values()):
         folder.mark_complete({"seconds": seconds})
     log.info("%d cells in %s", len(chosen), clock(time.perf_counter() - started))
-    report = show_results(folder.folder)
+    return failed
+
+
+def end_with(config: Config, failed: Mapping[str, str]) -> Path:
+    """Print the table; returns the report. Raises CellsFailed where cells failed."""
+    report = show_results(Path(config.run_dir))
     if failed:
-        lines = [f"{len(failed)} of {len(chosen)} cells failed:", *(f"{cell}: {why}" for cell, why in failed.items())]
+        lines = [f"{len(failed)} of the cells failed:", *(f"{cell}: {why}" for cell, why in failed.items())]
         raise CellsFailed("\n  - ".join(lines) + "\nThe others are in the table. The same command tries these again.")
     return report
 

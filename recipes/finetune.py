@@ -74,7 +74,7 @@ class Config:
     speech_rows: Literal["noise", "codebook"] = field(
         default="noise",
         metadata={
-            "help": "what a speech token's embedding starts from: noise, or its codebook vector (LM-SPT tokenizers), from "
+            "help": "what a speech token starts from: noise, or its codebook vector (LM-SPT tokenizers), from "
             "which a short training on little data learns far sooner"
         },
     )

@@ -35,6 +35,11 @@ class Stage:
         default=None, metadata={"help": "its folder where that lies elsewhere: a stage that another pipeline has too"}
     )
 
+    rough_s: float | None = field(
+        default=None,
+        metadata={"help": "about how many seconds it takes; for the plan that `slm quickstart` opens with"},
+    )
+
     def __post_init__(self) -> None:
         self.name = self.name or self.command
 

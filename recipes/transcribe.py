@@ -198,6 +198,7 @@ def write_predictions(
     sidecar = {
         "task": task,
         "model": config.model,
+        "trained_steps": RunFolder(Path(config.model).parent).summary.get("steps"),
         "tokenizer": config.tokenizer or vocabulary.tokenizer,
         "fingerprint": vocabulary.fingerprint,
         "frame_rate": vocabulary.frame_rate,

@@ -57,9 +57,8 @@ def test_new_rows_hold_the_codebook_s_vectors() -> None:
     extend_with_speech(model, vocabulary, seed=1, books=books)
     for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
         text = table[: vocabulary.first_id]
-        first, second = (
-            (table[i : i + n] - text.mean(0)) / text.std(0) for i, n in zip(vocabulary.offsets, (CODES, 8))
-        )
+        whitened = (table - text.mean(0)) / text.std(0)
+        first, second = (whitened[i : i + len(book)] for i, book in zip(vocabulary.offsets, books, strict=True))
         for rows, vectors in ((first, books[0]), (second, books[1])):
             assert rows.std().item() == pytest.approx(1.0, rel=0.25)  # as far apart as words are
             apart = torch.corrcoef(torch.stack([torch.pdist(rows), torch.pdist(vectors)]))[0, 1]
