@@ -347,7 +347,7 @@ def _encode_shards(
                 pending.result()
                 pending = disk.submit(write, *key, rows.pop(key), skipped.pop(key))
             processes.halt_if_one_failed()
-        next(coded, None)  # the bar's end
+        next(coded, None)  # the last batch is told too
         pending.result()
     return seconds
 

@@ -171,7 +171,9 @@ def headlines(results: Results) -> list[str]:
     if shown:
         lines.append(f"Cost in tokens per second of speech: {shown}")
     if len(costs) > 1:
-        lines.append("One seed a rate: these models differ, but which rate is better takes several seeds to tell.")
+        lines.append(
+            "One seed a rate: this is what these models did; which rate is better takes several seeds to tell."
+        )
     return lines
 
 
