@@ -248,6 +248,7 @@ def plan(config: Config) -> dict[str, object]:
     corpus: CodedCorpus | None = attempt(open_corpus, config)
     if corpus is not None:
         attempt(corpus.verify)
+    if corpus is not None and facts is not None and facts.vocabulary is None:
         attempt(codebooks, config, corpus)
     if problems or facts is None or corpus is None:
         raise ConfigError("\n  - ".join([f"slm finetune cannot run, {len(problems)} problem(s):", *problems]))

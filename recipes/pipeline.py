@@ -34,7 +34,6 @@ class Stage:
     run_dir: str | None = field(
         default=None, metadata={"help": "its folder where that lies elsewhere: a stage that another pipeline has too"}
     )
-
     rough_s: float | None = field(
         default=None,
         metadata={"help": "about how many seconds it takes; for the plan that `slm quickstart` opens with"},

@@ -119,10 +119,11 @@ def show_opening(config: Config, cells: Mapping[str, Sequence[Step]], chosen: Ch
     """Print the plan: what each stage does, and about how long it takes here."""
     scale = chosen.mean_s / config.budget.reference_s if chosen and config.budget.reference_s else None
     table = Table("stage", "what it does", "about", title=escape(config.title), title_justify="left")
-    total, known = 0.0, True
+    total, known, redone = 0.0, True, False
     for position, stage in enumerate(config.stages):
+        redone |= stage.name == config.redo
         steps = [some[position] for cell, some in cells.items() if config.runs(cell)][: 1 if stage.shared else None]
-        open_steps = [step for step in steps if not step.folder.complete]
+        open_steps = [step for step in steps if redone or not step.folder.complete]
         if not open_steps:
             table.add_row(stage.name, what_it_does(steps), "done before" if steps else "")
             continue
@@ -140,18 +141,16 @@ def show_opening(config: Config, cells: Mapping[str, Sequence[Step]], chosen: Ch
     console = Console()
     console.print(table)
     if chosen is not None:
-        console.print(Text(f"{chosen.why[0].upper()}{chosen.why[1:]}."))
+        console.print(Text(f"{chosen.why}."))
     if total and known:
-        where = (
-            "on this machine" if scale is not None else "on two cores of a CPU with AVX-512; an older one takes longer"
-        )
+        where = "on this machine" if scale is not None else "on one core with AVX-512"
         console.print(Text(f"All together about {clock(total)} {where}."))
 
 
 def what_it_does(steps: Sequence[Step]) -> str:
     """The first line of a stage's recipe, without the command."""
-    line = (steps[0].recipe.__doc__ or "").splitlines()[0] if steps else ""
-    return line.partition(": ")[2].replace("``", "")
+    about = steps[0].recipe.__doc__ if steps else None
+    return (about or "").partition("\n")[0].partition(": ")[2].replace("``", "")
 
 
 def headlines(results: Results) -> list[str]:
@@ -171,9 +170,7 @@ def headlines(results: Results) -> list[str]:
     if shown:
         lines.append(f"Cost in tokens per second of speech: {shown}")
     if len(costs) > 1:
-        lines.append(
-            "One seed a rate: this is what these models did; which rate is better takes several seeds to tell."
-        )
+        lines.append("One seed a rate: this is what these models did; several seeds tell which rate is better.")
     return lines
 
 

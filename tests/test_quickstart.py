@@ -171,6 +171,17 @@ def test_the_opening_tells_every_stage_and_its_time(tmp_path, capsys, name):
     assert ("measured" in said) == bool(config.budget)
 
 
+def test_the_opening_knows_what_was_done_before_and_what_is_redone(tmp_path, capsys):
+    for redo, done in (("null", True), ("prepare-corpus", False)):
+        config = load_config(quickstart.Config, "quickstart/quickstart", [f"run_dir={tmp_path}", f"redo={redo}"])
+        cells = compare.make_cells(config)
+        first = cells["25hz"][0]
+        if not first.folder.complete:
+            RunFolder(first.config.run_dir).start(first.config).mark_complete()
+        quickstart.show_opening(config, cells, None)
+        assert ("done before" in capsys.readouterr().out) == done
+
+
 def test_a_record_that_cannot_be_read_names_the_way_out(tmp_path):
     (tmp_path / STEPS_FILE).write_text(json.dumps({"steps": "many"}))
     with pytest.raises(ConfigError, match=r"steps.json(.|\n)*--restart"):
