@@ -2,14 +2,15 @@
 
 A cell is a name and what it sets. Stages marked ``shared`` (the teacher, the text LM) run once; the others once per
 cell, in ``run_dir/<cell>/``. A comparison that was cut off goes on; a cell added later runs alone; ``only`` runs some
-cells now. The table holds every cell that is complete, and ``contrasts`` compares groups of them, such as the seeds of
-one method with those of another. A cell's method and seed follow from what it sets; it may state them as well.
+cells now. A cell that fails is named in the table, and the others go on. The table holds every cell that is complete,
+and ``contrasts`` compares groups of them, such as the seeds of one method with those of another. A cell's method and
+seed follow from what it sets; it may state them as well.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,6 +26,7 @@ from recipes.config import ConfigError, Problems
 from recipes.embedded import check_embedded
 from recipes.pipeline import (
     PipelineConfig,
+    StageError,
     Step,
     clock,
     describe,
@@ -38,6 +40,10 @@ from recipes.runtime import COMPLETE_FILE, MAY_CHANGE, RunFolder, log
 
 # What does not depend on the cell: kept once in the table.
 COMMON_SYSTEMS = ("ground_truth",)
+
+
+class CellsFailed(ConfigError):
+    """Some cells failed; the table of the others is written."""
 
 
 @dataclass
@@ -96,7 +102,8 @@ class Config(PipelineConfig):
         return self.only is None or cell in self.only
 
 
-def _cells(config: Config) -> dict[str, list[Step]]:
+def make_cells(config: Config) -> dict[str, list[Step]]:
+    """Every cell's stages. Raises ConfigError where one is wrong, or an embedded model is missing."""
     steps = {cell.name: make_steps(config, cell.name, cell.set) for cell in config.cells}
     if not any(results_folders(some) for some in steps.values()):
         raise ConfigError("stages: none is an `evaluate`, so there would be nothing to compare")
@@ -110,7 +117,7 @@ def plan(config: Config) -> dict[str, object]:
     facts: dict[str, object] = {}
     RunFolder(config.run_dir).check(config)
     problems = Problems("slm compare")
-    for cell, steps in _cells(config).items():
+    for cell, steps in make_cells(config).items():
         if config.runs(cell):
             facts[cell] = problems.attempt(describe, steps)
         else:
@@ -120,9 +127,23 @@ def plan(config: Config) -> dict[str, object]:
 
 
 def run(config: Config) -> Path:
-    """Run the cells' stages that are not complete, then one table of every complete cell; returns the report."""
+    """Run the cells' stages that are not complete, then one table of every complete cell; returns the report.
+
+    Raises:
+        CellsFailed: after all else, where cells failed.
+    """
+    return end_with(config, make_table(config))
+
+
+def make_table(config: Config, notes: Sequence[str] = ()) -> dict[str, str]:
+    """Run the cells and write what came out; returns why cells failed.
+
+    Args:
+        config: the comparison.
+        notes: what the table's reader should know besides.
+    """
     started = time.perf_counter()
-    cells = _cells(config)
+    cells = make_cells(config)
     folder = RunFolder(config.run_dir)
     folder.check(config)
     if folder.complete and any(missing_of(steps) for steps in cells.values()):  # a cell was added since
@@ -132,8 +153,9 @@ def run(config: Config) -> Path:
     if config.redo is not None:
         for steps in chosen.values():
             set_aside_from(steps, config.redo)
-    seconds = {cell: run_steps(steps, label=f"{cell}: ") for cell, steps in chosen.items()}
-    results = gather(cells, config)
+    seconds, failed = run_cells(chosen)
+    results = gather(cells, config, failed)
+    results.notes += notes
     save_results(results, folder.folder)
     write_report(results, folder.folder)
     write_markdown(results, folder.folder)
@@ -143,7 +165,38 @@ def run(config: Config) -> Path:
     if all(missing_of(steps) is None for steps in cells.values()):
         folder.mark_complete({"seconds": seconds})
     log.info("%d cells in %s", len(chosen), clock(time.perf_counter() - started))
-    return show_results(folder.folder)
+    return failed
+
+
+def end_with(config: Config, failed: Mapping[str, str]) -> Path:
+    """Print the table; returns the report. Raises CellsFailed where cells failed."""
+    report = show_results(Path(config.run_dir))
+    if failed:
+        lines = [f"{len(failed)} of the cells failed:", *(f"{cell}: {why}" for cell, why in failed.items())]
+        raise CellsFailed("\n  - ".join(lines) + "\nThe others are in the table. The same command tries these again.")
+    return report
+
+
+def run_cells(cells: dict[str, list[Step]]) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Run the cells one after the other; one that fails does not keep the others from running.
+
+    Returns:
+        cell -> stage -> seconds of what ran, and cell -> why it failed.
+
+    Raises:
+        Exception: what a shared stage raised, without which no cell can run.
+    """
+    seconds, failed = {}, {}
+    for cell, steps in cells.items():
+        try:
+            seconds[cell] = run_steps(steps, label=f"{cell}: ")
+        except StageError as error:
+            if error.stage.shared:
+                raise error.cause from None
+            # What no user can have caused keeps its traceback.
+            log.error("%s failed, %s", cell, error, exc_info=not isinstance(error.cause, ValueError | OSError))
+            failed[cell] = str(error)  # the error itself holds on to all that its stage had in memory
+    return seconds, failed
 
 
 def show_results(place: Path) -> Path:
@@ -166,8 +219,8 @@ def missing_of(steps: list[Step]) -> str | None:
     return None
 
 
-def gather(cells: dict[str, list[Step]], config: Config) -> Results:
-    """One table of every complete cell; the others are named in its notes.
+def gather(cells: dict[str, list[Step]], config: Config, failed: Mapping[str, str] | None = None) -> Results:
+    """One table of every complete cell; the others are named in its notes, those that ``failed`` with their error.
 
     Raises:
         ConfigError: no cell is complete.
@@ -176,7 +229,8 @@ def gather(cells: dict[str, list[Step]], config: Config) -> Results:
     for cell, steps in cells.items():
         if (why := missing_of(steps)) is not None:
             log.warning("left out of the table: %s, %s", cell, why)
-            notes.append(f"left out: {cell}, {why.splitlines()[0]}")
+            kind, why = ("failed", failed[cell]) if failed and cell in failed else ("left out", why)
+            notes.append(f"{kind}: {cell}, {why.splitlines()[0]}")
             continue
         found[cell] = [load_results(place) for place in results_folders(steps)]
     if not found:

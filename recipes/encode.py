@@ -40,6 +40,7 @@ from recipes.encode_plan import (
 from recipes.encode_processes import Processes
 from recipes.encode_stream import Encoder, measure_agreement, return_free_memory
 from recipes.inputs import check_sources
+from recipes.progress import progress
 from recipes.records import text_lines
 from recipes.runtime import (
     MAY_CHANGE,
@@ -47,7 +48,6 @@ from recipes.runtime import (
     atomic_write_text,
     disk_errors,
     log,
-    progress,
     resolve_precision,
     seed_everything,
 )
@@ -364,7 +364,7 @@ def _encode_shards(
                 pending.result()
                 pending = disk.submit(write, *key, rows.pop(key), skipped.pop(key))
             processes.halt_if_one_failed()
-        next(coded, None)  # the bar's end
+        next(coded, None)  # the last batch is told too
         pending.result()
     return seconds
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -35,7 +36,7 @@ from recipes.runtime import (
     resolve_precision,
     seed_everything,
 )
-from recipes.tracking import ProgressBar
+from recipes.tracking import TrainerProgress
 from slm.batches import NoiseConfig, SpeechSamples, plan_steps
 from slm.corpus import INDEX_NAME, CodedCorpus
 from slm.modeling import (
@@ -54,6 +55,7 @@ from slm.sequences import TASKS
 from slm.trained_on import TrainedOn
 from slm.training import TrainingConfig, TrainingError, train, trained_weights
 from slm.vocabulary import SpeechVocabulary, add_speech
+from tokenizer import LMSPTModel, load_tokenizer
 
 
 @dataclass
@@ -70,6 +72,13 @@ class Config:
         metadata={"help": "weight of a token of each task in the loss"},
     )
     n_codebooks: int = field(default=1, metadata={"help": "codebooks that become speech tokens, from book 0 on"})
+    speech_rows: Literal["noise", "codebook"] = field(
+        default="noise",
+        metadata={
+            "help": "what a speech token starts from: noise, or its codebook vector (LM-SPT tokenizers), from "
+            "which a short training on little data learns far sooner"
+        },
+    )
     normaliser: str = field(
         default="basic", metadata={"help": "applied to the texts: basic (basic:de, ...), whisper-english, none"}
     )
@@ -165,6 +174,23 @@ def make_vocabulary(
     )
 
 
+def codebooks(config: Config, corpus: CodedCorpus) -> list[torch.Tensor] | None:
+    """The vectors of the codebooks used, (size, D) each; None where speech tokens start from noise.
+
+    Raises:
+        ConfigError: the corpus's tokenizer has no such books, or is another by now.
+    """
+    if config.speech_rows == "noise":
+        return None
+    facts, way_out = corpus.metadata, "or take speech_rows=noise"
+    tokenizer = load_tokenizer(facts.tokenizer)
+    if not isinstance(tokenizer, LMSPTModel):
+        raise ConfigError(f"speech_rows: {facts.tokenizer} is no LM-SPT tokenizer; encode with one, {way_out}")
+    if tokenizer.fingerprint(facts.precision) != facts.fingerprint:
+        raise ConfigError(f"speech_rows: {facts.tokenizer} is not what {config.corpus} was encoded with; {way_out}")
+    return tokenizer.quantizer.entries(config.n_codebooks)
+
+
 def make_data(
     config: Config, corpus: CodedCorpus, tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary, longest: int
 ) -> Data:
@@ -224,6 +250,8 @@ def plan(config: Config) -> dict[str, object]:
     corpus: CodedCorpus | None = attempt(open_corpus, config)
     if corpus is not None:
         attempt(corpus.verify)
+    if corpus is not None and facts is not None and facts.vocabulary is None:
+        attempt(codebooks, config, corpus)
     problems.told()
     vocabulary = make_vocabulary(config, corpus, facts.tokenizer, facts.vocabulary)
     data = make_data(config, corpus, facts.tokenizer, vocabulary, longest_sequence(config, facts.config))
@@ -318,7 +346,7 @@ def build_model(config: Config, folder: RunFolder, corpus: CodedCorpus) -> tuple
     model, tokenizer, own = load_llm(config.model, config.weights)
     vocabulary = make_vocabulary(config, corpus, tokenizer, own)
     if own is None:
-        extend_with_speech(model, vocabulary, config.seed)
+        extend_with_speech(model, vocabulary, config.seed, codebooks(config, corpus))
     if config.lora is None:
         return model, tokenizer, vocabulary
     base = folder.path("base")
@@ -358,7 +386,7 @@ def run(config: Config) -> Path:
         device=device,
         precision=resolve_precision(config.precision, device),
         processes=processes_asked(),
-        callbacks=[MetricsCallback(folder.metrics), ProgressBar("finetune")],
+        callbacks=[MetricsCallback(folder.metrics), TrainerProgress("finetune")],
         tensorboard=folder.path("tensorboard"),
     )
     wall = time.perf_counter() - started

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config import ConfigError, Problems, load_config
+from recipes.progress import clock
 from recipes.records import read_time
 from recipes.runtime import MAY_CHANGE, RunFolder, log
 
@@ -32,6 +33,10 @@ class Stage:
     shared: bool = field(default=False, metadata={"help": "compare: run once for all cells"})
     run_dir: str | None = field(
         default=None, metadata={"help": "its folder where that lies elsewhere: a stage that another pipeline has too"}
+    )
+    rough_s: float | None = field(
+        default=None,
+        metadata={"help": "about how many seconds it takes; for the plan that `slm quickstart` opens with"},
     )
 
     def __post_init__(self) -> None:
@@ -75,6 +80,16 @@ class Step:
     @property
     def folder(self) -> RunFolder:
         return RunFolder(self.config.run_dir)
+
+
+class StageError(Exception):
+    """A stage did not come to its end; its cause is what the stage raised."""
+
+    def __init__(self, stage: Stage, cause: Exception) -> None:
+        what = str(cause) or type(cause).__name__
+        # Such a message names its stage already.
+        super().__init__(what if what.startswith("stage ") else f"stage {stage.name}: {what}")
+        self.stage, self.cause = stage, cause
 
 
 def stage_override(item: str, names: list[str]) -> tuple[str, str]:
@@ -198,7 +213,7 @@ def run_steps(steps: list[Step], redo: str | None = None, label: str = "") -> di
         stage -> seconds of those that ran.
 
     Raises:
-        ConfigError: a stage's folder was begun with another configuration; the message says how to go on.
+        StageError: a stage failed, or its folder was begun with another configuration (the message says how to go on).
     """
     if redo is not None:
         set_aside_from(steps, redo)
@@ -206,23 +221,32 @@ def run_steps(steps: list[Step], redo: str | None = None, label: str = "") -> di
     for number, step in enumerate(steps, start=1):
         heading = f"[{number}/{len(steps)}] {label}{step.stage.name}"
         try:
-            step.folder.check(step.config)
-            if step.folder.complete:
-                _look_again(step)
-        except ConfigError as error:
-            way = f"To redo this stage and those after it: redo={step.stage.name}"
-            raise ConfigError(f"stage {step.stage.name}: {error}\n{way}") from error
-        if step.folder.complete:
-            refuse_stale(step)
-            log.info("%s: complete, skipped", heading)
-            continue
-        log.info("%s (%s so far)", heading, clock(time.perf_counter() - started))
-        began = time.perf_counter()
-        step.recipe.run(step.config)
+            if _is_done(step):
+                log.info("%s: complete, skipped", heading)
+                continue
+            log.info("%s (%s so far)", heading, clock(time.perf_counter() - started))
+            began = time.perf_counter()
+            step.recipe.run(step.config)
+        except Exception as error:
+            raise StageError(step.stage, error) from error
         seconds[step.stage.name] = round(time.perf_counter() - began, 1)
         log.info("%s: done in %s", heading, clock(seconds[step.stage.name]))
         gc.collect()  # one stage's model should not stand in memory beside the next one's
     return seconds
+
+
+def _is_done(step: Step) -> bool:
+    """Whether a stage is complete. Raises ConfigError where what stands in its folder is not of this configuration."""
+    try:
+        step.folder.check(step.config)
+        if step.folder.complete:
+            _look_again(step)
+    except ConfigError as error:
+        way = f"To redo this stage and those after it: redo={step.stage.name}"
+        raise ConfigError(f"stage {step.stage.name}: {error}\n{way}") from error
+    if step.folder.complete:
+        refuse_stale(step)
+    return step.folder.complete
 
 
 def _look_again(step: Step) -> None:
@@ -237,12 +261,6 @@ def _look_again(step: Step) -> None:
         step.recipe.run(step.config)
     except (DataError, FileNotFoundError) as error:
         log.info("stage %s is complete, and its inputs are not here any more (%s)", step.stage.name, error)
-
-
-def clock(seconds: float) -> str:
-    """``135`` -> ``2 min 15 s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def results_folders(steps: list[Step]) -> list[Path]:

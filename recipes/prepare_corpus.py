@@ -22,6 +22,7 @@ from pathlib import Path
 from eval.text import get_normaliser
 from recipes import espeak, flite
 from recipes.config import ConfigError, Problems
+from recipes.progress import progress
 from recipes.records import text_lines
 from recipes.runtime import RunFolder, atomic_write_text, log, progress
 from recipes.speaking import Line, speak

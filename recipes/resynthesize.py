@@ -32,6 +32,7 @@ from recipes.config import ConfigError, Problems
 from recipes.embedded import RECOGNISERS, TOKENIZERS, resolve_judge
 from recipes.encode_audio import encode_recording
 from recipes.output_names import distinct, file_name, labels_of
+from recipes.progress import progress
 from recipes.resynthesis_report import RESULTS_FILE, means, print_tables, refuse_foreign_files, write_page
 from recipes.resynthesis_scores import MOST_PIECES, PIECE_S, hear, heard_otherwise, scores
 from recipes.runtime import (
@@ -39,7 +40,6 @@ from recipes.runtime import (
     describe_run,
     disk_errors,
     log,
-    progress,
     resolve_device,
     resolve_precision,
     seed_everything,

@@ -1,4 +1,4 @@
-"""Run folders, precision, devices, logging and progress: what every recipe needs around its work."""
+"""Run folders, precision, devices and logging: what every recipe needs around its work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import typing
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from safetensors import SafetensorError
@@ -27,7 +27,6 @@ from recipes.config import ConfigError, dump_config, from_values
 from recipes.own_folders import CONFIG_FILE, RUN_FILE, refuse_foreign, refuse_to_set_aside
 from recipes.records import TIME_FORMAT, describe_machine, wall_seconds
 
-T = TypeVar("T")
 log = logging.getLogger("slm")
 ISLANDS = (log, logging.getLogger("tokenizer"), logging.getLogger("eval"))
 
@@ -316,22 +315,20 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def progress(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Iterate with a progress bar on standard error; a plain line now and then where that is no terminal."""
-    from tqdm import tqdm
-
-    every = 0.2 if sys.stderr.isatty() else 20.0
-    return iter(
-        tqdm(iterable, description, total, mininterval=every, disable=not is_main_process(), dynamic_ncols=True)
-    )
-
-
 def setup_logging(level: int = logging.INFO) -> None:
     """Send the loggers of ``slm`` and of the islands to the terminal through rich, once; quieten a library's notice."""
     from rich.logging import RichHandler
+    from tqdm import tqdm
+
+    class Handler(RichHandler):
+        """Lines above a progress bar, not across it."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            with tqdm.external_write_mode():
+                super().emit(record)
 
     if not log.handlers:
-        handler = RichHandler(show_path=False, show_level=False, markup=False, log_time_format="%H:%M:%S")
+        handler = Handler(show_path=False, show_level=False, markup=False, log_time_format="%H:%M:%S")
         for logger in ISLANDS:
             logger.addHandler(handler)
             logger.propagate = False

@@ -23,6 +23,7 @@ from eval.codes import nominal_bitrate
 from recipes.config import ConfigError
 from recipes.encode_audio import encode_batch
 from recipes.encode_plan import durations_of
+from recipes.progress import progress
 from recipes.records import describe_machine, machine_text, text_lines
 from recipes.runtime import log, progress
 from tokenizer.chunking import decode_long, resynthesize_long

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate.tracking import GeneralTracker, WandBTracker, on_main_process
-from tqdm import tqdm
 from transformers import TrainerCallback
 
 from recipes.config import ConfigError
+from recipes.progress import Progress
 from recipes.records import text_lines
-from recipes.runtime import RunFolder, atomic_write_text, is_main_process
+from recipes.runtime import RunFolder, atomic_write_text, is_main_process, log
 
 Tracker = Literal["tensorboard", "wandb"]
 PROJECT = "lmspt-slm"
@@ -144,39 +144,39 @@ class MetricsCallback(TrainerCallback):
             append_metrics(self.path, state.global_step, logs)
 
 
-class ProgressBar(TrainerCallback):
-    """One bar with the newest loss, where the Trainer's own prints a dictionary every few steps.
+class TrainerProgress(TrainerCallback):
+    """How far transformers' Trainer is, with the newest loss.
 
     Use it with `disable_tqdm=True`; it takes the place of the PrinterCallback, which the Trainer then has.
     """
 
     def __init__(self, description: str) -> None:
         self.description = description
-        self.bar: tqdm | None = None
+        self.progress: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start where a resumed run goes on."""
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.description)
+            self.progress = Progress(self.description, state.max_steps, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """One step further."""
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
+        if self.progress is not None:
+            self.progress.update(state.global_step - self.progress.done)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Show the loss beside the bar; scores of the valid split as a line of their own."""
-        if self.bar is None or not logs:
+        """Show the loss; scores of the valid split as a line of their own."""
+        if self.progress is None or not logs:
             return
         if "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+            self.progress.show(loss=f"{logs['loss']:.3f}")
         scores = {name: value for name, value in logs.items() if name.startswith(("valid", "eval_"))}
         if scores:
             line = ", ".join(f"{n} {v:.3f}" for n, v in scores.items() if isinstance(v, float))
-            self.bar.write(f"step {state.global_step}: {line}")
+            log.info("step %d: %s", state.global_step, line)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Leave the full bar standing."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        if self.progress is not None:
+            self.progress.close()
+            self.progress = None

@@ -28,7 +28,7 @@ from recipes.runtime import (
     resolve_precision,
     seed_everything,
 )
-from recipes.tracking import ProgressBar
+from recipes.tracking import TrainerProgress
 from slm.batches import TextSamples, plan_steps
 from slm.modeling import save_slm
 from slm.text_lm import TextLMConfig, build_text_tokenizer, new_text_lm
@@ -132,7 +132,7 @@ def run(config: Config) -> Path:
         device=device,
         precision=resolve_precision(config.precision, device),
         processes=processes_asked(),
-        callbacks=[MetricsCallback(folder.metrics), ProgressBar("train-lm")],
+        callbacks=[MetricsCallback(folder.metrics), TrainerProgress("train-lm")],
         tensorboard=folder.path("tensorboard"),
     )
     model, state = trained_weights(trainer)

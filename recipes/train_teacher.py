@@ -38,7 +38,7 @@ from recipes.runtime import (
     resolve_precision,
     seed_everything,
 )
-from recipes.tracking import ProgressBar
+from recipes.tracking import TrainerProgress
 from slm.checkpoints import CheckpointMarker, newest_checkpoint
 from tokenizer.augmentation import AugmentationConfig
 from tokenizer.data import AudioError, DataSource, Utterance, load_audio, read_source, read_sources
@@ -163,7 +163,7 @@ def run(config: Config) -> Path:
         data_collator=_collator(config.model),
         ctc_weight=config.model.ctc_weight,
         validate=_validator(config),
-        callbacks=[MetricsCallback(folder.metrics), CheckpointMarker(), ProgressBar("train-teacher")],
+        callbacks=[MetricsCallback(folder.metrics), CheckpointMarker(), TrainerProgress("train-teacher")],
     )
     trainer.remove_callback(PrinterCallback)
     if is_main_process():

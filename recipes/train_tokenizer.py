@@ -23,6 +23,7 @@ from accelerate.state import AcceleratorState
 from recipes.config import ConfigError, Problems
 from recipes.embedded import model_path
 from recipes.inputs import check_sources, digest, refuse_other_inputs
+from recipes.progress import Progress
 from recipes.runtime import (
     MAY_CHANGE,
     RunFolder,
@@ -198,7 +199,8 @@ def run(config: Config) -> Path:
         objective.distillation_weight, objective.probe_weight = weights
     accelerator.init_trackers("tensorboard")  # the name of TensorBoard's folder in the run's
     validation = _validation(config, state.model.min_samples) if accelerator.is_main_process else None
-    fit(state, crops, validation, objective, config.training, accelerator, folder.checkpoints)
+    shown = Progress("train-tokenizer", config.training.steps, state.step)
+    fit(state, crops, validation, objective, config.training, accelerator, folder.checkpoints, shown)
 
     crops.audio.close()
 

@@ -27,6 +27,7 @@ from recipes.long_speech import (
     encode_pieces,
     longest_piece_s,
 )
+from recipes.progress import progress
 from recipes.runtime import RunFolder, atomic_write_text, log, progress, resolve_device
 from slm.corpus import CodedCorpus
 from slm.generation import SpeechLM, TranscribeSettings, transcribe_codes
@@ -310,6 +311,7 @@ def write_predictions(
     sidecar = {
         "task": task,
         "model": config.model,
+        "trained_steps": RunFolder(Path(config.model).parent).summary.get("steps"),
         "tokenizer": config.tokenizer or vocabulary.tokenizer,
         "fingerprint": vocabulary.fingerprint,
         "frame_rate": vocabulary.frame_rate,

@@ -6,6 +6,7 @@ Shapes: V rows of the embedding table, D its width.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,13 +169,19 @@ def rows_needed(table_rows: int, vocabulary: SpeechVocabulary) -> int:
     return table_rows if table_rows >= vocabulary.size else -(-vocabulary.size // PAD_ROWS_TO) * PAD_ROWS_TO
 
 
-def extend_with_speech(model: PreTrainedModel, vocabulary: SpeechVocabulary, seed: int) -> None:
+def extend_with_speech(
+    model: PreTrainedModel, vocabulary: SpeechVocabulary, seed: int, books: Sequence[torch.Tensor] | None = None
+) -> None:
     """Gives the model rows for every new id, in place: the mean of the text rows plus a tenth of their spread as noise.
+
+    With `books` a speech token's row also holds its codebook vector, by a random projection and with the text rows'
+    spread: codes of like sound are alike from the first step on, where noise leaves that to be learnt from data.
 
     Args:
         model: Any causal LM, its head tied to the embedding or not.
         vocabulary: The new ids.
-        seed: Decides the noise.
+        seed: Decides the noise and the projection.
+        books: For each codebook used its vectors, (size, D).
     """
     embedding = model.get_input_embeddings()
     rows = rows_needed(embedding.weight.shape[0], vocabulary)
@@ -188,11 +195,23 @@ def extend_with_speech(model: PreTrainedModel, vocabulary: SpeechVocabulary, see
             text = weight[: vocabulary.first_id].float()
             noise = torch.randn(weight.shape[0] - vocabulary.first_id, weight.shape[1], generator=generator)
             spread = text.std(dim=0, keepdim=True)
-            fresh = text.mean(dim=0, keepdim=True) + 0.1 * spread * noise.to(weight.device)
+            noise *= 0.1
+            offsets = vocabulary.offsets - vocabulary.first_id
+            for vectors, offset in zip(books, offsets, strict=True) if books else ():
+                noise[offset : offset + len(vectors)] += _projected(vectors, noise.shape[1], generator)
+            fresh = text.mean(dim=0, keepdim=True) + spread * noise.to(weight.device)
             weight[vocabulary.first_id :] = fresh.to(weight.dtype)
             if getattr(module, "bias", None) is not None:
                 module.bias[vocabulary.first_id :] = module.bias[: vocabulary.first_id].mean()
     model.config.get_text_config().vocab_size = model.get_input_embeddings().weight.shape[0]
+
+
+def _projected(vectors: torch.Tensor, width: int, generator: torch.Generator) -> torch.Tensor:
+    """(N, D) codebook vectors -> (N, width) of mean 0 and unit variance, their distances kept about as they are."""
+    centred = vectors.detach().float().cpu()
+    centred = centred - centred.mean(dim=0)
+    centred = centred / centred.square().sum(dim=1).mean().sqrt().clamp_min(1e-8)
+    return centred @ torch.randn(centred.shape[1], width, generator=generator)
 
 
 def has_tied_head(model: PreTrainedModel) -> bool:

@@ -7,6 +7,7 @@ import json
 import shutil
 import tracemalloc
 from collections import deque
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_tokenizer, utterances, w
 from recipes import synthesize, transcribe
 from recipes.config import ConfigError, load_config
 from recipes.long_speech import encode_pieces
+from recipes.runtime import RunFolder
 from slm.batches import SpeechSamples
 from slm.generation import (
     GenerationError,
@@ -202,11 +204,13 @@ def lines(path) -> list[dict]:
 def test_transcribe_recipe(recipe, tmp_path, capsys) -> None:
     config = recipe(transcribe, f"corpus={tmp_path / 'codes'}", f"run_dir={tmp_path / 'run'}", "decoding.batch_size=3")
     assert transcribe.plan(config)["utterances"] == 4
+    RunFolder(Path(config.model).parent).start(config).mark_complete({"steps": 7})  # the run that made the model
     rows = lines(transcribe.run(config))
     assert [row["id"] for row in rows] == ["u0", "u1", "u2", "u3"]
     assert all(row["task"] == "asr" and row["error"] is None and row["hypothesis"] is not None for row in rows)
     sidecar = json.loads((tmp_path / "run" / "predictions.json").read_text())
     assert sidecar["n"] == 4 and sidecar["fingerprint"] == FINGERPRINT and sidecar["real_time_factor"] > 0
+    assert sidecar["trained_steps"] == 7
     assert transcribe.run(config).exists()
     shutil.rmtree(tmp_path / "codes")
     other = write_corpus(tmp_path / "codes", n=10)

@@ -12,7 +12,18 @@ from typer.testing import CliRunner
 import slm.embedded
 import tokenizer.embedded
 from eval.codes import code_statistics
-from eval.schema import Clip, Difference, Protocol, Results, Sample, make_row, merge_results
+from eval.schema import (
+    Clip,
+    Difference,
+    Protocol,
+    Results,
+    Sample,
+    TestSet,
+    load_results,
+    make_row,
+    merge_results,
+    save_results,
+)
 from eval.schema import TestSet as Scored
 from eval.speech import QualitySummary
 from eval.text import get_normaliser
@@ -20,7 +31,7 @@ from eval.wer import score_pairs
 from recipes import cli, compare, quickstart
 from recipes.cells import Cell, Identity, identify
 from recipes.config import ConfigError, load_config
-from recipes.pipeline import PipelineConfig, Stage, clock, describe, make_steps, refuse_stale, run_steps
+from recipes.pipeline import PipelineConfig, Stage, StageError, describe, make_steps, refuse_stale, run_steps
 from recipes.runtime import RunFolder
 from tokenizer.data import DataError
 
@@ -91,7 +102,7 @@ def test_a_stage_older_than_its_input_is_refused_naming_the_way_out(tmp_path, mo
     monkeypatch.setattr("recipes.runtime._now", lambda: "2999-01-01T00:00:00+0000")
     steps[0].recipe.run(steps[0].config)
     for check in (run_steps, describe):
-        with pytest.raises(ConfigError, match=r"use was made from an earlier .*redo=use|redo=use"):
+        with pytest.raises((StageError, ConfigError), match=r"use was made from an earlier .*redo=use|redo=use"):
             check(steps)
 
 
@@ -123,7 +134,7 @@ def test_a_complete_stage_looks_at_its_inputs_again(tmp_path):
     CHANGED["make"] = DataError("manifest.jsonl: no such file")
     run_steps(steps)  # what it was made from is gone: what it made still serves
     CHANGED["use"] = ConfigError("begun with other contents of corpus")
-    with pytest.raises(ConfigError, match=r"stage use: begun with other contents(.|\n)*redo=use"):
+    with pytest.raises(StageError, match=r"^stage use: begun with other contents(.|\n)*redo=use"):
         run_steps(steps)
 
 
@@ -137,7 +148,7 @@ def test_a_plan_checks_each_stage_whose_inputs_are_there(tmp_path):
 
 def test_a_stage_with_other_settings_is_refused_naming_the_way_out(tmp_path):
     run_steps(make_steps(pipeline(tmp_path)))
-    with pytest.raises(ConfigError, match=r"stage use(.|\n)*rate: was 1.0, is now 5.0(.|\n)*redo=use"):
+    with pytest.raises(StageError, match=r"^stage use(.|\n)*rate: was 1.0, is now 5.0(.|\n)*redo=use"):
         run_steps(make_steps(pipeline(tmp_path, set=["use.rate=5"])))
 
 
@@ -184,6 +195,66 @@ def test_cells_share_what_is_shared_and_have_folders_of_their_own(tmp_path):
     ]
 
 
+def scored(monkeypatch, tmp_path, broken=(), raised=None):
+    """Cells slow and fast whose last stage is an evaluation; in those that are ``broken``, `use` raises."""
+
+    def use(config):
+        if any(f"/{cell}/" in config.run_dir for cell in broken):
+            raise raised
+        return fake_recipe("use").run(config)
+
+    def evaluate(config):
+        protocol = Protocol("asr", {}, "basic", "1", TestSet("few", "abc", 1), bootstrap_samples=10)
+        rates = score_pairs(["one two"], ["one two"], get_normaliser("basic"), ["u"])
+        folder = RunFolder(config.run_dir).start(config).folder
+        save_results(Results("", [make_row("SLM ASR", "asr", "m", protocol, rates)]), folder)
+        RunFolder(config.run_dir).mark_complete()
+
+    monkeypatch.setitem(sys.modules, "recipes.use", types.SimpleNamespace(**vars(fake_recipe("use")) | {"run": use}))
+    kind = types.SimpleNamespace(**vars(fake_recipe("evaluate")) | {"run": evaluate})
+    monkeypatch.setitem(sys.modules, "recipes.evaluate", kind)
+    config = cells(tmp_path)
+    config.stages.append(Stage("evaluate", set=["source=${use}"]))
+    return config
+
+
+@pytest.mark.parametrize("raised", [ConfigError("rate: too slow\nmore of it"), RuntimeError("a bug")])
+def test_a_failed_cell_is_named_and_the_others_go_on(tmp_path, monkeypatch, raised):
+    config = scored(monkeypatch, tmp_path, ["slow"], raised)
+    with pytest.raises(compare.CellsFailed, match=f"1 of the cells failed:\n  - slow: stage use: {raised}"):
+        compare.run(config)
+    results = load_results(tmp_path)
+    assert [row.name for row in results.rows] == ["fast: SLM ASR"]
+    assert results.notes == [f"failed: slow, stage use: {str(raised).splitlines()[0]}"]
+    assert "failed: slow" in (tmp_path / "report.html").read_text()
+    # The same command tries it again, and then nothing is left to tell.
+    compare.run(scored(monkeypatch, tmp_path))
+    results = load_results(tmp_path)
+    assert [row.name for row in results.rows] == ["slow: SLM ASR", "fast: SLM ASR"] and not results.notes
+
+
+def test_a_failed_shared_stage_and_an_interrupt_stop_at_once(tmp_path, monkeypatch):
+    config = scored(monkeypatch, tmp_path, ["slow"], KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        compare.run(config)
+    assert [name for name, *_ in RAN] == ["make"]
+    monkeypatch.setattr(sys.modules["recipes.make"], "run", fail)
+    with pytest.raises(ValueError, match="^no voice is installed$"):
+        compare.run(scored(monkeypatch, tmp_path / "again"))
+    assert len(RAN) == 1
+
+
+def fail(config):
+    raise ValueError("no voice is installed")
+
+
+def test_a_failed_cell_ends_in_exit_code_2(tmp_path, monkeypatch):
+    config = scored(monkeypatch, tmp_path, ["slow"], ValueError("rate: too slow"))
+    monkeypatch.setattr(cli, "build_config", lambda *arguments: (compare, config))
+    found = CliRunner().invoke(cli.app, ["compare"])
+    assert found.exit_code == 2 and "slow: stage use: rate: too slow" in found.stderr
+
+
 def test_a_shared_stage_may_not_depend_on_a_cell(tmp_path):
     with pytest.raises(ConfigError, match="cell a: sets make, which is shared"):
         make_steps(cells(tmp_path), "a", ["make.rate=2"])
@@ -199,10 +270,6 @@ def test_cells_are_checked(tmp_path):
             cells(tmp_path, cells=wrong)
     with pytest.raises(ValueError, match="folder's name"):
         compare.Cell("../a")
-
-
-def test_clock():
-    assert clock(7.4) == "7 s" and clock(135) == "2 min 15 s"
 
 
 def steps_of(config):

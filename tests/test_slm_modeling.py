@@ -49,6 +49,23 @@ def test_new_rows_start_at_the_mean_of_the_text(kind: str) -> None:
         assert len(torch.unique(new, dim=0)) == len(new)
 
 
+def test_new_rows_hold_the_codebook_s_vectors() -> None:
+    model, tokenizer = tiny_model("llama", 60), tiny_tokenizer()
+    vocabulary = add_speech(tokenizer, [CODES, 8], n_codebooks=2)
+    books = [torch.randn(size, 6, generator=torch.Generator().manual_seed(size)) for size in (CODES, 8)]
+    books[0][1] = books[0][0] + 0.01
+    extend_with_speech(model, vocabulary, seed=1, books=books)
+    for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+        text = table[: vocabulary.first_id]
+        whitened = (table - text.mean(0)) / text.std(0)
+        first, second = (whitened[i : i + len(book)] for i, book in zip(vocabulary.offsets, books, strict=True))
+        for rows, vectors in ((first, books[0]), (second, books[1])):
+            assert rows.std().item() == pytest.approx(1.0, rel=0.25)  # as far apart as words are
+            apart = torch.corrcoef(torch.stack([torch.pdist(rows), torch.pdist(vectors)]))[0, 1]
+            assert apart > 0.7, "codes near each other in the book are to be near each other in the table"
+        assert (first[0] - first[1]).norm() < 0.3 * torch.pdist(first).mean()
+
+
 def test_a_table_that_is_large_enough_stays() -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_model("qwen2", len(tokenizer) + 30)

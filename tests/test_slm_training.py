@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from slm.batches import NoiseConfig
 from slm.checkpoints import newest_checkpoint
 from slm.packing import packing_leaks
 from slm.training import TrainingConfig, TrainingError, train
+from tokenizer import load_tokenizer
 
 OPTIONS = {"tokens_per_step": 260, "pack_length": 64, "learning_rate": 3e-3, "warmup_steps": 2, "log_steps": 1}
 
@@ -243,6 +245,29 @@ def test_finetune_recipe_plans_trains_skips_and_refuses(tmp_path) -> None:
     write_corpus(tmp_path / "other", fingerprint="0" * 64)
     with pytest.raises(ValueError, match="codes mean something else"):
         finetune.run(finetune_config(tmp_path, "third", f"model={folder}", f"corpus={tmp_path / 'other'}"))
+
+
+def test_finetune_draws_no_bar_where_the_output_is_no_terminal(tmp_path, capfd) -> None:
+    finetune.run(finetune_config(tmp_path, "run", "training.eval_steps=0"))
+    said = capfd.readouterr()
+    assert "finetune:" not in said.err and "\r" not in said.err + said.out
+
+
+def test_speech_rows_come_from_the_books_that_the_corpus_was_encoded_with(tmp_path) -> None:
+    config = finetune_config(tmp_path, "run", "speech_rows=codebook")
+    book = load_tokenizer("embedded-12.5hz")
+    facts = types.SimpleNamespace(tokenizer="embedded-12.5hz", precision="fp32", fingerprint=book.fingerprint())
+    corpus = types.SimpleNamespace(metadata=facts)
+    (entries,) = finetune.codebooks(config, corpus)
+    codes = torch.tensor([[[5, 900, 5]]])
+    torch.testing.assert_close(entries[codes[0, 0]], book.quantizer.look_up(codes, None)[0])
+    assert finetune.codebooks(finetune_config(tmp_path, "other"), corpus) is None
+    facts.fingerprint = "another"
+    with pytest.raises(ConfigError, match="speech_rows: embedded-12.5hz is not what .* was encoded with"):
+        finetune.codebooks(config, corpus)
+    facts.tokenizer = "dmel-25hz"
+    with pytest.raises(ConfigError, match="speech_rows: dmel-25hz is no LM-SPT tokenizer"):
+        finetune.codebooks(config, corpus)
 
 
 def test_finetune_recipe_lora(tmp_path) -> None:

@@ -206,6 +206,12 @@ class SplitQuantizer(nn.Module):
         codes = codes.clamp(min=0)
         return sum(book.look_up(codes[:, i], mask) for i, book in zip(range(codes.shape[1]), self.books, strict=False))
 
+    def entries(self, n_books: int) -> list[Tensor]:
+        """What each entry of the first books adds to the latents: n_books of (N, D)."""
+        books = [book for book, _ in zip(self.books, range(n_books), strict=False)]
+        device = next(self.parameters()).device
+        return [book.look_up(torch.arange(len(book.usage), device=device)[None], None)[0] for book in books]
+
     def update_usage(self, codes: Tensor, decay: float = 0.99) -> list[Tensor]:
         """Updates every book's `usage` from codes (B, K, F), -1 past an item's end; returns their counts, K of (N,)."""
         counts = count_codes(codes, [book.size for book in self.books])

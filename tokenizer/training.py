@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +23,6 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from tokenizer.code_use import CodeCounts
 from tokenizer.configuration import PARTS, LMSPTConfig
@@ -146,6 +146,19 @@ class TrainState:
         return self.model if self.ema is None else self.ema.module
 
 
+class Progress(Protocol):
+    """Who is told how far a training is."""
+
+    def update(self) -> None:
+        """One step further."""
+
+    def show(self, **figures: str) -> None:
+        """The newest figures."""
+
+    def close(self) -> None:
+        """The training's end."""
+
+
 def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
     """A running mean of the model's weights; None for decay 0. Buffers are copied as they are."""
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
@@ -159,6 +172,7 @@ def fit(
     config: CodecTrainingConfig,
     accelerator: Accelerator,
     checkpoints: Path,
+    progress: Progress | None = None,
 ) -> TrainState:
     """Trains from `state.step` to `config.steps`, with metrics through accelerate's trackers and checkpoints by step.
 
@@ -170,7 +184,6 @@ def fit(
     """
     _prepare(state, config, accelerator)
     batches = _micro_batches(state, crops, config, accelerator)
-    bar = tqdm(total=config.steps, initial=state.step, desc="train-tokenizer", disable=not accelerator.is_main_process)
     monitor = HealthMonitor(
         state, config, loss_weights(objective), objective.discriminator_start, crops, accelerator, checkpoints.parent
     )
@@ -185,8 +198,11 @@ def fit(
             metrics["seconds_per_step"] = (time.perf_counter() - since) / (state.step - begun)
             since, begun = time.perf_counter(), state.step
             accelerator.log(metrics, step=state.step)
-            bar.set_postfix(mel=f"{metrics['loss/mel']:.2f}", distil=f"{metrics.get('loss/distillation_share', 0):.3f}")
-        bar.update()
+            if progress is not None:
+                share = metrics.get("loss/distillation_share", 0)
+                progress.show(mel=f"{metrics['loss/mel']:.2f}", distil=f"{share:.3f}")
+        if progress is not None:
+            progress.update()
         if validation is not None and state.step % config.validate_steps == 0 and accelerator.is_main_process:
             scores = validate(state.result, validation, objective, state.projection)
             accelerator.log(scores, step=state.step)
@@ -195,7 +211,8 @@ def fit(
             monitor.validated(scores)
         if state.step % config.save_steps == 0 or state.step == config.steps:
             save_state(state, checkpoints, config.keep_checkpoints, accelerator)
-    bar.close()
+    if progress is not None:
+        progress.close()
     return state
 
 
