@@ -91,7 +91,10 @@ class Config:
         default_factory=list,
         metadata={"help": "parts of the tokenizer that must not move, e.g. [auxiliary_decoder] with init_from"},
     )
-    precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16, or on a GPU fp16"})
+    precision: str = field(
+        default="auto",
+        metadata={"help": "auto, fp32 (a GPU convolves it in TF32, as torch is set), bf16, or on a GPU fp16"},
+    )
     trackers: list[Tracker] = field(
         default_factory=lambda: ["tensorboard"],
         metadata={
