@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 
 from recipes.config import ConfigError
 from recipes.embedded import model_path
@@ -177,6 +179,7 @@ def run(config: Config) -> Path:
         cpu=resolve_device() == "cpu",
         log_with=trackers,
         project_dir=str(folder.folder),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.training.process_timeout_s))],
     )
     state = _new_state(config, accelerator)
     crops, objective = _crops(config), _objective(config, accelerator)
