@@ -53,7 +53,7 @@ class Processes:
             raise ConfigError(
                 f"{here} processes were started on a machine with {torch.cuda.device_count()} GPUs: start one for each"
             )
-        state = PartialState(cpu=not on_gpu)
+        state = PartialState(cpu=not on_gpu, timeout=PATIENCE)
         if state.num_processes != self.count:
             raise ConfigError(
                 f"WORLD_SIZE={self.count}, but accelerate found {state.num_processes} process: start them with "

@@ -72,6 +72,7 @@ from recipes.systems import (
 from slm.corpus import CodedCorpus
 from tokenizer import load_tokenizer
 from tokenizer.data import DataSource, Utterance, read_sources
+from tokenizer.precision import exact_fp32
 
 AUDIO_HZ = 16_000  # recordings, where no tokenizer asks for another rate, and synthesised speech
 # Row kinds against which a row's difference is drawn, the first that there is.
@@ -342,6 +343,7 @@ def plan(config: Config) -> dict[str, object]:
     return facts
 
 
+@exact_fp32()  # judges and tokenizers whose protocol says fp32
 def run(config: Config) -> Path:
     """Score everything and write the run folder; returns it."""
     folder = RunFolder(config.run_dir)

@@ -13,7 +13,7 @@ import yaml
 
 from recipes.config import ConfigError
 from recipes.own_folders import refuse_to_set_aside
-from recipes.runtime import RunFolder
+from recipes.runtime import PROCESS_TIMEOUT_S, RunFolder
 
 # Keys whose texts are no paths: a name may be the folder's too.
 NAMES = ("name", "preset", "title", "text", "label", "notes", "rows", "only", "voices", "license")
@@ -43,7 +43,8 @@ def start_over(recipe: Any, settings: Any) -> Path | None:
         anew.run_dir = str(folder.folder.with_name(f".{folder.folder.name}.anew"))
         _refuse_inputs_within(settings, anew, folder.folder)
         recipe.plan(anew)
-    return folder.set_aside(own_files)
+    training = getattr(settings, "training", None)
+    return folder.set_aside(own_files, getattr(training, "process_timeout_s", PROCESS_TIMEOUT_S))
 
 
 def _refuse_inputs_within(settings: Any, anew: Any, folder: Path) -> None:

@@ -48,6 +48,7 @@ from tokenizer import load_tokenizer
 from tokenizer.chunking import CHUNK_S, can_chunk, decode_blocks
 from tokenizer.data import AudioError, Utterance
 from tokenizer.long_audio import LongAudio
+from tokenizer.precision import exact_fp32
 
 
 @dataclass
@@ -199,6 +200,7 @@ def plan(config: Config) -> dict[str, object]:
     return facts | {"precision": job.precision, "device": job.device, "result": config.output}
 
 
+@exact_fp32()  # judges and tokenizers whose protocol says fp32
 def run(config: Config) -> Path:
     """Make everything; returns the page.
 

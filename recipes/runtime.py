@@ -16,7 +16,7 @@ import subprocess
 import sys
 import typing
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ log = logging.getLogger("slm")
 ISLANDS = (log, logging.getLogger("tokenizer"), logging.getLogger("eval"))
 
 COMPLETE_FILE = "complete.json"
+PROCESS_TIMEOUT_S = 7200.0  # where a configuration has no key for it
 VERSIONED = ("lmspt-slm", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "numpy", "jiwer")
 # A field with this metadata changes how a run is done, not what comes out: `field(..., metadata={MAY_CHANGE: True})`.
 MAY_CHANGE = "may_change"
@@ -151,10 +152,11 @@ class RunFolder:
             marker |= {"wall_s": wall_seconds(starts, self.metrics, marker["finished"]), "summary": summary or {}}
             atomic_write_text(self.path(COMPLETE_FILE), json.dumps(marker, indent=2) + "\n")
 
-    def set_aside(self, own_files: Iterable[str] = ()) -> Path | None:
+    def set_aside(self, own_files: Iterable[str] = (), timeout_s: float = PROCESS_TIMEOUT_S) -> Path | None:
         """Move the whole folder to ``<name>.old-N``; returns where, or None if there was nothing.
 
         Of several processes the first moves it; the others wait, or they would take the old folder for this run's.
+        `timeout_s` is the run's own: who asks for the processes first decides how long they wait for each other.
 
         Raises:
             ConfigError: the folder is none of ours (`refuse_to_set_aside`, which explains `own_files`).
@@ -170,7 +172,8 @@ class RunFolder:
         if process_count() > 1:
             from accelerate import PartialState
 
-            PartialState(cpu=resolve_device() == "cpu").wait_for_everyone()
+            state = PartialState(cpu=resolve_device() == "cpu", timeout=timedelta(seconds=timeout_s))
+            state.wait_for_everyone()
         return target
 
 

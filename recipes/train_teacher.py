@@ -227,6 +227,7 @@ def _training_arguments(config: Config, folder: RunFolder) -> TrainingArguments:
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         use_cpu=resolve_device() == "cpu",
+        ddp_timeout=round(settings.process_timeout_s),
         save_steps=settings.save_steps,
         save_total_limit=2,
         eval_strategy="steps",

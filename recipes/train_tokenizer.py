@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 
 from recipes.config import ConfigError, Problems
 from recipes.embedded import model_path
@@ -93,7 +95,10 @@ class Config:
         default_factory=list,
         metadata={"help": "parts of the tokenizer that must not move, e.g. [auxiliary_decoder] with init_from"},
     )
-    precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16, or on a GPU fp16"})
+    precision: str = field(
+        default="auto",
+        metadata={"help": "auto, fp32 (a GPU convolves it in TF32, as torch is set), bf16, or on a GPU fp16"},
+    )
     trackers: list[Tracker] = field(
         default_factory=lambda: ["tensorboard"],
         metadata={
@@ -185,6 +190,7 @@ def run(config: Config) -> Path:
         cpu=resolve_device() == "cpu",
         log_with=trackers,
         project_dir=str(folder.folder),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.training.process_timeout_s))],
     )
     state = _new_state(config, accelerator)
     crops, objective = _crops(config), _objective(config, accelerator)

@@ -69,6 +69,14 @@ class TrainingConfig:
             "errors still fall, so the last is the default; take best where a corpus is small and the run long"
         },
     )
+    process_timeout_s: float = field(
+        default=7200.0,
+        metadata={
+            "help": "how long processes wait for each other before they give up, in seconds: longer than the first "
+            "one takes to evaluate, and to write a checkpoint",
+            "may_change": True,
+        },
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
     deepspeed: str | None = field(
         default=None, metadata={"help": "a DeepSpeed JSON (shipped: deepspeed-zero2); needs torchrun"}
@@ -81,6 +89,10 @@ class TrainingConfig:
         for name in ("steps", "tokens_per_step", "gradient_accumulation", "log_steps", "save_steps"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"training.{name}: {getattr(self, name)} must be at least 1")
+        if self.process_timeout_s < 1:
+            raise TrainingError(
+                f"training.process_timeout_s: {self.process_timeout_s:g} must be at least 1; 7200 are two hours"
+            )
         if self.pack_length < 0:
             raise TrainingError(f"training.pack_length: {self.pack_length} must be at least 1, or 0 for no packing")
         if self.keep_checkpoints < 2:
@@ -254,6 +266,7 @@ def train(
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         use_cpu=device == "cpu",
+        ddp_timeout=round(config.process_timeout_s),
         ddp_backend="gloo" if device == "cpu" and processes > 1 and dist.is_torchelastic_launched() else None,
         deepspeed=config.deepspeed,
         fsdp=config.fsdp or "",

@@ -1,4 +1,6 @@
-"""Every tensor is where it is used: a collective sees its own device's alone, no kernel sees two devices.
+"""Several processes and devices: each tensor is where it is used, and nobody gives up waiting too soon.
+
+A collective sees its own device's tensors alone, no kernel sees those of two.
 
 The accelerator here is the `meta` device, whose kernels refuse tensors of another device as a GPU's do, and whose
 collectives are stand-ins that check what they are given as NCCL does. A figure that is read off it is made up; to read
@@ -19,16 +21,20 @@ import torch.distributed as dist
 from test_codec_training import config
 from torch import Tensor, nn
 
-from recipes import train_tokenizer
-from slm.training import SpeechTrainer
+from recipes import train_teacher, train_tokenizer
+from recipes.config import from_values
+from recipes.restart import start_over
+from recipes.runtime import RunFolder
+from slm.training import SpeechTrainer, TrainingConfig, train
 from tokenizer import parallel
 from tokenizer.health import HealthMonitor
 from tokenizer.objective import loss_weights
 from tokenizer.parallel import start_equal
+from tokenizer.recogniser_training import RecogniserTrainingConfig
 from tokenizer.state_files import load_latest_state
 from tokenizer.step import train_step
 from tokenizer.supervised import SemanticQuantizer, SemanticQuantizerConfig
-from tokenizer.training import TrainState, averaged, on_device
+from tokenizer.training import CodecTrainingConfig, TrainState, averaged, on_device
 
 ROOT = Path(__file__).resolve().parents[1]
 META = torch.device("meta")
@@ -226,3 +232,64 @@ def test_a_checkpoints_name_is_sent_as_an_object(monkeypatch, tmp_path):
     state = TrainState(nn.Linear(1, 1), None)
     assert not load_latest_state(state, tmp_path, SimpleNamespace(is_main_process=True))
     assert sent == [[None]]
+
+
+def group_waits(file: Path) -> list[tuple[str, str]]:
+    """(file and line, keyword) of each call that may start the process group without saying how long it waits."""
+    says = {"PartialState": "timeout", "Accelerator": "kwargs_handlers", "TrainingArguments": "ddp_timeout"}
+    says |= {"init_process_group": "timeout", "new_group": "timeout"}
+    found = []
+    for call in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)):
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        if name in says and says[name] not in [keyword.arg for keyword in call.keywords]:
+            found.append((f"{file.relative_to(ROOT)}:{call.lineno}", says[name]))
+    return found
+
+
+def test_whoever_starts_a_process_group_says_how_long_it_waits():
+    """The first process validates and writes alone: ten minutes, the default, ended the others while it did."""
+    assert not [call for island in ISLANDS for file in (ROOT / island).rglob("*.py") for call in group_waits(file)]
+
+
+class Asked(Exception):
+    """Carries what a process group was to be started with."""
+
+
+WAITS = {"process_timeout_s": 5000.0}
+
+
+def test_a_tokenizers_processes_wait_as_long_as_its_configuration_says(make_corpus, tmp_path, monkeypatch):
+    def accelerator(**kwargs):
+        raise Asked(kwargs["kwargs_handlers"][0].timeout.total_seconds())
+
+    monkeypatch.setattr(train_tokenizer, "Accelerator", accelerator)
+    with pytest.raises(Asked, match="5000"):
+        train_tokenizer.run(config(make_corpus(), tmp_path / "run", None, training=WAITS))
+
+
+def test_a_recognisers_and_an_llms_do_so_too(tmp_path, monkeypatch):
+    settings = from_values(train_teacher.Config, {"training": WAITS})
+    arguments = train_teacher._training_arguments(settings, RunFolder(tmp_path))
+    assert arguments.ddp_timeout_delta.total_seconds() == 5000
+
+    def asked(**kwargs):
+        raise Asked(kwargs["ddp_timeout"])
+
+    monkeypatch.setattr("slm.training.TrainingArguments", asked)
+    with pytest.raises(Asked, match="5000"):
+        train(nn.Identity(), None, None, TrainingConfig(**WAITS), tmp_path)
+
+
+def test_a_run_that_starts_over_waits_as_long_too(monkeypatch, tmp_path):
+    """--restart asks for the processes before the training does, and who comes first decides."""
+    settings = config(tmp_path, tmp_path / "run", None, training=WAITS)
+    asked = []
+    monkeypatch.setattr(RunFolder, "set_aside", lambda self, own_files, timeout_s: asked.append(timeout_s))
+    start_over(SimpleNamespace(plan=lambda settings: None), settings)
+    assert asked == [5000.0]
+
+
+@pytest.mark.parametrize("kind", [CodecTrainingConfig, RecogniserTrainingConfig, TrainingConfig])
+def test_a_wait_that_ends_at_once_is_refused(kind):
+    with pytest.raises(ValueError, match="process_timeout_s.*at least 1"):
+        kind(process_timeout_s=0)

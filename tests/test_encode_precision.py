@@ -10,10 +10,19 @@ import torch
 from recipes import encode, encode_stream
 from recipes.encode import Config
 from slm.corpus import CodedCorpus
-from tokenizer import load_tokenizer
+from tokenizer import LMSPTModel, load_tokenizer
+from tokenizer.codecs import Codec
+from tokenizer.configuration import preset_config
 from tokenizer.data import DataSource
+from tokenizer.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.modeling import LMSPTEncoderOutput
-from tokenizer.precision import precision_agreement
+from tokenizer.objective import Objective
+from tokenizer.precision import exact_fp32, precision_agreement
+from tokenizer.protocol import CodecConfig
+from tokenizer.quantizer import VectorQuantizer
+from tokenizer.streaming import StreamingDecoder, StreamingEncoder
+from tokenizer.teacher import at_teacher_rate
+from tokenizer.validation import validate
 
 
 @pytest.fixture
@@ -93,3 +102,124 @@ def test_agreement_counts_valid_frames_of_each_book():
     found = precision_agreement(Off(), torch.zeros(2, 1, 80), None, "bf16")
     assert found == pytest.approx([1.0, 0.75])
     assert precision_agreement(Off(), torch.zeros(2, 1, 80), None, "fp32") == [1.0, 1.0]
+
+
+# What a GPU computes fp32 in is decided by these, which a CPU has too.
+def switches():
+    """The older ones, and where torch has them the newer ones."""
+    found = [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32]
+    if hasattr(torch.backends.cudnn, "conv"):
+        found += [torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision]
+    return found
+
+
+EXACT = ["highest", False, "ieee", "ieee"]
+
+
+@pytest.fixture
+def loose():
+    """TF32 wherever torch allows it; it must stand so afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    asked = switches()
+    assert asked[:2] == ["high", True]
+    yield asked
+    assert switches() == asked
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The switches as each module of torch's own finds them, while it computes."""
+    found = []
+
+    def noted(real):
+        def forward(self, *args, **kwargs):
+            found.append(switches())
+            return real(self, *args, **kwargs)
+
+        return forward
+
+    for kind in (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.ConvTranspose1d):
+        monkeypatch.setattr(kind, "forward", noted(kind.forward))
+    return found
+
+
+def assert_exact(seen):
+    assert seen and all(found == EXACT[: len(found)] for found in seen), seen[:1]
+    seen.clear()
+
+
+def test_codes_of_fp32_are_not_tf32s_whoever_asks_for_them(tiny_tokenizer, loose, seen):
+    """A fingerprint says fp32; what cuDNN calls so by default has 10 bits of mantissa."""
+    tokenizer, values = load_tokenizer(tiny_tokenizer).eval(), torch.randn(1, 1, 4000)
+    codes = tokenizer.encode(values).audio_codes
+    assert_exact(seen)
+    tokenizer.decode(codes)
+    assert_exact(seen)
+    tokenizer.resynthesize(codes)
+    assert_exact(seen)
+    with torch.autocast("cpu", torch.bfloat16):  # its quantizer, look-up and spectra stay fp32
+        tokenizer.encode(values)
+    assert_exact(seen)
+    validate(tokenizer, [values], Objective(LossWeights(), MultiScaleMelLoss(16000), None, 0.0))
+    assert_exact(seen)
+    with pytest.raises(ValueError, match="audio_codes"):  # the switches are set back on the way out, too
+        tokenizer.decode(codes.float())
+
+
+def test_streams_are_exact_too(tiny_tokenizer, loose, seen):
+    sizes = load_tokenizer(tiny_tokenizer).config.to_diff_dict()
+    sizes = {k: v for k, v in sizes.items() if k.endswith(("_width", "_dim", "codebook_sizes"))}
+    model = LMSPTModel(preset_config("nano-12.5hz-causal", **sizes)).eval()
+    codes = StreamingEncoder(model).push(torch.randn(1, 1, 4000))
+    assert_exact(seen)
+    StreamingDecoder(model).push(codes)
+    assert_exact(seen)
+
+
+def test_other_codecs_are_exact_too(loose, seen):
+    class Net(Codec):
+        def __init__(self):
+            super().__init__(torch.nn.Linear(10, 10), CodecConfig("net", 100, 10, [4]))
+
+        def encode_frames(self, samples):
+            return self.model(samples.unflatten(-1, (-1, 10))).argmax(-1) % 4
+
+        def decode_frames(self, codes):
+            return self.model(codes[..., None].float().expand(*codes.shape, 10)).flatten(1)
+
+    codec = Net()
+    codes = codec.encode(torch.randn(1, 1, 40)).audio_codes
+    assert_exact(seen)
+    codec.decode(codes)
+    assert_exact(seen)
+
+
+def test_a_trainings_parts_that_stay_fp32_are_exact_the_rest_is_as_asked(tiny_tokenizer, loose, seen, monkeypatch):
+    """Look-up, losses and resampling; the encoders may be fast."""
+    latents, exact = torch.randn(1, 5, 16), []
+    book, real = VectorQuantizer(16, 8, 4), torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *a: exact.append(switches()) or real(*a))
+    book(latents, None)
+    book.look_up(torch.zeros(1, 5, dtype=torch.int64), None)
+    convolve = torch.nn.functional.conv1d
+    monkeypatch.setattr(torch.nn.functional, "conv1d", lambda *a, **k: exact.append(switches()) or convolve(*a, **k))
+    at_teacher_rate(torch.randn(1, 1, 240), 24000)
+    assert len(exact) == 4
+    assert_exact(exact)
+    model = load_tokenizer(tiny_tokenizer).train()
+    model.semantic_encoder.register_forward_hook(lambda *_: exact.append(switches()))
+    model(torch.randn(1, 1, 4000))
+    assert loose in exact
+
+
+def test_threads_inside_at_once_share_the_switches_and_the_last_one_sets_them_back(loose):
+    first, second = exact_fp32(), exact_fp32()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__()
+    assert switches() == EXACT[: len(loose)]
+    second.__exit__()
+    assert switches() == loose

@@ -128,7 +128,7 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch, tmp_path
     from accelerate import PartialState
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(PartialState, "__init__", lambda self, cpu: None)
+    monkeypatch.setattr(PartialState, "__init__", lambda self, cpu, timeout: None)
     monkeypatch.setattr(PartialState, "num_processes", 1, raising=False)
     with pytest.raises(ConfigError, match="WORLD_SIZE=2, but accelerate found 1 process: start them with torchrun"):
         Processes("cpu", tmp_path)

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import types
+from datetime import timedelta
 from itertools import islice
 
 import pytest
@@ -236,6 +237,30 @@ def test_a_step_waits_for_its_device_a_few_times_only(make_corpus, tmp_path, tin
     assert waits.seen == ["_local_scalar_dense"] * (2 + 2)
 
 
+@pytest.mark.parametrize(
+    ("device", "deterministic", "wanted"), [("cuda", False, True), ("cuda", True, False), ("cpu", False, False)]
+)
+def test_convolutions_are_tuned_to_the_crops_for_a_step_on_a_gpu_alone(
+    make_corpus, tmp_path, monkeypatch, device, deterministic, wanted
+):
+    make_corpus(2, "valid")
+    settings = moving(make_corpus(), tmp_path / "run", None, training={"steps": 1, "validate_steps": 1})
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", deterministic)
+    found, real, one_shape = {}, training.train_step, training.one_shape
+    monkeypatch.setattr(training, "one_shape", lambda _: one_shape(torch.device(device)))
+
+    def noted(name, function):
+        return lambda *a: found.update({name: torch.backends.cudnn.benchmark}) or function(*a)
+
+    monkeypatch.setattr(training, "train_step", noted("step", real))
+    monkeypatch.setattr(training, "validate", noted("validation", training.validate))
+    train_tokenizer.run(settings)
+    assert found == {"step": wanted, "validation": False}
+    with pytest.raises(KeyError), one_shape(torch.device(device)):
+        raise KeyError
+    assert not torch.backends.cudnn.benchmark
+
+
 def test_weights_and_biases_gets_the_figures_and_its_absence_is_named(make_corpus, tmp_path, monkeypatch):
     if "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
         with pytest.raises(ConfigError, match="pip install wandb"):
@@ -267,15 +292,15 @@ def test_weights_and_biases_gets_the_figures_and_its_absence_is_named(make_corpu
 def test_several_processes_start_over_only_when_the_folder_is_set_aside(tmp_path, monkeypatch):
     """Else one of them would find the old run complete, and leave the others waiting."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    seen = []
+    seen, waits = [], []
     monkeypatch.setattr("accelerate.PartialState.wait_for_everyone", lambda self: seen.append(run.exists()))
-    monkeypatch.setattr("accelerate.PartialState.__init__", lambda self, cpu: None)
+    monkeypatch.setattr("accelerate.PartialState.__init__", lambda self, cpu, timeout: waits.append(timeout))
     for rank, left in (("1", True), ("0", False)):
         monkeypatch.setenv("RANK", rank)
         run = tmp_path / "run"
         run.mkdir(exist_ok=True)
-        RunFolder(run).set_aside()
-        assert seen.pop() is left
+        RunFolder(run).set_aside((), 100.0)
+        assert seen.pop() is left and waits.pop() == timedelta(seconds=100)
 
 
 @pytest.mark.slow

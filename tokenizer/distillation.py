@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizer.configuration import LMSPTConfig
+from tokenizer.layers import full_precision
 from tokenizer.modeling import LMSPTOutput
 from tokenizer.teacher import SpeechTeacher, at_teacher_rate, resynthesis_distillation, share_lost
 
@@ -75,7 +76,7 @@ class FeatureProjection(nn.Module):
 
     def forward(self, quantized: Tensor) -> Tensor:
         """Maps quantized semantic latents (B, D, F) to predicted features (B, F, W)."""
-        with torch.autocast(quantized.device.type, enabled=False):
+        with full_precision(quantized):
             return self.linear(quantized.float().transpose(1, 2))
 
 
@@ -92,7 +93,7 @@ def pool_to_frames(features: Tensor, n_frames: int, config: LMSPTConfig) -> Tens
         config: for hop and sampling rate, whose ratio is the frame rate.
     """
     weights = _overlaps(features.shape[1], n_frames, config.sampling_rate, config.hop_length, features.device)
-    with torch.autocast(features.device.type, enabled=False):  # a mean of targets, which the loss reads in fp32
+    with full_precision(features):  # a mean of targets, which the loss reads in fp32
         return weights @ features.float()
 
 

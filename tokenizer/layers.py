@@ -11,12 +11,16 @@ causal layer given a `StreamCache` goes on where the push before ended, as if th
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .precision import exact_fp32
 
 
 def apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -48,9 +52,16 @@ def with_past(x: Tensor, amount: int, cache: StreamCache | None, owner: object) 
     return x
 
 
-def full_precision(x: Tensor) -> torch.autocast:
-    """Context in which autocast is off on x's device: mel, quantizers and inverse STFT stay in fp32."""
+def without_autocast(x: Tensor) -> torch.autocast:
+    """Context in which autocast is off on x's device: enough where no product or convolution is computed."""
     return torch.autocast(x.device.type, enabled=False)
+
+
+@contextmanager
+def full_precision(x: Tensor) -> Iterator[None]:
+    """Context in which what is computed on x's device is fp32, exactly: mel, quantizers, losses."""
+    with without_autocast(x), exact_fp32():
+        yield
 
 
 class FrameConv(nn.Module):
@@ -173,7 +184,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, allowed)
-    with full_precision(q):
+    with without_autocast(q):
         return F.scaled_dot_product_attention(q, k, v.float(), allowed)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers.audio_utils import mel_filter_bank
 
+from tokenizer.layers import full_precision
 from tokenizer.stft import magnitudes
 
 
@@ -65,7 +66,7 @@ class MultiScaleMelLoss(nn.Module):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Scalar loss between waveforms (B, 1, S) and (B, 1, S)."""
-        with torch.autocast(output.device.type, enabled=False):
+        with full_precision(output):
             total = output.new_zeros((), dtype=torch.float32)
             for window in self.windows:
                 with torch.no_grad():

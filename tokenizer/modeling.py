@@ -23,6 +23,7 @@ from .configuration import LMSPTConfig
 from .decoder import Decoder, decoder_receptive_field
 from .encoder import Encoder, receptive_field
 from .layers import ConvNeXtBlock, StreamCache
+from .precision import exact_fp32
 from .protocol import ALL_WAYS_BACK, check_lengths, code_mask, item_lengths, trim
 from .quantizer import FiniteScalarQuantizer, SplitQuantizer, VectorQuantizer
 from .spectral import ISTFTHead, LogMel
@@ -170,6 +171,7 @@ class LMSPTModel(PreTrainedModel):
             if module is not None
         )
 
+    @exact_fp32()
     def encode(self, input_values: Tensor, padding_mask: Tensor | None = None) -> LMSPTEncoderOutput:
         """Turns waveforms into codes.
 
@@ -190,6 +192,7 @@ class LMSPTModel(PreTrainedModel):
         codes = self.quantizer(semantic, acoustic, mask).codes
         return LMSPTEncoderOutput(audio_codes=codes, audio_codes_mask=full)
 
+    @exact_fp32()
     def decode(self, audio_codes: Tensor, lengths: Tensor | None = None) -> LMSPTDecoderOutput:
         """Turns codes into waveforms with the main decoder.
 
@@ -212,6 +215,7 @@ class LMSPTModel(PreTrainedModel):
             samples = _fit(samples, audio_codes.shape[-1] * self.config.hop_length)
         return LMSPTDecoderOutput(audio_values=trim(samples, mask, lengths, self.config.hop_length))
 
+    @exact_fp32()
     def resynthesize(self, audio_codes: Tensor, lengths: Tensor | None = None) -> LMSPTDecoderOutput:
         """Turns book 0 alone into waveforms with the auxiliary decoder, at `config.auxiliary_sampling_rate`.
 

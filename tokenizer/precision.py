@@ -1,4 +1,4 @@
-"""How far codes computed in a lower precision are those of fp32, so that a run can choose its arithmetic by it.
+"""What fp32 means, and how far codes computed in a lower precision are those of fp32.
 
 Shapes: B items, S samples, K books, F frames.
 """
@@ -6,6 +6,9 @@ Shapes: B items, S samples, K books, F frames.
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,10 +18,72 @@ LOWER = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_AGREEMENT = 0.99  # share of frames whose book 0 must be fp32's
 
 
+class exact_fp32(contextlib.ContextDecorator):  # noqa: N801 - used like a function
+    """Inside, fp32 is fp32: no TF32 on a GPU, no bf16 on a CPU; afterwards torch's switches stand as they did.
+
+    cuDNN computes fp32 convolutions in TF32 (10 bits of mantissa) unless it is told not to, and
+    `torch.set_float32_matmul_precision` extends that to products. Codes near a border then differ from those of
+    another machine under one and the same fingerprint. The switches are the process's: threads that are inside at once
+    share them, the last one out sets them back. Also a decorator: `@exact_fp32()`.
+    """
+
+    _lock = threading.Lock()
+    _inside = 0
+    _before: list[tuple[Callable[[Any], None], Any]] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not exact_fp32._inside:
+                exact_fp32._before = [(write, _read(read)) for read, write, _ in _switches()]
+                for _, write, exact in _switches():
+                    write(exact)
+            exact_fp32._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            exact_fp32._inside -= 1
+            if not exact_fp32._inside:
+                for write, value in exact_fp32._before:
+                    if value is not None:
+                        write(value)
+
+
+@cache
+def _switches() -> list[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
+    """How each switch is read and written, and its value for exact fp32.
+
+    The older ones come first: to write one writes the newer ones (since torch 2.9) that it stands for, and torch raises
+    where an older one is read that contradicts them.
+    """
+
+    def of(module: Any, name: str, exact: Any) -> tuple[Callable[[], Any], Callable[[Any], None], Any]:
+        return (lambda: getattr(module, name)), (lambda value: setattr(module, name, value)), exact
+
+    backends = torch.backends
+    found = [
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+        of(backends.cudnn, "allow_tf32", False),
+    ]
+    if hasattr(backends.cudnn, "conv"):
+        operations = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+        operations += (backends.mkldnn.conv, backends.mkldnn.rnn, backends.mkldnn.matmul)
+        found += [of(operation, "fp32_precision", "ieee") for operation in operations]
+    return found
+
+
+def _read(read: Callable[[], Any]) -> Any:
+    """A switch's value; None for an older one that contradicts the newer ones somebody set."""
+    try:
+        return read()
+    except RuntimeError:
+        return None
+
+
 def autocast(precision: str, device: str | torch.device) -> contextlib.AbstractContextManager:
     """The context in which a tokenizer computes in `precision`: fp32 as it is, bf16 or fp16 by autocast.
 
-    Quantizer, STFT and look-up stay fp32 inside it: the modules see to that themselves.
+    Quantizer, STFT and look-up stay fp32 inside it: the modules see to that themselves, and to exact fp32 in all that
+    encodes and decodes.
     """
     if precision not in LOWER:
         return contextlib.nullcontext()

@@ -34,10 +34,20 @@ class RecogniserTrainingConfig:
     validate_steps: int = field(default=250, metadata={"help": "steps between greedy-CTC scores of the valid split"})
     log_steps: int = field(default=25, metadata={"help": "steps between logged losses"})
     num_workers: int = field(default=0, metadata={"help": "processes that load and augment audio"})
+    process_timeout_s: float = field(
+        default=7200.0,
+        metadata={
+            "help": "how long processes wait for each other before they give up, in seconds: longer than the first "
+            "one takes to validate, and to write a checkpoint",
+            "may_change": True,
+        },
+    )
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "accumulation", "save_steps", "validate_steps", "log_steps")
         problems = [f"{name}={getattr(self, name)}: must be at least 1" for name in counts if getattr(self, name) < 1]
+        if self.process_timeout_s < 1:
+            problems.append(f"process_timeout_s={self.process_timeout_s:g}: must be at least 1; 7200 are two hours")
         if not 0 <= self.warmup_share < 1:
             problems.append(f"warmup_share={self.warmup_share}: must lie in [0, 1)")
         if problems:

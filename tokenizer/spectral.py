@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from .layers import StreamCache, apply_mask, full_precision, with_past
+from .layers import StreamCache, apply_mask, full_precision, with_past, without_autocast
 
 LOUDEST = 100.0  # where the magnitude of a bin is held
 
@@ -141,7 +141,7 @@ class ISTFTHead(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, cache: StreamCache | None = None) -> Tensor:
         """Samples (B, T * hop); with a cache those that are final, `lookahead` samples late."""
         y = self.linear(x)
-        with full_precision(x):
+        with without_autocast(x):  # the transform knows no TF32, and torch.compile no switches
             window = hann_window(self.n_fft, x.device)
             frames = apply_mask(torch.fft.irfft(_Spectrum.apply(y), n=self.n_fft), mask)
             envelope = apply_mask(window.expand(x.shape[0] if mask is not None else 1, x.shape[1], -1), mask)

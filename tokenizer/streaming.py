@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .layers import StreamCache
 from .modeling import LMSPTModel
+from .precision import exact_fp32
 
 
 def algorithmic_latency_s(tokenizer: LMSPTModel, resynthesis: bool = False) -> float:
@@ -65,6 +66,7 @@ class StreamingEncoder:
         self._pending: Tensor | None = None
 
     @torch.inference_mode()
+    @exact_fp32()
     def push(self, samples: Tensor) -> Tensor:
         """Takes the next samples (B, 1, s), s of any size; returns codes (B, K, f) of the frames that they complete.
 
@@ -134,6 +136,7 @@ class StreamingDecoder:
         self._ahead = self.decoder.lookahead  # samples in front of the stream's first, still to be dropped
 
     @torch.inference_mode()
+    @exact_fp32()
     def push(self, audio_codes: Tensor) -> Tensor:
         """Takes the next codes (B, k, f), none of them -1; returns the samples (B, 1, s) that are final now.
 

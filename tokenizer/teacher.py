@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import julius
 import torch
@@ -20,6 +21,7 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from tokenizer.embedded import embedded_folder
+from tokenizer.layers import full_precision
 
 WHISPER_RATE_HZ = 16000
 N_FFT = 400
@@ -52,7 +54,7 @@ class WhisperLogMel(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Maps waveforms (B, S) at 16 kHz, S a multiple of 160, to log-mels (B, M, S / 160)."""
-        with torch.autocast(waveform.device.type, enabled=False):
+        with full_precision(waveform):
             spectrum = torch.stft(waveform.float(), N_FFT, MEL_HOP, window=self.window, return_complex=True)
             power = spectrum[..., :-1].abs().square()
             log_mel = torch.clamp(self.filters @ power, min=1e-10).log10()
@@ -234,8 +236,15 @@ def at_teacher_rate(waveform: Tensor, sampling_rate: int) -> Tensor:
     """Waveforms (B, 1, S) as the teacher takes them: (B, S') at 16 kHz, resampled in fp32 inside the graph."""
     if sampling_rate == WHISPER_RATE_HZ:
         return waveform[:, 0]
-    with torch.autocast(waveform.device.type, enabled=False):  # it is a convolution, and bf16 would add noise to sound
-        return julius.resample_frac(waveform[:, 0].float(), sampling_rate, WHISPER_RATE_HZ)
+    with full_precision(waveform):  # it is a convolution, and bf16 or TF32 would add noise to sound
+        return _resampler(sampling_rate, waveform.device)(waveform[:, 0].float())
+
+
+@lru_cache(maxsize=8)
+def _resampler(sampling_rate: int, device: torch.device) -> julius.ResampleFrac:
+    """To the teacher's rate. Its kernel is made once: at 44.1 kHz that takes longer than the resampling itself."""
+    with torch.inference_mode(False):  # kept for a later backward pass too
+        return julius.ResampleFrac(sampling_rate, WHISPER_RATE_HZ).to(device)
 
 
 def signal_variance(encoding: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -77,6 +78,14 @@ class CodecTrainingConfig:
     num_workers: int = field(
         default=0, metadata={"help": "processes that load and augment audio, beside each training process", **FREE}
     )
+    process_timeout_s: float = field(
+        default=7200.0,
+        metadata={
+            "help": "how long processes wait for each other before they give up, in seconds: longer than the first "
+            "one takes to validate, to measure the teacher, and to write a checkpoint",
+            **FREE,
+        },
+    )
     activation_checkpointing: bool = field(
         default=False, metadata={"help": "recompute the blocks in the backward pass: less memory, slower", **FREE}
     )
@@ -115,6 +124,7 @@ class CodecTrainingConfig:
             "final_lr_share": (0 <= self.final_lr_share <= 1, "must lie in [0, 1]; 1 keeps the peak"),
             "ema_decay": (0 <= self.ema_decay < 1, "must lie in [0, 1); 0 turns it off"),
             "usage_decay": (0 <= self.usage_decay < 1, "must lie in [0, 1); revive_steps=0 turns revival off"),
+            "process_timeout_s": (self.process_timeout_s >= 1, "must be at least 1; 7200 are two hours"),
             "revive_until": (0 <= self.revive_until <= 1, "must lie in [0, 1]; 1 revives to the end"),
         }
         return [f"{name}={getattr(self, name)}: {words}" for name, (sound, words) in checks.items() if not sound]
@@ -190,7 +200,8 @@ def fit(
     since, begun = time.perf_counter(), state.step
     while state.step < config.steps:
         parts = list(islice(batches, config.accumulation))
-        metrics = train_step(state, parts, objective, config, accelerator)
+        with one_shape(accelerator.device):
+            metrics = train_step(state, parts, objective, config, accelerator)
         state.step += 1
         monitor.step(metrics, _sound(metrics, accelerator), parts)
         if state.step % config.log_steps == 0:
@@ -214,6 +225,22 @@ def fit(
     if progress is not None:
         progress.close()
     return state
+
+
+@contextmanager
+def one_shape(device: torch.device) -> Iterator[None]:
+    """Inside, cuDNN measures once for each shape which of its ways is the fastest: a training's crops have one shape.
+
+    Not where torch was asked for determinism: what is fastest differs from run to run, in the last bits too. Validation
+    stays outside, since short recordings have shapes of their own.
+    """
+    cudnn = torch.backends.cudnn
+    before, deterministic = cudnn.benchmark, cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
+    cudnn.benchmark = before or (device.type == "cuda" and not deterministic)
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def _prepare(state: TrainState, config: CodecTrainingConfig, accelerator: Accelerator) -> None:
