@@ -24,7 +24,7 @@ from recipes import espeak, flite
 from recipes.config import ConfigError, Problems
 from recipes.progress import progress
 from recipes.records import text_lines
-from recipes.runtime import RunFolder, atomic_write_text, log, progress
+from recipes.runtime import RunFolder, atomic_write_text, log
 from recipes.speaking import Line, speak
 from tokenizer.data import SPLITS, DataSource, read_source
 

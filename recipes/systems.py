@@ -25,7 +25,7 @@ from recipes.encode_audio import encode_batch
 from recipes.encode_plan import durations_of
 from recipes.progress import progress
 from recipes.records import describe_machine, machine_text, text_lines
-from recipes.runtime import log, progress
+from recipes.runtime import log
 from tokenizer.chunking import decode_long, resynthesize_long
 from tokenizer.data import AudioError, Utterance, load_audio
 from tokenizer.precision import LOWER

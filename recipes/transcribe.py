@@ -28,7 +28,7 @@ from recipes.long_speech import (
     longest_piece_s,
 )
 from recipes.progress import progress
-from recipes.runtime import RunFolder, atomic_write_text, log, progress, resolve_device
+from recipes.runtime import RunFolder, atomic_write_text, log, resolve_device
 from slm.corpus import CodedCorpus
 from slm.generation import SpeechLM, TranscribeSettings, transcribe_codes
 from slm.modeling import DTYPES, ModelError, describe_llm

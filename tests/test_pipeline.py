@@ -316,17 +316,17 @@ def test_the_quickstart_says_at_once_which_embedded_files_are_missing(tmp_path, 
     assert "prepare-corpus" in repr(plan) and "6.25hz" in repr(plan)
 
 
-def scored(system: str, name: str, **facts):
+def scored_row(system: str, name: str, **facts):
     protocol = Protocol("speech", {"name": "judge"}, "basic", "1", Scored("t", "0", 2), bootstrap_samples=20)
     rates = score_pairs(["one two", "three"], ["one", "three"], get_normaliser("none"))
     return make_row(name, system, "m", protocol, rates, **facts)
 
 
 def test_a_cell_is_said_of_all_that_depends_on_it_and_not_of_the_ground_truth():
-    row = scored("tts", "SLM TTS", difference=Difference("ground truth", 0.1, (0.0, 0.2), 0.1))
+    row = scored_row("tts", "SLM TTS", difference=Difference("ground truth", 0.1, (0.0, 0.2), 0.1))
     results = Results(
         "",
-        [scored("ground_truth", "ground truth"), row],
+        [scored_row("ground_truth", "ground truth"), row],
         codes=[code_statistics([np.zeros((1, 3), int)], [4], 25.0, name) for name in ("tokenizer", "25hz/tokenizer")],
         quality=[QualitySummary("resynthesis", "m", 1, None, None, None, None, {}, [])],
         samples=[Sample("u", "said", [Clip("ground truth", "a.flac"), Clip("SLM TTS", "b.flac")])],
@@ -343,7 +343,7 @@ def test_a_cell_is_said_of_all_that_depends_on_it_and_not_of_the_ground_truth():
 def test_every_cell_s_transcript_shows_beside_the_recording():
     def cell(name, text):
         clip = Clip("ground truth", "a.flac", {"judge": "said", "SLM ASR": text})
-        results = Results("", [scored("asr", "SLM ASR")], samples=[Sample("u", "said", [clip])])
+        results = Results("", [scored_row("asr", "SLM ASR")], samples=[Sample("u", "said", [clip])])
         return compare.label_results(results, Identity(name))
 
     (clip,) = merge_results([cell("25hz", "sad"), cell("6hz", "sat")], "both").samples[0].clips
