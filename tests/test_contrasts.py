@@ -178,6 +178,7 @@ def test_no_contrasts_no_section(tmp_path: Path) -> None:
 class FakeConfig:
     run_dir: str = ""
     rate: int = 1
+    transcripts_dir: str | None = None
 
 
 @pytest.fixture
