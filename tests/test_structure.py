@@ -19,7 +19,7 @@ PACKAGES = ("tokenizer", "slm", "eval", "recipes")
 MAY_IMPORT = {"tokenizer": set(), "slm": set(), "eval": set(), "recipes": {"tokenizer", "slm", "eval"}}
 SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
-MOST_LINES = 500
+MOST_LINES = 600
 
 
 def imported(tree: ast.AST) -> set[str]:
