@@ -149,7 +149,7 @@ def describe(steps: list[Step]) -> dict[str, object]:
     facts = {}
     for step in steps:
         facts[step.stage.name] = f"slm {step.stage.command} in {step.config.run_dir}"
-        if step.folder.complete:
+        if step.folder.done(step.config):
             refuse_stale(step)
             facts[step.stage.name] += " (complete: skipped)"
         elif all(folder.complete for folder in step.inputs):
@@ -199,12 +199,12 @@ def run_steps(steps: list[Step], redo: str | None = None, label: str = "") -> di
         heading = f"[{number}/{len(steps)}] {label}{step.stage.name}"
         try:
             step.folder.check(step.config)
-            if step.folder.complete:
+            if step.folder.done(step.config):
                 _look_again(step)
         except ConfigError as error:
             way = f"To redo this stage and those after it: redo={step.stage.name}"
             raise ConfigError(f"stage {step.stage.name}: {error}\n{way}") from error
-        if step.folder.complete:
+        if step.folder.done(step.config):
             refuse_stale(step)
             log.info("%s: complete, skipped", heading)
             continue

@@ -159,7 +159,7 @@ def run(config: Config) -> Path:
     folder.check(config)
     fingerprint = _inputs(config)
     refuse_other_inputs(folder, fingerprint, "data, teacher or init_from")
-    if folder.complete:
+    if folder.done(config):
         log.info("%s is complete: skipped", config.run_dir)
         return folder.path("model")
     precision = resolve_precision(config.precision)

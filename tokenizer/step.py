@@ -31,10 +31,13 @@ Batch = dict[str, Tensor]
 
 
 def learning_rate_share(step: int, config: CodecTrainingConfig) -> float:
-    """Linear warm-up, then a cosine from 1 to `final_lr_share`: a function of the step alone."""
+    """Linear warm-up, then a cosine from 1 to `final_lr_share`, and that from the schedule's end on.
+
+    A function of the step and of the schedule's length: where that stays, extending a run changes no step before.
+    """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    progress = (step - config.warmup_steps) / max(1, config.schedule_length - config.warmup_steps)
     return config.final_lr_share + (1 - config.final_lr_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -178,7 +181,11 @@ def _move(optimizer: torch.optim.Optimizer, finite: bool, accelerator: Accelerat
 
 
 def _revives(step: int, config: CodecTrainingConfig) -> bool:
-    return bool(config.revive_steps) and step % config.revive_steps == 0 and step < config.revive_until * config.steps
+    return (
+        bool(config.revive_steps)
+        and step % config.revive_steps == 0
+        and step < config.revive_until * config.schedule_length
+    )
 
 
 @torch.no_grad()

@@ -37,14 +37,28 @@ from tokenizer.validation import validate
 
 logger = logging.getLogger(__name__)
 
-FREE = {"may_change": True}  # how a step is computed, not what comes out: a resumed run may set it otherwise
+# How a step is computed, or what is written beside it, not what comes out: a resumed run may set it otherwise.
+FREE = {"may_change": True}
+# How far: a run goes on to a larger value.
+LONGER = {"may_grow": True}
 
 
 @dataclass
 class CodecTrainingConfig:
     """Steps, batch and optimizer. Learning rate, betas and clipping default to the published ones."""
 
-    steps: int = field(default=4000, metadata={"help": "optimizer steps"})
+    steps: int = field(
+        default=4000,
+        metadata={"help": "optimizer steps; a run, a complete one too, goes on where there are more", **LONGER},
+    )
+    schedule_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "steps over which the learning rates fall, and whose share revive_until is; null: steps. Set to "
+            "the longest that a run may become, extending it changes nothing of the steps before",
+            "null_means": "steps",
+        },
+    )
     batch_size: int = field(
         default=16, metadata={"help": "crops per step, of all processes and accumulations together"}
     )
@@ -57,7 +71,9 @@ class CodecTrainingConfig:
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay"})
     gradient_clip: float = field(default=1.0, metadata={"help": "largest gradient norm, each optimizer"})
     warmup_steps: int = field(default=100, metadata={"help": "steps of linear warm-up"})
-    final_lr_share: float = field(default=0.1, metadata={"help": "cosine decay down to this share of the peak"})
+    final_lr_share: float = field(
+        default=0.1, metadata={"help": "cosine decay down to this share of the peak (published: 0.25); 1: none"}
+    )
     ema_decay: float = field(
         default=0.0,
         metadata={"help": "per step, of averaged weights, which are then validated and saved (0.999); 0: off"},
@@ -67,13 +83,13 @@ class CodecTrainingConfig:
     )
     revive_steps: int = field(default=50, metadata={"help": "steps between revivals of dead codes; 0: never"})
     revive_until: float = field(
-        default=0.8, metadata={"help": "share of the training after which books are left alone"}
+        default=0.8, metadata={"help": "share of the schedule (schedule_steps) after which books are left alone"}
     )
-    log_steps: int = field(default=25, metadata={"help": "steps between logged metrics"})
-    validate_steps: int = field(default=500, metadata={"help": "steps between validations"})
+    log_steps: int = field(default=25, metadata={"help": "steps between logged metrics", **FREE})
+    validate_steps: int = field(default=500, metadata={"help": "steps between validations", **FREE})
     validate_crops: int = field(default=32, metadata={"help": "crops of the valid split to validate on"})
-    save_steps: int = field(default=500, metadata={"help": "steps between checkpoints"})
-    keep_checkpoints: int = field(default=2, metadata={"help": "newest checkpoints to keep"})
+    save_steps: int = field(default=500, metadata={"help": "steps between checkpoints", **FREE})
+    keep_checkpoints: int = field(default=2, metadata={"help": "newest checkpoints to keep", **FREE})
     num_workers: int = field(
         default=0, metadata={"help": "processes that load and augment audio, beside each training process", **FREE}
     )
@@ -101,10 +117,17 @@ class CodecTrainingConfig:
             f"{n}={getattr(self, n)}: must be at least {low}" for n, low in least.items() if getattr(self, n) < low
         ]
         problems += self._out_of_range()
+        if self.schedule_steps is not None and self.schedule_steps < 1:
+            problems.append(f"schedule_steps={self.schedule_steps}: must be at least 1, or null for steps")
         if self.accumulation > 0 and self.batch_size % self.accumulation:
             problems.append(f"batch_size={self.batch_size}: must divide by accumulation={self.accumulation}")
         if problems:
             raise ValueError("training: " + "; ".join(problems))
+
+    @property
+    def schedule_length(self) -> int:
+        """Steps over which the learning rates fall and books are revived."""
+        return self.schedule_steps or self.steps
 
     def _out_of_range(self) -> list[str]:
         checks = {
