@@ -1,8 +1,9 @@
 """`slm train-tokenizer`: trains an LM-SPT tokenizer by semantic speech-resynthesis distillation.
 
-Features: the published losses and weights, a frozen Whisper teacher by folder or hub name, discriminators that can be
-small, late or off, quantizer dropout, dead-code revival, bf16 and fp16, averaged weights, activation checkpointing,
-gradient accumulation, several processes (torchrun), exact resume, metrics.jsonl with TensorBoard and Weights & Biases.
+Features: the published losses and weights (all else as published too: `--config published/12.5hz`, see
+docs/as-published.md), a frozen Whisper teacher by folder or hub name, discriminators that can be small, late or off,
+quantizer dropout, dead-code revival, bf16 and fp16, averaged weights, activation checkpointing, gradient accumulation,
+several processes (torchrun), exact resume, metrics.jsonl with TensorBoard and Weights & Biases.
 The result, `run_dir/model`, is what `load_tokenizer` and AutoModel load.
 
 Raises: ConfigError for settings that cannot work, ValueError for a teacher that cannot be loaded, DataError.
@@ -46,6 +47,7 @@ from tokenizer.mixing import CACHE_BYTES, TrainingAudio, training_audio, validat
 from tokenizer.modeling import LMSPTModel
 from tokenizer.objective import Objective
 from tokenizer.state_files import load_latest_state
+from tokenizer.stft import Padding
 from tokenizer.surgery import transplant
 from tokenizer.teacher import SpeechTeacher, TeacherConfig
 from tokenizer.training import CodecTrainingConfig, TrainState, averaged, fit
@@ -71,6 +73,9 @@ class Config:
         default_factory=DistillationConfig, metadata={"help": "what the teacher teaches"}
     )
     weights: LossWeights = field(default_factory=LossWeights, metadata={"help": "what each loss counts"})
+    mel_padding: Padding = field(
+        default="zeros", metadata={"help": "beyond a crop's ends in the mel loss: zeros, or (published) reflect"}
+    )
     discriminator: DiscriminatorConfig = field(
         default_factory=DiscriminatorConfig, metadata={"help": "adversarial training"}
     )
@@ -290,7 +295,7 @@ def _objective(config: Config, accelerator: Accelerator) -> Objective:
         teacher = SpeechTeacher.from_pretrained(taught_by).to(accelerator.device)
     return Objective(
         weights=config.weights,
-        mel=MultiScaleMelLoss(_model_config(config).sampling_rate).to(accelerator.device),
+        mel=MultiScaleMelLoss(_model_config(config).sampling_rate, padding=config.mel_padding).to(accelerator.device),
         teacher=teacher,
         distillation_weight=config.weights.distillation or 0.0,
         discriminator_start=config.discriminator.start_step,

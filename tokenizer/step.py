@@ -62,11 +62,7 @@ def train_step(
         scale was lowered, as it is meant to be. The discriminators have had their turn before, and move by their own
         loss and gradient: where those are not finite, `discriminator_skipped` is 1.
     """
-    share = learning_rate_share(state.step, config)
-    for optimizer in filter(None, (state.optimizer, state.discriminator_optimizer)):
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * share
-    metrics: Metrics = {"learning_rate": config.learning_rate * share}
+    metrics: Metrics = _set_learning_rates(state, config)
     adversarial = state.discriminator is not None and state.step >= objective.discriminator_start
     ready: LMSPTOutput | None = None
     if adversarial:
@@ -105,6 +101,22 @@ def train_step(
     metrics |= dict(zip(("gradient_norm", "gradient_norm/probe"), norms, strict=False))
     _after_move(state, gather_codes(parts, revives, accelerator), revives, config, metrics)
     return metrics
+
+
+def _set_learning_rates(state: TrainState, config: CodecTrainingConfig) -> Metrics:
+    """Sets both optimizers' rates for this step; returns them, the discriminators' where it is one of its own."""
+    share = learning_rate_share(state.step, config)
+    rates = {"learning_rate": config.learning_rate * share}
+    for group in state.optimizer.param_groups:
+        group["lr"] = rates["learning_rate"]
+    if state.discriminator_optimizer is not None:
+        peak = config.discriminator_learning_rate or config.learning_rate
+        rate = peak * (share if config.discriminator_schedule == "cosine" else 1.0)
+        for group in state.discriminator_optimizer.param_groups:
+            group["lr"] = rate
+        if rate != rates["learning_rate"]:
+            rates["learning_rate/discriminator"] = rate
+    return rates
 
 
 def _forward(state: TrainState, batch: Batch, objective: Objective, accelerator: Accelerator) -> LMSPTOutput:

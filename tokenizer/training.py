@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -45,7 +46,7 @@ LONGER = {"may_grow": True}
 
 @dataclass
 class CodecTrainingConfig:
-    """Steps, batch and optimizer. Learning rate, betas and clipping default to the published ones."""
+    """Steps, batch and optimizer. Peak learning rate, betas, warm-up and clipping default to the published ones."""
 
     steps: int = field(
         default=4000,
@@ -66,7 +67,14 @@ class CodecTrainingConfig:
         default=1,
         metadata={"help": "forward passes per step, of batch_size / (accumulation x processes) crops each", **FREE},
     )
-    learning_rate: float = field(default=2e-4, metadata={"help": "peak learning rate, generator and discriminators"})
+    learning_rate: float = field(default=2e-4, metadata={"help": "peak learning rate"})
+    discriminator_learning_rate: float | None = field(
+        default=None, metadata={"help": "the discriminators' peak (published: 1e-3); null: learning_rate"}
+    )
+    discriminator_schedule: Literal["cosine", "constant"] = field(
+        default="cosine",
+        metadata={"help": "of the discriminators' rate: as the tokenizer's, or (published) constant, without warm-up"},
+    )
     betas: tuple[float, float] = field(default=(0.8, 0.9), metadata={"help": "AdamW's betas"})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay"})
     gradient_clip: float = field(default=1.0, metadata={"help": "largest gradient norm, each optimizer"})
@@ -132,6 +140,14 @@ class CodecTrainingConfig:
     def _out_of_range(self) -> list[str]:
         checks = {
             "learning_rate": (self.learning_rate > 0, "must be above 0; to hold parts still, name them in freeze"),
+            "discriminator_learning_rate": (
+                self.discriminator_learning_rate is None or self.discriminator_learning_rate > 0,
+                "must be above 0, or null for learning_rate",
+            ),
+            "discriminator_schedule": (
+                self.discriminator_schedule in ("cosine", "constant"),
+                "must be cosine or constant",
+            ),
             "betas": (all(0 <= beta < 1 for beta in self.betas), "each must lie in [0, 1)"),
             "weight_decay": (self.weight_decay >= 0, "must not be negative; 0 turns it off"),
             "gradient_clip": (self.gradient_clip > 0, "must be above 0; a large value such as 1e9 turns it off"),
