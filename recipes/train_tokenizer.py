@@ -46,11 +46,12 @@ from tokenizer.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.mixing import CACHE_BYTES, TrainingAudio, training_audio, validation_utterances
 from tokenizer.modeling import LMSPTModel
 from tokenizer.objective import Objective
+from tokenizer.revival import CHANCE, LIVE_SHARE, dead_rule, describe
 from tokenizer.state_files import load_latest_state
 from tokenizer.stft import Padding
 from tokenizer.surgery import transplant
 from tokenizer.teacher import SpeechTeacher, TeacherConfig
-from tokenizer.training import CodecTrainingConfig, TrainState, averaged, fit
+from tokenizer.training import CodecTrainingConfig, TrainState, averaged, fit, frames_per_step
 from tokenizer.validation import validate
 
 
@@ -152,10 +153,35 @@ def plan(config: Config) -> dict[str, object]:
         "hours of crops seen": round(seen, 2),
         "passes over the data": round(seen / hours, 1) if hours else "unknown (no durations)",
         "crops per step": f"{config.training.batch_size}, {_micro_batch(config)} in one forward pass of one process",
+        "dead entries": _revival(config, model_config),
         "precision": resolve_precision(config.precision),
         "memory of weights, gradients and optimizer (MiB)": round(16 * (sum(parameters.values()) + judges) / 2**20),
         "result": str(RunFolder(config.run_dir).path("model")),
     }
+
+
+def _revival(config: Config, sizes: LMSPTConfig) -> list[str] | str:
+    """When entries of each size of book are revived; warns where that takes live ones too, or never happens."""
+    training = config.training
+    if not training.revive_steps:
+        return "are left as they are"
+    frames = frames_per_step(training, round(config.crops.crop_s * sizes.sampling_rate), sizes)
+    learnt = sizes.codebook_sizes[1:] if sizes.semantic_quantizer == "fsq" else sizes.codebook_sizes
+    for size in dict.fromkeys(learnt):
+        rule = dead_rule(size, frames, training.usage_decay)
+        if rule.chance(LIVE_SHARE) > CHANCE:
+            log.warning(
+                "training.usage_decay=%g: of the %d entries, those chosen at %.0f %% of even use are taken for dead at "
+                "%.0f %% of the looks, with %d frames a step; usage_decay=null derives it from these",
+                training.usage_decay, size, 100 * LIVE_SHARE, 100 * rule.chance(LIVE_SHARE), frames,
+            )  # fmt: skip
+        if rule.trial_steps > training.revive_until * training.schedule_length:
+            log.warning(
+                "no entry of a book of %d is revived: it takes %.0f steps of %d frames to tell a dead one, and revival "
+                "ends at step %.0f; raise training.steps or batch_size, or take a smaller book",
+                size, rule.trial_steps, frames, training.revive_until * training.schedule_length,
+            )  # fmt: skip
+    return [describe(size, frames, training.usage_decay) for size in dict.fromkeys(learnt)]
 
 
 def run(config: Config) -> Path:

@@ -6,7 +6,7 @@ K books.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -285,22 +285,27 @@ class LMSPTModel(PreTrainedModel):
             projected_latents=tuple(books.projected),
         )
 
-    def update_usage(self, output: LMSPTOutput, decay: float = 0.99) -> None:
+    def update_usage(self, output: LMSPTOutput, decay: float | Sequence[float] = 0.99) -> None:
         """Moves every book's running usage towards this batch's codes. Call once per training step."""
         self.quantizer.update_usage(output.audio_codes, output.audio_codes_mask, decay)
 
     def revive_dead_codes(
-        self, output: LMSPTOutput, generator: torch.Generator, threshold: float = DEAD_USAGE
+        self,
+        output: LMSPTOutput,
+        generator: torch.Generator,
+        threshold: float | Sequence[float] = DEAD_USAGE,
+        trial: float | Sequence[float] = 1.0,
     ) -> list[int]:
         """Replaces entries used less than `threshold` of even use by latents of this batch; returns counts per book.
 
         Args:
             output: of `forward`; the caller decides on which steps to revive.
             generator: CPU generator, seeded by the caller from (seed, step).
-            threshold: running usage under which an entry is dead; 1 is even use of all entries.
+            threshold: running usage under which an entry is dead, of all books or each; 1 is even use of all entries.
+            trial: running usage that a new entry begins with, likewise.
         """
         return self.quantizer.revive_dead_codes(
-            list(output.projected_latents), output.audio_codes_mask, generator, threshold
+            list(output.projected_latents), output.audio_codes_mask, generator, threshold, trial
         )
 
     def fingerprint(self, precision: str = "fp32") -> str:

@@ -7,6 +7,7 @@ Everything here runs in fp32 with autocast off. Masked frames take no part in lo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,17 +57,17 @@ class VectorQuantizer(Book):
         return apply_mask(F.linear(entries, self.project_out.weight.float(), self.project_out.bias.float()), mask)
 
     @torch.no_grad()
-    def revive(self, candidates: Tensor, generator: torch.Generator, threshold: float) -> int:
+    def revive(self, candidates: Tensor, generator: torch.Generator, threshold: float, trial: float = 1.0) -> int:
         """Replaces the entries whose usage is below the threshold by random candidates.
 
         Args:
             candidates: projected latents (any, E) of valid frames.
             generator: CPU generator that draws which candidates are taken.
             threshold: usage, in units of even use, under which an entry is dead.
+            trial: usage that a new entry begins with: how much time it gets to be used.
 
         Returns:
-            How many entries were replaced. Their usage is set to 1, so that each gets time to be used. A frozen book
-            is left as it is.
+            How many entries were replaced. A frozen book is left as it is.
         """
         if not self.codebook.weight.requires_grad:
             return 0
@@ -75,7 +76,7 @@ class VectorQuantizer(Book):
             return 0
         draws = torch.randint(len(candidates), (len(dead),), generator=generator)
         self.codebook.weight[dead] = candidates[draws.to(candidates.device)].to(self.codebook.weight)
-        self.usage[dead] = 1.0
+        self.usage[dead] = trial
         return len(dead)
 
 
@@ -194,17 +195,26 @@ class SplitQuantizer(nn.Module):
         codes = codes.clamp(min=0)
         return sum(book.look_up(codes[:, i], mask) for i, book in zip(range(codes.shape[1]), self.books, strict=False))
 
-    def update_usage(self, codes: Tensor, mask: Tensor | None = None, decay: float = 0.99) -> None:
-        """Updates every book's `usage` from codes (B, K, F) and a mask (B, F)."""
-        for index, book in enumerate(self.books):
-            book.update_usage(codes[:, index], mask, decay)
+    def update_usage(self, codes: Tensor, mask: Tensor | None = None, decay: float | Sequence[float] = 0.99) -> None:
+        """Updates every book's `usage` from codes (B, K, F) and a mask (B, F), by one decay or by each book's own."""
+        for index, (book, own) in enumerate(zip(self.books, self._each(decay), strict=True)):
+            book.update_usage(codes[:, index], mask, own)
 
     def revive_dead_codes(
-        self, projected: list[Tensor], mask: Tensor | None, generator: torch.Generator, threshold: float
+        self,
+        projected: list[Tensor],
+        mask: Tensor | None,
+        generator: torch.Generator,
+        threshold: float | Sequence[float],
+        trial: float | Sequence[float] = 1.0,
     ) -> list[int]:
         """Revives dead entries of every book from the projected latents (B, F, E) of a batch; returns the counts."""
         counts = []
-        for book, latents in zip(self.books, projected, strict=True):
+        rules = zip(self._each(threshold), self._each(trial), strict=True)
+        for book, latents, rule in zip(self.books, projected, rules, strict=True):
             candidates = latents.flatten(0, 1) if mask is None else latents[mask]
-            counts.append(book.revive(candidates, generator, threshold))
+            counts.append(book.revive(candidates, generator, *rule))
         return counts
+
+    def _each(self, value: float | Sequence[float]) -> Sequence[float]:
+        return [value] * len(self.books) if isinstance(value, int | float) else value

@@ -16,12 +16,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from tokenizer.book import DEAD_USAGE
 from tokenizer.distillation import clip_groups
 from tokenizer.losses import discriminator_loss
 from tokenizer.modeling import LMSPTModel, LMSPTOutput
 from tokenizer.objective import Objective, codec_losses, halves, loss_weights
 from tokenizer.parallel import average_gradients, gather_codes, mean_figures
+from tokenizer.revival import dead_rule
 
 if TYPE_CHECKING:
     from tokenizer.training import CodecTrainingConfig, TrainState
@@ -206,12 +206,16 @@ def _after_move(
 ) -> None:
     """Codebook use, counts, revival and averaged weights: the same in every process, from the codes of all of them."""
     model: LMSPTModel = state.model
-    model.update_usage(codes, config.usage_decay)
+    frames = codes.audio_codes[:, 0].numel()
+    rules = [dead_rule(book.size, frames, config.usage_decay) for book in model.quantizer.books]
+    model.update_usage(codes, [rule.decay for rule in rules])
     state.counts.add(codes.audio_codes, state.model_config.codebook_sizes)
     dead, revived = [], []
     if revives:
-        dead = [book.usage < DEAD_USAGE for book in model.quantizer.books]
-        revived = model.revive_dead_codes(codes, torch.Generator().manual_seed(state.step))
+        thresholds = [rule.threshold for rule in rules]
+        dead = [book.usage < threshold for book, threshold in zip(model.quantizer.books, thresholds, strict=True)]
+        generator = torch.Generator().manual_seed(state.step)
+        revived = model.revive_dead_codes(codes, generator, thresholds, [rule.trial for rule in rules])
         metrics["revived"] = float(sum(revived))
     if state.ema is None:
         return

@@ -32,6 +32,7 @@ from tokenizer.health import HealthMonitor, HealthRecord
 from tokenizer.mixing import TrainingAudio
 from tokenizer.objective import Objective, loss_weights
 from tokenizer.parallel import start_equal
+from tokenizer.revival import begin_trial
 from tokenizer.state_files import save_state
 from tokenizer.step import Batch, Metrics, train_step
 from tokenizer.validation import validate
@@ -86,8 +87,13 @@ class CodecTrainingConfig:
         default=0.0,
         metadata={"help": "per step, of averaged weights, which are then validated and saved (0.999); 0: off"},
     )
-    usage_decay: float = field(
-        default=0.97, metadata={"help": "per step, of the running use by which entries count as dead"}
+    usage_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "null: dead is an entry that was not chosen in 30 frames per entry of its book; one at a tenth of "
+            "even use is by chance, at 5 % of the looks. A number: decay per step of the running use, and dead is what "
+            "has under 5 % of even use"
+        },
     )
     revive_steps: int = field(default=50, metadata={"help": "steps between revivals of dead codes; 0: never"})
     revive_until: float = field(
@@ -153,7 +159,10 @@ class CodecTrainingConfig:
             "gradient_clip": (self.gradient_clip > 0, "must be above 0; a large value such as 1e9 turns it off"),
             "final_lr_share": (0 <= self.final_lr_share <= 1, "must lie in [0, 1]; 1 keeps the peak"),
             "ema_decay": (0 <= self.ema_decay < 1, "must lie in [0, 1); 0 turns it off"),
-            "usage_decay": (0 <= self.usage_decay < 1, "must lie in [0, 1); revive_steps=0 turns revival off"),
+            "usage_decay": (
+                self.usage_decay is None or 0 <= self.usage_decay < 1,
+                "must lie in [0, 1), or null; revive_steps=0 turns revival off",
+            ),
             "revive_until": (0 <= self.revive_until <= 1, "must lie in [0, 1]; 1 revives to the end"),
         }
         return [f"{name}={getattr(self, name)}: {words}" for name, (sound, words) in checks.items() if not sound]
@@ -185,6 +194,11 @@ class TrainState:
         return self.model if self.ema is None else self.ema.module
 
 
+def frames_per_step(config: CodecTrainingConfig, samples: int, sizes: LMSPTConfig) -> int:
+    """Code frames in a step of crops of so many samples, of all processes together."""
+    return config.batch_size * -(-samples // sizes.hop_length)
+
+
 def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
     """A running mean of the model's weights; None for decay 0. Buffers are copied as they are."""
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
@@ -208,6 +222,9 @@ def fit(
             a file beside `checkpoints` names the recordings.
     """
     _prepare(state, config, accelerator)
+    if state.step == 0:
+        frames = frames_per_step(config, crops.samples, state.model_config)
+        begin_trial(state.model.quantizer.books, frames, config.usage_decay)
     batches = _micro_batches(state, crops, config, accelerator)
     bar = tqdm(total=config.steps, initial=state.step, desc="train-tokenizer", disable=not accelerator.is_main_process)
     monitor = HealthMonitor(
