@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from recipes.config import ConfigError
+from recipes.discriminators import discriminator_file
 from recipes.embedded import model_path
 from recipes.inputs import digest, refuse_other_inputs
 from recipes.runtime import (
@@ -34,7 +35,13 @@ from recipes.runtime import (
     resolve_precision,
     seed_everything,
 )
-from recipes.switches import distillation_weights, feature_projection, freeze_parts, teacher_config
+from recipes.switches import (
+    distillation_weights,
+    feature_projection,
+    freeze_parts,
+    start_discriminators,
+    teacher_config,
+)
 from recipes.tracking import Tracker, check_trackers, drop_metrics_after, make_trackers
 from tokenizer.augmentation import AugmentationConfig
 from tokenizer.configuration import PRESETS, LMSPTConfig, preset_config
@@ -91,7 +98,16 @@ class Config:
     )
     init_from: str | None = field(
         default=None,
-        metadata={"help": "start from this tokenizer folder; at another frame rate what fits is reused"},
+        metadata={
+            "help": "start from this tokenizer folder; at another frame rate what fits is reused. Optimizers start anew"
+        },
+    )
+    init_discriminators: bool = field(
+        default=False,
+        metadata={
+            "help": "take the discriminators of init_from too, all or none: those in its folder `discriminators/` (slm "
+            "export discriminators=true), or in the last checkpoint of its run. Their optimizer starts anew"
+        },
     )
     freeze: list[str] = field(
         default_factory=list,
@@ -137,7 +153,7 @@ def plan(config: Config) -> dict[str, object]:
         raise ConfigError(
             f"crops.crop_s={config.crops.crop_s:g} is longer than the teacher's window, {teacher.window_s:g} s"
         )
-    discriminator = Discriminator(config.discriminator) if config.discriminator.enabled else torch.nn.Module()
+    discriminator = _new_discriminator(config) or torch.nn.Module()
     judges = sum(p.numel() for p in discriminator.parameters())
     hours = audio.hours
     seen = config.training.steps * config.training.batch_size * config.crops.crop_s / 3600
@@ -262,6 +278,14 @@ def _new_model(config: Config) -> LMSPTModel:
     return model
 
 
+def _new_discriminator(config: Config) -> Discriminator | None:
+    """The discriminators as the first step finds them, None for none. Raises ConfigError where they cannot be had."""
+    discriminator = Discriminator(config.discriminator) if config.discriminator.enabled else None
+    if config.init_discriminators:
+        start_discriminators(config, discriminator)
+    return discriminator
+
+
 def _new_state(config: Config, accelerator: Accelerator) -> TrainState:
     model, settings = _new_model(config), config.training
 
@@ -280,8 +304,8 @@ def _new_state(config: Config, accelerator: Accelerator) -> TrainState:
     if projection is not None:
         state.projection = projection.to(accelerator.device)
     state.optimizer = accelerator.prepare(optimizer(model, *filter(None, [projection])))
-    if config.discriminator.enabled:
-        state.discriminator = Discriminator(config.discriminator).to(accelerator.device)
+    if (discriminator := _new_discriminator(config)) is not None:
+        state.discriminator = discriminator.to(accelerator.device)
         state.discriminator_optimizer = accelerator.prepare(optimizer(state.discriminator))
     return state
 
@@ -292,7 +316,8 @@ def _inputs(config: Config) -> str:
     listed = [utterance for table in tables for utterance in table]
     rows = (json.dumps([u.id, u.speaker, u.duration]) for u in listed)
     taught_by = teacher_config(config)
-    return digest(rows, model_path(taught_by.name if taught_by else None), model_path(config.init_from))
+    judges = [discriminator_file(config.init_from)[0]] if config.init_discriminators and config.init_from else []
+    return digest(rows, model_path(taught_by.name if taught_by else None), model_path(config.init_from), *judges)
 
 
 def _training_audio(config: Config) -> TrainingAudio:
