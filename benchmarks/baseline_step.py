@@ -43,7 +43,10 @@ OTHERS = {
 
 def period_features(part: PeriodDiscriminator, waveform: Tensor) -> list[Tensor]:
     """A period discriminator over images (B, C, T, P)."""
-    padded = F.pad(waveform, (0, -waveform.shape[-1] % part.period))
+    if part.padding == "reflect":
+        padded = F.pad(waveform, (0, part.period - waveform.shape[-1] % part.period), mode="reflect")
+    else:
+        padded = F.pad(waveform, (0, -waveform.shape[-1] % part.period))
     hidden, features = padded.unflatten(-1, (-1, part.period)), []
     for layer in part.layers:
         hidden = F.leaky_relu(F.conv2d(hidden, layer.weight, layer.bias, layer.stride, layer.padding), 0.1)
@@ -56,9 +59,13 @@ def band_features(part: BandDiscriminator, waveform: Tensor) -> list[Tensor]:
     """A band discriminator over torch.stft's spectra (B, 2, T, W)."""
     size = part.fft_size
     with torch.autocast(waveform.device.type, enabled=False):
-        spectrum = torch.stft(
-            waveform[:, 0].float(), size, size // 4, window=part.window, pad_mode="constant", return_complex=True
-        )
+        samples, options = waveform[:, 0].float(), {"window": part.window, "return_complex": True}
+        if part.padding == "reflect":
+            side, missing = (size - size // 4) // 2, -samples.shape[-1] % (size // 4)
+            samples = F.pad(samples, (side, side + missing), mode="reflect")
+            spectrum = torch.stft(samples, size, size // 4, center=False, **options)
+        else:
+            spectrum = torch.stft(samples, size, size // 4, pad_mode="constant", **options)
     image, features, outputs = torch.view_as_real(spectrum).permute(0, 3, 2, 1), [], []
     for (low, high), stack in zip(part.bands, part.stacks, strict=True):
         hidden = image[..., low:high]
@@ -86,12 +93,13 @@ def discriminate(discriminator: Discriminator, waveform: Tensor, savings: Collec
 def mel_loss(mel: MultiScaleMelLoss, output: Tensor, target: Tensor) -> Tensor:
     """The multi-scale mel loss by torch.stft, from waveforms (B, 1, S)."""
     total = output.new_zeros((), dtype=torch.float32)
+    pad_mode = {"zeros": "constant", "reflect": "reflect"}[mel.padding]
     for size in mel.windows:
         filters, window = getattr(mel, f"filters_{size}"), getattr(mel, f"window_{size}")
         levels = []
         for waveform in (output, target):
             spectrum = torch.stft(
-                waveform[:, 0].float(), size, size // 4, window=window, pad_mode="constant", return_complex=True
+                waveform[:, 0].float(), size, size // 4, window=window, pad_mode=pad_mode, return_complex=True
             )
             levels.append(filters @ (torch.view_as_real(spectrum).square().sum(-1) + 1e-9).sqrt())
         total = total + F.l1_loss(*levels)

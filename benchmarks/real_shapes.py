@@ -1,8 +1,9 @@
 """Whether the published sizes train here, by hand: ``python benchmarks/real_shapes.py [release-12.5hz paper-12.5hz]``.
 
 Runs whole training steps of ``slm train-tokenizer`` at real shapes on random data and random weights: one 6 s crop, all
-published losses and discriminators, a teacher of Whisper-small's shape, bf16 (autocast), activation checkpointing.
-Each preset runs in a process of its own. Printed: parameters, seconds of each step, peak resident memory, the loss.
+published losses and discriminators, a teacher of Whisper-small's shape (published: large-v3), bf16 (autocast),
+activation checkpointing. Each preset runs in a process of its own. Printed: parameters, seconds of each step, peak
+resident memory, the loss.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def measure(preset: str, options: argparse.Namespace) -> None:
     model = LMSPTModel(preset_config(preset)).train()
     if options.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    discriminator = Discriminator(DiscriminatorConfig())
+    discriminator = Discriminator(DiscriminatorConfig(band_channels=64, padding="reflect"))
     state = TrainState(
         model=model,
         optimizer=accelerator.prepare(torch.optim.AdamW(model.parameters(), config.learning_rate, config.betas)),

@@ -1,12 +1,13 @@
 """What makes the codec's training step fast: ``python benchmarks/training_step.py [--rounds 3] [--output FILE]``.
 
-    python benchmarks/training_step.py [--size published|small] [--batch 1] [--channels 32] [--threads N] [--busy]
+    python benchmarks/training_step.py [--size published|small] [--batch 1] [--channels N] [--threads N] [--busy]
     ONEDNN_PRIMITIVE_CACHE_CAPACITY=1024 python benchmarks/training_step.py --rows published,step
 
 The published architecture reduced for a CPU (DAC encoders of width 8, decoders in proportion, latent 128, 24 kHz, crops
-of 6 s), a teacher of Whisper-base's shape, all losses, discriminators of the published widths (--channels makes them
-narrower); random weights and sounds. `--size small` is what the embedded tokenizers train on: the mel and Vocos model
-of `micro-12.5hz`, 8 crops of 2 s at 16 kHz, small discriminators, a small teacher.
+of 6 s), a teacher of Whisper-base's shape (published: large-v3), all losses, discriminators of the published widths (32
+and 64 channels; --channels sets both) and framing; random weights and sounds. `--size small` is what the embedded
+tokenizers train on: the mel and Vocos model of `micro-12.5hz`, 8 crops of 2 s at 16 kHz, small discriminators, a small
+teacher.
 
 Rows are cumulative: the published step (benchmarks/baseline_step.py: fp32, 30 s windows, nothing shared), then one
 saving after the other, then the step of `slm train-tokenizer` itself. Those before "crop" keep the arithmetic (tests
@@ -74,13 +75,15 @@ class Size:
     changes: dict[str, int]
     batch: int
     crop_s: float
-    channels: int
+    period_channels: int
+    band_channels: int
+    padding: str
     teacher: dict[str, int]
 
 
 SIZES = {
-    "published": Size("release-12.5hz", REDUCED, 1, 6.0, 32, WHISPER_BASE),
-    "small": Size("micro-12.5hz", {}, 8, 2.0, 8, SMALL_TEACHER),
+    "published": Size("release-12.5hz", REDUCED, 1, 6.0, 32, 64, "reflect", WHISPER_BASE),
+    "small": Size("micro-12.5hz", {}, 8, 2.0, 8, 8, "zeros", SMALL_TEACHER),
 }
 
 
@@ -96,12 +99,14 @@ class Bench:
         self.size, self.accelerator = size, accelerator
         self.model = LMSPTModel(preset_config(size.preset, **size.changes)).train()
         self.discriminator = Discriminator(
-            DiscriminatorConfig(period_channels=size.channels, band_channels=size.channels)
+            DiscriminatorConfig(
+                period_channels=size.period_channels, band_channels=size.band_channels, padding=size.padding
+            )
         )
         self.config = CodecTrainingConfig(batch_size=size.batch, revive_steps=0)
         encoder = WhisperEncoder(WhisperConfig(**size.teacher))
         self.teacher = SpeechTeacher(encoder, pad_to_seconds=WINDOW_S)
-        mel = MultiScaleMelLoss(self.model.config.sampling_rate)
+        mel = MultiScaleMelLoss(self.model.config.sampling_rate, padding=size.padding)
         self.objective = Objective(LossWeights(), mel, self.teacher, distillation_weight=1.0)
         samples = round(size.crop_s * self.model.config.sampling_rate)
         self.batch = {
@@ -240,7 +245,8 @@ def summary(bench: Bench, options: SimpleNamespace | argparse.Namespace) -> str:
     size = bench.size
     return (
         f"{size.preset} {size.changes or ''}: {sizes}; {size.batch} crop(s) of {size.crop_s:g} s, discriminators of "
-        f"{size.channels} channels; {options.threads} thread(s), {platform.machine()}, fast bf16: "
+        f"{size.period_channels} and {size.band_channels} channels, padding {size.padding}; "
+        f"{options.threads} thread(s), {platform.machine()}, fast bf16: "
         f"{cpu_has_fast_bf16()}, torch {torch.__version__}, {os.environ.get(CAPACITY, 'unknown')} kernels kept; "
         f"{options.rounds} rounds"
         f"{', processor time' if options.busy else ''}"
@@ -266,7 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(SIZES), default="published")
     parser.add_argument("--batch", type=int, help="crops (1; small: 8)")
-    parser.add_argument("--channels", type=int, help="of the discriminators (32; small: 8)")
+    parser.add_argument("--channels", type=int, help="of all discriminators (periods 32, bands 64; small: 8)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--busy", action="store_true", help="count processor time: something else is running")
@@ -284,7 +290,8 @@ def main() -> None:
     chosen = SIZES[options.size]
     size = Size(
         chosen.preset, chosen.changes, options.batch or chosen.batch, chosen.crop_s,
-        options.channels or chosen.channels, chosen.teacher,
+        options.channels or chosen.period_channels, options.channels or chosen.band_channels, chosen.padding,
+        chosen.teacher,
     )  # fmt: skip
     text = tables(size, Accelerator(mixed_precision="bf16", cpu=True), options)
     print(text)

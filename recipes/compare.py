@@ -108,7 +108,7 @@ def make_cells(config: Config) -> dict[str, list[Step]]:
     if not any(results_folders(some) for some in steps.values()):
         raise ConfigError("stages: none is an `evaluate`, so there would be nothing to compare")
     chosen = [step for cell, some in steps.items() if config.runs(cell) for step in some]
-    check_embedded(step.config for step in chosen if not step.folder.complete)
+    check_embedded(step.config for step in chosen if not step.folder.done(step.config))
     return steps
 
 
@@ -209,7 +209,7 @@ def show_results(place: Path) -> Path:
 def missing_of(steps: list[Step]) -> str | None:
     """Why a cell cannot stand in the table (the first stage that is not complete, or not of this configuration)."""
     for step in steps:
-        if not step.folder.complete:
+        if not step.folder.done(step.config):
             return f"{step.stage.name} is not complete"
         try:
             step.folder.check(step.config)

@@ -149,7 +149,8 @@ def resolve_config_path(path: str | Path) -> Path:
     given = Path(path)
     if given.is_file():
         return given
-    shipped = CONFIGS / (str(path) if given.suffix else f"{path}.yaml")
+    # by the ending and not by a dot: the name of a rate has one, published/12.5hz
+    shipped = CONFIGS / (str(path) if given.suffix in (".yaml", ".yml", ".json") else f"{path}.yaml")
     if not given.is_absolute() and shipped.is_file():
         return shipped
     names = sorted(str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.rglob("*.yaml"))

@@ -5,8 +5,9 @@ finetune`. The card (README.md) is filled from the run folders: data with licenc
 the commands that make it again, sizes, and scores from `results`. The embedded models are made so.
 
 fp16 halves the file; all our loaders compute with fp32. The new weights are other weights: a tokenizer's fingerprint is
-that of the exported folder, and `check` tells how many codes the rounding changes. Not here: what only a training needs
-(averaged weights, projections, discriminators, optimizers).
+that of the exported folder, and `check` tells how many codes the rounding changes. `discriminators=true` adds those
+that a tokenizer was trained against, in a folder of their own, so that others can go on adversarially with
+`init_discriminators`. Not here: what else only a training needs (averaged weights, projections, optimizers).
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from eval.schema import load_results
 from recipes.config import ConfigError, Problems
+from recipes.discriminators import DISCRIMINATOR_WEIGHTS, DISCRIMINATORS, discriminator_file
 from recipes.export_card import CARD_FILE, Export, model_card, own_results
 from recipes.export_check import Agreement, compare_codes, compare_transcripts
 from recipes.lineage import PastRun, run_of
@@ -34,7 +36,9 @@ from slm.modeling import load_llm
 from slm.vocabulary import FILE_NAME as VOCABULARY_FILE
 from tokenizer import load_tokenizer
 from tokenizer.configuration import LMSPTConfig
+from tokenizer.discriminator import Discriminator, DiscriminatorConfig
 from tokenizer.supervised import SupervisedTokenizerConfig
+from tokenizer.surgery import take_discriminators
 from tokenizer.teacher import SpeechTeacher, TeacherConfig
 
 TRAINING_FILE = "training.yaml"
@@ -67,6 +71,9 @@ class Config:
         default="", metadata={"help": "a manifest: how many codes (or transcripts) the rounding changes on it"}
     )
     check_limit: int = field(default=20, metadata={"help": "recordings of `check` that are compared"})
+    discriminators: bool = field(
+        default=False, metadata={"help": "add a tokenizer's discriminators, as of the last checkpoint, to go on with"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier export"})
 
     def __post_init__(self) -> None:
@@ -91,6 +98,7 @@ class Job:
     kind: str
     run: PastRun | None
     settings: dict[str, Any]  # of config.json
+    discriminators: tuple[Path, dict[str, Any]] | None = None  # their weights and configuration
 
 
 def prepare(config: Config) -> Job:
@@ -104,7 +112,9 @@ def prepare(config: Config) -> Job:
     folder, settings, kind, run = found
     if config.check and kind not in ("tokenizer", "supervised-tokenizer", "recogniser"):
         raise ConfigError(f"check: compares codes or transcripts, and {folder} is neither tokenizer nor recogniser")
-    job = Job(folder, kind, run, settings)
+    if config.discriminators and kind != "tokenizer":
+        raise ConfigError(f"discriminators: only a tokenizer is trained against any, and {folder} holds a {kind}")
+    job = Job(folder, kind, run, settings, discriminator_file(folder) if config.discriminators else None)
     own_results(_export(config, job))  # raises where it is not clear which rows the card shows
     return job
 
@@ -144,6 +154,7 @@ def _export(config: Config, job: Job) -> Export:
         results=[load_results(name) for name in config.results],
         rows=config.rows,
         notes=config.notes,
+        discriminators=job.discriminators is not None,
     )
 
 
@@ -192,23 +203,25 @@ def run(config: Config) -> Path:
         with disk_errors(out):
             unfinished.mkdir(parents=True)
             parameters = _write_model(job, unfinished, config.dtype)
+            if job.discriminators:
+                _write_discriminators(*job.discriminators, unfinished / DISCRIMINATORS, config.dtype)
         fingerprint = _read_back(job, unfinished)
         agreement = _agreement(config, job, unfinished) if config.check else None
         export = replace(
             _export(config, job),
             parameters=parameters,
-            sizes={path.name: path.stat().st_size for path in sorted(unfinished.iterdir())},
+            sizes={str(path.relative_to(unfinished)): path.stat().st_size for path in _files(unfinished)},
             fingerprint=fingerprint,
             agreement=agreement,
         )
         atomic_write_text(unfinished / CARD_FILE, model_card(export))
-        for path in unfinished.iterdir():
+        for path in _files(unfinished):
             path.chmod(0o644)  # safetensors are written for their owner alone
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     _put_in_place(unfinished, out)
-    total = sum(path.stat().st_size for path in out.iterdir())
+    total = sum(path.stat().st_size for path in _files(out))
     log.info("%s: %s parameters, %s bytes", out, f"{sum(parameters.values()):,}", f"{total:,}")
     if fingerprint:
         log.info("fingerprint of its codes in fp32: %s", fingerprint)
@@ -258,6 +271,23 @@ def _write_model(job: Job, target: Path, dtype: str) -> dict[str, int]:
     if job.run is not None:
         shutil.copyfile(job.run.folder / CONFIG_FILE, target / TRAINING_FILE)
     return parameters
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _write_discriminators(weights: Path, settings: dict[str, Any], target: Path, dtype: str) -> None:
+    """Writes the discriminators and their configuration, and reads them back as a training will."""
+    target.mkdir()
+    tensors = load_file(weights)
+    rounded = {name: _rounded(name, value, dtype, weights) for name, value in tensors.items()}
+    save_file(rounded, target / DISCRIMINATOR_WEIGHTS)
+    atomic_write_text(target / "config.json", json.dumps(settings, indent=2) + "\n")
+    try:
+        take_discriminators(Discriminator(DiscriminatorConfig(**settings)), target / DISCRIMINATOR_WEIGHTS)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"discriminators: {weights} is not of the configuration beside it: {error}") from error
 
 
 def _rounded(name: str, value: torch.Tensor, dtype: str, file: Path) -> torch.Tensor:

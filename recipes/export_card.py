@@ -15,6 +15,7 @@ from eval.codes import CodeStatistics, nominal_bitrate
 from eval.markdown import results_markdown
 from eval.schema import SYSTEMS, Results, Row, merge_results
 from recipes.config import ConfigError
+from recipes.discriminators import DISCRIMINATORS
 from recipes.embedded import EMBEDDED
 from recipes.export_check import Agreement
 from recipes.lineage import NOT_STATED, DataRow, Lineage, PastRun, data_rows, lineage
@@ -69,6 +70,16 @@ ROWS = {
     "recogniser": ("ground_truth",),
 }
 
+GOING_ON = """## Going on
+
+`{folder}/` holds the discriminators that it was trained against. A training that starts from both goes on with them:
+
+```bash
+slm train-tokenizer --config MINE init_from=path/to/{name} init_discriminators=true
+```
+
+Optimizers start anew; keep `discriminator.*` as in `{folder}/config.json`."""
+
 
 @dataclass
 class Export:
@@ -82,6 +93,7 @@ class Export:
     license: str
     parameters: dict[str, int] = field(default_factory=dict)  # of each part
     sizes: dict[str, int] = field(default_factory=dict)  # bytes of each file
+    discriminators: bool = False  # whether those of the training lie beside it
     labels: list[str] = field(default_factory=list)  # what tables call it, beside its name
     fingerprint: str = ""
     agreement: Agreement | None = None
@@ -114,6 +126,7 @@ def model_card(export: Export) -> str:
         "## Scores\n\n" + _scores(export),
         "## Data\n\n" + _data(data, past),
         "## Training\n\n" + _training(export, past),
+        *([GOING_ON.format(name=export.name, folder=DISCRIMINATORS)] if export.discriminators else []),
         "## Limits\n\n" + "\n".join(f"- {item}" for item in _limits(export, data)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -320,8 +333,6 @@ def _batch(run: PastRun) -> str:
     if "tokens_per_step" in training:
         return f"{training['tokens_per_step']} tokens"
     size = training.get("batch_size", "")
-    if run.recipe == "train-teacher":
-        size *= training.get("accumulation", 1)
     return f"{size} crops of {crops['crop_s']:g} s" if isinstance(crops, dict) else f"{size} utterances"
 
 

@@ -366,7 +366,7 @@ def run(config: Config) -> Path:
     corpus = open_corpus(config)
     fingerprint = digest(model_path(config.model), (corpus.folder / INDEX_NAME).read_text(encoding="utf-8"))
     refuse_other_inputs(folder, fingerprint, "model or corpus")
-    if folder.complete:
+    if folder.done(config):
         log.info("%s is complete: skipped", config.run_dir)
         return result
     device = resolve_device(config.device)

@@ -166,7 +166,7 @@ def describe(steps: list[Step]) -> dict[str, object]:
     facts, problems = {}, Problems("this row of stages")
     for step in steps:
         facts[step.stage.name] = f"slm {step.stage.command} in {step.config.run_dir}"
-        if step.folder.complete:
+        if step.folder.done(step.config):
             problems.attempt(refuse_stale, step)
             facts[step.stage.name] += " (complete: skipped)"
         elif all(folder.complete for folder in step.inputs):
@@ -239,14 +239,14 @@ def _is_done(step: Step) -> bool:
     """Whether a stage is complete. Raises ConfigError where what stands in its folder is not of this configuration."""
     try:
         step.folder.check(step.config)
-        if step.folder.complete:
+        if step.folder.done(step.config):
             _look_again(step)
     except ConfigError as error:
         way = f"To redo this stage and those after it: redo={step.stage.name}"
         raise ConfigError(f"stage {step.stage.name}: {error}\n{way}") from error
-    if step.folder.complete:
+    if done := step.folder.done(step.config):
         refuse_stale(step)
-    return step.folder.complete
+    return done
 
 
 def _look_again(step: Step) -> None:

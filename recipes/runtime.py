@@ -35,6 +35,10 @@ PROCESS_TIMEOUT_S = 7200.0  # where a configuration has no key for it
 VERSIONED = ("lmspt-slm", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "numpy", "jiwer")
 # A field with this metadata changes how a run is done, not what comes out: `field(..., metadata={MAY_CHANGE: True})`.
 MAY_CHANGE = "may_change"
+# One with this says how far a run goes: a larger value goes on from the last checkpoint, also of a complete run.
+MAY_GROW = "may_grow"
+# The sibling whose value a null here stands for: null and that value are one setting.
+NULL_MEANS = "null_means"
 
 
 class RunFolder:
@@ -79,19 +83,22 @@ class RunFolder:
             raise ConfigError(f"{file} cannot be read ({error}); use another run_dir, or --restart") from error
         with contextlib.suppress(ConfigError):  # a key that came later holds its default there
             before = yaml.safe_load(dump_config(from_values(type(config), before)))
-        now = yaml.safe_load(dump_config(config))
-        free = set(_may_change(type(config)))
-        old, new = _flatten(before), _flatten(now)
+        old, new = _flatten(before), _flatten(yaml.safe_load(dump_config(config)))
+        grows = set(_marked(type(config), MAY_GROW))
+        free = {*_marked(type(config), MAY_CHANGE), *grows}
         # A default that changed since is no change of configuration: nobody asked for either value.
         former = getattr(type(config), "former_defaults", {})
         defaults = _flatten(yaml.safe_load(dump_config(type(config)()))) if former else {}
         for key, value in former.items():
             if old.get(key) == value and new[key] == defaults[key]:
                 old[key] = new[key]
+        meant = [_as_meant(values, type(config)) for values in (old, new)]
         changed = [
             f"{key}: was {old.get(key, '(absent)')!r}, is now {new.get(key, '(absent)')!r}"
             for key in dict.fromkeys([*old, *new])
-            if key not in free and old.get(key, ...) != new.get(key, ...)
+            if key not in free
+            and old.get(key, ...) != new.get(key, ...)
+            and meant[0].get(key, ...) != meant[1].get(key, ...)
         ]
         if changed:
             raise ConfigError(
@@ -100,6 +107,31 @@ class RunFolder:
                 + "\nEither choose another run_dir=..., or start over with --restart (sets the old folder aside as "
                 f"{self.folder.name}.old-N, deletes nothing)."
             )
+        for key in sorted(grows & {*old}):
+            self._check_length(key, old[key], new[key])
+
+    def _check_length(self, key: str, before: int, now: int) -> None:
+        """Raises ConfigError where a run cannot be as long as is asked for now."""
+        checkpoints = [int(path.name.rsplit("-", 1)[1]) for path in self.path("checkpoints").glob("checkpoint-*")]
+        reached = max([0, *checkpoints, *([before] if self.complete else [])])
+        if now < before and now < reached:
+            raise ConfigError(
+                f"{key}: was {before}, is now {now}, but {self.folder} has reached step {reached} already: ask for "
+                "no fewer, choose another run_dir=..., or start over with --restart (sets this folder aside)"
+            )
+        if now > before and self.complete and not checkpoints:
+            raise ConfigError(
+                f"{key}: was {before}, is now {now}, but {self.path('checkpoints')} holds no checkpoint any more to go "
+                f"on from: choose another run_dir=... and start from {self.path('model')}, or keep {key}={before}"
+            )
+
+    def done(self, config: Any) -> bool:
+        """Whether the run is complete, and this configuration, which `check` has let pass, asks for no more of it."""
+        if not self.complete:
+            return False
+        before = _flatten(yaml.safe_load(self.path(CONFIG_FILE).read_text(encoding="utf-8")) or {})
+        now = _flatten(yaml.safe_load(dump_config(config)))
+        return all(now[key] <= before.get(key, now[key]) for key in _marked(type(config), MAY_GROW))
 
     def start(self, config: Any, data_fingerprint: str | None = None) -> RunFolder:
         """Open the folder for this configuration and record what runs.
@@ -120,7 +152,7 @@ class RunFolder:
             return self
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not self.complete:
+            if not self.done(config):
                 atomic_write_text(self.path(CONFIG_FILE), dump_config(config))
                 record = describe_run(config) | {"data_fingerprint": data_fingerprint}
                 previous = read_json(self.path(RUN_FILE))
@@ -365,13 +397,26 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.rstrip("."): value}
 
 
-def _may_change(config_class: type, prefix: str = "") -> Iterator[str]:
+def _marked(config_class: type, mark: str, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the fields, those of nested configurations too, whose metadata has the mark."""
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        if field.metadata.get(MAY_CHANGE):
+        if field.metadata.get(mark):
             yield f"{prefix}{field.name}"
         elif dataclasses.is_dataclass(hints[field.name]):
-            yield from _may_change(hints[field.name], f"{prefix}{field.name}.")
+            yield from _marked(hints[field.name], mark, f"{prefix}{field.name}.")
+
+
+def _as_meant(values: dict[str, Any], config_class: type, prefix: str = "") -> dict[str, Any]:
+    """Flat values with each null that stands for its sibling's value replaced by it."""
+    hints, meant = typing.get_type_hints(config_class), dict(values)
+    for field in dataclasses.fields(config_class):
+        key = f"{prefix}{field.name}"
+        if NULL_MEANS in field.metadata and meant.get(key) is None:
+            meant[key] = values.get(f"{prefix}{field.metadata[NULL_MEANS]}")
+        elif dataclasses.is_dataclass(hints[field.name]):
+            meant = _as_meant(meant, hints[field.name], f"{key}.")
+    return meant
 
 
 def _sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from recipes.config import ConfigError
+from recipes.discriminators import discriminator_file
 from recipes.runtime import RunFolder, atomic_write_text, log
 from tokenizer.configuration import LMSPTConfig
 from tokenizer.crops import TrainingCrops
+from tokenizer.discriminator import Discriminator
 from tokenizer.distillation import FeatureProjection, pool_to_frames, teacher_frames
 from tokenizer.modeling import LMSPTModel
+from tokenizer.surgery import take_discriminators
 from tokenizer.teacher import SpeechTeacher, TeacherConfig, at_teacher_rate, signal_variance, teacher_width
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
 DISTILLATION_PER_VARIANCE = 100.0
 VARIANCE_CROPS = 32
+SIZES = ("periods", "fft_sizes", "period_channels", "band_channels")  # keys that decide a discriminator's tensors
 
 
 def teacher_config(config: Config) -> TeacherConfig | None:
@@ -39,6 +44,30 @@ def teacher_config(config: Config) -> TeacherConfig | None:
             "teacher.name=..., or take distillation.kind=none with distillation.probe=false"
         )
     return config.teacher
+
+
+def start_discriminators(config: Config, discriminator: Discriminator | None) -> None:
+    """Fills the discriminators with those of `init_from`.
+
+    Raises:
+        ConfigError: there is nothing to take them from or to put them in, or they are of other sizes.
+    """
+    if config.init_from is None or discriminator is None:
+        missing = "init_from" if config.init_from is None else "discriminator.enabled=true"
+        raise ConfigError(f"init_discriminators=true needs {missing}: it starts the discriminators from init_from's")
+    file, made = discriminator_file(config.init_from)
+    try:
+        take_discriminators(discriminator, file)
+    except ValueError as error:
+        now = dataclasses.asdict(config.discriminator)
+        keys = [f"discriminator.{key}={json.dumps(made[key])}" for key in SIZES if made.get(key, now[key]) != now[key]]
+        sizes = f"set {' '.join(keys)} as there" if keys else "set discriminator.* as there"
+        raise ConfigError(
+            f"init_discriminators: {error}; {sizes}, or init_discriminators=false to start anew"
+        ) from None
+    if made.get("padding", "zeros") != config.discriminator.padding:
+        log.warning("the discriminators of %s were trained with discriminator.padding=%s", file, made.get("padding"))
+    log.info("discriminators start from %s; their optimizer starts anew", file)
 
 
 def feature_projection(config: Config, sizes: LMSPTConfig) -> FeatureProjection | None:

@@ -117,7 +117,7 @@ def run(config: Config) -> Path:
     device = resolve_device(config.device)
     tokenizer, samples, valid, fingerprint = prepare(config)
     refuse_other_inputs(folder, fingerprint, "data")
-    if folder.complete:
+    if folder.done(config):
         log.info("%s is complete: skipped", config.run_dir)
         return folder.path("model")
     folder.start(config, fingerprint)

@@ -34,13 +34,15 @@ from recipes.runtime import (
     RunFolder,
     is_main_process,
     log,
+    process_count,
     resolve_device,
     resolve_precision,
     seed_everything,
 )
 from recipes.tracking import TrainerProgress
-from slm.checkpoints import CheckpointMarker, newest_checkpoint
+from slm.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
 from tokenizer.augmentation import AugmentationConfig
+from tokenizer.crops import micro_batch_size
 from tokenizer.data import AudioError, DataSource, Utterance, load_audio, read_source, read_sources
 from tokenizer.mixing import training_audio
 from tokenizer.recogniser import Recogniser, RecogniserConfig, save_recogniser
@@ -120,14 +122,15 @@ def plan(config: Config) -> dict[str, object]:
     found = None if problems.errors else problems.attempt(_training_utterances, config)
     problems.told()
     utterances, texts = found
-    seen = config.training.steps * config.training.batch_size * config.training.accumulation
-    parameters = sum(p.numel() for p in model.parameters())
+    seen = config.training.steps * config.training.batch_size
+    parameters, micro = sum(p.numel() for p in model.parameters()), _micro_batch(config)
     return {
         "training utterances": len(utterances),
         "hours": round(sum(map(_seconds, utterances)) / 3600, 3),
         "characters": sum(map(len, texts)),
         "parameters": parameters,
         "steps": config.training.steps,
+        "utterances per step": f"{config.training.batch_size}, {micro} in one forward pass of one process",
         "epochs": round(seen / len(utterances), 1),
         "precision": precision,
         "memory of weights, gradients and optimizer (MiB)": round(16 * parameters / 2**20),
@@ -143,7 +146,7 @@ def run(config: Config) -> Path:
     rows = (json.dumps([u.id, u.duration, text]) for u, text in zip(utterances, texts, strict=True))
     fingerprint = digest(rows, model_path(config.init_from))
     refuse_other_inputs(folder, fingerprint, "data or init_from")
-    if folder.complete:
+    if folder.done(config):
         log.info("%s is complete: skipped", config.run_dir)
         return folder.path("model")
     folder.start(config, fingerprint)
@@ -153,17 +156,26 @@ def run(config: Config) -> Path:
     model = _initial_model(config)
     settings = config.training
     arguments = _training_arguments(config, folder)
-    length = settings.steps * settings.batch_size * settings.accumulation * arguments.world_size
     trainer = RecogniserTrainer(
         model=model,
         args=arguments,
         train_dataset=TrainingUtterances(
-            audio, spelled, config.augmentation, length, config.model.window_s, config.seed
+            audio,
+            spelled,
+            config.augmentation,
+            settings.steps * settings.batch_size,
+            config.model.window_s,
+            config.seed,
         ),
         data_collator=_collator(config.model),
         ctc_weight=config.model.ctc_weight,
         validate=_validator(config),
-        callbacks=[MetricsCallback(folder.metrics), CheckpointMarker(), TrainerProgress("train-teacher")],
+        callbacks=[
+            MetricsCallback(folder.metrics),
+            CheckpointMarker(),
+            SettingsOfThisRun(),
+            TrainerProgress("train-teacher"),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     if is_main_process():
@@ -212,12 +224,20 @@ def _initial_model(config: Config) -> Recogniser:
     return model
 
 
+def _micro_batch(config: Config) -> int:
+    """Utterances in one forward pass of one process. Raises ConfigError where a step's cannot be divided so."""
+    try:
+        return micro_batch_size(config.training.batch_size, config.training.accumulation, process_count())
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def _training_arguments(config: Config, folder: RunFolder) -> TrainingArguments:
     settings, precision = config.training, resolve_precision(config.precision)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder.checkpoints),
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=_micro_batch(config),
         gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
@@ -229,7 +249,7 @@ def _training_arguments(config: Config, folder: RunFolder) -> TrainingArguments:
         use_cpu=resolve_device() == "cpu",
         ddp_timeout=round(settings.process_timeout_s),
         save_steps=settings.save_steps,
-        save_total_limit=2,
+        save_total_limit=settings.keep_checkpoints,
         eval_strategy="steps",
         eval_steps=settings.validate_steps,
         logging_steps=settings.log_steps,
@@ -239,6 +259,10 @@ def _training_arguments(config: Config, folder: RunFolder) -> TrainingArguments:
         report_to="none",
         seed=config.seed,
     )
+    if not arguments.use_cpu and arguments.world_size == 1:
+        # With several GPUs in one process the Trainer would take that many batches as one, for DataParallel.
+        arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _validator(config: Config):

@@ -1,8 +1,9 @@
 """`slm train-tokenizer`: trains an LM-SPT tokenizer by semantic speech-resynthesis distillation.
 
-Features: the published losses and weights, a frozen Whisper teacher by folder or hub name, discriminators that can be
-small, late or off, quantizer dropout, dead-code revival, bf16 and fp16, averaged weights, activation checkpointing,
-gradient accumulation, several processes (torchrun), exact resume, metrics.jsonl with TensorBoard and Weights & Biases.
+Features: the published losses and weights (all else as published too: `--config published/12.5hz`, see
+docs/as-published.md), a frozen Whisper teacher by folder or hub name, discriminators that can be small, late or off,
+quantizer dropout, dead-code revival, bf16 and fp16, averaged weights, activation checkpointing, gradient accumulation,
+several processes (torchrun), exact resume, metrics.jsonl with TensorBoard and Weights & Biases.
 The result, `run_dir/model`, is what `load_tokenizer` and AutoModel load.
 
 Raises: ConfigError for settings that cannot work, ValueError for a teacher that cannot be loaded, DataError.
@@ -23,6 +24,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
 from recipes.config import ConfigError, Problems
+from recipes.discriminators import discriminator_file
 from recipes.embedded import model_path
 from recipes.inputs import check_sources, digest, refuse_other_inputs
 from recipes.progress import Progress
@@ -36,7 +38,13 @@ from recipes.runtime import (
     resolve_precision,
     seed_everything,
 )
-from recipes.switches import distillation_weights, feature_projection, freeze_parts, teacher_config
+from recipes.switches import (
+    distillation_weights,
+    feature_projection,
+    freeze_parts,
+    start_discriminators,
+    teacher_config,
+)
 from recipes.tracking import Tracker, check_trackers, drop_metrics_after, make_trackers
 from tokenizer import load_tokenizer
 from tokenizer.augmentation import AugmentationConfig
@@ -49,10 +57,12 @@ from tokenizer.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.mixing import CACHE_BYTES, TrainingAudio, training_audio, validation_utterances
 from tokenizer.modeling import LMSPTModel
 from tokenizer.objective import Objective
+from tokenizer.revival import CHANCE, LIVE_SHARE, dead_rule, describe
 from tokenizer.state_files import load_latest_state
+from tokenizer.stft import Padding
 from tokenizer.surgery import transplant
 from tokenizer.teacher import SpeechTeacher, TeacherConfig
-from tokenizer.training import CodecTrainingConfig, TrainState, averaged, fit
+from tokenizer.training import CodecTrainingConfig, TrainState, averaged, fit, frames_per_step
 from tokenizer.validation import validate
 
 
@@ -75,6 +85,9 @@ class Config:
         default_factory=DistillationConfig, metadata={"help": "what the teacher teaches"}
     )
     weights: LossWeights = field(default_factory=LossWeights, metadata={"help": "what each loss counts"})
+    mel_padding: Padding = field(
+        default="zeros", metadata={"help": "beyond a crop's ends in the mel loss: zeros, or (published) reflect"}
+    )
     discriminator: DiscriminatorConfig = field(
         default_factory=DiscriminatorConfig, metadata={"help": "adversarial training"}
     )
@@ -89,7 +102,16 @@ class Config:
     )
     init_from: str | None = field(
         default=None,
-        metadata={"help": "start from this tokenizer folder; at another frame rate what fits is reused"},
+        metadata={
+            "help": "start from this tokenizer folder; at another frame rate what fits is reused. Optimizers start anew"
+        },
+    )
+    init_discriminators: bool = field(
+        default=False,
+        metadata={
+            "help": "take the discriminators of init_from too, all or none: those in its folder `discriminators/` (slm "
+            "export discriminators=true), or in the last checkpoint of its run. Their optimizer starts anew"
+        },
     )
     freeze: list[str] = field(
         default_factory=list,
@@ -147,7 +169,7 @@ def plan(config: Config) -> dict[str, object]:
         raise ConfigError(
             f"crops.crop_s={config.crops.crop_s:g} is longer than the teacher's window, {teacher.window_s:g} s"
         )
-    discriminator = Discriminator(config.discriminator) if config.discriminator.enabled else torch.nn.Module()
+    discriminator = _new_discriminator(config) or torch.nn.Module()
     judges = sum(p.numel() for p in discriminator.parameters())
     hours = audio.hours
     seen = config.training.steps * config.training.batch_size * config.crops.crop_s / 3600
@@ -163,10 +185,35 @@ def plan(config: Config) -> dict[str, object]:
         "hours of crops seen": round(seen, 2),
         "passes over the data": round(seen / hours, 1) if hours else "unknown (no durations)",
         "crops per step": f"{config.training.batch_size}, {micro_batch} in one forward pass of one process",
+        "dead entries": _revival(config, model_config),
         "precision": precision,
         "memory of weights, gradients and optimizer (MiB)": round(16 * (sum(parameters.values()) + judges) / 2**20),
         "result": str(RunFolder(config.run_dir).path("model")),
     }
+
+
+def _revival(config: Config, sizes: LMSPTConfig) -> list[str] | str:
+    """When entries of each size of book are revived; warns where that takes live ones too, or never happens."""
+    training = config.training
+    if not training.revive_steps:
+        return "are left as they are"
+    frames = frames_per_step(training, round(config.crops.crop_s * sizes.sampling_rate), sizes)
+    learnt = sizes.codebook_sizes[1:] if sizes.semantic_quantizer == "fsq" else sizes.codebook_sizes
+    for size in dict.fromkeys(learnt):
+        rule = dead_rule(size, frames, training.usage_decay)
+        if rule.chance(LIVE_SHARE) > CHANCE:
+            log.warning(
+                "training.usage_decay=%g: of the %d entries, those chosen at %.0f %% of even use are taken for dead at "
+                "%.0f %% of the looks, with %d frames a step; usage_decay=null derives it from these",
+                training.usage_decay, size, 100 * LIVE_SHARE, 100 * rule.chance(LIVE_SHARE), frames,
+            )  # fmt: skip
+        if rule.trial_steps > training.revive_until * training.schedule_length:
+            log.warning(
+                "no entry of a book of %d is revived: it takes %.0f steps of %d frames to tell a dead one, and revival "
+                "ends at step %.0f; raise training.steps or batch_size, or take a smaller book",
+                size, rule.trial_steps, frames, training.revive_until * training.schedule_length,
+            )  # fmt: skip
+    return [describe(size, frames, training.usage_decay) for size in dict.fromkeys(learnt)]
 
 
 def run(config: Config) -> Path:
@@ -175,7 +222,7 @@ def run(config: Config) -> Path:
     folder.check(config)
     fingerprint = _inputs(config)
     refuse_other_inputs(folder, fingerprint, "data, teacher or init_from")
-    if folder.complete:
+    if folder.done(config):
         log.info("%s is complete: skipped", config.run_dir)
         return folder.path("model")
     precision = resolve_precision(config.precision)
@@ -257,6 +304,14 @@ def _read_init_from(config: Config) -> None:
         raise ConfigError(f"init_from={config.init_from}: not a tokenizer folder ({error})") from None
 
 
+def _new_discriminator(config: Config) -> Discriminator | None:
+    """The discriminators as the first step finds them, None for none. Raises ConfigError where they cannot be had."""
+    discriminator = Discriminator(config.discriminator) if config.discriminator.enabled else None
+    if config.init_discriminators:
+        start_discriminators(config, discriminator)
+    return discriminator
+
+
 def _new_state(config: Config, accelerator: Accelerator) -> TrainState:
     model, settings = _new_model(config), config.training
 
@@ -275,8 +330,8 @@ def _new_state(config: Config, accelerator: Accelerator) -> TrainState:
     if projection is not None:
         state.projection = projection.to(accelerator.device)
     state.optimizer = accelerator.prepare(optimizer(model, *filter(None, [projection])))
-    if config.discriminator.enabled:
-        state.discriminator = Discriminator(config.discriminator).to(accelerator.device)
+    if (discriminator := _new_discriminator(config)) is not None:
+        state.discriminator = discriminator.to(accelerator.device)
         state.discriminator_optimizer = accelerator.prepare(optimizer(state.discriminator))
     return state
 
@@ -287,7 +342,8 @@ def _inputs(config: Config) -> str:
     listed = [utterance for table in tables for utterance in table]
     rows = (json.dumps([u.id, u.speaker, u.duration]) for u in listed)
     taught_by = teacher_config(config)
-    return digest(rows, model_path(taught_by.name if taught_by else None), model_path(config.init_from))
+    judges = [discriminator_file(config.init_from)[0]] if config.init_discriminators and config.init_from else []
+    return digest(rows, model_path(taught_by.name if taught_by else None), model_path(config.init_from), *judges)
 
 
 def _training_audio(config: Config) -> TrainingAudio:
@@ -316,7 +372,7 @@ def _objective(config: Config, accelerator: Accelerator) -> Objective:
         teacher = SpeechTeacher.from_pretrained(taught_by).to(accelerator.device)
     return Objective(
         weights=config.weights,
-        mel=MultiScaleMelLoss(_model_config(config).sampling_rate).to(accelerator.device),
+        mel=MultiScaleMelLoss(_model_config(config).sampling_rate, padding=config.mel_padding).to(accelerator.device),
         teacher=teacher,
         distillation_weight=config.weights.distillation or 0.0,
         discriminator_start=config.discriminator.start_step,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainingArguments
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,25 @@ class CheckpointMarker(TrainerCallback):
             temporary = folder / f".{MARKER}.tmp"
             temporary.write_text(json.dumps(sizes, indent=1), encoding="utf-8")
             temporary.rename(folder / MARKER)
+
+
+class SettingsOfThisRun(TrainerCallback):
+    """After a resume, steps between checkpoints, evaluations and log lines, and the next learning rate, are as set now.
+
+    The Trainer takes them from the checkpoint: the intervals as they were, and the rate that the next step would have
+    had. Where the run has been extended since, that is the end of a shorter schedule: a cosine's is 0, and the step
+    would be lost.
+    """
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+        optimizer, schedule = kwargs.get("optimizer"), kwargs.get("lr_scheduler")
+        if not isinstance(schedule, LambdaLR):  # DeepSpeed's own
+            return
+        shares = [share(schedule.last_epoch) for share in schedule.lr_lambdas]
+        schedule._last_lr = [base * share for base, share in zip(schedule.base_lrs, shares, strict=True)]
+        for group, rate in zip(optimizer.param_groups, schedule._last_lr, strict=True):
+            group["lr"] = rate
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:

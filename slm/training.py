@@ -20,7 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import TensorBoardCallback
 
 from slm.batches import Batch, PackedBatches, Samples, evaluation_batches
-from slm.checkpoints import CheckpointMarker, newest_checkpoint
+from slm.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
 from slm.packing import packing_leaks
 from slm.sequences import IGNORE
 
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 # Tokens up to which attention written out trains faster than the fused kernel on a CPU, whose backward pass is slow
 # there: in bf16 a step takes 0.7 of the time at 128, 0.8 at 512.
 SHORT_ROW = 512
+
+FREE = {"may_change": True}  # what is written beside a training: a resumed run may set it otherwise
 
 
 class TrainingError(ValueError):
@@ -39,7 +41,10 @@ class TrainingError(ValueError):
 class TrainingConfig:
     """How an LLM is trained. A step is an optimizer step, over all processes."""
 
-    steps: int = field(default=2000, metadata={"help": "optimizer steps"})
+    steps: int = field(
+        default=2000,
+        metadata={"help": "optimizer steps; a run, a complete one too, goes on where there are more", "may_grow": True},
+    )
     tokens_per_step: int = field(
         default=4096, metadata={"help": "tokens a step sees, over all processes and micro-batches"}
     )
@@ -57,10 +62,14 @@ class TrainingConfig:
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay"})
     adam_betas: tuple[float, float] = field(default=(0.9, 0.98), metadata={"help": "AdamW's betas"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
-    log_steps: int = field(default=20, metadata={"help": "steps between two logged losses"})
-    eval_steps: int = field(default=200, metadata={"help": "steps between two losses on the valid split; 0: never"})
-    save_steps: int = field(default=200, metadata={"help": "steps between two checkpoints"})
-    keep_checkpoints: int = field(default=2, metadata={"help": "checkpoints kept on disk, at least 2"})
+    log_steps: int = field(default=20, metadata={"help": "steps between two logged losses", **FREE})
+    eval_steps: int = field(
+        default=200, metadata={"help": "steps between two losses on the valid split; 0: never", **FREE}
+    )
+    save_steps: int = field(
+        default=200, metadata={"help": "steps between two checkpoints (with keep=best: among which to choose)", **FREE}
+    )
+    keep_checkpoints: int = field(default=2, metadata={"help": "checkpoints kept on disk, at least 2", **FREE})
     keep: Literal["last", "best"] = field(
         default="last",
         metadata={
@@ -319,6 +328,7 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Watch(trainer, config))
     trainer.add_callback(CheckpointMarker())
+    trainer.add_callback(SettingsOfThisRun())
     if tensorboard is not None and trainer.is_world_process_zero():
         from torch.utils.tensorboard import SummaryWriter
 

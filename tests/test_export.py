@@ -55,7 +55,7 @@ def runs(tmp_path, tiny_tokenizer, tiny_teacher, make_corpus) -> Path:
     data = [{"path": str(manifest), "split": None, "limit": None}]
     teacher = write_run(
         tmp_path / "teacher",
-        {"data": data, "training": {"steps": 5, "batch_size": 4, "accumulation": 2}},
+        {"data": data, "training": {"steps": 5, "batch_size": 8, "accumulation": 2}},
         model=tiny_teacher,
         recipe="train-teacher",
         command=["slm", "train-teacher", "--config", "mine/teacher", "--debug"],

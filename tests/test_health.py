@@ -111,7 +111,7 @@ def test_a_healthy_run_is_silent_and_logs_its_books(lines):
     ],
 )
 def test_what_is_wrong_is_said_once_after_grace_and_patience(lines, kind, wrong, says):
-    run = Run()
+    run = Run(usage_decay=0.97)
     begins = 100  # a tenth of the steps, twice the warm-up
     begins += {"discriminator": 200, "collapse": 25}.get(kind, 0)  # their start; the first revival, at 150
     assert run.go(begins + PATIENCE_STEPS - LOG, **wrong) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTokenizer
 
 from recipes import train_teacher
-from recipes.config import from_values
+from recipes.config import ConfigError, from_values
+from recipes.runtime import RunFolder
+from slm.checkpoints import SettingsOfThisRun
 from tokenizer.augmentation import AugmentationConfig
 from tokenizer.data import DataSource
 from tokenizer.mixing import training_audio
@@ -141,6 +144,72 @@ def test_resumed_training_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch
     resumed = load_file(train_teacher.run(config(tmp_path, "cut")) / "model.safetensors")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def learning_rates(run_dir):
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["learning_rate"] for row in rows if "learning_rate" in row}
+
+
+def test_a_complete_run_goes_on_to_more_steps_at_the_longer_schedule(tmp_path):
+    """Operational keys differ too. The step after the extension has the longer schedule's rate, not a cosine's end."""
+    corpus(tmp_path)
+    training = {"batch_size": 2, "save_steps": 2, "validate_steps": 4, "log_steps": 1, "warmup_share": 0.0}
+    whole = config(tmp_path, "whole", training={**training, "steps": 6})
+    train_teacher.run(whole)
+    first = train_teacher.run(config(tmp_path, "grown", training={**training, "steps": 3}))
+    before = load_file(first / "model.safetensors")
+    free = {"save_steps": 1, "keep_checkpoints": 9, "validate_steps": 5, "num_workers": 1}
+    longer = config(tmp_path, "grown", training={**training, **free, "steps": 6})
+    after = load_file(train_teacher.run(longer) / "model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    rates, grown = learning_rates(tmp_path / "whole"), learning_rates(tmp_path / "grown")
+    assert list(grown) == [1, 2, 3, 4, 5, 6] and grown[2] < rates[2]
+    # the rate that the trainer logs is the one after its step; the step after the resume moved at that of step 3
+    assert [grown[step] for step in (4, 5, 6)] == pytest.approx([rates[step] for step in (4, 5, 6)])
+    kept = {path.name for path in (tmp_path / "grown/checkpoints").glob("checkpoint-*")}
+    assert {f"checkpoint-{step}" for step in (4, 5, 6)} <= kept
+    assert json.loads((tmp_path / "grown/complete.json").read_text())["summary"]["steps"] == 6
+    with pytest.raises(ConfigError, match="training.steps: was 6, is now 4, .* reached step 6"):
+        train_teacher.run(config(tmp_path, "grown", training={**training, "steps": 4}))
+
+
+def test_the_first_step_after_an_extension_has_the_longer_schedules_rate():
+    """A cosine over 3 steps ends at 0: with that rate, which the checkpoint holds, the fourth step would be lost."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    short, long = torch.optim.SGD([weight], lr=1.0), torch.optim.SGD([weight], lr=1.0)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step, n=n: 1 - step / n)
+        for optimizer, n in ((short, 3), (long, 6))
+    ]
+    for _ in range(3):
+        short.step()
+        schedules[0].step()
+    long.load_state_dict(short.state_dict())
+    schedules[1].load_state_dict(schedules[0].state_dict())
+    assert long.param_groups[0]["lr"] == 0.0
+    SettingsOfThisRun().on_train_begin(None, MagicMock(), None, optimizer=long, lr_scheduler=schedules[1])
+    assert long.param_groups[0]["lr"] == 0.5 and schedules[1].get_last_lr() == [0.5]
+
+
+def test_a_batch_is_that_of_the_whole_step(tmp_path, monkeypatch):
+    """`batch_size` counts all processes and accumulations, as in train-tokenizer."""
+    corpus(tmp_path)
+    training = {"steps": 2, "batch_size": 4, "accumulation": 2, "save_steps": 2, "validate_steps": 4, "log_steps": 1}
+    settings = config(tmp_path, "run", training=training)
+    seen = []
+    real = TrainingUtterances.__getitem__
+    monkeypatch.setattr(TrainingUtterances, "__getitem__", lambda self, n: (seen.append(n), real(self, n))[1])
+    assert train_teacher.plan(settings)["epochs"] == round(2 * 4 / 5, 1)
+    train_teacher.run(settings)
+    assert sorted(seen) == list(range(8))
+    assert train_teacher._training_arguments(settings, RunFolder(settings.run_dir)).per_device_train_batch_size == 2
+    with pytest.raises(ConfigError, match="batch_size=4: must divide by accumulation=3"):
+        config(tmp_path, "run", training=training | {"accumulation": 3})
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for start in (train_teacher.plan, train_teacher.run):
+        with pytest.raises(ConfigError, match=r"batch_size=4 .* times 4 process"):
+            start(config(tmp_path, "other", training=training))
 
 
 def test_weighted_sources_get_their_share_and_what_does_not_fit_is_left_out(tmp_path):

@@ -12,7 +12,16 @@ from recipes.config import ConfigError
 from recipes.lineage import PastRun, data_rows
 from recipes.plot_training import _lines
 from recipes.records import read_time
-from recipes.runtime import MAY_CHANGE, RunFolder, atomic_write_text, disk_errors, resolve_device, resolve_precision
+from recipes.runtime import (
+    MAY_CHANGE,
+    MAY_GROW,
+    NULL_MEANS,
+    RunFolder,
+    atomic_write_text,
+    disk_errors,
+    resolve_device,
+    resolve_precision,
+)
 from recipes.systems import read_predictions
 from recipes.tracking import append_metrics, drop_metrics_after
 
@@ -28,6 +37,18 @@ class Config:
     seed: int = 3
     inner: Inner = field(default_factory=Inner)
     workers: int = field(default=2, metadata={MAY_CHANGE: True})
+
+
+@dataclass
+class Training:
+    steps: int = field(default=4, metadata={MAY_GROW: True})
+    schedule: int | None = field(default=None, metadata={NULL_MEANS: "steps"})
+
+
+@dataclass
+class Trained:
+    run_dir: str
+    training: Training = field(default_factory=Training)
 
 
 def test_a_run_is_recorded_completed_and_recognised(tmp_path):
@@ -55,6 +76,44 @@ def test_a_key_that_changes_no_result_may_change(tmp_path):
     run_dir = str(tmp_path / "run")
     RunFolder(run_dir).start(Config(run_dir)).mark_complete()
     assert RunFolder(run_dir).start(Config(run_dir, workers=9)).complete
+
+
+def test_a_complete_run_may_be_extended_but_not_cut_short(tmp_path):
+    run_dir = str(tmp_path / "run")
+
+    def settings(steps: int, schedule: int | None = None) -> Trained:
+        return Trained(run_dir, Training(steps, schedule))
+
+    folder = RunFolder(run_dir).start(settings(4))
+    (folder.checkpoints / "checkpoint-0000004").mkdir()
+    folder.mark_complete()
+    assert folder.done(settings(4)) and folder.start(settings(4)).complete
+    folder.check(settings(9))
+    assert not folder.done(settings(9)) and folder.complete  # nothing is written before it starts
+    with pytest.raises(ConfigError, match=r"training.steps: was 4, is now 3, .* has reached step 4 already"):
+        folder.check(settings(3))
+    assert not folder.start(settings(9)).complete  # until the longer one is done
+    with pytest.raises(ConfigError, match="has reached step 4"):
+        folder.check(settings(3))
+    folder.check(settings(4))  # no step of the longer one has been kept yet
+
+
+def test_a_run_without_checkpoints_is_not_begun_anew_in_the_place_of_its_result(tmp_path):
+    run_dir = str(tmp_path / "run")
+    folder = RunFolder(run_dir).start(Trained(run_dir))
+    folder.mark_complete()
+    with pytest.raises(ConfigError, match="training.steps: was 4, is now 8, .*no checkpoint"):
+        folder.check(Trained(run_dir, Training(8)))
+
+
+def test_a_null_that_stands_for_a_sibling_is_that_value(tmp_path):
+    """A run of 4 steps by a schedule of as many goes on by that schedule, but by no other than its own or the new."""
+    run_dir = str(tmp_path / "run")
+    folder = RunFolder(run_dir).start(Trained(run_dir))
+    for steps, schedule in ((4, 4), (8, 4), (8, None)):
+        folder.check(Trained(run_dir, Training(steps, schedule)))
+    with pytest.raises(ConfigError, match="training.schedule: was None, is now 6"):
+        folder.check(Trained(run_dir, Training(8, 6)))
 
 
 def test_times_are_in_utc_wherever_the_machine_stands(tmp_path, monkeypatch):

@@ -270,6 +270,27 @@ def test_speech_rows_come_from_the_books_that_the_corpus_was_encoded_with(tmp_pa
         finetune.codebooks(config, corpus)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_complete_finetuning_goes_on_to_more_steps(tmp_path, schedule) -> None:
+    """At a constant rate it ends in the very weights of the run begun with them; operational keys are free."""
+    own = [f"training.schedule={schedule}", "training.warmup_steps=1"]
+    whole = finetune.run(finetune_config(tmp_path, "whole", "training.steps=6", *own))
+    short = finetune.run(finetune_config(tmp_path, "grown", "training.steps=3", *own))
+    before = (short / "model.safetensors").read_bytes()
+    free = ["training.save_steps=1", "training.eval_steps=5", "training.log_steps=2", "training.keep_checkpoints=4"]
+    grown = finetune.run(finetune_config(tmp_path, "grown", "training.steps=6", *own, *free))
+    after = (grown / "model.safetensors").read_bytes()
+    assert after != before
+    assert (after == (whole / "model.safetensors").read_bytes()) == (schedule == "constant")
+    kept = {path.name for path in (tmp_path / "grown/checkpoints").glob("checkpoint-*")}
+    assert kept == {f"checkpoint-{step}" for step in (3, 4, 5, 6)}
+    rows = [json.loads(line) for line in (tmp_path / "grown/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "eval_loss" in row and row["step"] > 3] == [5, 6]
+    assert json.loads((tmp_path / "grown/complete.json").read_text())["summary"]["steps"] == 6
+    with pytest.raises(ConfigError, match="training.steps: was 6, is now 4"):
+        finetune.plan(finetune_config(tmp_path, "grown", *own))
+
+
 def test_finetune_recipe_lora(tmp_path) -> None:
     config = finetune_config(tmp_path, "run", "lora.rank=4", "keep=best".replace("keep", "training.keep"))
     plan = finetune.plan(config)

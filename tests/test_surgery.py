@@ -6,10 +6,11 @@ import logging
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_codec_training import TINY, config
 from test_training_scale import DAC
 
-from recipes import train_tokenizer
+from recipes import export, train_tokenizer
 from recipes.config import ConfigError
 from tokenizer import LMSPTModel
 from tokenizer.configuration import preset_config
@@ -106,3 +107,105 @@ def test_a_run_starts_from_a_tokenizer_of_twice_its_rate(make_corpus, tmp_path):
     one, two = (LMSPTModel.from_pretrained(folder).state_dict() for folder in (first, second))
     name = "semantic_encoder.layers.1.up.weight"
     torch.testing.assert_close(two[name], one[name], atol=1e-6, rtol=0)
+
+
+@pytest.fixture
+def adversarial(make_corpus, tmp_path):
+    """A finished adversarial run: its configuration with changes, the discriminators of its last checkpoint."""
+    manifest = make_corpus()
+
+    def settings(name: str, **changes):
+        return config(manifest, tmp_path / name, None, **changes)
+
+    train_tokenizer.run(settings("first"))
+    return settings, load_file(tmp_path / "first/checkpoints/checkpoint-0000004/discriminator.safetensors")
+
+
+def started(settings):
+    """The state before the first step of a training."""
+    torch.manual_seed(99)
+    return train_tokenizer._new_state(settings, train_tokenizer.Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize("source", ["run", "export"])
+def test_a_run_goes_on_with_the_discriminators_of_another(adversarial, tmp_path, source):
+    """From the run itself or from an export of it; both optimizers start anew, and without the key all is new."""
+    settings, trained = adversarial
+    place = str(tmp_path / "first/model")
+    if source == "export":
+        place = str(export.run(export.Config(place, str(tmp_path / "out"), dtype="fp32", discriminators=True)))
+    changes = {"init_from": place, "init_discriminators": True}
+    state = started(settings("second", **changes))
+    assert all(torch.equal(value, trained[name]) for name, value in state.discriminator.state_dict().items())
+    assert not state.discriminator_optimizer.state_dict()["state"] and not state.optimizer.state_dict()["state"]
+    new = started(settings("second", init_from=place)).discriminator.state_dict()
+    assert not all(torch.equal(value, trained[name]) for name, value in new.items())
+    train_tokenizer.plan(settings("second", **changes))
+    train_tokenizer.run(settings("second", **changes))
+
+
+def test_other_discriminators_under_the_same_name_are_other_inputs(adversarial, tmp_path):
+    settings, _ = adversarial
+    changes = {"init_from": str(tmp_path / "first/model"), "init_discriminators": True}
+    train_tokenizer.run(settings("second", **changes))
+    file = tmp_path / "first/checkpoints/checkpoint-0000004/discriminator.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"new!")
+    with pytest.raises(ConfigError, match="other contents of data, teacher or init_from"):
+        train_tokenizer.run(settings("second", **changes))
+
+
+def test_discriminators_of_other_sizes_are_refused_by_tensor_and_key(adversarial, tmp_path):
+    settings, _ = adversarial
+    changes = {"init_from": str(tmp_path / "first/model"), "init_discriminators": True}
+    wider = settings("wide", discriminator={"band_channels": 3}, **changes)
+    for start in (train_tokenizer.plan, train_tokenizer.run):
+        with pytest.raises(ConfigError) as caught:
+            start(wider)
+        message = str(caught.value)
+        assert "parts.1.stacks.0.0.bias is (2,) there and (3,) here" in message
+        assert "set discriminator.band_channels=2 as there" in message and "init_discriminators=false" in message
+    fewer = settings("few", discriminator={"periods": []}, **changes)
+    with pytest.raises(ConfigError, match=r"and absent here.* set discriminator.periods=\[2\] as there"):
+        train_tokenizer.plan(fewer)
+
+
+def test_discriminators_that_heard_other_ends_are_taken_with_a_warning(adversarial, tmp_path, caplog):
+    settings, _ = adversarial
+    changes = {"init_from": str(tmp_path / "first/model"), "init_discriminators": True}
+    with caplog.at_level(logging.WARNING, logger="slm"):
+        train_tokenizer.plan(settings("second", **changes))
+        assert "padding" not in caplog.text
+        train_tokenizer.plan(settings("third", discriminator={"padding": "reflect"}, **changes))
+    assert "discriminator.padding=zeros" in caplog.text
+
+
+def test_discriminators_that_are_not_there_are_named(adversarial, tmp_path):
+    settings, _ = adversarial
+    place = str(tmp_path / "first/model")
+    with pytest.raises(ConfigError, match="init_discriminators=true needs init_from"):
+        train_tokenizer.plan(settings("second", init_discriminators=True))
+    with pytest.raises(ConfigError, match="needs discriminator.enabled=true"):
+        train_tokenizer.plan(
+            settings("second", init_from=place, init_discriminators=True, discriminator={"enabled": False})
+        )
+    out = str(export.run(export.Config(place, str(tmp_path / "bare"))))
+    with pytest.raises(ConfigError, match="bare has no discriminators: neither discriminators/model.safetensors"):
+        train_tokenizer.plan(settings("second", init_from=out, init_discriminators=True))
+
+
+def test_an_export_with_discriminators_says_so_and_can_be_exported_again(adversarial, tmp_path, tiny_teacher):
+    _, trained = adversarial
+    out = export.run(export.Config(str(tmp_path / "first"), str(tmp_path / "out"), discriminators=True))
+    card = (out / "README.md").read_text()
+    assert "init_discriminators=true" in card and "| discriminators/model.safetensors |" in card
+    stored = load_file(out / "discriminators/model.safetensors")
+    assert all(torch.equal(stored[name], value.half()) for name, value in trained.items())
+    assert (out / "discriminators/model.safetensors").stat().st_mode & 0o044 == 0o044
+    again = export.run(export.Config(str(out), str(tmp_path / "again"), discriminators=True))
+    assert load_file(again / "discriminators/model.safetensors").keys() == trained.keys()
+    assert (
+        "init_discriminators"
+        not in (export.run(export.Config(str(tmp_path / "first"), str(tmp_path / "bare"))) / "README.md").read_text()
+    )
+    with pytest.raises(ConfigError, match="discriminators: only a tokenizer"):
+        export.plan(export.Config(str(tiny_teacher), str(tmp_path / "no"), discriminators=True))

@@ -161,6 +161,71 @@ def test_a_run_may_go_on_with_another_accumulation_but_not_with_another_batch(ma
         train_tokenizer.run(config(manifest, run, None, discriminator={"enabled": False}, training={"batch_size": 8}))
 
 
+def same_weights(one, other, step, parts=("model", "discriminator")):
+    """Whether two runs' checkpoints of a step are equal bit for bit."""
+    pairs = [
+        [load_file(d / f"checkpoints/checkpoint-{step:07d}/{part}.safetensors") for d in (one, other)] for part in parts
+    ]
+    return all(torch.equal(a[name], b[name]) for a, b in pairs for name in a)
+
+
+def test_operational_keys_are_free_when_a_run_goes_on(make_corpus, tmp_path, tiny_teacher):
+    """Steps between checkpoints, lines and validations, checkpoints kept, workers: the weights stay bit for bit."""
+    manifest = make_corpus()
+    make_corpus(2, "valid")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train_tokenizer.run(moving(manifest, whole, tiny_teacher))
+    train_tokenizer.run(moving(manifest, cut, tiny_teacher, training={"steps": 2, "schedule_steps": 4}))
+    free = {
+        "schedule_steps": 4,
+        "save_steps": 1,
+        "keep_checkpoints": 1,
+        "log_steps": 2,
+        "validate_steps": 3,
+        "num_workers": 1,
+    }
+    train_tokenizer.run(moving(manifest, cut, tiny_teacher, training=free))
+    assert same_weights(whole, cut, 4)
+    assert [path.name for path in (cut / "checkpoints").iterdir()] == ["checkpoint-0000004"]
+    assert [row["step"] for row in metrics(cut) if "loss/mel" in row] == [1, 2, 4]
+    assert [row["step"] for row in metrics(cut) if "valid/mel" in row] == [3]
+
+
+def test_an_extended_run_equals_the_run_begun_with_its_length(make_corpus, tmp_path, tiny_teacher):
+    """A complete run goes on, both optimizers with it, and where the schedule is one function of the step, whole and
+    extended run are the same bit for bit. With a schedule that ends with the run, the rates from there on are."""
+    manifest = make_corpus()
+    for name, schedule in (("same", {"schedule_steps": 8}), ("own", {"final_lr_share": 0.1})):
+        whole, grown = tmp_path / f"{name}-whole", tmp_path / f"{name}-grown"
+        train_tokenizer.run(moving(manifest, whole, tiny_teacher, training={"steps": 6, **schedule}))
+        first = train_tokenizer.run(moving(manifest, grown, tiny_teacher, training={"steps": 3, **schedule}))
+        short = load_file(first / "model.safetensors")
+        longer = moving(manifest, grown, tiny_teacher, training={"steps": 6, **schedule})
+        last = train_tokenizer.run(longer)
+        assert json.loads((grown / "complete.json").read_text())["summary"]["steps"] == 6
+        assert not torch.equal(
+            short["decoder.head.linear.weight"], load_file(last / "model.safetensors")["decoder.head.linear.weight"]
+        )
+        rows = [[row["learning_rate"] for row in metrics(run)] for run in (whole, grown)]
+        assert rows[0][3:] == rows[1][3:] and len(rows[0]) == 6
+        assert same_weights(whole, grown, 6) == (name == "same")
+        assert (rows[0] == rows[1]) == (name == "same")
+        assert train_tokenizer.run(longer) == last  # complete again: skipped
+    with pytest.raises(ConfigError, match="training.steps: was 6, is now 5, .* reached step 6"):
+        train_tokenizer.run(moving(manifest, grown, tiny_teacher, training={"steps": 5, **schedule}))
+
+
+def test_an_extended_run_may_stay_at_its_floor(make_corpus, tmp_path):
+    run, manifest = tmp_path / "run", make_corpus()
+
+    def settings(**training):
+        return config(manifest, run, None, discriminator={"enabled": False}, training={"warmup_steps": 0, **training})
+
+    train_tokenizer.run(settings(steps=2))
+    train_tokenizer.run(settings(steps=5, schedule_steps=2))
+    assert [row["learning_rate"] for row in metrics(run) if "loss/mel" in row][2:] == pytest.approx([2e-5] * 3)
+
+
 @pytest.mark.parametrize("sizes", [TINY, DAC], ids=["nano", "dac"])
 def test_recomputed_activations_give_the_same_gradients(sizes):
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from tokenizer.discriminator import Conv, Discriminator, DiscriminatorConfig, ch
 from tokenizer.losses import LossWeights, MeanAbsoluteDifference, MultiScaleMelLoss, discriminator_loss
 from tokenizer.objective import Objective, codec_losses, halves, loss_weights
 from tokenizer.published import load_published
-from tokenizer.stft import magnitudes, stft
+from tokenizer.stft import magnitudes, stft, stft_by_hops
 from tokenizer.teacher import SpeechTeacher, at_teacher_rate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -208,6 +209,45 @@ def test_spectra_are_torchs_and_so_are_their_gradients():
             torch.testing.assert_close(mine, wanted, atol=2e-4, rtol=1e-4)
 
 
+def test_mirrored_spectra_are_torchs_and_so_are_their_gradients():
+    """Centred frames over mirrored ends, and the published discriminators' framing: a frame for each hop."""
+    window = torch.hann_window(256)
+    for samples in (4001, 300, 256):
+        x = sounds(seconds=samples / 24_000)[:, 0].requires_grad_()
+        centred = torch.stft(x, 256, 64, window=window, pad_mode="reflect", return_complex=True).transpose(1, 2)
+        around = torch.nn.functional.pad(x, (96, 96 + -samples % 64), mode="reflect")
+        by_hops = torch.stft(around, 256, 64, window=window, center=False, return_complex=True).transpose(1, 2)
+        assert by_hops.shape[1] == -(-samples // 64)
+        torch.testing.assert_close(stft_by_hops(x, window), by_hops)
+        floored = (torch.view_as_real(centred).square().sum(-1) + 1e-9).sqrt()
+        torch.testing.assert_close(magnitudes(x, window, "reflect"), floored)
+        weights = torch.randn(by_hops.shape, dtype=by_hops.dtype, generator=torch.Generator().manual_seed(0))
+        pairs = ((stft_by_hops(x, window) * weights, by_hops * weights), (magnitudes(x, window, "reflect"), floored))
+        for ours, theirs in pairs:
+            mine, wanted = (torch.autograd.grad(value.abs().sum(), x, retain_graph=True)[0] for value in (ours, theirs))
+            torch.testing.assert_close(mine, wanted, atol=2e-4, rtol=1e-4)
+
+
+def test_mirrored_discriminators_and_mel_loss_are_the_baselines():
+    """`padding: reflect` in the fast discriminators and the fast mel loss equals plain torch, and zeros do not."""
+    real, fake = sounds(), sounds() + 0.02 * torch.randn(2, 1, 9600, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    zeros = Discriminator(SMALL)
+    mirrored = Discriminator(dataclasses.replace(SMALL, padding="reflect"))
+    mirrored.load_state_dict(zeros.state_dict())
+    for part, plain in zip(mirrored(real), baseline.discriminate(mirrored, real), strict=True):
+        for ours, theirs in zip(part[-2:], plain[-2:], strict=True):
+            torch.testing.assert_close(ours.flatten().sort()[0], theirs.flatten().sort()[0], atol=1e-5, rtol=1e-4)
+    for one, other in zip(mirrored(real), zeros(real), strict=True):
+        assert one[-1].shape != other[-1].shape or not torch.equal(one[-1], other[-1])
+    losses = []
+    for padding in ("reflect", "zeros"):
+        mel = MultiScaleMelLoss(24_000, windows=(256, 512), n_mels=(20, 40), padding=padding)
+        losses.append(float(mel(fake, real)))
+        assert losses[-1] == pytest.approx(float(baseline.mel_loss(mel, fake, real)), rel=1e-5)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_snake_and_l1_are_the_plain_ones(precision):
     generator = torch.Generator().manual_seed(0)
@@ -314,7 +354,7 @@ def test_the_benchmark_prints_a_row_for_each_saving(monkeypatch):
     whisper = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 1, "encoder_ffn_dim": 16}
     monkeypatch.setattr(benchmark, "DiscriminatorConfig", lambda **_: SMALL)
     monkeypatch.setattr(benchmark, "WINDOW_S", 1.0)
-    size = benchmark.Size("nano-12.5hz", changes, 1, 0.25, 2, whisper)
+    size = benchmark.Size("nano-12.5hz", changes, 1, 0.25, 2, 3, "zeros", whisper)
     options = SimpleNamespace(rounds=1, busy=True, dropped=True, threads=1, rows=None)
     text = benchmark.tables(size, Accelerator(cpu=True), options)
     names = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("|")]

@@ -46,8 +46,9 @@ class Book(nn.Module):
         """Quantized latents (B, F, D) of codes (B, F), zero past the mask."""
 
     @abstractmethod
-    def revive(self, candidates: Tensor, generator: torch.Generator, threshold: float) -> int:
-        """Replaces entries used less than `threshold` by some of the candidates (any, E); returns how many."""
+    def revive(self, candidates: Tensor, generator: torch.Generator, threshold: float, trial: float = 1.0) -> int:
+        """Replaces entries used less than `threshold` by some of the candidates (any, E), which begin with the use
+        `trial`; returns how many."""
 
     def update_usage(self, codes: Tensor, mask: Tensor | None = None, decay: float = 0.99) -> None:
         """Moves `usage` towards the shares of codes (B, F) among valid frames."""

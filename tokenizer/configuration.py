@@ -58,7 +58,9 @@ class LMSPTConfig(PreTrainedConfig):
             lengths: no padding of the input, and decodes that odd strides leave a few samples short.
         weight_norm: DAC parts and the projections of a DAC family's books carry weight norm (as published); False once
             `fold_weight_norm` has folded it.
-        initializer_range: standard deviation of the initial weights.
+        initialization: how random weights are drawn. `truncated`: truncated normal of `initializer_range`, biases 0,
+            and books whose projections are orthonormal; `torch`: PyTorch's default of each layer, as published.
+        initializer_range: standard deviation of the initial weights (`truncated`).
         trained: False for random weights; the training recipe sets it, and it is saved.
 
     Raises:
@@ -107,6 +109,7 @@ class LMSPTConfig(PreTrainedConfig):
     causal: bool = False
     exact_lengths: bool = True
     weight_norm: bool = True
+    initialization: str = "truncated"
     initializer_range: float = 0.02
     trained: bool = False
 
@@ -167,7 +170,7 @@ class LMSPTConfig(PreTrainedConfig):
 
         Keys that came later are left out at their defaults, so that a checkpoint's fingerprint stays what it was.
         """
-        fields = set(LMSPTConfig.__annotations__) - {"model_type", "trained", "initializer_range"}
+        fields = set(LMSPTConfig.__annotations__) - {"model_type", "trained", "initialization", "initializer_range"}
         values = {key: getattr(self, key) for key in fields}
         later = _LATER | {"decoder_strides": self.strides, "semantic_codebook_dim": self.codebook_dim}
         values = {key: value for key, value in values.items() if key not in later or value != later[key]}

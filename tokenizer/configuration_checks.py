@@ -15,6 +15,7 @@ CHOICES = {
     "auxiliary_decoder": ("decoupled", "shared"),
     "semantic_subtraction": ("attached", "detached", "none"),
     "semantic_quantizer": ("vq", "fsq"),
+    "initialization": ("truncated", "torch"),
 }
 FLAGS = ("trained", "shared_encoder", "causal", "exact_lengths", "weight_norm")
 POSITIVE = (

@@ -2,8 +2,9 @@
 
 Shapes: B batch, S samples, P period, T frames, W frequency bins of a band.
 
-Source: the published configuration (periods 2, 3, 5, 7, 11; STFT 2048, 1024, 512; input DC-removed, peak 0.8), whose
-discriminators are those of the Descript Audio Codec (arXiv 2306.06546).
+Source: the published code (kakaocorp/lmspt; periods 2, 3, 5, 7, 11; STFT 2048, 1024, 512; input DC-removed, peak 0.8),
+whose discriminators are those of the Descript Audio Codec (arXiv 2306.06546). Ours are half as wide in the bands and
+see zeros beyond a crop's ends; docs/as-published.md lists every such difference and the key that undoes it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from tokenizer.losses import Features
-from tokenizer.stft import stft
+from tokenizer.stft import Padding, stft, stft_by_hops
 
 WIDE = 512  # channels
 EVEN = 16  # steps of time: wide layers in bf16 take up to four times as long on a CPU where they make an odd number
@@ -27,7 +28,7 @@ BANDS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
 @dataclass
 class DiscriminatorConfig:
-    """Which discriminators judge, how wide they are, and from which step on. Widths default to the published ones."""
+    """Which discriminators judge, how wide they are, and from which step on."""
 
     enabled: bool = field(default=True, metadata={"help": "false: no adversarial training"})
     start_step: int = field(default=0, metadata={"help": "the generator trains alone before this step"})
@@ -37,8 +38,16 @@ class DiscriminatorConfig:
     fft_sizes: list[int] = field(
         default_factory=lambda: [2048, 1024, 512], metadata={"help": "multi-band STFT discriminators"}
     )
-    period_channels: int = field(default=32, metadata={"help": "channels of the first period layer, x4 x4 x2 after it"})
-    band_channels: int = field(default=32, metadata={"help": "channels of every band layer"})
+    period_channels: int = field(
+        default=32, metadata={"help": "channels of the first period layer, x4 x4 x2 after it (published: 32)"}
+    )
+    band_channels: int = field(default=32, metadata={"help": "channels of every band layer (published: 64)"})
+    padding: Padding = field(
+        default="zeros",
+        metadata={
+            "help": "beyond a crop's ends: zeros, or reflect: mirrored, with frames and borders of bands as published"
+        },
+    )
 
     def __post_init__(self) -> None:
         problems = [f"periods={self.periods}: each must be at least 1"] if min(self.periods, default=1) < 1 else []
@@ -104,9 +113,9 @@ def channels_last(x: Tensor) -> Tensor:
 class PeriodDiscriminator(nn.Module):
     """Looks at every P-th sample in columns."""
 
-    def __init__(self, period: int, channels: int) -> None:
+    def __init__(self, period: int, channels: int, padding: Padding = "zeros") -> None:
         super().__init__()
-        self.period = period
+        self.period, self.padding = period, padding
         widths = [1, channels, 4 * channels, 16 * channels, 32 * channels, 32 * channels]
         strides = [3, 3, 3, 3, 1]
         self.layers = nn.ModuleList(
@@ -117,7 +126,10 @@ class PeriodDiscriminator(nn.Module):
 
     def forward(self, waveform: Tensor) -> list[Tensor]:
         """Maps (B, 1, S) to the feature maps of each layer, each (B * P, C, 1, T)."""
-        padded = nn.functional.pad(waveform, (0, -waveform.shape[-1] % self.period))
+        if self.padding == "reflect":  # as published also where nothing is missing: a period more
+            padded = nn.functional.pad(waveform, (0, self.period - waveform.shape[-1] % self.period), mode="reflect")
+        else:
+            padded = nn.functional.pad(waveform, (0, -waveform.shape[-1] % self.period))
         # No kernel reaches beyond its column: each column as an item of its own is the same convolution, and several
         # times faster than over an image of width P, most of all backward.
         columns = padded.unflatten(-1, (-1, self.period)).transpose(2, 3)  # (B, 1, P, T)
@@ -132,11 +144,11 @@ class PeriodDiscriminator(nn.Module):
 class BandDiscriminator(nn.Module):
     """Looks at a complex spectrogram in five frequency bands, each with its own layers."""
 
-    def __init__(self, fft_size: int, channels: int) -> None:
+    def __init__(self, fft_size: int, channels: int, padding: Padding = "zeros") -> None:
         super().__init__()
-        self.fft_size = fft_size
-        bins = fft_size // 2 + 1
-        self.bands = [(round(low * bins), round(high * bins)) for low, high in BANDS]
+        self.fft_size, self.padding = fft_size, padding
+        bins, border = fft_size // 2 + 1, int if padding == "reflect" else round
+        self.bands = [(border(low * bins), border(high * bins)) for low, high in BANDS]
         self.register_buffer("window", torch.hann_window(fft_size), persistent=False)
         self.stacks = nn.ModuleList(
             nn.ModuleList(
@@ -155,7 +167,8 @@ class BandDiscriminator(nn.Module):
     def forward(self, waveform: Tensor) -> list[Tensor]:
         """Maps (B, 1, S) to the feature maps of each layer of each band, the verdict over all bands last."""
         with torch.autocast(waveform.device.type, enabled=False):
-            spectrum = stft(waveform[:, 0].float(), self.window)
+            transform = stft_by_hops if self.padding == "reflect" else stft
+            spectrum = transform(waveform[:, 0].float(), self.window)
             parts = torch.view_as_real(spectrum).movedim(-1, 1)  # (B, 2, T, W), channels last as it is
         features, outputs = [], []
         bands = parts.split([high - low for low, high in self.bands], dim=-1)
@@ -174,8 +187,8 @@ class Discriminator(nn.Module):
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
         self.parts = nn.ModuleList(
-            [PeriodDiscriminator(period, config.period_channels) for period in config.periods]
-            + [BandDiscriminator(size, config.band_channels) for size in config.fft_sizes]
+            [PeriodDiscriminator(period, config.period_channels, config.padding) for period in config.periods]
+            + [BandDiscriminator(size, config.band_channels, config.padding) for size in config.fft_sizes]
         )
 
     @contextmanager

@@ -69,7 +69,7 @@ class FiniteScalarQuantizer(Book):
         levels, radix = digits(self.levels, codes.device)
         return (codes[..., None] // radix % levels - levels // 2) / (levels // 2)
 
-    def revive(self, candidates: Tensor, generator: torch.Generator, threshold: float) -> int:
+    def revive(self, candidates: Tensor, generator: torch.Generator, threshold: float, trial: float = 1.0) -> int:
         """Nothing to revive: entries are fixed. Returns 0."""
         return 0
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import Accelerator
 
-from tokenizer.book import DEAD_USAGE
 from tokenizer.code_use import BookUse
+from tokenizer.revival import dead_rule
 
 if TYPE_CHECKING:
     from tokenizer.crops import TrainingCrops
@@ -123,9 +123,6 @@ class HealthMonitor:
         self.n_judges = len(state.discriminator.parts) if state.discriminator is not None else 0
         self.grace = round(max(GRACE_WARMUPS * config.warmup_steps, GRACE_SHARE * config.steps))
         self.judged_from = discriminator_start + self.grace
-        # Every entry starts as evenly used: before its running use has sunk to `dead`, none can be revived.
-        sinks = math.log(DEAD_USAGE) / math.log(config.usage_decay) if 0 < config.usage_decay < 1 else 0.0
-        self.books_from = max(self.grace, sinks + config.revive_steps) if config.revive_steps else self.grace
         self.patience = max(PATIENCE_STEPS, PATIENCE_SHARE * config.steps)
         self._window: list[Metrics] = []
         self._bad: list[dict[str, object]] = []
@@ -177,7 +174,8 @@ class HealthMonitor:
         for index, (use, book) in enumerate(zip(counts, self.state.model.quantizer.books, strict=False)):
             means[f"codes/book_{index}/used"] = use.used
             means[f"codes/book_{index}/perplexity"] = use.perplexity
-            means[f"codes/book_{index}/dead"] = float((book.usage < DEAD_USAGE).float().mean())
+            rule = dead_rule(use.size, max(1, use.frames // steps), self.config.usage_decay)
+            means[f"codes/book_{index}/dead"] = float((book.usage < rule.threshold).float().mean())
         crops, silent = torch.stack(self._silent).sum(0).tolist()
         self._silent = []
         means["health/silent_crops"] = silent / crops
@@ -185,7 +183,7 @@ class HealthMonitor:
         if self.n_judges:
             means["health/skipped_discriminator_steps"] = float(self.record.skipped_discriminator_steps)
         self._judge_silence(crops, silent)
-        if counts and self.state.step > self.books_from:
+        if counts and self.state.step > self._books_from(counts[0], steps):
             self._judge_book(counts[0], steps)
         if self.state.step > self.grace:
             self._judge_distillation(means, steps)
@@ -214,6 +212,13 @@ class HealthMonitor:
                 "tokenizer learns these recordings by heart. Give it more data, raise augmentation.speed and "
                 f"augmentation.noise_probability, take a smaller preset, or stop at training.steps={record.best_step}",
             )
+
+    def _books_from(self, use: BookUse, steps: int) -> float:
+        """The step from which on a book is judged: before new entries can be dead, none can have been revived."""
+        if not self.config.revive_steps:
+            return self.grace
+        rule = dead_rule(use.size, max(1, use.frames // steps), self.config.usage_decay)
+        return max(self.grace, rule.trial_steps + self.config.revive_steps)
 
     def _judge_book(self, use: BookUse, steps: int) -> None:
         share, entries = use.perplexity / use.even, use.entries / use.even

@@ -16,12 +16,12 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers.audio_utils import mel_filter_bank
 
 from tokenizer.layers import full_precision
-from tokenizer.stft import magnitudes
+from tokenizer.stft import Padding, magnitudes
 
 
 @dataclass
 class LossWeights:
-    """What each term counts. The defaults are the published ones; `distillation` depends on the teacher."""
+    """What each term counts. Defaults are the published ones but for `distillation`, which depends on the teacher."""
 
     mel: float = field(default=15.0, metadata={"help": "multi-scale mel reconstruction"})
     adversarial: float = field(default=1.0, metadata={"help": "least-squares generator loss"})
@@ -31,9 +31,9 @@ class LossWeights:
     distillation: float | None = field(
         default=None,
         metadata={
-            "help": "MSE between the teacher's encodings (published: 100 at whisper-small on bare 6 s crops); "
-            "null: 100 / variance of this teacher's encoding, each channel around its own mean, measured once at the "
-            "start"
+            "help": "MSE between the teacher's encodings (published: 500 at whisper-large-v3 in windows of 30 s, and "
+            "in v1 of the paper 100 at whisper-small); null: 100 / variance of this teacher's encoding, each channel "
+            "around its own mean, measured once at the start"
         },
     )
 
@@ -45,6 +45,7 @@ class MultiScaleMelLoss(nn.Module):
         sampling_rate: of the waveforms, in Hz.
         windows: STFT lengths in samples; the hop is a quarter of each.
         n_mels: mel channels of each window.
+        padding: what the first and last frames see beyond the ends, `zeros` or (published) `reflect`.
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class MultiScaleMelLoss(nn.Module):
         sampling_rate: int,
         windows: Sequence[int] = (256, 512, 1024, 2048),
         n_mels: Sequence[int] = (40, 80, 160, 320),
+        padding: Padding = "zeros",
     ) -> None:
         super().__init__()
-        self.windows = tuple(windows)
+        self.windows, self.padding = tuple(windows), padding
         for window, channels in zip(windows, n_mels, strict=True):
             filters = mel_filter_bank(
                 1 + window // 2, channels, 0.0, sampling_rate / 2, sampling_rate, norm="slaney", mel_scale="slaney"
@@ -79,7 +81,7 @@ class MultiScaleMelLoss(nn.Module):
     def _features(self, waveform: Tensor, window: int) -> tuple[Tensor, Tensor]:
         """Mel magnitudes and their log10 power, each (B, T, N), of waveforms (B, S)."""
         filters, taper = getattr(self, f"filters_{window}"), getattr(self, f"window_{window}")
-        magnitude = magnitudes(waveform, taper) @ filters.T
+        magnitude = magnitudes(waveform, taper, self.padding) @ filters.T
         return magnitude, 2 * magnitude.clamp(min=1e-5).log10()
 
 

@@ -112,6 +112,8 @@ class LMSPTModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
+        if self.config.initialization == "torch" and _torch_default(module):
+            return
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             _fill_weight(module, lambda weight: init.trunc_normal_(weight, std=std))
             init.zeros_(module.bias)
@@ -128,7 +130,9 @@ class LMSPTModel(PreTrainedModel):
         elif isinstance(module, LMSPTModel) and module.config.encoder_architecture == "dac":
             init.zeros_(module.semantic_vocab_usage)
             init.zeros_(module.acoustic_vocab_usage)
-        if isinstance(module, (VectorQuantizer, FiniteScalarQuantizer)):
+        if self.config.initialization == "torch" and isinstance(module, (VectorQuantizer, FiniteScalarQuantizer)):
+            init.ones_(module.usage)
+        elif isinstance(module, (VectorQuantizer, FiniteScalarQuantizer)):
             # transposed orthonormal projections: each book starts by taking a subspace out of the residual, and
             # projections of normed latents spread like the entries
             _fill_weight(module.project_in, init.orthogonal_)
@@ -289,7 +293,7 @@ class LMSPTModel(PreTrainedModel):
             projected_latents=tuple(books.projected),
         )
 
-    def update_usage(self, output: LMSPTOutput, decay: float = 0.99) -> list[Tensor]:
+    def update_usage(self, output: LMSPTOutput, decay: float | Sequence[float] = 0.99) -> list[Tensor]:
         """Moves every book's running usage towards this batch's codes. Call once per training step.
 
         Returns:
@@ -298,17 +302,22 @@ class LMSPTModel(PreTrainedModel):
         return self.quantizer.update_usage(output.audio_codes, decay)
 
     def revive_dead_codes(
-        self, output: LMSPTOutput, generator: torch.Generator, threshold: float = DEAD_USAGE
+        self,
+        output: LMSPTOutput,
+        generator: torch.Generator,
+        threshold: float | Sequence[float] = DEAD_USAGE,
+        trial: float | Sequence[float] = 1.0,
     ) -> list[int]:
         """Replaces entries used less than `threshold` of even use by latents of this batch; returns counts per book.
 
         Args:
             output: of `forward`; the caller decides on which steps to revive.
             generator: CPU generator, seeded by the caller from (seed, step).
-            threshold: running usage under which an entry is dead; 1 is even use of all entries.
+            threshold: running usage under which an entry is dead, of all books or each; 1 is even use of all entries.
+            trial: running usage that a new entry begins with, likewise.
         """
         return self.quantizer.revive_dead_codes(
-            list(output.projected_latents), output.audio_codes_mask, generator, threshold
+            list(output.projected_latents), output.audio_codes_mask, generator, threshold, trial
         )
 
     def fingerprint(self, precision: str = "fp32") -> str:
@@ -403,6 +412,19 @@ def _decoder(config: LMSPTConfig, part: str, architecture: str) -> Decoder | dac
 def _fit(samples: Tensor, n_samples: int) -> Tensor:
     """Samples (B, S) cut or padded with zeros to (B, n_samples)."""
     return nn.functional.pad(samples[:, :n_samples], (0, max(n_samples - samples.shape[1], 0)))
+
+
+def _torch_default(module: nn.Module) -> bool:
+    """Initialises a layer as torch's own constructor does; False for what is none of torch's layers with weights."""
+    if isinstance(module, nn.Embedding):
+        init.normal_(module.weight)
+        return True
+    if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d)):
+        return False
+    _fill_weight(module, lambda weight: init.kaiming_uniform_(weight, a=5**0.5))
+    bound = module.weight[0].numel() ** -0.5  # torch counts so for transposed convolutions too
+    init.uniform_(module.bias, -bound, bound)
+    return True
 
 
 def _fill_weight(module: nn.Module, fill: Callable[[Tensor], object]) -> None:

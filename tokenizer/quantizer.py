@@ -58,17 +58,17 @@ class VectorQuantizer(Book):
         return apply_mask(F.linear(entries, self.project_out.weight.float(), self.project_out.bias.float()), mask)
 
     @torch.no_grad()
-    def revive(self, candidates: Tensor, generator: torch.Generator, threshold: float) -> int:
+    def revive(self, candidates: Tensor, generator: torch.Generator, threshold: float, trial: float = 1.0) -> int:
         """Replaces the entries whose usage is below the threshold by random candidates.
 
         Args:
             candidates: projected latents (any, E) of valid frames.
             generator: CPU generator that draws which candidates are taken.
             threshold: usage, in units of even use, under which an entry is dead.
+            trial: usage that a new entry begins with: how much time it gets to be used.
 
         Returns:
-            How many entries were replaced. Their usage is set to 1, so that each gets time to be used. A frozen book
-            is left as it is.
+            How many entries were replaced. A frozen book is left as it is.
         """
         if not self.codebook.weight.requires_grad:
             return 0
@@ -77,7 +77,7 @@ class VectorQuantizer(Book):
             return 0
         draws = torch.randint(len(candidates), (len(dead),), generator=generator)
         self.codebook.weight[dead] = candidates[draws.to(candidates.device)].to(self.codebook.weight)
-        self.usage[dead] = 1.0
+        self.usage[dead] = trial
         return len(dead)
 
 
@@ -212,19 +212,32 @@ class SplitQuantizer(nn.Module):
         device = next(self.parameters()).device
         return [book.look_up(torch.arange(len(book.usage), device=device)[None], None)[0] for book in books]
 
-    def update_usage(self, codes: Tensor, decay: float = 0.99) -> list[Tensor]:
-        """Updates every book's `usage` from codes (B, K, F), -1 past an item's end; returns their counts, K of (N,)."""
+    def update_usage(self, codes: Tensor, decay: float | Sequence[float] = 0.99) -> list[Tensor]:
+        """Updates every book's `usage` from codes (B, K, F), -1 past an item's end, by one decay or by each book's own.
+
+        Returns:
+            How often each entry of each book occurred, K of (N,).
+        """
         counts = count_codes(codes, [book.size for book in self.books])
-        for book, own in zip(self.books, counts, strict=True):
-            book.follow(own, decay)
+        for book, own, rate in zip(self.books, counts, self._each(decay), strict=True):
+            book.follow(own, rate)
         return counts
 
     def revive_dead_codes(
-        self, projected: list[Tensor], mask: Tensor | None, generator: torch.Generator, threshold: float
+        self,
+        projected: list[Tensor],
+        mask: Tensor | None,
+        generator: torch.Generator,
+        threshold: float | Sequence[float],
+        trial: float | Sequence[float] = 1.0,
     ) -> list[int]:
         """Revives dead entries of every book from the projected latents (B, F, E) of a batch; returns the counts."""
         counts = []
-        for book, latents in zip(self.books, projected, strict=True):
+        rules = zip(self._each(threshold), self._each(trial), strict=True)
+        for book, latents, rule in zip(self.books, projected, rules, strict=True):
             candidates = latents.flatten(0, 1) if mask is None else latents[mask]
-            counts.append(book.revive(candidates, generator, threshold))
+            counts.append(book.revive(candidates, generator, *rule))
         return counts
+
+    def _each(self, value: float | Sequence[float]) -> Sequence[float]:
+        return [value] * len(self.books) if isinstance(value, int | float) else value

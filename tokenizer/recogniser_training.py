@@ -24,16 +24,26 @@ from tokenizer.teacher import MEL_HOP, WHISPER_RATE_HZ, WhisperLogMel
 class RecogniserTrainingConfig:
     """Steps, batch and learning rate of the recogniser's training."""
 
-    steps: int = field(default=3000, metadata={"help": "optimizer steps"})
-    batch_size: int = field(default=32, metadata={"help": "utterances per step and process"})
-    accumulation: int = field(default=1, metadata={"help": "batches summed into one step"})
+    steps: int = field(
+        default=3000,
+        metadata={"help": "optimizer steps; a run, a complete one too, goes on where there are more", "may_grow": True},
+    )
+    batch_size: int = field(
+        default=32, metadata={"help": "utterances per step, of all processes and accumulations together"}
+    )
+    accumulation: int = field(
+        default=1, metadata={"help": "forward passes per step, of batch_size / (accumulation x processes) each"}
+    )
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate (AdamW)"})
     warmup_share: float = field(default=0.1, metadata={"help": "share of the steps that warm up linearly"})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay"})
-    save_steps: int = field(default=500, metadata={"help": "steps between checkpoints"})
-    validate_steps: int = field(default=250, metadata={"help": "steps between greedy-CTC scores of the valid split"})
-    log_steps: int = field(default=25, metadata={"help": "steps between logged losses"})
-    num_workers: int = field(default=0, metadata={"help": "processes that load and augment audio"})
+    save_steps: int = field(default=500, metadata={"help": "steps between checkpoints", "may_change": True})
+    keep_checkpoints: int = field(default=2, metadata={"help": "newest checkpoints to keep", "may_change": True})
+    validate_steps: int = field(
+        default=250, metadata={"help": "steps between greedy-CTC scores of the valid split", "may_change": True}
+    )
+    log_steps: int = field(default=25, metadata={"help": "steps between logged losses", "may_change": True})
+    num_workers: int = field(default=0, metadata={"help": "processes that load and augment audio", "may_change": True})
     process_timeout_s: float = field(
         default=7200.0,
         metadata={
@@ -44,10 +54,20 @@ class RecogniserTrainingConfig:
     )
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "accumulation", "save_steps", "validate_steps", "log_steps")
+        counts = (
+            "steps",
+            "batch_size",
+            "accumulation",
+            "save_steps",
+            "keep_checkpoints",
+            "validate_steps",
+            "log_steps",
+        )
         problems = [f"{name}={getattr(self, name)}: must be at least 1" for name in counts if getattr(self, name) < 1]
         if self.process_timeout_s < 1:
             problems.append(f"process_timeout_s={self.process_timeout_s:g}: must be at least 1; 7200 are two hours")
+        if self.accumulation > 0 and self.batch_size % self.accumulation:
+            problems.append(f"batch_size={self.batch_size}: must divide by accumulation={self.accumulation}")
         if not 0 <= self.warmup_share < 1:
             problems.append(f"warmup_share={self.warmup_share}: must lie in [0, 1)")
         if problems:

@@ -16,12 +16,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from tokenizer.book import DEAD_USAGE
 from tokenizer.distillation import clip_groups
 from tokenizer.losses import discriminator_loss
 from tokenizer.modeling import LMSPTModel, LMSPTOutput
 from tokenizer.objective import Objective, codec_losses, halves, loss_weights
 from tokenizer.parallel import average_gradients, gather_codes, mean_figures
+from tokenizer.revival import dead_rule
 
 if TYPE_CHECKING:
     from tokenizer.training import CodecTrainingConfig, TrainState
@@ -31,10 +31,13 @@ Batch = dict[str, Tensor | list[int]]  # LMSPTModel.forward's arguments
 
 
 def learning_rate_share(step: int, config: CodecTrainingConfig) -> float:
-    """Linear warm-up, then a cosine from 1 to `final_lr_share`: a function of the step alone."""
+    """Linear warm-up, then a cosine from 1 to `final_lr_share`, and that from the schedule's end on.
+
+    A function of the step and of the schedule's length: where that stays, extending a run changes no step before.
+    """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    progress = (step - config.warmup_steps) / max(1, config.schedule_length - config.warmup_steps)
     return config.final_lr_share + (1 - config.final_lr_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -60,11 +63,7 @@ def train_step(
         scale was lowered, as it is meant to be. The discriminators have had their turn before, and move by their own
         loss and gradient: where those are not finite, `discriminator_skipped` is 1.
     """
-    share = learning_rate_share(state.step, config)
-    for optimizer in filter(None, (state.optimizer, state.discriminator_optimizer)):
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * share
-    metrics: Metrics = {"learning_rate": config.learning_rate * share}
+    metrics: Metrics = _set_learning_rates(state, config)
     adversarial = state.discriminator is not None and state.step >= objective.discriminator_start
     ready: LMSPTOutput | None = None
     if adversarial:
@@ -103,6 +102,22 @@ def train_step(
     metrics |= dict(zip(("gradient_norm", "gradient_norm/probe"), norms, strict=False))
     _after_move(state, gather_codes(parts, revives, accelerator), revives, config, metrics)
     return metrics
+
+
+def _set_learning_rates(state: TrainState, config: CodecTrainingConfig) -> Metrics:
+    """Sets both optimizers' rates for this step; returns them, the discriminators' where it is one of its own."""
+    share = learning_rate_share(state.step, config)
+    rates = {"learning_rate": config.learning_rate * share}
+    for group in state.optimizer.param_groups:
+        group["lr"] = rates["learning_rate"]
+    if state.discriminator_optimizer is not None:
+        peak = config.discriminator_learning_rate or config.learning_rate
+        rate = peak * (share if config.discriminator_schedule == "cosine" else 1.0)
+        for group in state.discriminator_optimizer.param_groups:
+            group["lr"] = rate
+        if rate != rates["learning_rate"]:
+            rates["learning_rate/discriminator"] = rate
+    return rates
 
 
 def _forward(state: TrainState, batch: Batch, objective: Objective, accelerator: Accelerator) -> LMSPTOutput:
@@ -178,7 +193,11 @@ def _move(optimizer: torch.optim.Optimizer, finite: bool, accelerator: Accelerat
 
 
 def _revives(step: int, config: CodecTrainingConfig) -> bool:
-    return bool(config.revive_steps) and step % config.revive_steps == 0 and step < config.revive_until * config.steps
+    return (
+        bool(config.revive_steps)
+        and step % config.revive_steps == 0
+        and step < config.revive_until * config.schedule_length
+    )
 
 
 @torch.no_grad()
@@ -187,11 +206,15 @@ def _after_move(
 ) -> None:
     """Codebook use, counts, revival and averaged weights: the same in every process, from the codes of all of them."""
     model: LMSPTModel = state.model
-    state.counts.add(model.update_usage(codes, config.usage_decay))
+    frames = codes.audio_codes[:, 0].numel()
+    rules = [dead_rule(book.size, frames, config.usage_decay) for book in model.quantizer.books]
+    state.counts.add(model.update_usage(codes, [rule.decay for rule in rules]))
     dead, revived = [], []
     if revives:
-        dead = [book.usage < DEAD_USAGE for book in model.quantizer.books]
-        revived = model.revive_dead_codes(codes, torch.Generator().manual_seed(state.step))
+        thresholds = [rule.threshold for rule in rules]
+        dead = [book.usage < threshold for book, threshold in zip(model.quantizer.books, thresholds, strict=True)]
+        generator = torch.Generator().manual_seed(state.step)
+        revived = model.revive_dead_codes(codes, generator, thresholds, [rule.trial for rule in rules])
         metrics["revived"] = float(sum(revived))
     if state.ema is None:
         return

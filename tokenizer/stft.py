@@ -2,16 +2,22 @@
 
 torch.stft's own backward pass is a complex transform of twice the work, and puts samples back one by one.
 
+What lies beyond both ends is zeros (`zeros`), or the waveform mirrored there (`reflect`), which needs more samples than
+half a window has.
+
 Shapes: B batch, S samples, T = S // hop + 1 frames, W = n_fft // 2 + 1 bins. Everything is in fp32.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 POWER_FLOOR = 1e-9  # the square root's gradient is infinite at silence
+Padding = Literal["zeros", "reflect"]
 
 
 def stft(waveform: Tensor, window: Tensor) -> Tensor:
@@ -24,9 +30,26 @@ def stft(waveform: Tensor, window: Tensor) -> Tensor:
     return _Spectrum.apply(waveform, window)
 
 
-def magnitudes(waveform: Tensor, window: Tensor) -> Tensor:
-    """Square root of power, with a floor under it, of `stft`: (B, T, W)."""
+def stft_by_hops(waveform: Tensor, window: Tensor) -> Tensor:
+    """Complex spectra (B, ceil(S / hop), W): one frame around each hop, the waveform mirrored at both ends.
+
+    The framing of the published discriminators (audiotools' `match_stride`); arguments as of `stft`.
+    """
+    hop, side = len(window) // 4, (len(window) - len(window) // 4) // 2
+    return _inner(_Spectrum, waveform, window, side, side + -waveform.shape[-1] % hop)
+
+
+def magnitudes(waveform: Tensor, window: Tensor, padding: Padding = "zeros") -> Tensor:
+    """Square root of power, with a floor under it, of centred frames: (B, T, W)."""
+    if padding == "reflect":
+        return _inner(_Magnitude, waveform, window, len(window) // 2, len(window) // 2)
     return _Magnitude.apply(waveform, window)
+
+
+def _inner(function: type[torch.autograd.Function], waveform: Tensor, window: Tensor, left: int, right: int) -> Tensor:
+    """Frames that begin `left` samples before the first one, over mirrored ends and no zeros."""
+    padded = nn.functional.pad(waveform, (left, right), mode="reflect")
+    return function.apply(padded, window)[:, 2:-2]  # the two at each end that reach into zeros
 
 
 def _spectrum(waveform: Tensor, window: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Starting a tokenizer from another's weights: a new language with the same sizes, or another frame rate.
+"""Starting a tokenizer from another's weights: a new language with the same sizes, or another frame rate; and its
+discriminators from those that it was trained against.
 
 What fits by name and shape is taken over, the rest keeps its first weights. For another frame rate that rest is the
 changed or added stride: the convolution of the rung next to the codes in each encoder and decoder. DAC parts number
@@ -16,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
 
 from tokenizer.checkpoints import load_tokenizer
 from tokenizer.configuration import LMSPTConfig
@@ -85,6 +89,31 @@ def transplant(model: LMSPTModel, source: str | Path) -> Transplant:
     for line in result.lines():
         logger.info("%s: %s", source, line)
     return result
+
+
+def take_discriminators(discriminator: nn.Module, file: str | Path) -> None:
+    """Fills all discriminators with the weights of a safetensors file. Nothing is taken where one does not fit.
+
+    Unlike a tokenizer's parts they are no use in pieces: a judge with some random layers is a random judge.
+
+    Raises:
+        ValueError: naming the tensors that do not fit, or a file that cannot be read.
+    """
+    try:
+        offered = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read ({error})") from error
+    wanted = discriminator.state_dict()
+    shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (offered, wanted)]
+    wrong = [
+        f"{name} is {shapes[0].get(name, 'absent')} there and {shapes[1].get(name, 'absent')} here"
+        for name in sorted({**offered, **wanted})
+        if shapes[0].get(name) != shapes[1].get(name)
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(f"{file}: {len(wrong)} tensors do not fit: {'; '.join(wrong[:3])}{more}")
+    discriminator.load_state_dict(offered)
 
 
 def _renamed(name: str, old: LMSPTConfig, new: LMSPTConfig) -> str:

@@ -2,8 +2,9 @@
 
 Shapes: B batch, S samples at 16 kHz, M mel channels, T mel frames (100 Hz), E encoder frames (50 Hz), D width.
 
-Source: semantic speech-resynthesis distillation, arXiv 2506.16738, section 3; the published configuration hands the
-teacher 30 s windows and takes the last hidden state after the final layer norm.
+Source: semantic speech-resynthesis distillation, arXiv 2506.16738, section 3. The published code's teacher is Whisper
+large-v3 (v1 of the paper: small); it is handed 30 s windows, and gives the last hidden state after the final layer
+norm.
 """
 
 from __future__ import annotations
@@ -93,7 +94,10 @@ class TeacherConfig:
 
     name: str = field(
         default="",
-        metadata={"help": "embedded-recogniser, or folder or hub name of a Whisper model (openai/whisper-small)"},
+        metadata={
+            "help": "embedded-recogniser, or folder or hub name of a Whisper model (openai/whisper-small; published: "
+            "openai/whisper-large-v3)"
+        },
     )
     revision: str | None = field(default=None, metadata={"help": "hub revision of the teacher"})
     layer: int | None = field(
