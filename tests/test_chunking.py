@@ -53,12 +53,16 @@ def padded_batch(lengths):
 
 
 def lively(sizes):
-    """A tiny model whose codes follow its input: larger weights, and books made of latents of such speech."""
+    """A tiny model whose codes follow its input: larger weights, and books made of latents of such speech.
+
+    A DAC decoder's gains stay as they are: larger ones drive nearly every sample to -1 or 1, where differences hide,
+    and the few in between blow rounding up a thousandfold.
+    """
     torch.manual_seed(0)
     model = LMSPTModel(LMSPTConfig(**sizes)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "original1" not in name:
+            if parameter.ndim > 1 and "original1" not in name and not ("decoder" in name and "original0" in name):
                 parameter.mul_(4)
         model.revive_dead_codes(model(speech(LONG, 99)), torch.Generator().manual_seed(0), threshold=1e9)
         for book in model.quantizer.books:  # no two entries alike: a tie would be the rounding's to break
@@ -93,6 +97,11 @@ def chunk_of(model, frames):
     return frames / model.config.frame_rate
 
 
+def assert_same_sound(found, expected, share=1e-4):
+    """Equal within a share of the loudest sample: a hundred times what rounding makes of it, whatever adds up how."""
+    torch.testing.assert_close(found, expected, atol=share * expected.abs().max().item(), rtol=0)
+
+
 def agreement(a, b):
     return (a == b).double().mean().item()
 
@@ -113,16 +122,10 @@ def test_chunks_equal_the_whole(model):
         assert cut_up.audio_codes.shape == whole.shape and cut_up.audio_codes_mask.all()
         assert agreement(cut_up.audio_codes, whole) >= 0.995
     for long, short in ((decode_long, model.decode), (resynthesize_long, model.resynthesize)):
-        torch.testing.assert_close(
-            long(model, whole, chunk_of(model, 19)).audio_values, short(whole).audio_values, atol=1e-4, rtol=0
-        )
+        assert_same_sound(long(model, whole, chunk_of(model, 19)).audio_values, short(whole).audio_values)
         lengths = torch.tensor([100 * hop + 3])
-        torch.testing.assert_close(
-            long(model, whole, chunk_of(model, 19), lengths).audio_values,
-            short(whole, lengths).audio_values,
-            atol=1e-4,
-            rtol=0,
-        )
+        cut_up = long(model, whole, chunk_of(model, 19), lengths).audio_values
+        assert_same_sound(cut_up, short(whole, lengths).audio_values)
 
 
 @torch.no_grad()
@@ -136,7 +139,9 @@ def test_less_context_than_the_receptive_field_would_show(model, monkeypatch):
     assert agreement(encode_long(model, values, chunk_of(model, 10)).audio_codes, whole) < 0.995
     chunks = decode_long(model, whole, chunk_of(model, 10)).audio_values
     n_samples = min(audio.shape[-1], chunks.shape[-1])
-    assert (chunks[..., :n_samples] - audio[..., :n_samples]).abs().max() > 1e-3
+    audio, chunks = audio[..., :n_samples], chunks[..., :n_samples]
+    assert audio.abs().max() < 0.9  # where the decoder ends in a tanh it has not run into its ends
+    assert (chunks - audio).abs().max() > 0.1 * audio.abs().max()
 
 
 def fill(sizes, total):
@@ -182,11 +187,11 @@ def test_a_batch_of_very_different_lengths_equals_singles_cut_or_whole():
     codes = together["whole"].audio_codes
     for long, short in ((decode_long, model.decode), (resynthesize_long, model.resynthesize)):
         batch, cut_up = short(codes).audio_values, long(model, codes, chunk_of(model, 20)).audio_values
-        torch.testing.assert_close(cut_up, batch, atol=1e-4, rtol=0)
+        assert_same_sound(cut_up, batch)
         for i, length in enumerate(LENGTHS):
             n = -(-length // HOP)
             alone = short(codes[i : i + 1, :, :n]).audio_values[0, 0]
-            torch.testing.assert_close(batch[i, 0, : n * HOP], alone, atol=1e-4, rtol=0)
+            assert_same_sound(batch[i, 0, : n * HOP], alone)
             assert (batch[i, 0, n * HOP :] == 0).all()
 
 
@@ -200,8 +205,7 @@ def test_chunks_of_padding_alone_are_no_obstacle(model):
     assert agreement(cut_up.audio_codes, whole.audio_codes) >= 0.995
     for long, short in ((decode_long, model.decode), (resynthesize_long, model.resynthesize)):
         found = long(model, whole.audio_codes, chunk_of(model, 10)).audio_values
-        # batches of other sizes are summed in another order, which these large weights blow up
-        torch.testing.assert_close(found, short(whole.audio_codes).audio_values, atol=1e-3, rtol=0)
+        assert_same_sound(found, short(whole.audio_codes).audio_values)
 
 
 @torch.no_grad()

@@ -224,13 +224,13 @@ def test_a_failed_cell_is_named_and_the_others_go_on(tmp_path, monkeypatch, rais
     with pytest.raises(compare.CellsFailed, match=f"1 of the cells failed:\n  - slow: stage use: {raised}"):
         compare.run(config)
     results = load_results(tmp_path)
-    assert [row.name for row in results.rows] == ["fast: SLM ASR"]
+    assert [row.label for row in results.rows] == ["fast: SLM ASR"]
     assert results.notes == [f"failed: slow, stage use: {str(raised).splitlines()[0]}"]
     assert "failed: slow" in (tmp_path / "report.html").read_text()
     # The same command tries it again, and then nothing is left to tell.
     compare.run(scored(monkeypatch, tmp_path))
     results = load_results(tmp_path)
-    assert [row.name for row in results.rows] == ["slow: SLM ASR", "fast: SLM ASR"] and not results.notes
+    assert [row.label for row in results.rows] == ["slow: SLM ASR", "fast: SLM ASR"] and not results.notes
 
 
 def test_a_failed_shared_stage_and_an_interrupt_stop_at_once(tmp_path, monkeypatch):
