@@ -108,15 +108,21 @@ def prepare(config: Config) -> Job:
     problems = Problems("slm export")
     found = problems.attempt(_find, config.source)
     problems.attempt(_check_output, config, found[0] if found else Path(config.source).expanduser())
+    if found is not None:
+        problems.attempt(_check_kind, config, found[0], found[2])
     problems.told()
     folder, settings, kind, run = found
+    job = Job(folder, kind, run, settings, discriminator_file(folder) if config.discriminators else None)
+    own_results(_export(config, job))  # raises where it is not clear which rows the card shows
+    return job
+
+
+def _check_kind(config: Config, folder: Path, kind: str) -> None:
+    """Raises ConfigError where what is asked for cannot be done with a model of this kind."""
     if config.check and kind not in ("tokenizer", "supervised-tokenizer", "recogniser"):
         raise ConfigError(f"check: compares codes or transcripts, and {folder} is neither tokenizer nor recogniser")
     if config.discriminators and kind != "tokenizer":
         raise ConfigError(f"discriminators: only a tokenizer is trained against any, and {folder} holds a {kind}")
-    job = Job(folder, kind, run, settings, discriminator_file(folder) if config.discriminators else None)
-    own_results(_export(config, job))  # raises where it is not clear which rows the card shows
-    return job
 
 
 def _find(source: str) -> tuple[Path, dict[str, Any], str, PastRun | None]:

@@ -118,12 +118,13 @@ def plan(config: Config) -> dict[str, object]:
     problems.attempt(get_normaliser, config.normaliser)
     model = problems.attempt(_initial_model, config)
     precision = problems.attempt(resolve_precision, config.precision)
+    micro = problems.attempt(_micro_batch, config)
     check_sources(problems, config.data, ["train"])
     found = None if problems.errors else problems.attempt(_training_utterances, config)
     problems.told()
     utterances, texts = found
     seen = config.training.steps * config.training.batch_size
-    parameters, micro = sum(p.numel() for p in model.parameters()), _micro_batch(config)
+    parameters = sum(p.numel() for p in model.parameters())
     return {
         "training utterances": len(utterances),
         "hours": round(sum(map(_seconds, utterances)) / 3600, 3),
