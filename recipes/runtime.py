@@ -327,7 +327,7 @@ def resolve_precision(precision: str = "auto", device: str = "auto") -> str:
         import torch
 
         return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
-    return "bf16" if cpu_has_fast_bf16() else "fp32"
+    return "bf16" if cpu_has_fast_bf16() and _kernels_may_use_bf16() else "fp32"
 
 
 def cpu_has_fast_bf16(cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
@@ -338,6 +338,13 @@ def cpu_has_fast_bf16(cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
         return False
     flags = next((line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith("flags")), [])
     return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def _kernels_may_use_bf16() -> bool:
+    """Whether oneDNN multiplies bf16 here; `ONEDNN_MAX_CPU_ISA` may keep it from units that the processor has."""
+    import torch
+
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def seed_everything(seed: int) -> None:
