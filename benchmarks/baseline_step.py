@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.dac.modeling_dac import Snake1d
 
-from tokenizer.dac import Snake
-from tokenizer.discriminator import BandDiscriminator, Discriminator, PeriodDiscriminator
-from tokenizer.losses import Features, MultiScaleMelLoss, discriminator_loss, generator_losses
-from tokenizer.modeling import LMSPTModel
-from tokenizer.objective import Objective, codec_losses, halves, loss_weights
+from tokenizer.model.dac import Snake
+from tokenizer.model.modeling import LMSPTModel
+from tokenizer.training.discriminator import BandDiscriminator, Discriminator, PeriodDiscriminator
+from tokenizer.training.losses import Features, MultiScaleMelLoss, discriminator_loss, generator_losses
+from tokenizer.training.objective import Objective, codec_losses, halves, loss_weights
 
 ARITHMETIC = {
     "passes": "one discriminator pass over real and generated crops; the generator is judged by frozen weights, and no "
@@ -80,7 +80,7 @@ def band_features(part: BandDiscriminator, waveform: Tensor) -> list[Tensor]:
 def discriminate(discriminator: Discriminator, waveform: Tensor, savings: Collection[str] = ()) -> Features:
     """Feature maps of every part, of waveforms (B, 1, S)."""
     if "layout" in savings:
-        with contextlib.nullcontext() if "even" in savings else mock.patch("tokenizer.discriminator.EVEN", 1):
+        with contextlib.nullcontext() if "even" in savings else mock.patch("tokenizer.training.discriminator.EVEN", 1):
             return discriminator(waveform)
     centred = waveform - waveform.mean(dim=-1, keepdim=True)
     scaled = 0.8 * centred / (centred.abs().amax(dim=-1, keepdim=True) + 1e-9)
@@ -122,7 +122,7 @@ def generator_terms(
     output: object,
     savings: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Every loss of the generator, unweighted, as `tokenizer.objective.codec_losses` names them."""
+    """Every loss of the generator, unweighted, as `tokenizer.training.objective.codec_losses` names them."""
     target, made = batch["input_values"], output.audio_values
     # commitment, codebook and distillation: one way of computing each
     losses = codec_losses(_without_mel(objective, "spectra" in savings), output, target, model.config, None)
@@ -164,8 +164,8 @@ def step(
     """One step: the discriminators, then the generator. Returns every loss.
 
     Args:
-        objective: as of `tokenizer.step.train_step`; its teacher's window and the weight of the distillation are set
-            by the caller, and so are `savings` "crop" and "optimizer".
+        objective: as of `tokenizer.training.step.train_step`; its teacher's window and the weight of the distillation
+            are set by the caller, and so are `savings` "crop" and "optimizer".
         model: the generator, in training mode.
         discriminator: all of them.
         optimizers: the generator's and the discriminators'.

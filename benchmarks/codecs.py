@@ -41,11 +41,11 @@ from transformers import (
 )
 
 from eval.schema import Row, load_results
-from eval.speech import QualitySummary
-from recipes.memory import keep_freed_memory
-from recipes.runtime import cpu_has_fast_bf16, hide_loading_bars
+from eval.speech.quality import QualitySummary
+from recipes.runs.memory import keep_freed_memory
+from recipes.runs.runtime import cpu_has_fast_bf16, hide_loading_bars
 from tokenizer import LMSPTModel, load_tokenizer
-from tokenizer.codecs import Codec, DacCodec, EncodecCodec, MimiCodec, XCodec
+from tokenizer.codecs.transformers_codecs import Codec, DacCodec, EncodecCodec, MimiCodec, XCodec
 from tokenizer.embedded import TOKENIZERS, installed
 from tokenizer.precision import autocast
 

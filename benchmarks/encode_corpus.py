@@ -37,13 +37,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipes import encode
-from recipes.encode_audio import pad_batch
-from recipes.encode_plan import bucket, deal, durations_of, make_items, read_splits
-from recipes.encode_stream import Encoder
-from recipes.runtime import cpu_has_fast_bf16, hide_loading_bars, resolve_precision
+from recipes.commands import encode
+from recipes.encoding.audio import pad_batch
+from recipes.encoding.plan import bucket, deal, durations_of, make_items, read_splits
+from recipes.encoding.stream import Encoder
+from recipes.runs.runtime import cpu_has_fast_bf16, hide_loading_bars, resolve_precision
 from tokenizer import load_tokenizer
-from tokenizer.data import DataSource
+from tokenizer.data.manifest import DataSource
 from tokenizer.precision import autocast
 
 FLAT_MB = 200

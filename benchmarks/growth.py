@@ -38,9 +38,9 @@ import torch
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from recipes.kernels import keep_compiled_kernels
-from recipes.memory import keep_freed_memory
-from recipes.runtime import cpu_has_fast_bf16, hide_loading_bars
+from recipes.runs.kernels import keep_compiled_kernels
+from recipes.runs.memory import keep_freed_memory
+from recipes.runs.runtime import cpu_has_fast_bf16, hide_loading_bars
 from tokenizer.embedded import installed
 
 CLIP_S, RATE = 4.0, 16_000
@@ -161,8 +161,8 @@ def peak_mb() -> float:
 
 def encode_point(point: Point, options: argparse.Namespace, rows: list[dict[str, Any]], folder: Path) -> list[float]:
     """Seconds of one `slm encode`, and its memory."""
-    from recipes import encode
-    from tokenizer.data import DataSource
+    from recipes.commands import encode
+    from tokenizer.data.manifest import DataSource
 
     def go(manifest: Path, name: str) -> None:
         config = encode.Config(
@@ -194,18 +194,18 @@ def step_point(point: Point, options: argparse.Namespace, rows: list[dict[str, A
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     from tokenizer import LMSPTModel
-    from tokenizer.augmentation import AugmentationConfig
-    from tokenizer.configuration import preset_config
-    from tokenizer.crops import CropConfig, TrainingCrops
-    from tokenizer.data import DataSource, read_sources
-    from tokenizer.discriminator import Discriminator, DiscriminatorConfig
-    from tokenizer.losses import LossWeights, MultiScaleMelLoss
-    from tokenizer.mixing import TrainingAudio
-    from tokenizer.objective import Objective
-    from tokenizer.pieces import AudioStore
-    from tokenizer.step import train_step
-    from tokenizer.teacher import SpeechTeacher
-    from tokenizer.training import CodecTrainingConfig, TrainState
+    from tokenizer.data.augmentation import AugmentationConfig
+    from tokenizer.data.crops import CropConfig, TrainingCrops
+    from tokenizer.data.manifest import DataSource, read_sources
+    from tokenizer.data.mixing import TrainingAudio
+    from tokenizer.data.pieces import AudioStore
+    from tokenizer.model.configuration import preset_config
+    from tokenizer.teacher.whisper import SpeechTeacher
+    from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
+    from tokenizer.training.loop import CodecTrainingConfig, TrainState
+    from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
+    from tokenizer.training.objective import Objective
+    from tokenizer.training.step import train_step
 
     model = LMSPTModel(preset_config("micro-12.5hz")).train()
     discriminator = Discriminator(DiscriminatorConfig(period_channels=4, band_channels=8))

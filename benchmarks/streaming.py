@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tokenizer import load_tokenizer
-from tokenizer.streaming import StreamingDecoder, StreamingEncoder
+from tokenizer.long_form.streaming import StreamingDecoder, StreamingEncoder
 
 
 def timed(push: Callable[[Tensor], Tensor], pieces: list[Tensor]) -> tuple[list[Tensor], Tensor]:

@@ -15,8 +15,9 @@ compare losses and gradients). A round takes one step of each row, after one tha
 in the same round, their median and range are printed. `--busy` counts processor time, for a machine that has other
 work; `--dropped` measures, on top of everything, what was tried and not kept.
 
-One saving is of the whole process, so no row shows it: compiled kernels are kept (recipes/kernels.py), here for all
-rows alike. The second command above takes oneDNN as it comes; compare it with the same `--rows` without the variable.
+One saving is of the whole process, so no row shows it: compiled kernels are kept (recipes/runs/kernels.py), here for
+all rows alike. The second command above takes oneDNN as it comes; compare it with the same `--rows` without the
+variable.
 """
 
 from __future__ import annotations
@@ -42,17 +43,17 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 sys.path.insert(0, str(Path(__file__).parent))
 from baseline_step import ARITHMETIC, OTHERS, snakes, step  # noqa: E402
 
-from recipes.kernels import CAPACITY, KERNELS  # noqa: E402
-from recipes.memory import keep_freed_memory  # noqa: E402
-from recipes.runtime import cpu_has_fast_bf16  # noqa: E402
-from tokenizer.configuration import preset_config  # noqa: E402
-from tokenizer.discriminator import Discriminator, DiscriminatorConfig  # noqa: E402
-from tokenizer.losses import LossWeights, MultiScaleMelLoss, discriminator_loss, generator_losses  # noqa: E402
-from tokenizer.modeling import LMSPTModel  # noqa: E402
-from tokenizer.objective import Objective, codec_losses, loss_weights  # noqa: E402
-from tokenizer.step import train_step  # noqa: E402
-from tokenizer.teacher import SpeechTeacher  # noqa: E402
-from tokenizer.training import CodecTrainingConfig, TrainState  # noqa: E402
+from recipes.runs.kernels import CAPACITY, KERNELS  # noqa: E402
+from recipes.runs.memory import keep_freed_memory  # noqa: E402
+from recipes.runs.runtime import cpu_has_fast_bf16  # noqa: E402
+from tokenizer.model.configuration import preset_config  # noqa: E402
+from tokenizer.model.modeling import LMSPTModel  # noqa: E402
+from tokenizer.teacher.whisper import SpeechTeacher  # noqa: E402
+from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig  # noqa: E402
+from tokenizer.training.loop import CodecTrainingConfig, TrainState  # noqa: E402
+from tokenizer.training.losses import LossWeights, MultiScaleMelLoss, discriminator_loss, generator_losses  # noqa: E402
+from tokenizer.training.objective import Objective, codec_losses, loss_weights  # noqa: E402
+from tokenizer.training.step import train_step  # noqa: E402
 
 WHISPER_BASE = {"d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048}
 SMALL_TEACHER = {"d_model": 192, "encoder_layers": 4, "encoder_attention_heads": 3, "encoder_ffn_dim": 768}
@@ -165,7 +166,7 @@ class Bench:
 
     def fused_attention(self) -> None:
         """The step with the teacher's attention by the fused kernel, as on windows of 30 s."""
-        with mock.patch("tokenizer.teacher.SHORT_FRAMES", 0):
+        with mock.patch("tokenizer.teacher.whisper.SHORT_FRAMES", 0):
             self.recipe()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.plots import contrast_figure, save_figure
+from eval.report.plots import contrast_figure, save_figure
 from eval.schema import SYSTEM_NAMES, SYSTEMS, Contrast, Row, by_groups, refuse_other_protocol, speakers_of
 from eval.stats import pooled_bootstrap, smallest_detectable_difference
 

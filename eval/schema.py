@@ -19,9 +19,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from eval.codes import CodeStatistics
-from eval.speech import QualitySummary
+from eval.speech.quality import QualitySummary
 from eval.stats import PairedDifference, bootstrap_interval, paired_bootstrap
-from eval.wer import ErrorRates, UtteranceErrors
+from eval.text.wer import ErrorRates, UtteranceErrors
 
 __all__ = [
     "RESULTS_FILE",
@@ -75,9 +75,9 @@ class Protocol:
     """Under which conditions a score holds.
 
     ``task`` is "speech" (a judge reads audio) or "asr" (the system's own transcript of the recordings, no judge).
-    ``judge`` is the identity of :class:`eval.judge.Judge`, decoding settings included; empty for "asr". ``resampled``
-    is what the intervals' bootstrap draws, "utterances" or "speakers"; ``n_speakers`` is None where the test set does
-    not say who speaks in all of its utterances.
+    ``judge`` is the identity of :class:`eval.judges.judge.Judge`, decoding settings included; empty for "asr".
+    ``resampled`` is what the intervals' bootstrap draws, "utterances" or "speakers"; ``n_speakers`` is None where the
+    test set does not say who speaks in all of its utterances.
     """
 
     task: str

@@ -49,7 +49,7 @@ class Command:
 
     @property
     def module(self) -> str:
-        return "recipes." + self.name.replace("-", "_")
+        return "recipes.commands." + self.name.replace("-", "_")
 
 
 STRICT_FILES = "Stop at the first file that cannot be used."
@@ -212,10 +212,10 @@ def execute(
     backwards: bool = False,
 ) -> None:
     """Run one command, or print its plan."""
-    from recipes.kernels import keep_compiled_kernels
-    from recipes.memory import keep_freed_memory
-    from recipes.restart import start_over
-    from recipes.runtime import hide_loading_bars, log, setup_logging
+    from recipes.runs.kernels import keep_compiled_kernels
+    from recipes.runs.memory import keep_freed_memory
+    from recipes.runs.restart import start_over
+    from recipes.runs.runtime import hide_loading_bars, log, setup_logging
 
     setup_logging()
     keep_freed_memory()
@@ -235,7 +235,7 @@ def execute(
 
 def show_plan(command: Command, plan: dict[str, Any]) -> None:
     """Print a plan as a table of dotted names and values."""
-    from recipes.runtime import _flatten
+    from recipes.runs.runtime import _flatten
 
     table = Table("what", "value", title=f"slm {command.name}: the plan (nothing was run)", title_justify="left")
     for key, value in _flatten(plan).items():

@@ -43,7 +43,7 @@ def shared_data() -> Path:
 def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny LM-SPT tokenizer that counts as trained."""
     from tokenizer import LMSPTModel
-    from tokenizer.configuration import preset_config
+    from tokenizer.model.configuration import preset_config
 
     torch.manual_seed(0)
     widths = {f"{part}_width": 32 for part in ("semantic_encoder", "acoustic_encoder", "decoder", "auxiliary_decoder")}
@@ -56,7 +56,7 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny recogniser with random weights, whose encoder can teach."""
-    from tokenizer.recogniser import Recogniser, RecogniserConfig, save_recogniser
+    from tokenizer.teacher.recogniser import Recogniser, RecogniserConfig, save_recogniser
 
     torch.manual_seed(0)
     sizes = RecogniserConfig(hidden_size=64, encoder_layers=2, decoder_layers=1, window_s=2.0)

@@ -22,7 +22,7 @@ from recipes import cli
 FORKED = get_context("forkserver")
 # The second line is what the recipes, torch and transformers import late.
 FORKED.set_forkserver_preload(
-    ["recipes.cli", "recipes.encode", "recipes.finetune", "recipes.train_tokenizer"]
+    ["recipes.cli", "recipes.commands.encode", "recipes.commands.finetune", "recipes.commands.train_tokenizer"]
     + ["datasets", "torch._dynamo", "torch.distributed.nn", "torch.utils.tensorboard", "transformers.trainer"]
 )
 

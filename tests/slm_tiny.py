@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from slm.corpus import CodedCorpusWriter, CorpusMetadata
-from slm.text_lm import build_text_tokenizer
+from slm.training.text_lm import build_text_tokenizer
 
 SENTENCES = [
     "bin blue at f two now",

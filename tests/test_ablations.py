@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from test_codec_training import TINY
 from test_distillation import ALL, cell, one_step
 
-from recipes import train_tokenizer
-from recipes.config import ConfigError, dump_config, load_config
-from recipes.switches import freeze_parts
+from recipes.commands import train_tokenizer
+from recipes.config import CONFIGS, ConfigError, dump_config, load_config
+from recipes.runs.switches import freeze_parts
 from tokenizer import LMSPTConfig, LMSPTModel
-from tokenizer.configuration import preset_config
-from tokenizer.distillation import DistillationConfig, distillation_losses
-from tokenizer.fsq import FiniteScalarQuantizer
-from tokenizer.quantizer import SplitQuantizer
-from tokenizer.teacher import SpeechTeacher, TeacherConfig
+from tokenizer.model.configuration import preset_config
+from tokenizer.model.fsq import FiniteScalarQuantizer
+from tokenizer.model.quantizer import SplitQuantizer
+from tokenizer.teacher.distillation import DistillationConfig, distillation_losses
+from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig
 
-ABLATIONS = Path(train_tokenizer.__file__).parent / "configs" / "ablations"
+ABLATIONS = CONFIGS / "ablations"
 FSQ = {"semantic_quantizer": "fsq", "fsq_levels": [4, 4, 2]}
 DAC = {
     "decoder_architecture": "dac", "decoder_width": 32, "decoder_depths": [], "decoder_layers": 0,

@@ -11,14 +11,14 @@ import torch
 from test_codec_training import config, metrics
 from torch import nn
 
-from recipes import train_tokenizer
+from recipes.commands import train_tokenizer
 from recipes.config import load_config
 from tokenizer import LMSPTModel
-from tokenizer.augmentation import AugmentationConfig
-from tokenizer.configuration import preset_config
-from tokenizer.discriminator import Discriminator
-from tokenizer.step import learning_rate_share
-from tokenizer.training import CodecTrainingConfig
+from tokenizer.data.augmentation import AugmentationConfig
+from tokenizer.model.configuration import preset_config
+from tokenizer.training.discriminator import Discriminator
+from tokenizer.training.loop import CodecTrainingConfig
+from tokenizer.training.step import learning_rate_share
 
 # As in kakaocorp/lmspt's training configuration and code; see docs/as-published.md.
 FACTS = {
@@ -108,7 +108,7 @@ def rates_of(optimizer) -> set[float]:
 def test_the_discriminators_have_a_rate_of_their_own(make_corpus, tmp_path, monkeypatch, changes, wanted):
     """What their optimizer moves by at each step, and what is logged of it."""
     shares = [1.0, 0.5, 0.25]
-    monkeypatch.setattr("tokenizer.step.learning_rate_share", lambda step, _: shares[step])
+    monkeypatch.setattr("tokenizer.training.step.learning_rate_share", lambda step, _: shares[step])
     seen = []
     real = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (seen.append(rates_of(self)), real(self))[1])

@@ -14,16 +14,16 @@ from test_recogniser import corpus, labels
 from transformers import AutoModel
 
 from eval.schema import load_results
-from recipes import encode, evaluate, train_teacher
+from recipes.commands import encode, evaluate, train_teacher
+from recipes.commands.synthesize import decoding_tokenizer
 from recipes.config import ConfigError, from_values
-from recipes.synthesize import decoding_tokenizer
 from slm.corpus import CodedCorpus
 from tokenizer import load_tokenizer
-from tokenizer.dmel import HOPS
-from tokenizer.recogniser import Recogniser, RecogniserConfig, save_recogniser
-from tokenizer.spectral import LogMel
-from tokenizer.supervised import SemanticQuantizerConfig, SupervisedTokenizerModel
-from tokenizer.teacher import WhisperLogMel
+from tokenizer.codecs.dmel import HOPS
+from tokenizer.codecs.supervised import SemanticQuantizerConfig, SupervisedTokenizerModel
+from tokenizer.model.spectral import LogMel
+from tokenizer.teacher.recogniser import Recogniser, RecogniserConfig, save_recogniser
+from tokenizer.teacher.whisper import WhisperLogMel
 
 
 def vowels(seconds: float) -> torch.Tensor:
@@ -197,6 +197,6 @@ def test_encode_and_evaluate_run_on_other_codecs(kind, test_set, tmp_path):
 
 def test_synthesis_with_codes_that_cannot_sound_is_refused_beforehand(tmp_path, monkeypatch):
     save_recogniser(recogniser(), tmp_path)
-    monkeypatch.setattr("recipes.synthesize.speech_tokenizer", lambda *_: load_tokenizer(tmp_path))
+    monkeypatch.setattr("recipes.commands.synthesize.speech_tokenizer", lambda *_: load_tokenizer(tmp_path))
     with pytest.raises(ConfigError, match="no decoder.*transcribe"):
         decoding_tokenizer(type("Config", (), {"tokenizer": "some-codes"}), None, "cpu")

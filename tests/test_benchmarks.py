@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import MimiConfig, MimiModel
 
-from tokenizer.codecs import MimiCodec
+from tokenizer.codecs.transformers_codecs import MimiCodec
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -46,9 +46,9 @@ def results(tmp_path):
     """A results.json as `slm evaluate` writes it, of one tokenizer's reconstruction."""
     from eval.schema import Protocol, Results, make_row, save_results
     from eval.schema import TestSet as Scored
-    from eval.speech import QualitySummary
-    from eval.text import get_normaliser
-    from eval.wer import score_pairs
+    from eval.speech.quality import QualitySummary
+    from eval.text.normalisers import get_normaliser
+    from eval.text.wer import score_pairs
 
     rates = score_pairs(["one two", "three four"], ["one two", "three for"], get_normaliser("basic"))
     protocol = Protocol("speech", {"name": "judge"}, "basic", "1", Scored("test", "0" * 64, 2), bootstrap_samples=100)

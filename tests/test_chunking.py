@@ -7,10 +7,17 @@ import torch
 from test_tokenizer_protocol import SIZES
 
 from tokenizer import LMSPTConfig, LMSPTModel
-from tokenizer.chunking import can_chunk, decode_blocks, decode_long, encode_blocks, encode_long, resynthesize_long
-from tokenizer.chunking import windows as cut
-from tokenizer.data import AudioError, Utterance, load_audio
-from tokenizer.long_audio import LongAudio
+from tokenizer.data.manifest import AudioError, Utterance, load_audio
+from tokenizer.long_form.chunking import (
+    can_chunk,
+    decode_blocks,
+    decode_long,
+    encode_blocks,
+    encode_long,
+    resynthesize_long,
+)
+from tokenizer.long_form.chunking import windows as cut
+from tokenizer.long_form.long_audio import LongAudio
 
 HOP = 320
 LONG = 150 * HOP + 77
@@ -262,7 +269,7 @@ def test_a_code_outside_the_decoder_s_receptive_field_changes_no_sample(name):
 
 @pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (44_100, 2)])
 def test_a_recording_read_in_blocks_is_the_recording(tmp_path, monkeypatch, rate, channels):
-    monkeypatch.setattr("tokenizer.long_audio.BLOCK_S", 0.3)
+    monkeypatch.setattr("tokenizer.long_form.long_audio.BLOCK_S", 0.3)
     samples = speech(2 * rate)[0, 0].numpy() / 5
     soundfile.write(tmp_path / "a.wav", np.stack([samples] * channels, axis=1), rate)
     utterance = Utterance("a", str(tmp_path / "a.wav"))
@@ -276,7 +283,7 @@ def test_a_recording_read_in_blocks_is_the_recording(tmp_path, monkeypatch, rate
 
 def test_blocks_of_an_mp3_are_the_whole_though_its_decoder_has_a_memory(tmp_path, monkeypatch):
     """Of few bits, which frames lend each other: at every block's begin the sound was lost."""
-    monkeypatch.setattr("tokenizer.long_audio.BLOCK_S", 0.7)
+    monkeypatch.setattr("tokenizer.long_form.long_audio.BLOCK_S", 0.7)
     samples = np.random.default_rng(0).normal(scale=0.1, size=5 * 24_000)
     settings = {"bitrate_mode": "CONSTANT", "compression_level": 0.95}
     soundfile.write(tmp_path / "a.mp3", samples, 24_000, format="MP3", subtype="MPEG_LAYER_III", **settings)

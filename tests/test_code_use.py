@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from eval.codes import code_statistics, most_frames
-from eval.markdown import results_markdown
-from eval.measures import code_table, quality_table
-from eval.report import format_table, write_report
+from eval.report.markdown import results_markdown
+from eval.report.page import format_table, write_report
+from eval.report.tables import code_table, quality_table
 from eval.schema import Results, load_results, save_results
-from eval.speech import Quality as Clip
-from eval.speech import QualitySummary, summarise_quality
+from eval.speech.quality import Quality as Clip
+from eval.speech.quality import QualitySummary, summarise_quality
 from eval.stats import mean_interval
-from recipes import compare
-from recipes.code_use import corpus_code_statistics
+from recipes.commands import compare
 from recipes.config import ConfigError, load_config
+from recipes.scoring.code_use import corpus_code_statistics
 from slm.corpus import CodedCorpusWriter, CorpusError, CorpusMetadata
 
 

@@ -10,12 +10,12 @@ import torch
 from processes import slm, start
 from safetensors.torch import load_file
 
-from recipes import train_tokenizer
+from recipes.commands import train_tokenizer
 from recipes.config import ConfigError, dump_config, from_values
 from tokenizer import load_tokenizer
-from tokenizer.recogniser import Recogniser, RecogniserConfig, save_recogniser
-from tokenizer.state_files import save_state
-from tokenizer.training import TrainState
+from tokenizer.teacher.recogniser import Recogniser, RecogniserConfig, save_recogniser
+from tokenizer.training.checkpoints import save_state
+from tokenizer.training.loop import TrainState
 
 TINY = {f"{part}_width": 32 for part in ("semantic_encoder", "acoustic_encoder", "decoder", "auxiliary_decoder")} | {
     "latent_dim": 32,
@@ -159,7 +159,7 @@ def test_a_loss_that_is_never_finite_stops_the_run(make_corpus, tmp_path, teache
 
 
 def test_a_full_disk_names_the_folder_and_keeps_the_checkpoint_before(make_corpus, tmp_path, teacher, monkeypatch):
-    import tokenizer.state_files as state_files
+    import tokenizer.training.checkpoints as state_files
 
     real = torch.save
 

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from tokenizer import LMSPTModel, load_tokenizer
-from tokenizer.codecs import EncodecCodec
-from tokenizer.recogniser import Recogniser, RecogniserConfig, save_recogniser
-from tokenizer.supervised import SemanticQuantizerConfig
+from tokenizer.codecs.supervised import SemanticQuantizerConfig
+from tokenizer.codecs.transformers_codecs import EncodecCodec
+from tokenizer.teacher.recogniser import Recogniser, RecogniserConfig, save_recogniser
 
 KINDS = ["lmspt", "mimi", "dac", "encodec", "xcodec", "supervised", "dmel-25hz"]
 DECODING = [kind for kind in KINDS if kind != "supervised"]

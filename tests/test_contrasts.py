@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from eval.contrasts import blocks, contrasts_markdown, make_contrasts, reading, write_contrasts
-from eval.report import format_table, write_report
+from eval.report.page import format_table, write_report
 from eval.schema import Protocol, Results, Row, TestSet, load_results, make_row, merge_results, save_results
 from eval.stats import pooled_bootstrap
-from eval.text import get_normaliser
-from eval.wer import score_pairs
-from recipes import compare
+from eval.text.normalisers import get_normaliser
+from eval.text.wer import score_pairs
+from recipes.commands import compare
 from recipes.config import ConfigError, load_config
-from recipes.pipeline import Stage, make_steps, set_aside_from
-from recipes.runtime import RunFolder
+from recipes.runs.pipeline import Stage, make_steps, set_aside_from
+from recipes.runs.runtime import RunFolder
 
 TEXTS = ["bin blue at f two now", "set white by g six please", "lay green with a nine soon", "place red in b one again"]
 IDS = ["u1", "u2", "u3", "u4"]
@@ -200,11 +200,11 @@ def ran(monkeypatch) -> list[str]:
         return types.SimpleNamespace(Config=FakeConfig, run=run, plan=lambda config: {})
 
     for name in ("make", "evaluate"):
-        monkeypatch.setitem(sys.modules, f"recipes.{name}", recipe(name))
+        monkeypatch.setitem(sys.modules, f"recipes.commands.{name}", recipe(name))
     # Report and pictures have tests of their own.
     monkeypatch.setattr(compare, "write_report", lambda results, folder: None)
     monkeypatch.setattr("eval.contrasts.save_figure", lambda figure, path: path)
-    monkeypatch.setattr("recipes.runtime.git_commit", lambda: None)
+    monkeypatch.setattr("recipes.runs.runtime.git_commit", lambda: None)
     return names
 
 

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModel
 
 from tokenizer import LMSPTConfig, LMSPTModel, load_tokenizer
-from tokenizer.configuration import preset_config
-from tokenizer.dac import WaveConv, WaveUp
-from tokenizer.preset_table import count_parameters, preset_table
+from tokenizer.model.configuration import preset_config
+from tokenizer.model.dac import WaveConv, WaveUp
+from tokenizer.model.preset_table import count_parameters, preset_table
 
 HOP = 30
 SIZES = {

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from tokenizer.augmentation import AugmentationConfig, augment
-from tokenizer.data import (
+from tokenizer.data.augmentation import AugmentationConfig, augment
+from tokenizer.data.manifest import (
     AudioError,
     DataError,
     DataSource,
@@ -20,7 +20,7 @@ from tokenizer.data import (
     read_source,
     read_sources,
 )
-from tokenizer.pieces import AudioStore
+from tokenizer.data.pieces import AudioStore
 
 
 def tone(seconds: float, rate: int = 16000) -> np.ndarray:

@@ -21,38 +21,38 @@ import torch.distributed as dist
 from test_codec_training import config
 from torch import Tensor, nn
 
-from recipes import train_teacher, train_tokenizer
+from recipes.commands import train_teacher, train_tokenizer
 from recipes.config import from_values
-from recipes.restart import start_over
-from recipes.runtime import RunFolder
-from slm.training import SpeechTrainer, TrainingConfig, train
-from tokenizer import parallel
-from tokenizer.health import HealthMonitor
-from tokenizer.objective import loss_weights
-from tokenizer.parallel import start_equal
-from tokenizer.recogniser_training import RecogniserTrainingConfig
-from tokenizer.state_files import load_latest_state
-from tokenizer.step import train_step
-from tokenizer.supervised import SemanticQuantizer, SemanticQuantizerConfig
-from tokenizer.training import CodecTrainingConfig, TrainState, averaged, on_device
+from recipes.runs.restart import start_over
+from recipes.runs.runtime import RunFolder
+from slm.training.trainer import SpeechTrainer, TrainingConfig, train
+from tokenizer.codecs.supervised import SemanticQuantizer, SemanticQuantizerConfig
+from tokenizer.teacher.recogniser_training import RecogniserTrainingConfig
+from tokenizer.training import parallel
+from tokenizer.training.checkpoints import load_latest_state
+from tokenizer.training.health import HealthMonitor
+from tokenizer.training.loop import CodecTrainingConfig, TrainState, averaged, on_device
+from tokenizer.training.objective import loss_weights
+from tokenizer.training.parallel import start_equal
+from tokenizer.training.step import train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 META = torch.device("meta")
 ISLANDS = ("tokenizer", "slm", "eval", "recipes")
 # What reaches other processes, and where the tensors of each come to a test below; the rest carry none.
 TENSORS = {
-    ("tokenizer/parallel.py", "average_gradients", "all_reduce"),
-    ("tokenizer/parallel.py", "start_equal", "broadcast"),
-    ("tokenizer/parallel.py", "mean_figures", "reduce"),
-    ("tokenizer/parallel.py", "gather_codes", "gather"),
-    ("tokenizer/health.py", "step", "gather"),
-    ("tokenizer/supervised.py", "maintain", "broadcast"),
-    ("slm/training.py", "get_batch_samples", "reduce"),
-    ("slm/training.py", "evaluate", "reduce"),
+    ("tokenizer/training/parallel.py", "average_gradients", "all_reduce"),
+    ("tokenizer/training/parallel.py", "start_equal", "broadcast"),
+    ("tokenizer/training/parallel.py", "mean_figures", "reduce"),
+    ("tokenizer/training/parallel.py", "gather_codes", "gather"),
+    ("tokenizer/training/health.py", "step", "gather"),
+    ("tokenizer/codecs/supervised.py", "maintain", "broadcast"),
+    ("slm/training/trainer.py", "get_batch_samples", "reduce"),
+    ("slm/training/trainer.py", "evaluate", "reduce"),
 }
 OBJECTS = {  # pickled, and sent from wherever the backend wants the bytes
-    ("tokenizer/state_files.py", "load_latest_state", "broadcast_object_list"),
-    ("recipes/encode_processes.py", "_gather", "all_gather_object"),
+    ("tokenizer/training/checkpoints.py", "load_latest_state", "broadcast_object_list"),
+    ("recipes/encoding/processes.py", "_gather", "all_gather_object"),
 }
 COLLECTIVES = (
     "all_reduce all_gather all_gather_into_tensor all_to_all broadcast gather gather_for_metrics reduce reduce_scatter "
@@ -228,7 +228,9 @@ def test_a_fine_tunings_sums_are_reduced_on_the_accelerators_device(two):
 def test_a_checkpoints_name_is_sent_as_an_object(monkeypatch, tmp_path):
     """Not as a tensor of the CPU: what is pickled goes by way of the backend's own device."""
     sent = []
-    monkeypatch.setattr("tokenizer.state_files.broadcast_object_list", lambda values: sent.append(values) or values)
+    monkeypatch.setattr(
+        "tokenizer.training.checkpoints.broadcast_object_list", lambda values: sent.append(values) or values
+    )
     state = TrainState(nn.Linear(1, 1), None)
     assert not load_latest_state(state, tmp_path, SimpleNamespace(is_main_process=True))
     assert sent == [[None]]
@@ -275,7 +277,7 @@ def test_a_recognisers_and_an_llms_do_so_too(tmp_path, monkeypatch):
     def asked(**kwargs):
         raise Asked(kwargs["ddp_timeout"])
 
-    monkeypatch.setattr("slm.training.TrainingArguments", asked)
+    monkeypatch.setattr("slm.training.trainer.TrainingArguments", asked)
     with pytest.raises(Asked, match="5000"):
         train(nn.Identity(), None, None, TrainingConfig(**WAITS), tmp_path)
 

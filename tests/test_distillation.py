@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import load_file
 from test_codec_training import config, metrics
 
-from recipes import train_tokenizer
+from recipes.commands import train_tokenizer
 from recipes.config import ConfigError, from_values
-from recipes.switches import _variances
-from tokenizer.configuration import preset_config
-from tokenizer.distillation import DistillationConfig, distillation_losses, pool_to_frames, pooled_distillation
-from tokenizer.modeling import LMSPTOutput
-from tokenizer.step import train_step
-from tokenizer.teacher import resynthesis_distillation, share_lost, signal_variance
-from tokenizer.validation import validate
+from recipes.runs.switches import _variances
+from tokenizer.model.configuration import preset_config
+from tokenizer.model.modeling import LMSPTOutput
+from tokenizer.teacher.distillation import DistillationConfig, distillation_losses, pool_to_frames, pooled_distillation
+from tokenizer.teacher.whisper import resynthesis_distillation, share_lost, signal_variance
+from tokenizer.training.step import train_step
+from tokenizer.training.validation import validate
 
 
 def cell(manifest, run_dir, teacher, kind, probe=False, **changes):
@@ -208,7 +208,7 @@ def test_a_pooled_run_with_probe_resumes_exactly_and_logs_both_shares(make_corpu
     make_corpus(2, split="valid")
     whole = train_tokenizer.run(cell(manifest, tmp_path / "whole", tiny_teacher, "pooled", probe=True))
     settings = cell(manifest, tmp_path / "cut", tiny_teacher, "pooled", probe=True)
-    import tokenizer.training as training
+    import tokenizer.training.loop as training
 
     real, calls = training.train_step, []
 

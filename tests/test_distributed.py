@@ -16,7 +16,7 @@ from processes import exit_codes, slm, start
 from slm_tiny import save_llm, write_corpus
 from transformers import AutoModelForCausalLM
 
-from recipes import finetune
+from recipes.commands import finetune
 from recipes.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,7 +104,7 @@ def test_finetune_ends_in_the_same_bytes_after_a_sigkill(tmp_path) -> None:
 import os, signal
 from recipes import finetune
 from recipes.config import load_config
-from slm.training import SpeechTrainer
+from slm.training.trainer import SpeechTrainer
 steps = SpeechTrainer.compute_loss
 def compute_loss(self, *args, **kwargs):
     if self.state.global_step == 3:

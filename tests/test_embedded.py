@@ -18,15 +18,15 @@ from slm_tiny import save_llm
 
 import slm.embedded
 import tokenizer.embedded
-from eval.judge import JudgeConfig, check_judge, load_judge
-from recipes import export, train_teacher, train_tokenizer
+from eval.judges.judge import JudgeConfig, check_judge, load_judge
+from recipes.commands import export, train_teacher, train_tokenizer
 from recipes.config import ConfigError
-from recipes.embedded import EMBEDDED, model_path, resolve, resolve_judge
-from recipes.inputs import digest
+from recipes.runs.embedded import EMBEDDED, model_path, resolve, resolve_judge
+from recipes.runs.inputs import digest
 from slm.modeling import describe_llm, load_llm
 from tokenizer import load_tokenizer
-from tokenizer.surgery import transplant
-from tokenizer.teacher import SpeechTeacher, TeacherConfig
+from tokenizer.model.surgery import transplant
+from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig
 
 ROOT = Path(__file__).parents[1]
 LARGEST_BYTES = 8_000_000  # of a tokenizer or recogniser

@@ -16,16 +16,16 @@ from conftest import tone
 from processes import slm, start
 from safetensors.torch import load_file, save_file
 
-from recipes import encode
+from recipes.commands import encode
+from recipes.commands.encode import Config
 from recipes.config import ConfigError, dump_config, load_config
-from recipes.encode import Config
-from recipes.encode_audio import Variation
-from recipes.encode_plan import Item, bucket, deal, interleaved, share_out
-from recipes.records import text_lines
+from recipes.encoding.audio import Variation
+from recipes.encoding.plan import Item, bucket, deal, interleaved, share_out
+from recipes.runs.records import text_lines
 from slm.corpus import CodedCorpus
 from tokenizer import LMSPTModel, load_tokenizer
-from tokenizer.configuration import preset_config
-from tokenizer.data import AudioError, DataError, DataSource, Utterance
+from tokenizer.data.manifest import AudioError, DataError, DataSource, Utterance
+from tokenizer.model.configuration import preset_config
 
 
 @pytest.fixture

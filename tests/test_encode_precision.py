@@ -7,22 +7,23 @@ import json
 import pytest
 import torch
 
-from recipes import encode, encode_stream
-from recipes.encode import Config
+from recipes.commands import encode
+from recipes.commands.encode import Config
+from recipes.encoding import stream as encode_stream
 from slm.corpus import CodedCorpus
 from tokenizer import LMSPTModel, load_tokenizer
-from tokenizer.codecs import Codec
-from tokenizer.configuration import preset_config
-from tokenizer.data import DataSource
-from tokenizer.losses import LossWeights, MultiScaleMelLoss
-from tokenizer.modeling import LMSPTEncoderOutput
-from tokenizer.objective import Objective
+from tokenizer.codecs.transformers_codecs import Codec
+from tokenizer.data.manifest import DataSource
+from tokenizer.long_form.streaming import StreamingDecoder, StreamingEncoder
+from tokenizer.model.configuration import preset_config
+from tokenizer.model.modeling import LMSPTEncoderOutput
+from tokenizer.model.quantizer import VectorQuantizer
 from tokenizer.precision import exact_fp32, precision_agreement
 from tokenizer.protocol import CodecConfig
-from tokenizer.quantizer import VectorQuantizer
-from tokenizer.streaming import StreamingDecoder, StreamingEncoder
-from tokenizer.teacher import at_teacher_rate
-from tokenizer.validation import validate
+from tokenizer.teacher.whisper import at_teacher_rate
+from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
+from tokenizer.training.objective import Objective
+from tokenizer.training.validation import validate
 
 
 @pytest.fixture

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from processes import exit_codes, start
 
-from recipes import encode, encode_stream
 from recipes.cli import guarded
+from recipes.commands import encode
+from recipes.commands.encode import Config
 from recipes.config import ConfigError, dump_config, load_config
-from recipes.encode import Config
-from recipes.encode_processes import Processes
-from recipes.runtime import setup_logging
+from recipes.encoding import stream as encode_stream
+from recipes.encoding.processes import Processes
+from recipes.runs.runtime import setup_logging
 
 ROOT = Path(__file__).resolve().parents[1]
 # gloo takes CUDA's place where a GPU is seen: the processes would share it

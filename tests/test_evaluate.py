@@ -11,17 +11,18 @@ import pytest
 import soundfile
 import torch
 
-from eval.judge import JudgeConfig
+from eval.judges.judge import JudgeConfig
 from eval.schema import Protocol, load_results, make_row
 from eval.schema import TestSet as Scored
-from eval.text import get_normaliser
-from eval.wer import score_pairs
-from recipes import evaluate, listening, systems
+from eval.text.normalisers import get_normaliser
+from eval.text.wer import score_pairs
+from recipes.commands import evaluate
+from recipes.commands.evaluate import Config
 from recipes.config import ConfigError, dump_config, load_config
-from recipes.evaluate import Config
+from recipes.scoring import listening, systems
 from tokenizer import LMSPTConfig, LMSPTModel, load_tokenizer
-from tokenizer.data import AudioError, DataSource
-from tokenizer.recogniser import Recogniser, RecogniserConfig, save_recogniser
+from tokenizer.data.manifest import AudioError, DataSource
+from tokenizer.teacher.recogniser import Recogniser, RecogniserConfig, save_recogniser
 
 RATE = 16_000
 TEXTS = [

@@ -18,15 +18,15 @@ import pytest
 import soundfile
 import torch
 
-from eval.judge import JudgeConfig, JudgeError, conditions_of
+from eval.judges.judge import JudgeConfig, JudgeError, conditions_of
 from eval.schema import load_results
-from recipes import evaluate
-from recipes.evaluate import Config
-from recipes.kept import KeptLines
-from recipes.pipeline import PipelineConfig, Stage, make_steps
+from recipes.commands import evaluate
+from recipes.commands.evaluate import Config
+from recipes.runs.pipeline import PipelineConfig, Stage, make_steps
+from recipes.scoring.kept import KeptLines
 from tests.conftest import tone
 from tokenizer import load_tokenizer
-from tokenizer.data import DataSource
+from tokenizer.data.manifest import DataSource
 
 RATE = 16_000
 
@@ -166,7 +166,7 @@ def test_transcripts_hold_for_what_made_them_alone(tmp_path, ear, monkeypatch) -
         assert conditions_of(identity | change, "cpu") != same
     assert conditions_of(identity, "cuda:1") != same
     assert same["precision"] == "fp32" and set(same["libraries"]) >= {"torch", "transformers"}
-    monkeypatch.setattr("eval.judge.READING_RULE", 2)
+    monkeypatch.setattr("eval.judges.judge.READING_RULE", 2)
     assert conditions_of(identity, "cpu") != same
     unknown = {"name": "hub/model", "kind": "ctc", "revision": None, "decoding": "ctc"}
     assert conditions_of(unknown, "cpu") is None
@@ -182,7 +182,7 @@ def test_transcripts_hold_for_what_made_them_alone(tmp_path, ear, monkeypatch) -
 def test_lines_survive_a_kill_and_several_writers(tmp_path) -> None:
     file = tmp_path / "deep" / "kept.jsonl"
     script = (
-        "import sys, time; from pathlib import Path; from recipes.kept import KeptLines\n"
+        "import sys, time; from pathlib import Path; from recipes.scoring.kept import KeptLines\n"
         "kept, n = KeptLines(Path(sys.argv[1]), {'a': 1}), 0\n"
         "while True:\n kept.add({f'{sys.argv[2]}{n}': 'grün ' * 20_000}); n += 1; time.sleep(0.001)\n"
     )

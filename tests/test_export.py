@@ -16,14 +16,14 @@ from slm_tiny import save_llm
 
 from eval.codes import code_statistics
 from eval.schema import Protocol, Results, TestSet, load_results, make_row, save_results
-from eval.text import get_normaliser
-from eval.wer import score_pairs
-from recipes import export
+from eval.text.normalisers import get_normaliser
+from eval.text.wer import score_pairs
+from recipes.commands import export
+from recipes.commands.export import Config
 from recipes.config import ConfigError
-from recipes.export import Config
-from recipes.export_card import Export, own_results
-from recipes.lineage import data_rows, lineage, read_run
-from recipes.records import machine_text, wall_seconds
+from recipes.exporting.card import Export, own_results
+from recipes.runs.lineage import data_rows, lineage, read_run
+from recipes.runs.records import machine_text, wall_seconds
 from tokenizer import LMSPTModel, load_tokenizer
 
 MACHINE = {"cpu": "Test CPU @ 3 GHz", "cores": 2, "threads": 1}

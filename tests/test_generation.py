@@ -16,11 +16,10 @@ import soundfile
 import torch
 from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_tokenizer, utterances, write_corpus
 
-from recipes import synthesize, transcribe
+from recipes.commands import synthesize, transcribe
 from recipes.config import ConfigError, load_config
-from recipes.long_speech import encode_pieces
-from recipes.runtime import RunFolder
-from slm.batches import SpeechSamples
+from recipes.runs.runtime import RunFolder
+from recipes.voices.long_speech import encode_pieces
 from slm.generation import (
     GenerationError,
     SpeechLM,
@@ -32,9 +31,10 @@ from slm.generation import (
 )
 from slm.modeling import extend_with_speech, load_llm, save_slm
 from slm.trained_on import TrainedOn
-from slm.training import TrainingConfig, train
+from slm.training.batches import SpeechSamples
+from slm.training.trainer import TrainingConfig, train
 from slm.vocabulary import VocabularyError, add_speech
-from tokenizer.data import Utterance
+from tokenizer.data.manifest import Utterance
 
 
 def make_slm(folder, n_codebooks: int = 1, chat: bool = False, **facts) -> SpeechLM:

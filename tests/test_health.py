@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from recipes import train_tokenizer
+from recipes.commands import train_tokenizer
 from recipes.config import from_values
-from tokenizer.code_use import CodeCounts, book_use, count_codes
-from tokenizer.health import PATIENCE_STEPS, HealthMonitor, HealthRecord, window_means
-from tokenizer.mixing import TrainingAudio
-from tokenizer.quantizer import VectorQuantizer
-from tokenizer.training import CodecTrainingConfig
+from tokenizer.data.mixing import TrainingAudio
+from tokenizer.model.quantizer import VectorQuantizer
+from tokenizer.training.code_use import CodeCounts, book_use, count_codes
+from tokenizer.training.health import PATIENCE_STEPS, HealthMonitor, HealthRecord, window_means
+from tokenizer.training.loop import CodecTrainingConfig
 
 TINY = {f"{part}_width": 32 for part in ("semantic_encoder", "acoustic_encoder", "decoder", "auxiliary_decoder")} | {
     "latent_dim": 32,
@@ -68,8 +68,8 @@ class Run:
 
 @pytest.fixture
 def lines(caplog):
-    caplog.set_level(logging.WARNING, logger="tokenizer.health")
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "tokenizer.health"]
+    caplog.set_level(logging.WARNING, logger="tokenizer.training.health")
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "tokenizer.training.health"]
 
 
 def test_use_and_perplexity_of_counted_codes():

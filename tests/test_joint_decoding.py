@@ -9,8 +9,8 @@ from collections import defaultdict
 import pytest
 import torch
 
-from eval.joint import CTCPrefixScores
-from eval.readers import collapse
+from eval.judges.joint import CTCPrefixScores
+from eval.judges.readers import collapse
 
 BLANK, EOS, VOCABULARY, FRAMES = 0, 2, 5, 5
 

@@ -22,9 +22,9 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from eval.audio import resample, split_at_quiet
-from eval.judge import Judge, JudgeConfig, JudgeError, check_judge, load_judge
-from eval.readers import collapse
+from eval.judges.judge import Judge, JudgeConfig, JudgeError, check_judge, load_judge
+from eval.judges.readers import collapse
+from eval.speech.audio import resample, split_at_quiet
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHARACTERS = ["<pad>", "<s>", "</s>", "<unk>", " ", *"abcdefghijklmnopqrstuvwxyz'"]
@@ -202,7 +202,7 @@ def test_clear_errors(whisper_folder, monkeypatch) -> None:
 
 
 def test_missing_pocketsphinx_names_the_extra(monkeypatch) -> None:
-    from eval import judge
+    from eval.judges import judge
 
     def absent(name: str) -> str:
         raise judge.metadata.PackageNotFoundError(name)

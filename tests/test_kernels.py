@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from recipes import kernels
+from recipes.runs import kernels
 
 TWICE = """
 import torch

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokenizer.layers import AttentionLayer, ConvNeXtBlock, FrameConv, LocalAttention, Upsample, depthwise
-from tokenizer.spectral import ISTFTHead, LogMel
+from tokenizer.model.layers import AttentionLayer, ConvNeXtBlock, FrameConv, LocalAttention, Upsample, depthwise
+from tokenizer.model.spectral import ISTFTHead, LogMel
 
 
 def front_end(mean=0.0, std=1.0):

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from conftest import tone
 
-from tokenizer.data import DataError, DataSource, read_source
+from tokenizer.data.manifest import DataError, DataSource, read_source
 
 
 def build(root, audio, texts):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenizer.discriminator import Discriminator, DiscriminatorConfig
-from tokenizer.losses import MultiScaleMelLoss, discriminator_loss, generator_losses
+from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
+from tokenizer.training.losses import MultiScaleMelLoss, discriminator_loss, generator_losses
 
 SMALL = DiscriminatorConfig(periods=[2, 3], fft_sizes=[256], period_channels=2, band_channels=2)
 

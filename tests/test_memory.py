@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from recipes import memory
+from recipes.runs import memory
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 

@@ -13,11 +13,11 @@ import torch
 from conftest import tone
 from test_codec_training import config, metrics
 
-from recipes import train_tokenizer
-from tokenizer.data import AudioError, DataError, DataSource, read_source, read_sources
-from tokenizer.mixing import BLOCK, Mixture, training_audio, validation_utterances
-from tokenizer.streams import Stream, open_stream, stream_head
-from tokenizer.tables import NoSplitError, no_split_error
+from recipes.commands import train_tokenizer
+from tokenizer.data.manifest import AudioError, DataError, DataSource, read_source, read_sources
+from tokenizer.data.mixing import BLOCK, Mixture, training_audio, validation_utterances
+from tokenizer.data.streams import Stream, open_stream, stream_head
+from tokenizer.data.tables import NoSplitError, no_split_error
 
 
 @pytest.fixture
@@ -242,10 +242,10 @@ def test_a_stream_is_searched_for_valid_rows_only_so_far_and_one_fault_leaves_th
     shards, tmp_path, monkeypatch, caplog
 ):
     source, whole = DataSource(str(shards), stream=True), DataSource(str(shards / "1.parquet"), split="valid")
-    monkeypatch.setattr("tokenizer.streams.SEARCH_ROWS", 5)
+    monkeypatch.setattr("tokenizer.data.streams.SEARCH_ROWS", 5)
     ((_, valid),) = validation_utterances([source], 8)
     assert [utterance.id for utterance in valid] == ["0-4"] and not caplog.text
-    monkeypatch.setattr("tokenizer.streams.SEARCH_ROWS", 4)
+    monkeypatch.setattr("tokenizer.data.streams.SEARCH_ROWS", 4)
     broken = DataSource(str(tmp_path / "none.parquet"), stream=True)
     ((path, valid),) = validation_utterances([source, broken, whole], 8)
     assert path == whole.path and len(valid) == 5
@@ -286,7 +286,7 @@ def test_a_run_mixes_a_stream_with_a_manifest_and_resumes_to_the_same_weights(ma
     train_tokenizer.run(whole)
     cut = config("", tmp_path / "cut", None, training=training | {"num_workers": 2}, **settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tokenizer.training.train_step", _stops_at(4))
+        patch.setattr("tokenizer.training.loop.train_step", _stops_at(4))
         with pytest.raises(KeyboardInterrupt):
             train_tokenizer.run(cut)
     train_tokenizer.run(cut)
@@ -303,7 +303,7 @@ def test_a_run_mixes_a_stream_with_a_manifest_and_resumes_to_the_same_weights(ma
 
 
 def _stops_at(step: int):
-    from tokenizer.step import train_step
+    from tokenizer.training.step import train_step
 
     def stopping(state, *rest):
         if state.step == step:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recipes import cli, compare, own_folders, prepare_corpus, restart
+from recipes import cli
+from recipes.commands import compare, prepare_corpus
 from recipes.config import ConfigError
-from recipes.listening import Players
-from recipes.pipeline import Stage
-from recipes.runtime import RunFolder
-from recipes.systems import System
+from recipes.runs import own_folders, restart
+from recipes.runs.pipeline import Stage
+from recipes.runs.runtime import RunFolder
+from recipes.scoring.listening import Players
+from recipes.scoring.systems import System
 
 
 @dataclass

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from recipes import cli
 from tokenizer import LMSPTModel, load_tokenizer
-from tokenizer.configuration import preset_config
-from tokenizer.published import config_from_published, config_to_published, load_published, save_published
-from tokenizer.teacher import SpeechTeacher, resynthesis_distillation
+from tokenizer.codecs.published import config_from_published, config_to_published, load_published, save_published
+from tokenizer.model.configuration import preset_config
+from tokenizer.teacher.whisper import SpeechTeacher, resynthesis_distillation
 
 PARITY = Path(__file__).resolve().parents[2] / "shared" / "parity" / "lmspt_tiny"
 SIZES = {
@@ -271,7 +271,7 @@ def test_convert_onto_a_full_disk_and_from_a_torn_folder_says_so_and_leaves_noth
         Path(path).write_bytes(b"some")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("tokenizer.published.save_file", full)
+    monkeypatch.setattr("tokenizer.codecs.published.save_file", full)
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
     for arguments in ([str(plain)], [str(whole), "--to-published"]):
         result = CliRunner().invoke(cli.app, ["convert", arguments[0], str(tmp_path / "out"), *arguments[1:]])

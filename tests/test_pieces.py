@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from tokenizer.augmentation import AugmentationConfig, augment, draw_speed
-from tokenizer.crops import CropConfig, TrainingCrops, validation_crops
-from tokenizer.data import AudioError, DataSource, Utterance, epoch_item, load_audio, read_source
-from tokenizer.mixing import TrainingAudio
-from tokenizer.pieces import AudioStore, Recording
+from tokenizer.data.augmentation import AugmentationConfig, augment, draw_speed
+from tokenizer.data.crops import CropConfig, TrainingCrops, validation_crops
+from tokenizer.data.manifest import AudioError, DataSource, Utterance, epoch_item, load_audio, read_source
+from tokenizer.data.mixing import TrainingAudio
+from tokenizer.data.pieces import AudioStore, Recording
 
 
 def speechlike(seconds: float, rate: int, seed: int = 0) -> np.ndarray:
@@ -61,7 +61,7 @@ def test_pieces_of_every_container_are_parts_of_the_whole(
     tmp_path, monkeypatch, ending, subtype, settings, wanted, long
 ):
     """An MP3 of a low bit rate takes bits from frames before: without a run-up it is wrong by half of full scale."""
-    monkeypatch.setattr("tokenizer.pieces.SHORT_S", 5.0 if long else 60.0)
+    monkeypatch.setattr("tokenizer.data.pieces.SHORT_S", 5.0 if long else 60.0)
     utterance = write(tmp_path / f"x.{ending}", speechlike(20, 24000), 24000, subtype, **settings)
     whole, recording = load_audio(utterance, wanted), Recording(utterance, wanted)
     assert recording.n_samples == len(whole)

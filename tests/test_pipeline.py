@@ -25,15 +25,16 @@ from eval.schema import (
     save_results,
 )
 from eval.schema import TestSet as Scored
-from eval.speech import QualitySummary
-from eval.text import get_normaliser
-from eval.wer import score_pairs
-from recipes import cli, compare, quickstart
-from recipes.cells import Cell, Identity, identify
+from eval.speech.quality import QualitySummary
+from eval.text.normalisers import get_normaliser
+from eval.text.wer import score_pairs
+from recipes import cli
+from recipes.commands import compare, quickstart
 from recipes.config import ConfigError, load_config
-from recipes.pipeline import PipelineConfig, Stage, StageError, describe, make_steps, refuse_stale, run_steps
-from recipes.runtime import RunFolder
-from tokenizer.data import DataError
+from recipes.runs.pipeline import PipelineConfig, Stage, StageError, describe, make_steps, refuse_stale, run_steps
+from recipes.runs.runtime import RunFolder
+from recipes.scoring.cells import Cell, Identity, identify
+from tokenizer.data.manifest import DataError
 
 RAN = []
 
@@ -72,7 +73,7 @@ def recipes(monkeypatch):
     RAN.clear()
     CHANGED.clear()
     for name in ("make", "use"):
-        monkeypatch.setitem(sys.modules, f"recipes.{name}", fake_recipe(name))
+        monkeypatch.setitem(sys.modules, f"recipes.commands.{name}", fake_recipe(name))
 
 
 def pipeline(tmp_path, **more):
@@ -99,7 +100,7 @@ def test_a_stage_older_than_its_input_is_refused_naming_the_way_out(tmp_path, mo
     steps = make_steps(pipeline(tmp_path))
     run_steps(steps)
     steps[0].folder.set_aside()
-    monkeypatch.setattr("recipes.runtime._now", lambda: "2999-01-01T00:00:00+0000")
+    monkeypatch.setattr("recipes.runs.runtime._now", lambda: "2999-01-01T00:00:00+0000")
     steps[0].recipe.run(steps[0].config)
     for check in (run_steps, describe):
         with pytest.raises((StageError, ConfigError), match=r"use was made from an earlier .*redo=use|redo=use"):
@@ -210,9 +211,10 @@ def scored(monkeypatch, tmp_path, broken=(), raised=None):
         save_results(Results("", [make_row("SLM ASR", "asr", "m", protocol, rates)]), folder)
         RunFolder(config.run_dir).mark_complete()
 
-    monkeypatch.setitem(sys.modules, "recipes.use", types.SimpleNamespace(**vars(fake_recipe("use")) | {"run": use}))
+    using = types.SimpleNamespace(**vars(fake_recipe("use")) | {"run": use})
+    monkeypatch.setitem(sys.modules, "recipes.commands.use", using)
     kind = types.SimpleNamespace(**vars(fake_recipe("evaluate")) | {"run": evaluate})
-    monkeypatch.setitem(sys.modules, "recipes.evaluate", kind)
+    monkeypatch.setitem(sys.modules, "recipes.commands.evaluate", kind)
     config = cells(tmp_path)
     config.stages.append(Stage("evaluate", set=["source=${use}"]))
     return config
@@ -238,7 +240,7 @@ def test_a_failed_shared_stage_and_an_interrupt_stop_at_once(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         compare.run(config)
     assert [name for name, *_ in RAN] == ["make"]
-    monkeypatch.setattr(sys.modules["recipes.make"], "run", fail)
+    monkeypatch.setattr(sys.modules["recipes.commands.make"], "run", fail)
     with pytest.raises(ValueError, match="^no voice is installed$"):
         compare.run(scored(monkeypatch, tmp_path / "again"))
     assert len(RAN) == 1
@@ -390,7 +392,7 @@ def test_a_cell_may_state_its_method_and_seed_and_nothing_is_guessed():
     assert found(mixed) == [("tokenizer.seed=1", None), ("tokenizer.seed=2", 2)]
     assert found(cells(["tokenizer.seed=1", "slm.seed=2"], [], method="ours", seed=5)) == [("ours", 5)] * 2
     # The default said aloud is the default.
-    assert found(cells(["tokenizer.distillation.kind=resynthesis"], [])) == [("", 0)] * 2
+    assert found(cells(["tokenizer.teacher.distillation.kind=resynthesis"], [])) == [("", 0)] * 2
 
 
 def test_train_tokenizer_is_a_switch_of_the_quickstart_alone(tmp_path):

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from recipes import plot_training
+from recipes.commands import plot_training
+from recipes.commands.plot_training import Config
 from recipes.config import ConfigError
-from recipes.plot_training import Config
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import soundfile
 
-from recipes import espeak, flite, prepare_corpus
+from recipes.commands import prepare_corpus
+from recipes.commands.prepare_corpus import DIGITS, Config, make_lines, read_sentences
 from recipes.config import ConfigError, load_config
-from recipes.espeak import EspeakError
-from recipes.prepare_corpus import DIGITS, Config, make_lines, read_sentences
-from recipes.runtime import RunFolder
-from recipes.speaking import Line
-from tokenizer.data import DataError
+from recipes.runs.runtime import RunFolder
+from recipes.voices import espeak, flite
+from recipes.voices.espeak import EspeakError
+from recipes.voices.speaking import Line
+from tokenizer.data.manifest import DataError
 
 SMALL = {"n_commands": 4, "n_digit_strings": 2, "n_sentences": 4, "voices": ["en-us"]}
 SMALL |= {"valid_share": 0.25, "test_share": 0.5}

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from recipes import progress as module
-from recipes.progress import Progress, clock, progress
+from recipes.runs import progress as module
+from recipes.runs.progress import Progress, clock, progress
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tokenizer import LMSPTConfig
-from tokenizer.quantizer import SplitQuantizer, VectorQuantizer, first_largest
+from tokenizer.model.quantizer import SplitQuantizer, VectorQuantizer, first_largest
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,14 @@ import yaml
 from slm_tiny import save_llm
 
 from eval.schema import Protocol, Results, TestSet, make_row, save_results
-from eval.text import get_normaliser
-from eval.wer import score_pairs
-from recipes import compare, finetune, quickstart, step_budget
+from eval.text.normalisers import get_normaliser
+from eval.text.wer import score_pairs
+from recipes.commands import compare, finetune, quickstart
 from recipes.config import ConfigError, load_config
-from recipes.pipeline import make_steps
-from recipes.runtime import RunFolder
-from recipes.step_budget import STEPS_FILE, StepBudget, choose
+from recipes.runs import step_budget
+from recipes.runs.pipeline import make_steps
+from recipes.runs.runtime import RunFolder
+from recipes.runs.step_budget import STEPS_FILE, StepBudget, choose
 
 
 @pytest.fixture

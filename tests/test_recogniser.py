@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTokenizer
 
-from recipes import train_teacher
+from recipes.commands import train_teacher
 from recipes.config import ConfigError, from_values
-from recipes.runtime import RunFolder
-from slm.checkpoints import SettingsOfThisRun
-from tokenizer.augmentation import AugmentationConfig
-from tokenizer.data import DataSource
-from tokenizer.mixing import training_audio
-from tokenizer.recogniser import (
+from recipes.runs.runtime import RunFolder
+from slm.training.checkpoints import SettingsOfThisRun
+from tokenizer.data.augmentation import AugmentationConfig
+from tokenizer.data.manifest import DataSource
+from tokenizer.data.mixing import training_audio
+from tokenizer.teacher.recogniser import (
     EOS,
     Recogniser,
     RecogniserConfig,
@@ -28,7 +28,7 @@ from tokenizer.recogniser import (
     greedy_ctc,
     save_recogniser,
 )
-from tokenizer.recogniser_training import TrainingUtterances, greedy_ctc_texts
+from tokenizer.teacher.recogniser_training import TrainingUtterances, greedy_ctc_texts
 
 TINY = RecogniserConfig(hidden_size=64, encoder_layers=1, decoder_layers=1, n_mels=20, window_s=1.0, dropout=0.0)
 

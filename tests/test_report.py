@@ -13,9 +13,9 @@ import pytest
 import soundfile
 
 from eval.codes import code_statistics
-from eval.markdown import results_markdown
-from eval.plots import rate_figure
-from eval.report import format_table, write_report
+from eval.report.markdown import results_markdown
+from eval.report.page import format_table, write_report
+from eval.report.plots import rate_figure
 from eval.schema import (
     Clip,
     Difference,
@@ -31,9 +31,9 @@ from eval.schema import (
     save_results,
     test_set_sha256,
 )
-from eval.speech import QualitySummary
-from eval.text import get_normaliser
-from eval.wer import score_pairs
+from eval.speech.quality import QualitySummary
+from eval.text.normalisers import get_normaliser
+from eval.text.wer import score_pairs
 
 TEXTS = ["bin blue at f two now", "set <script>alert(1)</script> by g", "lay green with a nine soon"]
 IDS = ["u1", "u2", "u<3>"]

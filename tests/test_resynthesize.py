@@ -18,12 +18,14 @@ from conftest import tone
 from typer.testing import CliRunner
 
 import tokenizer.embedded
-from recipes import cli, resynthesis_report, resynthesis_scores, resynthesize
+from recipes import cli
+from recipes.commands import resynthesize
+from recipes.commands.resynthesize import Config
 from recipes.config import ConfigError, load_config
-from recipes.output_names import distinct, labels_of
-from recipes.resynthesize import Config
+from recipes.runs.output_names import distinct, labels_of
+from recipes.scoring import resynthesis_report, resynthesis_scores
 from tokenizer import load_tokenizer
-from tokenizer.data import AudioError
+from tokenizer.data.manifest import AudioError
 
 WAYS = ("reconstruction", "semantic-reconstruction", "resynthesis")
 

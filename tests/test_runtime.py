@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from recipes import runtime
+from recipes.commands.plot_training import _lines
 from recipes.config import ConfigError
-from recipes.lineage import PastRun, data_rows
-from recipes.plot_training import _lines
-from recipes.records import read_time
-from recipes.runtime import (
+from recipes.runs import runtime
+from recipes.runs.lineage import PastRun, data_rows
+from recipes.runs.records import read_time
+from recipes.runs.runtime import (
     MAY_CHANGE,
     MAY_GROW,
     NULL_MEANS,
@@ -26,8 +26,8 @@ from recipes.runtime import (
     resolve_device,
     resolve_precision,
 )
-from recipes.systems import read_predictions
-from recipes.tracking import append_metrics, drop_metrics_after
+from recipes.runs.tracking import append_metrics, drop_metrics_after
+from recipes.scoring.systems import read_predictions
 
 
 @dataclass

@@ -9,10 +9,10 @@ import pytest
 import torch
 from slm_tiny import CODES, tiny_model, tiny_tokenizer, utterances
 
-import slm.batches
 import slm.sequences
-from slm.batches import BatchError, NoiseConfig, PackedBatches, SpeechSamples, TextSamples, pack, plan_steps
+import slm.training.batches
 from slm.sequences import answer, asr_example, asr_prompt, example_length, tts_example, tts_prompt
+from slm.training.batches import BatchError, NoiseConfig, PackedBatches, SpeechSamples, TextSamples, pack, plan_steps
 from slm.vocabulary import SpeechVocabulary, add_speech
 
 
@@ -25,7 +25,7 @@ def speech_samples(noise: NoiseConfig | None = None, weights: dict | None = None
     return SpeechSamples(vocabulary, codes, texts, weights or {"asr": 1.0, "tts": 1.0}, noise, **options)
 
 
-@pytest.mark.parametrize("module", [slm.sequences, slm.batches])
+@pytest.mark.parametrize("module", [slm.sequences, slm.training.batches])
 def test_docstrings_show_real_batches(module) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0

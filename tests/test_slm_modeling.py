@@ -9,7 +9,6 @@ from peft import PeftModel
 from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_model, tiny_tokenizer, utterances
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slm.batches import SpeechSamples
 from slm.generation import SpeechLM, SynthesizeSettings, synthesize_codes, transcribe_codes
 from slm.modeling import (
     LoraSettings,
@@ -23,8 +22,9 @@ from slm.modeling import (
     resolve_model,
     save_slm,
 )
-from slm.text_lm import TextLMConfig, new_text_lm
-from slm.training import TrainingConfig, train, trained_weights
+from slm.training.batches import SpeechSamples
+from slm.training.text_lm import TextLMConfig, new_text_lm
+from slm.training.trainer import TrainingConfig, train, trained_weights
 from slm.vocabulary import SpeechVocabulary, add_speech
 
 

@@ -15,12 +15,12 @@ from test_sequences import speech_samples
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Lfm2Config, Lfm2ForCausalLM, TrainerCallback
 
-from recipes import finetune, train_lm
+from recipes.commands import finetune, train_lm
 from recipes.config import ConfigError, load_config
-from slm.batches import NoiseConfig
-from slm.checkpoints import newest_checkpoint
-from slm.packing import packing_leaks
-from slm.training import TrainingConfig, TrainingError, train
+from slm.training.batches import NoiseConfig
+from slm.training.checkpoints import newest_checkpoint
+from slm.training.packing import packing_leaks
+from slm.training.trainer import TrainingConfig, TrainingError, train
 from tokenizer import load_tokenizer
 
 OPTIONS = {"tokens_per_step": 260, "pack_length": 64, "learning_rate": 3e-3, "warmup_steps": 2, "log_steps": 1}

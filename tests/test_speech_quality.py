@@ -7,7 +7,7 @@ import builtins
 import numpy as np
 import pytest
 
-from eval.speech import compare_audio, log_mel_db, summarise_quality
+from eval.speech.quality import compare_audio, log_mel_db, summarise_quality
 
 RATE = 16_000
 
@@ -36,7 +36,7 @@ def test_more_noise_is_worse_by_every_measure() -> None:
 
 def test_a_long_clip_is_measured_in_pieces(monkeypatch) -> None:
     """Memory does not grow with the length, and the means are those of the pieces."""
-    from eval import speech
+    from eval.speech import quality as speech
 
     longest, original = [], speech.log_mel_db
     monkeypatch.setattr(speech, "log_mel_db", lambda audio: longest.append(len(audio) / RATE) or original(audio))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from slm_tiny import tiny_tokenizer
 
-from eval.text import get_normaliser, normalise_basic
-from recipes.sentences import cut_text
-from recipes.spoken_checks import longest_loop_s, longest_pause_s, looks_lost, unsayable
+from eval.text.normalisers import get_normaliser, normalise_basic
+from recipes.voices.sentences import cut_text
+from recipes.voices.spoken_checks import longest_loop_s, longest_pause_s, looks_lost, unsayable
 from slm.trained_on import TrainedOn
 from slm.vocabulary import SpeechVocabulary
 

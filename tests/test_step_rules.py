@@ -11,17 +11,17 @@ import soundfile
 import torch
 from test_codec_training import config, metrics
 
-import tokenizer.state_files as state_files
-from recipes import train_tokenizer
-from tokenizer.augmentation import AugmentationConfig
-from tokenizer.crops import CropConfig, TrainingCrops
-from tokenizer.data import DataSource
-from tokenizer.discriminator import Discriminator, DiscriminatorConfig
-from tokenizer.distillation import pool_to_frames
-from tokenizer.mixing import training_audio
-from tokenizer.state_files import load_latest_state, save_state
-from tokenizer.step import train_step
-from tokenizer.training import TrainState
+import tokenizer.training.checkpoints as state_files
+from recipes.commands import train_tokenizer
+from tokenizer.data.augmentation import AugmentationConfig
+from tokenizer.data.crops import CropConfig, TrainingCrops
+from tokenizer.data.manifest import DataSource
+from tokenizer.data.mixing import training_audio
+from tokenizer.teacher.distillation import pool_to_frames
+from tokenizer.training.checkpoints import load_latest_state, save_state
+from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
+from tokenizer.training.loop import TrainState
+from tokenizer.training.step import train_step
 
 
 def begun(make_corpus, tmp_path, **changes):
@@ -205,7 +205,7 @@ def test_a_slow_copy_is_cut_from_anywhere_in_a_recording_hardly_longer_than_a_cr
 
 
 def test_pooled_targets_stay_in_fp32_under_autocast():
-    from tokenizer.configuration import preset_config
+    from tokenizer.model.configuration import preset_config
 
     features, sizes = torch.randn(2, 40, 8), preset_config("nano-12.5hz")
     wanted = pool_to_frames(features, 10, sizes)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from test_chunking import HOP, assert_same_sound, dac, mel, speech
 
-from tokenizer.configuration import PRESETS, preset_config
-from tokenizer.layers import ConvNeXtBlock, LocalAttention
-from tokenizer.spectral import LogMel
-from tokenizer.streaming import StreamingDecoder, StreamingEncoder, algorithmic_latency_s
+from tokenizer.long_form.streaming import StreamingDecoder, StreamingEncoder, algorithmic_latency_s
+from tokenizer.model.configuration import PRESETS, preset_config
+from tokenizer.model.layers import ConvNeXtBlock, LocalAttention
+from tokenizer.model.spectral import LogMel
 
 MODELS = {
     "mel": lambda **kw: mel(causal=True, **kw),

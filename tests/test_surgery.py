@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from test_codec_training import TINY, config
 from test_training_scale import DAC
 
-from recipes import export, train_tokenizer
+from recipes.commands import export, train_tokenizer
 from recipes.config import ConfigError
 from tokenizer import LMSPTModel
-from tokenizer.configuration import preset_config
-from tokenizer.surgery import transplant
+from tokenizer.model.configuration import preset_config
+from tokenizer.model.surgery import transplant
 
 
 def grown(tmp_path, before: dict, after: dict, old="nano-12.5hz", new="nano-12.5hz"):

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-from tokenizer import teacher as teacher_module
-from tokenizer.teacher import (
+from tokenizer.teacher import whisper as teacher_module
+from tokenizer.teacher.whisper import (
     SpeechTeacher,
     TeacherConfig,
     WhisperLogMel,

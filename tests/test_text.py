@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from eval.text import NORMALISERS, get_normaliser
+from eval.text.normalisers import NORMALISERS, get_normaliser
 
 
 @pytest.mark.parametrize(

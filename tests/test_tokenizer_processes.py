@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from test_codec_training import metrics
 from test_training_scale import losses_equal, moving, weights_equal
 
-from recipes import train_tokenizer
+from recipes.commands import train_tokenizer
 from recipes.config import dump_config
 
 ROOT = Path(__file__).resolve().parents[1]

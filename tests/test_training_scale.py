@@ -16,17 +16,18 @@ from safetensors.torch import load_file
 from test_codec_training import TINY, config, metrics
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recipes import train_tokenizer
+from recipes.commands import train_tokenizer
+from recipes.commands.train_tokenizer import Accelerator
 from recipes.config import ConfigError
-from recipes.runtime import RunFolder
-from recipes.tracking import make_trackers
-from recipes.train_tokenizer import Accelerator
-from tokenizer import LMSPTModel, load_tokenizer, training
-from tokenizer.configuration import preset_config
-from tokenizer.crops import StepBatches
-from tokenizer.discriminator import DiscriminatorConfig
-from tokenizer.step import train_step
-from tokenizer.training import CodecTrainingConfig
+from recipes.runs.runtime import RunFolder
+from recipes.runs.tracking import make_trackers
+from tokenizer import LMSPTModel, load_tokenizer
+from tokenizer.data.crops import StepBatches
+from tokenizer.model.configuration import preset_config
+from tokenizer.training import loop as training
+from tokenizer.training.discriminator import DiscriminatorConfig
+from tokenizer.training.loop import CodecTrainingConfig
+from tokenizer.training.step import train_step
 
 # Weights move from the first step, entries are revived, and Adam does not yet blow rounding up to whole code flips.
 MOVING = {

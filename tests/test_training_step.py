@@ -19,14 +19,14 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.models.dac.modeling_dac import Snake1d
 
 from tokenizer import LMSPTModel
-from tokenizer.configuration import preset_config
-from tokenizer.dac import Snake
-from tokenizer.discriminator import Conv, Discriminator, DiscriminatorConfig, channels_last
-from tokenizer.losses import LossWeights, MeanAbsoluteDifference, MultiScaleMelLoss, discriminator_loss
-from tokenizer.objective import Objective, codec_losses, halves, loss_weights
-from tokenizer.published import load_published
-from tokenizer.stft import magnitudes, stft, stft_by_hops
-from tokenizer.teacher import SpeechTeacher, at_teacher_rate
+from tokenizer.codecs.published import load_published
+from tokenizer.model.configuration import preset_config
+from tokenizer.model.dac import Snake
+from tokenizer.model.stft import magnitudes, stft, stft_by_hops
+from tokenizer.teacher.whisper import SpeechTeacher, at_teacher_rate
+from tokenizer.training.discriminator import Conv, Discriminator, DiscriminatorConfig, channels_last
+from tokenizer.training.losses import LossWeights, MeanAbsoluteDifference, MultiScaleMelLoss, discriminator_loss
+from tokenizer.training.objective import Objective, codec_losses, halves, loss_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 PARITY = ROOT.parent / "shared" / "parity" / "lmspt_tiny"
@@ -334,7 +334,7 @@ def test_wide_layers_over_an_even_number_of_steps_say_the_same(steps, stride, mo
     x = torch.randn(2, 512, 1, steps, generator=generator).requires_grad_()
     found = []
     for even in (1, 16):
-        monkeypatch.setattr("tokenizer.discriminator.EVEN", even)
+        monkeypatch.setattr("tokenizer.training.discriminator.EVEN", even)
         with torch.autocast("cpu", torch.bfloat16):
             y = layer(channels_last(x))
         y.float().square().sum().backward(inputs=[x, *layer.parameters()])

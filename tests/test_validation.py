@@ -12,14 +12,14 @@ from conftest import tone
 from test_codec_training import TINY
 
 from tokenizer import LMSPTModel
-from tokenizer.configuration import preset_config
-from tokenizer.crops import validation_crops
-from tokenizer.data import AudioError, DataError, DataSource
-from tokenizer.losses import LossWeights, MultiScaleMelLoss
-from tokenizer.mixing import validation_utterances
-from tokenizer.objective import Objective
-from tokenizer.teacher import SpeechTeacher
-from tokenizer.validation import validate
+from tokenizer.data.crops import validation_crops
+from tokenizer.data.manifest import AudioError, DataError, DataSource
+from tokenizer.data.mixing import validation_utterances
+from tokenizer.model.configuration import preset_config
+from tokenizer.teacher.whisper import SpeechTeacher
+from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
+from tokenizer.training.objective import Objective
+from tokenizer.training.validation import validate
 
 PUBLISHED = {
     "semantic_encoder_width": 2, "acoustic_encoder_width": 2, "latent_dim": 16, "decoder_width": 64,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from eval.text import get_normaliser
-from eval.wer import align_text, error_listing, score_pairs
+from eval.text.normalisers import get_normaliser
+from eval.text.wer import align_text, error_listing, score_pairs
 
 BASIC = get_normaliser("basic")
 

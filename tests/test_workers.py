@@ -15,15 +15,15 @@ from conftest import tone
 from slm_tiny import CODES, tiny_tokenizer, utterances
 from torch.utils.data import DataLoader
 
-from slm.batches import NoiseConfig, PackedBatches, SpeechSamples
-from slm.training import _only
+from slm.training.batches import NoiseConfig, PackedBatches, SpeechSamples
+from slm.training.trainer import _only
 from slm.vocabulary import add_speech
-from tokenizer.augmentation import AugmentationConfig
-from tokenizer.crops import CropConfig, StepBatches, TrainingCrops
-from tokenizer.data import DataSource
-from tokenizer.mixing import training_audio
-from tokenizer.recogniser_training import RecogniserCollator, TrainingUtterances
-from tokenizer.teacher import WhisperLogMel
+from tokenizer.data.augmentation import AugmentationConfig
+from tokenizer.data.crops import CropConfig, StepBatches, TrainingCrops
+from tokenizer.data.manifest import DataSource
+from tokenizer.data.mixing import training_audio
+from tokenizer.teacher.recogniser_training import RecogniserCollator, TrainingUtterances
+from tokenizer.teacher.whisper import WhisperLogMel
 
 
 @pytest.fixture

@@ -1,0 +1,312 @@
+"""Judges: recognisers that read waveforms, so that synthesised speech can be scored by what is heard in it.
+
+A judge is a named choice (:class:`JudgeConfig`); :func:`load_judge` gives a :class:`Judge` whose ``identity`` (weights,
+decoding, beams) stands in the protocol of every score. Four kinds:
+
+- ``seq2seq``: any ``AutoModelForSpeechSeq2Seq`` (Whisper, Moonshine, our recogniser folder), read with ``generate``;
+  with ``decoding: joint`` our recogniser folder's CTC head has its say in it (:mod:`eval.judges.joint`);
+- ``ctc-head``: our recogniser folder through the CTC head on its encoder (``ctc_head.safetensors``), greedy;
+- ``ctc``: any ``AutoModelForCTC`` (wav2vec2, HuBERT), greedy;
+- ``pocketsphinx``: a classical recogniser that carries its own model (extra ``eval``). It had no part in any training.
+
+Shapes: B clips, S samples, M mel bins, T encoder frames, D width, V vocabulary, L text tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eval.judges.readers import (
+    CTC_HEAD_FILE,
+    OPEN_WINDOW_S,
+    JudgeError,
+    Reader,
+    ctc_head_reader,
+    ctc_reader,
+    seq2seq_reader,
+)
+from eval.judges.sphinx import pocketsphinx_reader
+from eval.speech.audio import length_batches, resample, split_at_quiet
+
+__all__ = ["CTC_HEAD_FILE", "Judge", "JudgeConfig", "JudgeError", "check_judge", "conditions_of", "load_judge"]
+
+_FRAME_S = 0.02  # one frame of a Whisper encoder
+_SHORTEST_S = 0.1  # shorter clips are padded: convolutional front ends need some input
+# Raise it with every change in this folder or in eval.speech.audio that changes a transcript: transcripts that were
+# kept under another rule are not used.
+READING_RULE = 1
+
+
+@dataclass
+class JudgeConfig:
+    """Which recogniser reads the audio, and how."""
+
+    name: str = field(
+        default="pocketsphinx",
+        metadata={"help": "folder or hub name of a transformers ASR model, our recogniser's folder, or 'pocketsphinx'"},
+    )
+    label: str | None = field(default=None, metadata={"help": "name in tables; default: taken from `name`"})
+    decoding: str = field(
+        default="auto",
+        metadata={
+            "help": "'attention' (generate), 'ctc' (greedy), 'joint' (both), or 'auto': what the model was made for"
+        },
+    )
+    num_beams: int = field(default=1, metadata={"help": "beams of 'attention' and 'joint' decoding"})
+    ctc_weight: float = field(default=0.3, metadata={"help": "share of the CTC head in 'joint' decoding, 0 to 1"})
+    batch_size: int = field(default=8, metadata={"help": "clips read at a time, at most"})
+    batch_seconds: float = field(
+        default=240.0, metadata={"help": "seconds of audio read at a time, padding included, at most"}
+    )
+    processes: int = field(default=1, metadata={"help": "pocketsphinx: processes that read side by side"})
+    revision: str | None = field(
+        default=None, metadata={"help": "commit or tag of a hub model; pin it to compare scores"}
+    )
+    language: str | None = field(
+        default=None, metadata={"help": "language code for a multilingual Whisper, such as 'en'"}
+    )
+    max_tokens_per_second: float = field(
+        default=25.0,
+        metadata={"help": "bound on the text tokens heard in a second: stops a decoder that repeats itself"},
+    )
+
+    def __post_init__(self) -> None:
+        ways = ("auto", "attention", "ctc", "joint")
+        if self.decoding not in ways:
+            raise JudgeError(f"judge {self.name!r}: decoding must be one of {', '.join(ways)}, not {self.decoding!r}")
+        if not 0 <= self.ctc_weight <= 1:
+            raise JudgeError(f"judge {self.name!r}: ctc_weight={self.ctc_weight} must lie between 0 and 1")
+        for key in ("num_beams", "batch_size", "batch_seconds", "max_tokens_per_second", "processes"):
+            if getattr(self, key) <= 0:
+                raise JudgeError(f"judge {self.name!r}: {key} must be positive, not {getattr(self, key)}")
+
+    def display_name(self) -> str:
+        """The name in tables; of ``runs/recogniser/model`` that is "recogniser"."""
+        if self.label:
+            return self.label
+        parts = [part for part in Path(self.name).parts if part not in ("model", "/", ".")]
+        return parts[-1] if Path(self.name).is_dir() and parts else self.name
+
+
+@dataclass
+class Judge:
+    """A loaded recogniser.
+
+    Attributes:
+        identity: JSON-able facts that pin what was heard: weights, decoding, beams.
+        sampling_rate: the rate the model listens at; other audio is resampled.
+        window_s: longest piece read at once; longer audio is cut in its quietest places.
+        batch_size: pieces read together, at most.
+        batch_seconds: their seconds with padding, at most.
+    """
+
+    identity: dict[str, Any]
+    sampling_rate: int
+    window_s: float
+    batch_size: int
+    batch_seconds: float
+    _read: Reader
+
+    @property
+    def name(self) -> str:
+        return str(self.identity["name"])
+
+    def transcribe(self, audios: Sequence[np.ndarray], sampling_rate: int) -> list[str]:
+        """Read waveforms.
+
+        Args:
+            audios: mono waveforms (S,), of any length.
+            sampling_rate: their rate in Hz.
+
+        Returns:
+            One text for each waveform, as the model writes it (normalise before scoring).
+
+        Raises:
+            ValueError: a waveform is empty, not one-dimensional, or holds NaN or infinity.
+        """
+        pieces: list[tuple[int, np.ndarray]] = []
+        for position, audio in enumerate(audios):
+            audio = np.asarray(audio)
+            if audio.ndim != 1 or audio.size == 0 or not np.isfinite(audio).all():
+                raise ValueError(
+                    f"waveform {position} (shape {audio.shape}) must be one-dimensional, not empty and finite"
+                )
+            audio = resample(audio, sampling_rate, self.sampling_rate)
+            shortest = math.ceil(_SHORTEST_S * self.sampling_rate)
+            for piece in split_at_quiet(audio, self.sampling_rate, self.window_s):
+                pieces.append((position, np.pad(piece, (0, max(0, shortest - len(piece))))))
+        texts = [""] * len(pieces)
+        # Clips of one length together: less padding, and one bound on the answer's length fits them all.
+        lengths = [len(piece) for _, piece in pieces]
+        for batch in length_batches(lengths, self.batch_seconds * self.sampling_rate, self.batch_size):
+            for i, text in zip(batch, self._read([pieces[i][1] for i in batch]), strict=True):
+                texts[i] = text
+        found: list[list[str]] = [[] for _ in audios]
+        for (position, _), text in zip(pieces, texts, strict=True):
+            found[position].append(text.strip())
+        return [" ".join(filter(None, parts)) for parts in found]
+
+
+def _kind(config: JudgeConfig) -> tuple[str, Any]:
+    """Which of the four kinds a configuration means, and the transformers config (None for pocketsphinx)."""
+    if config.name == "pocketsphinx":
+        try:
+            metadata.version("pocketsphinx")
+        except metadata.PackageNotFoundError:
+            raise JudgeError(
+                "judge 'pocketsphinx' is not installed: pip install 'lmspt-slm[eval]', or name another judge"
+            ) from None
+        return "pocketsphinx", None
+    from transformers import AutoConfig, AutoModelForCTC, AutoModelForSpeechSeq2Seq
+
+    try:
+        model_config = AutoConfig.from_pretrained(config.name, revision=config.revision)
+    except (OSError, ValueError) as error:
+        raise JudgeError(
+            f"judge {config.name!r} is neither a local model folder nor a hub model that can be reached ({error}). "
+            "Train one with `slm train-teacher`, copy a model folder here, or use name=pocketsphinx"
+        ) from error
+    seq2seq = type(model_config) in AutoModelForSpeechSeq2Seq._model_mapping
+    ctc = type(model_config) in AutoModelForCTC._model_mapping
+    if config.decoding == "auto" and seq2seq and _reads_by_ctc_only(Path(config.name)):
+        return "ctc-head", model_config
+    if config.decoding in ("ctc", "joint") and seq2seq and not ctc:
+        if not (Path(config.name) / CTC_HEAD_FILE).is_file():
+            raise JudgeError(f"judge {config.name!r} has no {CTC_HEAD_FILE}: use decoding=attention")
+        if config.decoding == "ctc":
+            return "ctc-head", model_config
+        if _reads_by_ctc_only(Path(config.name)):
+            raise JudgeError(f"judge {config.name!r}: its decoder was never trained; use decoding=ctc, not joint")
+        return "seq2seq", model_config
+    if ctc and config.decoding in ("ctc", "auto"):
+        return "ctc", model_config
+    if seq2seq and config.decoding in ("attention", "auto"):
+        return "seq2seq", model_config
+    raise JudgeError(
+        f"judge {config.name!r} ({model_config.model_type}) cannot be read with decoding={config.decoding}: it is "
+        f"{'a CTC model' if ctc else 'a sequence-to-sequence model' if seq2seq else 'not a speech recogniser'}"
+    )
+
+
+def _reads_by_ctc_only(folder: Path) -> bool:
+    """Whether a recogniser folder says that its decoder was never trained (`slm train-teacher` with CTC alone)."""
+    if not (folder / CTC_HEAD_FILE).is_file():
+        return False
+    from safetensors import safe_open
+
+    with safe_open(folder / CTC_HEAD_FILE, "pt") as head:
+        return (head.metadata() or {}).get("decoder") == "untrained"
+
+
+def _weights_sha256(folder: Path) -> str:
+    """Digest of a local folder's weights, settings and tokenizer: what decides which text comes out."""
+    files = [
+        path
+        for ending in ("*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model")
+        for path in folder.glob(ending)
+    ]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.name.encode())
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def check_judge(config: JudgeConfig) -> dict[str, Any]:
+    """The judge's identity, without loading its weights into memory.
+
+    Raises:
+        JudgeError: the judge is not there, or cannot be read in the configured way.
+    """
+    kind, model_config = _kind(config)
+    beams = config.num_beams if kind == "seq2seq" else 1
+    if config.num_beams != beams:
+        raise JudgeError(f"judge {config.name!r}: num_beams={config.num_beams} needs decoding=attention, not {kind}")
+    if config.processes > 1 and kind != "pocketsphinx":
+        raise JudgeError(f"judge {config.name!r}: processes={config.processes} is for pocketsphinx alone")
+    identity: dict[str, Any] = {"name": config.display_name(), "kind": kind}
+    if kind == "pocketsphinx":
+        if config.decoding != "auto":
+            raise JudgeError(f"judge 'pocketsphinx': decoding={config.decoding} is not for it; leave it at auto")
+        return identity | {"revision": f"pocketsphinx {metadata.version('pocketsphinx')}", "decoding": "default"}
+    if Path(config.name).is_dir():
+        identity["weights_sha256"] = _weights_sha256(Path(config.name))
+    else:
+        identity["revision"] = getattr(model_config, "_commit_hash", None) or config.revision
+    identity |= {"decoding": "attention" if kind == "seq2seq" else "ctc", "num_beams": beams}
+    if config.decoding == "joint":
+        identity |= {"decoding": "joint", "ctc_weight": config.ctc_weight}
+    if kind == "seq2seq":
+        identity |= {"language": config.language, "max_tokens_per_second": config.max_tokens_per_second}
+    return identity
+
+
+def conditions_of(identity: dict[str, Any], device: str) -> dict[str, Any] | None:
+    """All that decides a judge's transcript beside the audio, as JSON, for transcripts that are kept.
+
+    The identity without its name in tables, the precision, the kind of device, and the versions of what reads: our rule
+    and the libraries. None where nothing pins the weights: then a transcript says nothing about the next run's.
+    """
+    if identity.get("weights_sha256") is None and identity.get("revision") is None:
+        return None
+    libraries = ("numpy", "soxr") if identity["kind"] == "pocketsphinx" else ("numpy", "soxr", "torch", "transformers")
+    return {key: value for key, value in identity.items() if key != "name"} | {
+        "precision": "fp32",
+        "device": torch.device(device).type,
+        "reading_rule": READING_RULE,
+        "libraries": {name: metadata.version(name) for name in libraries},
+    }
+
+
+def load_judge(config: JudgeConfig, device: str = "cpu") -> Judge:
+    """Load a judge onto a device.
+
+    Raises:
+        JudgeError: the judge is not there, or cannot be read in the configured way.
+    """
+    identity = check_judge(config)
+    if identity["kind"] == "pocketsphinx":
+        read = pocketsphinx_reader(config.processes)
+        return Judge(identity, 16_000, OPEN_WINDOW_S, config.batch_size, config.batch_seconds, read)
+    kind, model_config = _kind(config)
+    from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoModelForSpeechSeq2Seq, AutoTokenizer
+
+    source: dict[str, Any] = {"pretrained_model_name_or_path": config.name, "revision": config.revision}
+    auto = AutoModelForCTC if kind == "ctc" else AutoModelForSpeechSeq2Seq
+    try:
+        # fp32 whatever it is on disk: that is what the features are.
+        model = auto.from_pretrained(**source, dtype=torch.float32).eval().to(device)
+        extractor = AutoFeatureExtractor.from_pretrained(**source)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    except OSError as error:
+        raise JudgeError(f"judge {config.name!r} is incomplete: {error}") from error
+    whisper = model_config.model_type == "whisper"
+    window_s = model_config.max_source_positions * _FRAME_S if whisper else OPEN_WINDOW_S
+    rate = extractor.sampling_rate
+
+    def features(clips: list[np.ndarray], attention_mask: bool = True) -> dict[str, torch.Tensor]:
+        # A Whisper encoder takes exactly its window; others take the longest clip of the batch.
+        length = {"padding": "max_length", "max_length": round(window_s * rate)} if whisper else {"padding": True}
+        batch = extractor(clips, sampling_rate=rate, return_tensors="pt", **length)
+        return {key: value.to(device) for key, value in batch.items() if attention_mask or key != "attention_mask"}
+
+    if kind == "ctc":
+        read = ctc_reader(model, features, tokenizer, extractor)
+    elif kind == "ctc-head":
+        read = ctc_head_reader(model, features, tokenizer, Path(config.name))
+    else:
+        read = seq2seq_reader(model, features, tokenizer, config, rate, whisper)
+    # To a Whisper encoder every clip is as long as its window.
+    count = min(config.batch_size, max(1, int(config.batch_seconds / window_s))) if whisper else config.batch_size
+    return Judge(identity, rate, window_s, count, config.batch_seconds, read)

@@ -1,0 +1,61 @@
+"""Results as Markdown, ready for a document, a model card or an issue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.report.page import DIFFERENCE, NARROW_COLUMNS, caption_of, columns_of, groups_of, label_of
+from eval.report.tables import measure_tables
+from eval.schema import Results
+
+__all__ = ["MARKDOWN_FILE", "results_markdown", "write_markdown"]
+
+MARKDOWN_FILE = "results.md"
+_NOTE = (
+    f"WER and CER over the corpus with 95 % bootstrap intervals; {DIFFERENCE} is the paired difference from the row "
+    "named. A failed utterance counts as all its words missed."
+)
+
+
+def results_markdown(results: Results) -> str:
+    """Every table of the report: the scores of each judge and test set, the codes, the audio's quality."""
+    text = [f"# {results.title}", "", _NOTE, ""]
+    for group in groups_of(results.rows):
+        columns = columns_of(group, NARROW_COLUMNS)
+        lines = []
+        for row in group.rows:
+            cells = [text_of(row) for _, text_of, _ in columns]
+            lines.append([label_of(row, group.rows), *cells, row.difference.against if row.difference else ""])
+        headings = ["system", *(heading for heading, _, _ in columns), "against"]
+        if not any(row.difference for row in group.rows):
+            headings, lines = headings[:-1], [line[:-1] for line in lines]
+        text += [f"## {caption_of(group)}", "", f"Judge: {_judge(group.protocol.judge)}.", ""]
+        text += _table(headings, lines, names=1)
+    for measures in measure_tables(results):
+        text += [f"## {measures.title}", "", measures.note, ""]
+        text += _table(measures.headings, measures.lines, measures.names)
+    if results.notes:
+        text += ["## Notes", "", *(f"- {note}" for note in results.notes), ""]
+    return "\n".join(text)
+
+
+def _judge(judge: dict[str, object]) -> str:
+    known = [f"{key} {judge[key]}" for key in ("decoding", "num_beams", "ctc_weight", "revision") if judge.get(key)]
+    return ", ".join([str(judge.get("name", "none, the system's own transcript")), *known])
+
+
+def _table(headings: Sequence[str], lines: Sequence[Sequence[str]], names: int) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+    marks = "".join("---|" if i < names else "---:|" for i in range(len(headings)))
+    return [line(headings), f"|{marks}", *map(line, lines), ""]
+
+
+def write_markdown(results: Results, folder: Path | str) -> Path:
+    """Write ``results.md`` into a folder."""
+    target = Path(folder) / MARKDOWN_FILE
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(results_markdown(results), encoding="utf-8")
+    return target

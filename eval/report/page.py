@@ -1,0 +1,399 @@
+"""Results for people: a table for the terminal, and one self-contained HTML page with plots and players."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eval.codes import most_frames
+from eval.contrasts import COLUMNS, EXPLANATION, blocks
+from eval.report.plots import book_use_figure, contrast_figure, rate_figure, svg_of, wer_figure
+from eval.report.tables import measure_tables
+from eval.schema import SYSTEM_NAMES, SYSTEMS, Protocol, Results, Row, Sample
+from eval.text.wer import align_text
+
+__all__ = [
+    "DIFFERENCE",
+    "NARROW_COLUMNS",
+    "REPORT_FILE",
+    "Group",
+    "caption_of",
+    "columns_of",
+    "format_table",
+    "groups_of",
+    "label_of",
+    "write_report",
+]
+
+REPORT_FILE = "report.html"
+_MEDIA_TYPES = {".flac": "audio/flac", ".wav": "audio/wav", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
+DIFFERENCE = "\u0394 WER"
+CER = "CER % [95 %]"
+_WORST = 10  # utterances listed for each row
+
+
+@dataclass
+class Group:
+    """Rows of one protocol; ``beside`` are rows of another protocol on the same test set, shown for orientation."""
+
+    protocol: Protocol
+    rows: list[Row]
+    beside: list[Row] = field(default_factory=list)
+
+    @property
+    def heading(self) -> str:
+        if self.protocol.task == "asr":
+            return "Speech recognition by the SLM"
+        return f"Speech as judge {self.protocol.judge.get('name', '?')} reads it"
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    rate = row.system != "ground_truth" and -(row.frame_rate_hz or 0)
+    return (SYSTEMS.index(row.system), rate, row.label, row.model)
+
+
+def groups_of(rows: Sequence[Row]) -> list[Group]:
+    """One group for each protocol, judges before the SLM's own transcripts, in order of first appearance."""
+    by_key: dict[str, Group] = {}
+    for row in rows:
+        by_key.setdefault(row.protocol.key(), Group(row.protocol, [])).rows.append(row)
+    groups = sorted(by_key.values(), key=lambda group: group.protocol.task != "speech")
+    for group in groups:
+        group.rows.sort(key=_order)
+        if group.protocol.task == "asr":
+            # What a judge hears in the recordings and in the codes is where the SLM's own loss begins.
+            same = [g for g in groups if g.protocol.task == "speech" and _same_test(g.protocol, group.protocol)]
+            group.beside = [row for row in same[0].rows if row.system != "tts"] if same else []
+    return groups
+
+
+def _same_test(a: Protocol, b: Protocol) -> bool:
+    one, other = a.comparable_by(), b.comparable_by()
+    return all(one[key] == other[key] for key in ("normaliser", "aggregation", "test set"))
+
+
+def _per_cent(value: float | None, digits: int = 1) -> str:
+    return "n/a" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _with_interval(rate: float | None, interval: tuple[float, float] | None) -> str:
+    between = "" if interval is None else f" [{_per_cent(interval[0])}, {_per_cent(interval[1])}]"
+    return _per_cent(rate) + between
+
+
+def wer_text(row: Row) -> str:
+    return _with_interval(row.wer, row.interval)
+
+
+def cer_text(row: Row) -> str:
+    return _with_interval(row.cer, row.cer_interval)
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}".rstrip("0").rstrip(".") if digits else f"{value:.0f}"
+
+
+def difference_text(row: Row) -> str:
+    if row.difference is None:
+        return ""
+    low, high = (f"{100 * edge:+.1f}" for edge in row.difference.interval)
+    return f"{100 * row.difference.wer:+.1f} [{low}, {high}]"
+
+
+def _speed(row: Row, digits: int) -> str:
+    """The real-time factor; one without the tokenizer's part says so."""
+    if row.real_time_factor is None:
+        return ""
+    return f"{row.real_time_factor:.{digits}g}" + (f" ({row.timed})" if row.timed.endswith(" only") else "")
+
+
+def _part(seconds: float | None, row: Row) -> str:
+    """One part of the real-time factor."""
+    return "" if seconds is None or not row.audio_s else f"{seconds / row.audio_s:.3g}"
+
+
+# Heading, text of a row, whether it is a number. A column that is empty in every row is left out.
+_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
+    ("model", lambda row: row.model, False),
+    ("WER % [95 %]", wer_text, True),
+    (DIFFERENCE, difference_text, True),
+    (CER, cer_text, True),
+    ("S", lambda row: str(row.substitutions), True),
+    ("D", lambda row: str(row.deletions), True),
+    ("I", lambda row: str(row.insertions), True),
+    ("N", lambda row: str(row.n_words), True),
+    ("scored", lambda row: str(row.n_scored), True),
+    ("failed", lambda row: str(row.n_failed), True),
+    ("cut off", lambda row: "" if row.n_truncated is None else str(row.n_truncated), True),
+    ("tokens/s", lambda row: _number(row.tokens_per_second), True),
+    ("bit/s", lambda row: _number(row.bitrate_bps, 0), True),
+    ("RTF", lambda row: _speed(row, 3), True),
+    ("encode", lambda row: _part(row.encode_s, row), True),
+    ("generate", lambda row: _part(row.generate_s, row), True),
+    ("decode", lambda row: _part(row.decode_s, row), True),
+]
+# A terminal is narrow: the counts in one column, names folded, and what still does not fit is in the report alone.
+NARROW_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
+    ("WER % [95 %]", wer_text, True),
+    (DIFFERENCE, difference_text, True),
+    (CER, cer_text, True),
+    ("S+D+I/N", lambda row: f"{row.substitutions}+{row.deletions}+{row.insertions}/{row.n_words}", True),
+    ("failed", lambda row: f"{row.n_failed}/{row.n_scored + row.n_failed}", True),
+    ("cut off", lambda row: "" if row.n_truncated is None else str(row.n_truncated), True),
+    ("tokens/s", lambda row: _number(row.tokens_per_second), True),
+    ("RTF", lambda row: _speed(row, 2), True),
+]
+_LEFT_OUT_FIRST = ("RTF", "S+D+I/N", CER, "tokens/s")
+_NAME_WIDTH = 24  # a longer name is folded before a column is left out
+
+
+def columns_of(
+    group: Group, columns: Sequence[tuple[str, Callable[[Row], str], bool]] = tuple(_COLUMNS)
+) -> list[tuple[str, Callable[[Row], str], bool]]:
+    rows = {heading: [*group.rows, *group.beside] for heading, _, _ in columns}
+    rows[DIFFERENCE] = group.rows  # the others' differences belong to their own table
+    return [(heading, text, number) for heading, text, number in columns if any(map(text, rows[heading]))]
+
+
+def format_table(results: Results, width: int = 110) -> str:
+    """The tables as plain text for a terminal of ``width`` columns: one for each task and judge."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, color_system=None)
+    for group in groups_of(results.rows):
+        console.print(Text(caption_of(group)))  # as a table's title it would be folded to the table's width
+        truth = [row for row in group.beside if row.system == "ground_truth"]
+        shown = Group(group.protocol, group.rows, truth)
+        # The others' differences belong to their own table.
+        lines = [(label_of(row, group.rows), row, True) for row in group.rows]
+        lines += [(f"{row.protocol.judge.get('name', '?')} on {row.label}", row, False) for row in truth]
+        columns = {
+            heading: [text(row) if own or heading != DIFFERENCE else "" for _, row, own in lines]
+            for heading, text, _ in columns_of(shown, NARROW_COLUMNS)
+        }
+        names = [label for label, _, _ in lines]
+        for heading in _LEFT_OUT_FIRST:
+            if _natural_width(names, columns) > width:
+                columns.pop(heading, None)
+        table = Table(box=SIMPLE_HEAD)
+        table.add_column("system", overflow="fold")
+        for heading in columns:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for number, name in enumerate(names):
+            cells = (Text(texts[number]) for texts in columns.values())
+            table.add_row(Text(name), *cells, end_section=number == len(group.rows) - 1)
+        console.print(table)
+        against: dict[str, list[str]] = {}
+        for name, row, own in lines:
+            if own and row.difference:
+                against.setdefault(row.difference.against, []).append(name)
+        for other, of in against.items():
+            console.print(Text(f"{DIFFERENCE} against {other}" + (f": {', '.join(of)}" if len(against) > 1 else "")))
+        if against:
+            console.print()
+    for measures in measure_tables(results, briefly=True):
+        console.print(Text(f"{measures.title}. {measures.note}"))
+        table = Table(box=SIMPLE_HEAD)
+        for i in measures.narrow:
+            words = i < measures.names
+            table.add_column(
+                measures.headings[i], justify="left" if words else "right", overflow="fold", no_wrap=not words
+            )
+        for line in measures.lines:
+            table.add_row(*(Text(line[i]) for i in measures.narrow))
+        console.print(table)
+    for block in blocks(results.contrasts, each=False):
+        console.print(Text(f"{block['name']} (a: {block['a']}; b: {block['b']}): {block['scope']}"))
+        table = Table(box=SIMPLE_HEAD)
+        shown = [i for i, heading in enumerate(COLUMNS) if heading != "smallest detectable"]  # a terminal is narrow
+        for heading in (COLUMNS[i] for i in shown):
+            narrowest = {"row": 14, "reading": 19}.get(heading)
+            table.add_column(heading, min_width=narrowest, no_wrap="points" in heading)
+        for line in block["lines"]:
+            table.add_row(*(Text(line[i]) for i in shown))
+        console.print(table)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def _natural_width(names: Sequence[str], columns: dict[str, list[str]]) -> int:
+    """Characters that a terminal table needs: two beside each column's text, one between columns and at either end."""
+    widths = [max(map(len, [heading, *texts])) for heading, texts in columns.items()]
+    return 1 + sum(width + 3 for width in [min(_NAME_WIDTH, max(map(len, names))), *widths])
+
+
+def caption_of(group: Group) -> str:
+    protocol = group.protocol
+    return (
+        f"{group.heading} ({protocol.test_set.name}, {protocol.test_set.n} utterances, "
+        f"normaliser {protocol.normaliser} {protocol.normaliser_version}; {' or '.join(_intervals(group))})"
+    )
+
+
+def _intervals(group: Group) -> list[str]:
+    """How the rows' intervals came about: rows may be compared whose intervals were drawn in other ways."""
+    return list(dict.fromkeys(row.protocol.interval_text() for row in group.rows))
+
+
+def _frame_rate_table(group: Group) -> dict[str, Any] | None:
+    """WER of each system at each frame rate and by each method, where there are several rates."""
+    cells: dict[tuple[float, str], dict[str, list[Row]]] = {}
+    for row in group.rows:
+        if row.frame_rate_hz is not None:
+            at = cells.setdefault((row.frame_rate_hz, row.method), {})
+            at.setdefault(row.system, []).append(row)
+    if len({rate for rate, _ in cells}) < 2:
+        return None
+    systems = [system for system in SYSTEMS if any(system in by_system for by_system in cells.values())]
+    methods = list(dict.fromkeys(method for _, method in cells))
+    return {
+        "systems": [SYSTEM_NAMES[system] for system in systems],
+        "methods": methods != [""],
+        "lines": [
+            (_number(rate), method, [_pooled(cells[rate, method].get(system, [])) for system in systems])
+            for rate, method in sorted(cells, key=lambda key: (-key[0], methods.index(key[1])))
+        ],
+    }
+
+
+def _pooled(rows: Sequence[Row]) -> str:
+    """The WER of one row with its interval, or of several seeds their mean and each of them."""
+    if len(rows) < 2:
+        return "".join(map(wer_text, rows))
+    if None in (row.wer for row in rows) or len({row.seed for row in rows} - {None}) < len(rows):
+        return "; ".join(f"{row.label} {wer_text(row)}" for row in rows)  # not known to differ in seed alone
+    each = ", ".join(_per_cent(row.wer) for row in sorted(rows, key=lambda row: row.seed))
+    return f"{_per_cent(sum(row.wer for row in rows) / len(rows))} (seeds: {each})"
+
+
+def _worst(row: Row) -> list[tuple[str, str, str]]:
+    """(id, errors/words, aligned text) of the worst utterances."""
+    bad = sorted(
+        (u for u in row.utterances if u.errors), key=lambda u: (-u.errors, -u.errors / max(1, u.n_words), u.id)
+    )
+    return [
+        (
+            u.id,
+            f"{u.errors}/{u.n_words}",
+            f"failed: {u.reference}" if u.hypothesis is None else align_text(u.reference, u.hypothesis),
+        )
+        for u in bad[:_WORST]
+    ]
+
+
+def label_of(row: Row, rows: Sequence[Row]) -> str:
+    """A row's label, with its model where another row has the same label."""
+    return f"{row.label}, {row.model}" if sum(other.label == row.label for other in rows) > 1 else row.label
+
+
+def _players(samples: Sequence[Sample], folder: Path) -> list[dict[str, Any]]:
+    """Samples with their audio inlined as data URIs."""
+    shown = []
+    for sample in samples:
+        clips = []
+        for clip in sample.clips:
+            path = folder / clip.audio  # an absolute path stays what it is
+            media_type = _MEDIA_TYPES.get(path.suffix.lower())
+            if media_type is None:
+                raise ValueError(f"{path}: browsers play {', '.join(_MEDIA_TYPES)}; write the clip as one of these")
+            data = base64.b64encode(path.read_bytes()).decode()
+            label = f"{clip.cell}: {clip.label}" if clip.cell else clip.label
+            clips.append({"label": label, "heard": clip.heard, "uri": f"data:{media_type};base64,{data}"})
+        shown.append({"id": sample.id, "text": sample.text, "clips": clips})
+    return shown
+
+
+def _lines(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as dotted key and value, for the protocol's details."""
+    if isinstance(value, dict):
+        return [
+            line for key, inner in value.items() for line in _lines(inner, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    return [(prefix, str(value))]
+
+
+def write_report(results: Results, folder: Path | str) -> Path:
+    """Write ``report.html``: one file with everything in it, no outside resource, all text escaped.
+
+    Args:
+        results: what to show; relative clip paths are looked up in ``folder``.
+        folder: where the page goes.
+
+    Raises:
+        FileNotFoundError: a sample's audio file is missing.
+        ValueError: a sample's audio is of a kind that browsers do not play.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    groups = []
+    for number, group in enumerate(groups_of(results.rows)):
+        labels = [label_of(row, group.rows) for row in group.rows]
+        columns = columns_of(group)
+        groups.append(
+            {
+                "group": group,
+                "columns": columns,
+                "caption": caption_of(group),
+                "frame_rates": _frame_rate_table(group),
+                "bars": _safe(wer_figure(group.rows, labels, f"wer{number}")),
+                "curve": _safe(svg_of(rate_figure(group.rows), f"rate{number}")),
+                "worst": [(label, _worst(row)) for label, row in zip(labels, group.rows, strict=True)],
+                "protocol": _lines(_protocol_details(group)),
+            }
+        )
+    page = environment.get_template("report.html.j2").render(
+        results=results,
+        groups=groups,
+        test_sets=list({group["group"].protocol.test_set: None for group in groups}),
+        judges=list(dict.fromkeys(g["group"].protocol.judge["name"] for g in groups if g["group"].protocol.judge)),
+        book_use=_safe(book_use_figure(most_frames(results.codes), "books")),
+        contrasts=blocks(results.contrasts),
+        contrast_columns=COLUMNS,
+        contrast_note=EXPLANATION,
+        contrast_plot=_safe(svg_of(contrast_figure(results.contrasts), "contrasts")),
+        samples=_players(results.samples, folder),
+        measures=measure_tables(results),
+    )
+    target = folder / REPORT_FILE
+    temporary = target.with_suffix(".html.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, target)
+    return target
+
+
+def _protocol_details(group: Group) -> dict[str, Any]:
+    protocol = group.protocol
+    details: dict[str, Any] = {
+        "judge": protocol.judge or "none: the system's own transcript",
+        "normaliser": f"{protocol.normaliser} {protocol.normaliser_version}",
+        "aggregation": protocol.aggregation,
+        "interval": "; ".join(_intervals(group)),
+        "test set": {
+            "name": protocol.test_set.name,
+            "utterances": protocol.test_set.n,
+            "sha256": protocol.test_set.sha256,
+        },
+    }
+    generation = {label_of(row, group.rows): row.generation for row in group.rows if row.generation}
+    return details | ({"generation": generation} if generation else {})
+
+
+def _safe(svg: str | None) -> Markup | None:
+    """matplotlib escapes the texts inside its SVG; the page must not do so again."""
+    return None if svg is None else Markup(svg)

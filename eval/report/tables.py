@@ -1,0 +1,105 @@
+"""Tables of what is no error rate: the codes' cost and use, and the audio against the recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from eval.codes import CodeStatistics, most_frames
+from eval.schema import SYSTEMS, Results
+from eval.speech.quality import MEASURES_EXPLAINED, QualitySummary
+
+__all__ = ["MeasureTable", "code_table", "measure_tables", "quality_table"]
+
+
+@dataclass(frozen=True)
+class MeasureTable:
+    """One table as text: ``lines`` have one cell for each of ``headings``; the first ``names`` columns are words.
+
+    ``narrow`` are the columns that a terminal has room for.
+    """
+
+    title: str
+    note: str
+    headings: list[str]
+    lines: list[list[str]]
+    names: int
+    narrow: list[int]
+
+
+_CODES: list[tuple[str, Callable[[CodeStatistics], str], bool]] = [
+    ("tokenizer", lambda c: c.label, True),
+    ("codes of", lambda c: c.data, True),
+    ("Hz", lambda c: f"{c.frame_rate_hz:g}", True),
+    ("bit/s, book 0", lambda c: f"{c.bitrate_semantic_bps:.0f}", False),
+    ("bit/s, all books", lambda c: f"{c.bitrate_bps:.0f}", True),
+    ("books", lambda c: str(len(c.books)), False),
+    ("scored", lambda c: str(c.n_scored), False),
+    ("failed", lambda c: str(c.n_failed), False),
+    ("frames", lambda c: str(c.n_frames), True),
+    ("book 0: entries used", lambda c: f"{c.books[0].used} of {c.books[0].size}", False),
+    ("book 0: used %", lambda c: f"{100 * c.books[0].use:.1f}", True),
+    ("entropy, bits", lambda c: f"{c.books[0].entropy_bits:.2f}", False),
+    ("perplexity", lambda c: f"{c.books[0].perplexity:.0f}", True),
+]
+_MEASURES = {"log-mel dB": ("mel_distance_db", 2), "STOI": ("stoi", 3), "PESQ": ("pesq", 2)}
+
+
+def code_table(codes: Sequence[CodeStatistics]) -> MeasureTable:
+    """Cost and use of each tokenizer's codes."""
+    shown = [column for column in _CODES if column[0] != "codes of" or any(item.data for item in codes)]
+    return MeasureTable(
+        title="Speech codes",
+        note="Nominal bitrate: frame rate times log2 of the book sizes. Use and perplexity are bounded by the number "
+        "of frames.",
+        headings=[heading for heading, _, _ in shown],
+        lines=[[text(item) for _, text, _ in shown] for item in codes],
+        names=sum(heading in ("tokenizer", "codes of") for heading, _, _ in shown),
+        narrow=[i for i, (_, _, narrow) in enumerate(shown) if narrow],
+    )
+
+
+def quality_table(quality: Sequence[QualitySummary]) -> MeasureTable:
+    """The tokenizers' audio against the recordings, each mean with its interval."""
+    placed = any(item.test_set for item in quality)
+    headings = ["system", "model", *(["recordings"] if placed else []), "scored", "failed"]
+    headings += [*_MEASURES, "level, dB", "remarks"]
+    lines = []
+    places = list(dict.fromkeys(item.test_set for item in quality))
+    for item in sorted(quality, key=lambda item: (places.index(item.test_set), _place(item))):
+        words = [item.label, item.model, *([item.test_set] if placed else [])]
+        values = [_measure(item, measure, digits) for measure, digits in _MEASURES.values()]
+        level = _measure(item, "level_difference_db", 1, interval=False)
+        lines.append([*words, str(item.n_scored), str(item.n_failed), *values, level, "; ".join(item.notes)])
+    first = headings.index("scored")
+    return MeasureTable(
+        title="Audio against the recordings",
+        note=f"Means over the clips scored [95 %]; failed: no audio to compare, in no mean. {MEASURES_EXPLAINED}",
+        headings=headings,
+        lines=lines,
+        names=first,
+        narrow=[0, *([2] if placed else []), *range(first + 1, first + 2 + len(_MEASURES))],
+    )
+
+
+def _place(item: QualitySummary) -> int:
+    """Where a kind of system stands among the others; at the end where it is not known."""
+    return SYSTEMS.index(item.system) if item.system in SYSTEMS else len(SYSTEMS)
+
+
+def _measure(item: QualitySummary, measure: str, digits: int, interval: bool = True) -> str:
+    value = getattr(item, measure)
+    if value is None:
+        return "n/a"
+    text = f"{value:.{digits}f}"
+    if interval and measure in item.intervals:
+        low, high = item.intervals[measure]
+        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
+    measured = item.n_measured.get(measure, item.n_scored)
+    return text if measured == item.n_scored else f"{text} ({measured} clips)"
+
+
+def measure_tables(results: Results, briefly: bool = False) -> list[MeasureTable]:
+    """Those of the two tables that have a line; ``briefly`` with each tokenizer's largest set of codes alone."""
+    tables = [code_table(most_frames(results.codes) if briefly else results.codes)] if results.codes else []
+    return tables + ([quality_table(results.quality)] if results.quality else [])

@@ -1,0 +1,181 @@
+"""Corpus word and character error rates, with every count kept per utterance so that intervals can be drawn from them.
+
+What is counted, and how the edges are handled:
+
+- WER = (S + D + I) / N over the whole corpus, N the number of reference words; CER the same over characters, single
+  spaces between words included.
+- A hypothesis of ``None`` means that the system gave no answer (unreadable audio, a crash). It is counted in
+  ``n_failed`` AND scored as if every reference word had been deleted: a system never looks better for failing.
+- An empty hypothesis is an answer: all words deleted, not failed.
+- An empty reference adds nothing to N; words heard there are insertions. If no reference has a word, the rates are
+  ``None``: there is nothing to divide by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+import jiwer
+
+from eval.text.normalisers import Normaliser
+
+__all__ = ["ErrorRates", "UtteranceErrors", "align_text", "error_listing", "score_pairs"]
+
+
+@dataclass(frozen=True)
+class UtteranceErrors:
+    """Counts of one utterance; ``reference`` and ``hypothesis`` are the normalised texts that were compared.
+
+    ``speaker`` is empty where it is not known.
+    """
+
+    id: str
+    reference: str
+    hypothesis: str | None
+    substitutions: int
+    deletions: int
+    insertions: int
+    n_words: int
+    character_errors: int
+    n_characters: int
+    speaker: str = ""
+
+    @property
+    def errors(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+
+@dataclass(frozen=True)
+class ErrorRates:
+    """Corpus rates, their counts, and the utterances they were summed from.
+
+    ``n_scored`` utterances had a hypothesis, ``n_failed`` had none; both are in the rates.
+    """
+
+    wer: float | None
+    cer: float | None
+    substitutions: int
+    deletions: int
+    insertions: int
+    n_words: int
+    n_characters: int
+    n_scored: int
+    n_failed: int
+    utterances: list[UtteranceErrors] = field(repr=False)
+
+
+def _counts(alignment: list[jiwer.AlignmentChunk]) -> tuple[int, int, int]:
+    """(substitutions, deletions, insertions) of one alignment."""
+    substitutions = sum(c.ref_end_idx - c.ref_start_idx for c in alignment if c.type == "substitute")
+    deletions = sum(c.ref_end_idx - c.ref_start_idx for c in alignment if c.type == "delete")
+    insertions = sum(c.hyp_end_idx - c.hyp_start_idx for c in alignment if c.type == "insert")
+    return substitutions, deletions, insertions
+
+
+def score_pairs(
+    references: Sequence[str],
+    hypotheses: Sequence[str | None],
+    normaliser: Normaliser,
+    ids: Sequence[str] | None = None,
+    speakers: Sequence[str] | None = None,
+) -> ErrorRates:
+    """Score hypotheses against references, utterance by utterance and for the corpus.
+
+    Args:
+        references: what was said.
+        hypotheses: what was heard, in the same order; ``None`` where the system failed.
+        normaliser: applied to both sides.
+        ids: utterance ids, kept with the counts; positions ("0", "1", ...) where absent.
+        speakers: who spoke each utterance, kept with the counts; empty where unknown.
+
+    Raises:
+        ValueError: unequal lengths, no utterances at all, or an id that occurs twice.
+    """
+    ids = [str(i) for i in range(len(references))] if ids is None else list(ids)
+    speakers = [""] * len(ids) if speakers is None else list(speakers)
+    if not len(references) == len(hypotheses) == len(ids) == len(speakers):
+        raise ValueError(
+            f"references ({len(references)}), hypotheses ({len(hypotheses)}), ids ({len(ids)}) and speakers "
+            f"({len(speakers)}) differ in number: "
+            "give one hypothesis for each reference, None where there is no answer"
+        )
+    if not ids:
+        raise ValueError("there are no utterances to score")
+    if len(set(ids)) != len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise ValueError(f"utterance id {twice!r} occurs more than once: ids must be unique within a test set")
+    said = [normaliser(text) for text in references]
+    heard = [None if text is None else normaliser(text) for text in hypotheses]
+    filled = [text or "" for text in heard]
+    words = jiwer.process_words(said, filled).alignments
+    characters = jiwer.process_characters(said, filled).alignments
+    utterances = [
+        UtteranceErrors(
+            id=ids[i],
+            reference=said[i],
+            hypothesis=heard[i],
+            **dict(zip(("substitutions", "deletions", "insertions"), _counts(words[i]), strict=True)),
+            n_words=len(said[i].split()),
+            character_errors=sum(_counts(characters[i])),
+            n_characters=len(said[i]),
+            speaker=speakers[i],
+        )
+        for i in range(len(ids))
+    ]
+    n_words = sum(u.n_words for u in utterances)
+    n_characters = sum(u.n_characters for u in utterances)
+    n_failed = sum(u.hypothesis is None for u in utterances)
+    return ErrorRates(
+        wer=sum(u.errors for u in utterances) / n_words if n_words else None,
+        cer=sum(u.character_errors for u in utterances) / n_characters if n_characters else None,
+        substitutions=sum(u.substitutions for u in utterances),
+        deletions=sum(u.deletions for u in utterances),
+        insertions=sum(u.insertions for u in utterances),
+        n_words=n_words,
+        n_characters=n_characters,
+        n_scored=len(utterances) - n_failed,
+        n_failed=n_failed,
+        utterances=utterances,
+    )
+
+
+def align_text(reference: str, hypothesis: str) -> str:
+    """One line with the errors marked: ``bin (blue->white) at (f->*) (*->and) two``.
+
+    ``(a->b)`` was heard as something else, ``(a->*)`` was missed, ``(*->b)`` was added.
+    """
+    output = jiwer.process_words([reference], [hypothesis])
+    said, heard = output.references[0], output.hypotheses[0]
+    parts: list[str] = []
+    for chunk in output.alignments[0]:
+        reference_words = said[chunk.ref_start_idx : chunk.ref_end_idx]
+        hypothesis_words = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        if chunk.type == "equal":
+            parts += reference_words
+        else:
+            parts += [f"({a}->{b})" for a, b in zip_longest(reference_words, hypothesis_words, fillvalue="*")]
+    return " ".join(parts)
+
+
+def error_listing(rates: ErrorRates, title: str = "") -> str:
+    """Every utterance as text, worst first, in the style of icefall's error statistics.
+
+    Worst is the larger number of word errors, then the larger share of wrong words, then the id.
+    """
+
+    def share(u: UtteranceErrors) -> float:
+        return u.errors / max(u.n_words, 1)
+
+    wer = "n/a" if rates.wer is None else f"{100 * rates.wer:.2f} %"
+    lines = [
+        f"# {title}".rstrip(),
+        f"# WER {wer}: {rates.substitutions} substituted, {rates.deletions} deleted, {rates.insertions} inserted "
+        f"of {rates.n_words} words; {rates.n_scored} utterances scored, {rates.n_failed} failed",
+        "# (said->heard); (said->*) missed; (*->heard) added; worst utterances first",
+    ]
+    for u in sorted(rates.utterances, key=lambda u: (-u.errors, -share(u), u.id)):
+        text = "FAILED: " + u.reference if u.hypothesis is None else align_text(u.reference, u.hypothesis)
+        lines.append(f"{u.id}\t{u.errors}/{u.n_words}\t{text}")
+    return "\n".join(lines) + "\n"

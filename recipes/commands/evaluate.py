@@ -1,0 +1,549 @@
+"""``slm evaluate``: scores for recordings, a tokenizer and an SLM's predictions, in ``results.json`` and a report.
+
+Each judge reads every system's audio: the recordings (ground truth), the tokenizer's reconstruction, semantic
+reconstruction and resynthesis, and synthesised speech. The SLM's own transcripts are scored text against text. Every
+row has S, D, I, N, its interval and its protocol; whatever fails is counted and scored as all words missed. Audio is
+made once, however many judges read it, a batch at a time, and not kept: memory follows the longest recording, not their
+number. What judges heard is kept as they go: an evaluation that was killed goes on.
+
+Real-time factors: (encode + generate) / seconds heard for ASR, (generate + decode) / seconds spoken for TTS, (encode +
+decode) / seconds for a tokenizer's own rows; reading and writing of files is not counted.
+
+Errors: ConfigError for settings, predictions or data that do not fit together; JudgeError for a judge that is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from eval.codes import CodeStatistics, code_statistics
+from eval.judges.judge import JudgeConfig, check_judge, conditions_of, load_judge
+from eval.judges.transcripts import CarefulJudge
+from eval.report.markdown import write_markdown
+from eval.report.page import format_table, write_report
+from eval.schema import (
+    Difference,
+    Protocol,
+    Results,
+    Row,
+    TestSet,
+    compare_rows,
+    make_row,
+    save_results,
+    test_set_sha256,
+)
+from eval.stats import ENOUGH_SPEAKERS
+from eval.text.normalisers import Normaliser, get_normaliser
+from eval.text.wer import score_pairs
+from recipes.config import ConfigError, Problems
+from recipes.runs.embedded import resolve_judge
+from recipes.runs.inputs import check_sources
+from recipes.runs.runtime import MAY_CHANGE, RunFolder, describe_run, log, read_json, resolve_device, resolve_precision
+from recipes.scoring.code_use import corpus_code_statistics
+from recipes.scoring.kept import KeptLines
+from recipes.scoring.listening import CLIP_S, Listening, Players, spread, write_listings
+from recipes.scoring.systems import (
+    CodecSystems,
+    Predictions,
+    Recordings,
+    System,
+    Take,
+    model_label,
+    precision_of,
+    predicted_audio,
+    predicted_system,
+    predictions_sha256,
+    read_predictions,
+)
+from slm.corpus import CodedCorpus
+from tokenizer import load_tokenizer
+from tokenizer.data.manifest import DataSource, Utterance, read_sources
+from tokenizer.precision import exact_fp32
+
+AUDIO_HZ = 16_000  # recordings, where no tokenizer asks for another rate, and synthesised speech
+# Row kinds against which a row's difference is drawn, the first that there is.
+BASELINES = {
+    "reconstruction": ("ground_truth",),
+    "semantic_reconstruction": ("ground_truth",),
+    "resynthesis": ("ground_truth",),
+    "tts": ("semantic_reconstruction", "reconstruction", "ground_truth"),
+}
+
+
+@dataclass
+class Config:
+    """What is scored, by whom, and under which protocol."""
+
+    run_dir: str = field(default="runs/evaluate", metadata={"help": "where results.json and report.html go"})
+    title: str = field(default="Evaluation", metadata={"help": "heading of the report"})
+    judges: list[JudgeConfig] = field(
+        default_factory=list,
+        metadata={"help": "recognisers that read the audio; none: only ASR predictions are scored"},
+    )
+    normaliser: str = field(
+        default="basic", metadata={"help": "basic (basic:de, ...), whisper-english (read speech only) or none"}
+    )
+    data: list[DataSource] = field(
+        default_factory=list, metadata={"help": "recordings and transcripts of the test set; none: predictions alone"}
+    )
+    split: str = field(default="test", metadata={"help": "split of the data"})
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "embedded-12.5hz and so on, folder, preset or hub name: adds its rows and codes' statistics"},
+    )
+    predictions: list[str] = field(
+        default_factory=list, metadata={"help": "folders (or predictions.jsonl) of slm transcribe / slm synthesize"}
+    )
+    codes: list[str] = field(
+        default_factory=list,
+        metadata={"help": "coded corpora (slm encode): how much of the tokenizer's books a whole split uses"},
+    )
+    codes_split: str = field(default="train", metadata={"help": "split of `codes`; varied copies do not count"})
+    limit: int | None = field(default=None, metadata={"help": "score the first N utterances only"})
+    samples: int = field(default=4, metadata={"help": "utterances to listen to in the report"})
+    quality: bool = field(default=True, metadata={"help": "log-mel distance, STOI and PESQ of the tokenizer's audio"})
+    seed: int = field(default=0, metadata={"help": "of the bootstrap"})
+    bootstrap_samples: int = field(default=10_000, metadata={"help": "resamples of the bootstrap"})
+    batch_seconds: float = field(
+        default=60.0,
+        metadata={"help": "padded audio that is held and encoded at a time; longer recordings go in such chunks"},
+    )
+    transcripts_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "where what the judges heard is kept; evaluations that share it read no audio twice (those of a "
+            "comparison do); null: run_dir/transcripts",
+            MAY_CHANGE: True,
+        },
+    )
+    resample: Literal["auto", "utterances", "speakers"] = field(
+        default="auto",
+        metadata={"help": f"what the bootstrap draws; auto: speakers where there are {ENOUGH_SPEAKERS} or more"},
+    )
+    precision: str = field(
+        default="auto",
+        metadata={"help": "of the tokenizer: fp32, bf16 or fp16; auto: that of `codes` and `predictions`, else fp32"},
+    )
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
+    strict: bool = field(default=False, metadata={"help": "stop at the first recording that we or a judge cannot read"})
+    allow_untrained: bool = field(default=False, metadata={"help": "accept a preset's random weights"})
+
+    def __post_init__(self) -> None:
+        if self.bootstrap_samples < 1 or self.batch_seconds <= 0 or self.samples < 0:
+            raise ValueError("bootstrap_samples must be at least 1, batch_seconds above 0, samples 0 or more")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit}: must be at least 1, or null for all")
+
+
+@dataclass
+class Job:
+    """Everything checked and read, but no audio yet."""
+
+    utterances: list[Utterance]  # empty where predictions alone are scored
+    texts: dict[str, str]
+    predictions: list[Predictions]
+    identities: list[dict[str, Any]]
+    tokenizer: Any
+    test_set: TestSet
+    normaliser: Normaliser
+    precision: str
+    device: str
+    code_use: list[CodeStatistics]
+    speakers: dict[str, str]  # id -> speaker, empty where unknown
+    n_speakers: int | None  # None: not known of every utterance
+    resampled: str  # by the bootstrap: utterances or speakers
+
+    @property
+    def ids(self) -> list[str]:
+        return list(self.texts)
+
+    def fingerprint(self) -> str:
+        """Digest of the inputs: the same configuration over other inputs is another evaluation."""
+        inputs = [self.test_set.sha256, *map(predictions_sha256, self.predictions), self.identities]
+        if self.tokenizer is not None:
+            inputs.append(self.tokenizer.fingerprint(self.precision))
+        if self.resampled == "speakers":
+            inputs.append(self.speakers)
+        if self.code_use:
+            inputs.append([asdict(item) for item in self.code_use])
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+    def protocol(self, config: Config, task: str, judge: dict[str, Any]) -> Protocol:
+        return Protocol(
+            task=task,
+            judge=judge,
+            normaliser=self.normaliser.name,
+            normaliser_version=self.normaliser.version,
+            test_set=self.test_set,
+            seed=config.seed,
+            bootstrap_samples=config.bootstrap_samples,
+            resampled=self.resampled,
+            n_speakers=self.n_speakers,
+        )
+
+
+def _check_parts(config: Config) -> None:
+    """Whether each part is there by itself; raises all that is not, together."""
+    problems = Problems("slm evaluate")
+    problems.attempt(RunFolder(config.run_dir).check, config)
+    problems.attempt(get_normaliser, config.normaliser)
+    device = problems.attempt(resolve_device, config.device)
+    problems.attempt(resolve_precision, config.precision, device or "cpu")
+    for name in config.predictions:
+        problems.attempt(read_predictions, name)
+    for judge in config.judges:
+        problems.attempt(lambda judge=judge: check_judge(resolve_judge(judge)))
+    for folder in config.codes:
+        problems.attempt(CodedCorpus.open, folder)
+    if config.data:
+        check_sources(problems, config.data, [config.split])
+    if problems.errors and config.tokenizer:
+        problems.attempt(load_tokenizer, config.tokenizer)
+    problems.told()
+
+
+def prepare(config: Config) -> Job:
+    """Check every setting against every other. Raises ConfigError, DataError, JudgeError."""
+    _check_parts(config)
+    if not config.data and not config.predictions:
+        raise ConfigError("nothing to score: give data (a test set), predictions, or both")
+    if config.tokenizer and not config.data:
+        raise ConfigError("tokenizer needs recordings to encode: give data as well")
+    normaliser = get_normaliser(config.normaliser)
+    predictions = [read_predictions(name) for name in config.predictions]
+    if not config.judges and (config.data and not predictions or any(p.task == "tts" for p in predictions)):
+        raise ConfigError("judges: audio needs a reader; give at least one, e.g. judges=[{name: pocketsphinx}]")
+    identities = [check_judge(resolve_judge(judge)) for judge in config.judges]
+    names = [identity["name"] for identity in identities]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"judges: two are called the same ({', '.join(names)}); set `label` to tell them apart")
+    utterances = read_sources(config.data, config.split)[: config.limit] if config.data else []
+    texts, name = _test_texts(config, utterances, predictions, normaliser)
+    tokenizer = None
+    device = resolve_device(config.device)
+    if config.tokenizer:
+        tokenizer = load_tokenizer(config.tokenizer)
+        if not tokenizer.trained and not config.allow_untrained:
+            raise ConfigError(
+                f"tokenizer {config.tokenizer} has random weights: its rows would mean nothing. Name a trained folder, "
+                "or set allow_untrained=true for a trial of the plumbing"
+            )
+    precision = resolve_precision(config.precision, device)
+    if config.precision == "auto" and tokenizer is not None:
+        coded = [CodedCorpus.open(folder).metadata.fingerprint for folder in config.codes]
+        precision = precision_of(tokenizer, [*coded, *(found.sidecar.get("fingerprint") for found in predictions)])
+    speakers = {u.id: u.speaker for u in utterances}
+    n_speakers = len(set(speakers.values())) if speakers and all(speakers.values()) else None
+    return Job(
+        utterances=utterances,
+        texts=texts,
+        predictions=predictions,
+        identities=identities,
+        tokenizer=tokenizer,
+        test_set=TestSet(name, test_set_sha256(list(texts.items())), len(texts)),
+        normaliser=normaliser,
+        precision=precision,
+        device=device,
+        code_use=_code_use(config, tokenizer, precision),
+        speakers=speakers,
+        n_speakers=n_speakers,
+        resampled=_resampled(config, n_speakers),
+    )
+
+
+def _resampled(config: Config, n_speakers: int | None) -> str:
+    """What the bootstrap draws. Raises ConfigError where speakers are asked for and there are none to draw."""
+    if config.resample == "speakers" and (n_speakers or 0) < 2:
+        found = "one speaker alone" if n_speakers else "utterances whose speaker is not known"
+        raise ConfigError(
+            f"resample=speakers: the test set has {found}; name speakers in its manifest, or set resample=utterances"
+        )
+    enough = (n_speakers or 0) >= ENOUGH_SPEAKERS
+    return "speakers" if config.resample == "speakers" or (config.resample == "auto" and enough) else "utterances"
+
+
+def _code_use(config: Config, tokenizer: Any, precision: str) -> list[CodeStatistics]:
+    """How the coded corpora use the books. Raises CorpusError, ConfigError: missing, or of another tokenizer."""
+    if not config.codes:
+        return []
+    if tokenizer is None:
+        raise ConfigError("codes: give the tokenizer that they were encoded with as well")
+    label, own = model_label(config.tokenizer), tokenizer.fingerprint(precision)
+    return [corpus_code_statistics(folder, config.codes_split, label, own) for folder in config.codes]
+
+
+def _test_texts(
+    config: Config, utterances: Sequence[Utterance], predictions: Sequence[Predictions], normaliser: Normaliser
+) -> tuple[dict[str, str], str]:
+    """Reference texts by id, and the test set's name; with data, predictions must speak of the same texts."""
+    if not utterances:
+        # All that any of them speaks of: what one of them has no line for counts as failed there.
+        every = {i: found.reference(i) for found in reversed(predictions) for i in found.lines}
+        order = dict.fromkeys(i for found in predictions for i in found.lines)
+        texts = {i: every[i] for i in list(order)[: config.limit]}
+        name = predictions[0].path.parent.name
+    else:
+        texts = {u.id: u.text for u in utterances}
+        folders = [Path(s.path).parent if Path(s.path).suffix else Path(s.path) for s in config.data]
+        name = f"{' + '.join(dict.fromkeys(folder.name for folder in folders))} {config.split}"
+    if not any(normaliser(text) for text in texts.values()):
+        raise ConfigError(f"{name}: no utterance has a transcript, so there is nothing to score against")
+    for found in predictions:
+        shared = [i for i in texts if i in found.lines]
+        if not shared:
+            raise ConfigError(f"predictions: {found.path} has none of the {len(texts)} utterances of {name}")
+        for i in shared:
+            if normaliser(found.reference(i)) != normaliser(texts[i]):
+                raise ConfigError(
+                    f"predictions: {found.path}: utterance {i!r} was {found.reference(i)!r}, the test set says "
+                    f"{texts[i]!r}; score predictions on the data they were made from"
+                )
+    return texts, name
+
+
+def plan(config: Config) -> dict[str, object]:
+    """What an evaluation would do; raises all that would stop it, together."""
+    job = prepare(config)
+    seconds = [u.duration for u in job.utterances if u.duration is not None]
+    facts: dict[str, object] = {
+        "test set": job.test_set.name,
+        "utterances": job.test_set.n,
+        "reference words": sum(len(job.normaliser(text).split()) for text in job.texts.values()),
+        "minutes of recordings": round(sum(seconds) / 60, 2),
+        "normaliser": f"{job.normaliser.name} {job.normaliser.version}",
+        "intervals": job.protocol(config, "speech", {}).interval_text(),
+        "judges": {identity["name"]: f"{identity['kind']}, {identity['decoding']}" for identity in job.identities},
+        "device": job.device,
+        "result": str(RunFolder(config.run_dir).path("report.html")),
+    }
+    if job.tokenizer is not None:
+        tokenizer = job.tokenizer.config
+        facts["tokenizer"] = {
+            "name": model_label(config.tokenizer),
+            "frame rate (Hz)": tokenizer.frame_rate,
+            "codebooks": tokenizer.codebook_sizes,
+            "speech tokens (about)": round(sum(seconds) * tokenizer.frame_rate),
+        }
+    for found in job.predictions:
+        facts[f"predictions {found.path.parent}"] = f"{found.task}, {sum(i in found.lines for i in job.ids)} utterances"
+    return facts
+
+
+@exact_fp32()  # judges and tokenizers whose protocol says fp32
+def run(config: Config) -> Path:
+    """Score everything and write the run folder; returns it."""
+    folder = RunFolder(config.run_dir)
+    folder.check(config)
+    job = prepare(config)
+    if folder.complete:
+        if read_json(folder.path("run.json")).get("data_fingerprint") != job.fingerprint():
+            raise ConfigError(
+                f"{config.run_dir} holds the scores of other inputs (predictions, texts, judge or tokenizer have "
+                "changed since): choose another run_dir, or start over with --restart"
+            )
+        log.info("%s is complete: skipped", config.run_dir)
+        return folder.folder
+    judges = _load_judges(config, job.device)  # before any other work: one may be missing
+    folder.start(config, job.fingerprint())
+    work = _gather(config, job)
+    playable = set(work.recordings.readable if work.recordings else ())
+    playable |= {i for found, _ in work.spoken for i, line in found.lines.items() if line.get("audio")}
+    players = Players(folder.path("samples"), spread([i for i in job.texts if i in playable], config.samples))
+    listening = Listening(work.systems, judges, players, config.quality)
+    for take in work.takes(job.ids, config.batch_seconds):
+        listening.take(take)
+    if work.codec is not None:
+        work.codec.finish()
+    for judge in judges:
+        judge.check()
+    notes = _failures(job, work, judges)
+    if players.cut:
+        notes.append(f"players hold the first {CLIP_S:g} s of longer recordings")
+    rows = _rows(config, job, work.systems, judges)
+    results = Results(
+        title=config.title,
+        rows=rows,
+        codes=_codes(config, job, work.codec),
+        quality=listening.quality(
+            job.ids,
+            job.test_set.name,
+            config.bootstrap_samples,
+            config.seed,
+            job.speakers if job.resampled == "speakers" else None,
+        ),
+        samples=players.samples(job.texts, work.systems, job.test_set.sha256),
+        notes=notes + _speed_notes(rows),
+        created=time.strftime("%Y-%m-%d %H:%M"),
+        versions=describe_run(config)["versions"],
+    )
+    save_results(results, folder.folder)
+    write_report(results, folder.folder)
+    write_markdown(results, folder.folder)
+    write_listings(folder.folder, rows)
+    print(format_table(results), flush=True)
+    folder.mark_complete({f"{row.protocol.judge.get('name', 'asr')}: {row.name}": row.wer for row in rows})
+    log.info("report: %s", folder.path("report.html"))
+    return folder.folder
+
+
+def _failures(job: Job, work: Work, judges: Sequence[CarefulJudge]) -> list[str]:
+    """What could not be read, by us or by a judge. Raises ConfigError where that is every recording."""
+    notes = work.notes + [f"counted as failed: {error}" for judge in judges for error in judge.errors]
+    if work.recordings is None:
+        return notes
+    unread = [work.recordings.notes[i] for i in job.texts if i in work.recordings.notes]
+    if len(unread) == len(job.utterances):
+        raise ConfigError(f"{job.test_set.name}: no recording can be read; the first: {unread[0]}")
+    return unread + notes
+
+
+def _codes(config: Config, job: Job, codec: CodecSystems | None) -> list[CodeStatistics]:
+    """How the tokenizer's books are used, here and in the coded corpora."""
+    if codec is None:
+        return job.code_use
+    facts, label = codec.tokenizer.config, model_label(config.tokenizer)
+    return [
+        code_statistics(
+            codec.codes,
+            facts.codebook_sizes,
+            facts.frame_rate,
+            label,
+            job.test_set.name,
+            len(job.utterances) - len(codec.codes),
+        ),
+        *job.code_use,
+    ]
+
+
+def _rows(config: Config, job: Job, systems: Sequence[System], judges: Sequence[CarefulJudge]) -> list[Row]:
+    """Every judge's rows of all that it read, then the SLM's own transcripts."""
+    rows: list[Row] = []
+    spoken = [system for system in systems if system.kind != "asr"]
+    for judge in judges:
+        protocol = job.protocol(config, "speech", judge.judge.identity)
+        judged = [_row(job, protocol, system, system.heard[judge.name]) for system in spoken]
+        _add_differences(judged, spoken)
+        rows += judged
+    own = [system for system in systems if system.kind == "asr"]
+    return rows + [_row(job, job.protocol(config, "asr", {}), system, system.texts) for system in own]
+
+
+def _load_judges(config: Config, device: str) -> list[CarefulJudge]:
+    """Every judge, with what it has heard already: one small file for each and the conditions it reads under.
+
+    Raises:
+        JudgeError: one cannot be loaded.
+    """
+    folder = Path(config.transcripts_dir or RunFolder(config.run_dir).path("transcripts"))
+    judges = []
+    for settings in config.judges:
+        judge = load_judge(resolve_judge(settings), device)
+        path, conditions = None, conditions_of(judge.identity, device)
+        if conditions is not None:
+            number = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:12]
+            path = folder / f"{judge.identity['kind']}-{number}.jsonl"
+        judges.append(CarefulJudge(judge, KeptLines(path, conditions), config.strict))
+    return judges
+
+
+@dataclass
+class Work:
+    """What is scored, and where its audio comes from."""
+
+    systems: list[System]
+    notes: list[str]
+    recordings: Recordings | None = None
+    codec: CodecSystems | None = None
+    spoken: list[tuple[Predictions, System]] = field(default_factory=list)
+
+    def takes(self, ids: Sequence[str], batch_seconds: float) -> Iterator[Take]:
+        """All audio, a batch at a time: recordings, what the tokenizer makes of them, synthesised speech."""
+        for batch in self.recordings.batches() if self.recordings is not None else ():
+            yield Take(self.recordings.system, batch)
+            if self.codec is not None:
+                yield from self.codec.takes(batch)
+        for predictions, system in self.spoken:
+            yield from predicted_audio(predictions, system, ids, batch_seconds, self.notes)
+
+
+def _gather(config: Config, job: Job) -> Work:
+    """Every system, named, without its audio yet."""
+    work = Work(systems=[], notes=[])
+    if job.utterances and (config.judges or job.tokenizer is not None):
+        rate = job.tokenizer.config.sampling_rate if job.tokenizer is not None else AUDIO_HZ
+        work.recordings = Recordings(job.utterances, rate, config.batch_seconds, config.strict)
+        work.systems.append(work.recordings.system)
+        if job.tokenizer is not None:
+            tokenizer, label = job.tokenizer.to(job.device), model_label(config.tokenizer)
+            work.codec = CodecSystems(tokenizer, label, config.batch_seconds, job.precision, job.device)
+            work.systems += work.codec.systems
+    for predictions in job.predictions:
+        system, more = predicted_system(predictions, job.ids, AUDIO_HZ)
+        work.systems.append(system)
+        work.notes += more
+        if predictions.task == "tts":
+            work.spoken.append((predictions, system))
+        own = job.tokenizer.fingerprint(job.precision) if job.tokenizer is not None else None
+        if own and system.fingerprint and system.fingerprint != own:
+            work.notes.append(
+                f"{predictions.path}: made with other codes than those of tokenizer {config.tokenizer} at "
+                f"{job.precision}, so none of its rows is their topline"
+            )
+    systems = work.systems
+    names = [system.name for system in systems]
+    for position, system in enumerate(systems):
+        if names.count(names[position]) > 1:  # several models at one task: a row's name tells them apart
+            number = names[: position + 1].count(names[position])
+            same = [s.model for s in systems if s.kind == system.kind].count(system.model) > 1
+            system.name = f"{names[position]} ({system.model}{f' {number}' if same else ''})"
+    return work
+
+
+def _speed_notes(rows: Sequence[Row]) -> list[str]:
+    """On which machine the rows' real-time factors were measured."""
+    machines: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.machine and row.real_time_factor is not None:
+            machines.setdefault(row.machine, {})[row.name] = None
+    every = len(machines) == 1
+    return [
+        f"real-time factors{'' if every else ' of ' + ', '.join(names)} were measured on {machine}"
+        for machine, names in machines.items()
+    ]
+
+
+def _row(job: Job, protocol: Protocol, system: System, texts: dict[str, str | None]) -> Row:
+    speakers = [job.speakers.get(i, "") for i in job.ids]
+    rates = score_pairs(list(job.texts.values()), [texts.get(i) for i in job.ids], job.normaliser, job.ids, speakers)
+    return make_row(system.name, system.kind, system.model, protocol, rates, **system.facts)
+
+
+def _add_differences(rows: list[Row], systems: list[System]) -> None:
+    """Draw each row's difference from its topline.
+
+    A TTS row's is the decoder it speaks with (same tokenizer, as many books), if that was scored.
+    """
+    for row, system in zip(rows, systems, strict=True):
+        for kind in BASELINES.get(row.system, ()):
+            against = next(
+                (
+                    other
+                    for other, source in zip(rows, systems, strict=True)
+                    if other.system == kind
+                    and (
+                        kind == "ground_truth"
+                        or (source.fingerprint, other.tokens_per_second) == (system.fingerprint, row.tokens_per_second)
+                    )
+                ),
+                None,
+            )
+            if against is not None and len(row.utterances) > 1:
+                found = compare_rows(row, against)
+                row.difference = Difference(against.name, found.difference, found.interval, found.p_value)
+                break

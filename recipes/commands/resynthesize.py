@@ -1,0 +1,406 @@
+"""``slm resynthesize``: your own recordings through one or more speech tokenizers, and back to sound.
+
+For each tokenizer (the embedded ones where none is named) and each of its ways back (reconstruction, semantic
+reconstruction, resynthesis) a WAV, beside it the
+recording as the tokenizers heard it; ``resynthesis.json`` with frame rate, bitrate, speed and scores; ``index.html``, a
+page to listen to. Recordings are read, encoded, decoded, written and scored piece by piece: memory does not grow with
+their length where the tokenizer can be cut into chunks. Each start makes everything anew, once it has read every
+recording whole; nothing is written over but what `slm resynthesize` wrote.
+
+Not here: corpora (``slm encode``), WER over a test set (``slm evaluate``).
+
+Shapes: S samples, s samples of one block, K books, F code frames; waveforms (S,), codes (K, F).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import soundfile
+import torch
+
+from eval.codes import nominal_bitrate
+from eval.judges.judge import Judge, JudgeConfig, check_judge, load_judge
+from recipes.config import ConfigError, Problems
+from recipes.encoding.audio import encode_recording
+from recipes.runs.embedded import RECOGNISERS, TOKENIZERS, resolve_judge
+from recipes.runs.output_names import distinct, file_name, labels_of
+from recipes.runs.progress import progress
+from recipes.runs.runtime import (
+    atomic_write_text,
+    describe_run,
+    disk_errors,
+    log,
+    resolve_device,
+    resolve_precision,
+    seed_everything,
+)
+from recipes.scoring.resynthesis_report import RESULTS_FILE, means, print_tables, refuse_foreign_files, write_page
+from recipes.scoring.resynthesis_scores import MOST_PIECES, PIECE_S, hear, heard_otherwise, scores
+from tokenizer import load_tokenizer
+from tokenizer.data.manifest import AudioError, Utterance
+from tokenizer.long_form.chunking import CHUNK_S, can_chunk, decode_blocks
+from tokenizer.long_form.long_audio import LongAudio
+from tokenizer.precision import exact_fp32
+
+
+@dataclass
+class Config:
+    """What goes through what."""
+
+    own_files: ClassVar[tuple[str, ...]] = (RESULTS_FILE,)  # by it `--restart` knows a folder of this command
+
+    files: list[str] = field(
+        default_factory=list,
+        metadata={"help": "recordings: any container that libsndfile reads, any rate, any number of channels"},
+    )
+    tokenizers: list[str] | str = field(
+        default_factory=lambda: list(TOKENIZERS),
+        metadata={"help": "one or [several,of,them]: embedded names, folders, presets or hub names"},
+    )
+    output: str = field(default="resynthesis", metadata={"help": "the folder for audio, scores and page (-o)"})
+    judge: str | None = field(
+        default=RECOGNISERS[0],
+        metadata={"help": "recogniser that says what it hears: embedded or hub name, folder, pocketsphinx; null: none"},
+    )
+    excerpt_s: float = field(
+        default=30.0, metadata={"help": "seconds from the start that the page plays and the judge reads"}
+    )
+    chunk_s: float = field(default=CHUNK_S, metadata={"help": "seconds that go through a tokenizer at a time"})
+    precision: str = field(default="auto", metadata={"help": "of encoding: auto, fp32, bf16 or fp16"})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
+    seed: int = field(default=0, metadata={"help": "of a preset's random weights"})
+    allow_untrained: bool = field(default=False, metadata={"help": "accept a preset's random weights"})
+    strict: bool = field(default=False, metadata={"help": "stop at the first file that cannot be used"})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tokenizers, str):
+            self.tokenizers = [self.tokenizers]
+        if not self.output:
+            raise ValueError("output: empty; name a folder with -o")
+        if not (self.excerpt_s > 0 and self.chunk_s > 0):
+            raise ValueError("excerpt_s and chunk_s must be above 0 seconds")
+
+    @property
+    def run_dir(self) -> str:
+        """The folder that is written; what `--restart` sets aside."""
+        return self.output
+
+    @run_dir.setter
+    def run_dir(self, folder: str) -> None:
+        self.output = folder
+
+
+@dataclass
+class Codec:
+    """One tokenizer, loaded, with its name in tables and files."""
+
+    name: str
+    label: str
+    model: Any
+    fingerprint: str
+
+    def ways(self) -> Iterator[tuple[str, int, int]]:
+        """(way back, books it reads, its sampling rate)."""
+        config = self.model.config
+        for way in self.model.ways_back:
+            n_books = len(config.codebook_sizes) if way == "reconstruction" else 1
+            yield way, n_books, config.auxiliary_sampling_rate if way == "resynthesis" else config.sampling_rate
+
+
+@dataclass
+class Job:
+    """All that is needed, checked."""
+
+    codecs: list[Codec]
+    judge: JudgeConfig | None
+    precision: str
+    device: str
+    stems: list[str]  # of each file's outputs
+
+    @property
+    def recording_hz(self) -> int:
+        """The rate of the recording that the results stand beside: the highest that a tokenizer hears."""
+        return max(codec.model.config.sampling_rate for codec in self.codecs)
+
+
+def _judge(name: str) -> JudgeConfig:
+    judge = resolve_judge(JudgeConfig(name))
+    check_judge(judge)
+    return judge
+
+
+def _tokenizer(name: str, allow_untrained: bool) -> Any:
+    """Raises ConfigError for one that gives no sound, or noise; and what `load_tokenizer` raises."""
+    model = load_tokenizer(name)
+    if not model.trained and not allow_untrained:
+        raise ConfigError(
+            f"tokenizer {name} has random weights: noise is all that would come back. Train one with `slm "
+            "train-tokenizer`, name a trained folder, or set allow_untrained=true for a trial of speed or plumbing"
+        )
+    if not model.ways_back:
+        raise ConfigError(f"tokenizer {name} has no decoder: it makes codes, but no sound of them; leave it out")
+    return model
+
+
+def prepare(config: Config) -> Job:
+    """Load the tokenizers and name the outputs. Raises ConfigError and what `load_tokenizer` or the judge raise."""
+    if not config.files:
+        raise ConfigError("nothing to do: give FILE..., e.g. slm resynthesize recording.wav -o heard")
+    if len({str(Path(name)) for name in config.tokenizers}) != len(config.tokenizers):
+        raise ConfigError(f"tokenizers: one stands there twice: {', '.join(config.tokenizers)}")
+    if Path(config.output).exists() and not Path(config.output).is_dir():
+        raise ConfigError(f"output (-o): {config.output} is a file; name a folder")
+    problems = Problems("slm resynthesize")
+    device = problems.attempt(resolve_device, config.device)
+    precision = problems.attempt(resolve_precision, config.precision, device or "cpu")
+    judge = problems.attempt(_judge, config.judge) if config.judge else None
+    seed_everything(config.seed)
+    models = [problems.attempt(_tokenizer, name, config.allow_untrained) for name in config.tokenizers]
+    problems.told()
+    codecs = [
+        Codec(name, label, model.to(device), model.fingerprint(precision))
+        for name, label, model in zip(config.tokenizers, labels_of(config.tokenizers), models, strict=True)
+    ]
+    job = Job(codecs, judge, precision, device, distinct([file_name(Path(name).stem) for name in config.files]))
+    inputs = {Path(name).resolve() for name in config.files}
+    for stem in job.stems:
+        for path in _outputs(config, job, stem):
+            if path.resolve() in inputs:
+                raise ConfigError(f"{path} is one of the recordings and would be overwritten: choose another -o")
+    refuse_foreign_files(Path(config.output), [path for stem in job.stems for path in _outputs(config, job, stem)])
+    return job
+
+
+def plan(config: Config) -> dict[str, object]:
+    """What would be made; raises what would stop it."""
+    job = prepare(config)
+    facts: dict[str, object] = {}
+    for name in config.files:
+        try:
+            LongAudio(Utterance(name, name), job.recording_hz)
+            facts[name] = _describe(soundfile.info(name))
+        except AudioError as error:
+            if config.strict:
+                raise
+            facts[name] = f"cannot be used: {error}"
+    for codec in job.codecs:
+        facts[codec.label] = {
+            "frame rate (Hz)": codec.model.config.frame_rate,
+            "codebooks": codec.model.config.codebook_sizes,
+            "ways back": ", ".join(codec.model.ways_back),
+        }
+    return facts | {"precision": job.precision, "device": job.device, "result": config.output}
+
+
+@exact_fp32()  # judges and tokenizers whose protocol says fp32
+def run(config: Config) -> Path:
+    """Make everything; returns the page.
+
+    Raises:
+        AudioError: some files could not be used (after all else is made), or, with `strict`, the first of them.
+    """
+    job, out = prepare(config), Path(config.output)
+    readable, errors = _readable(config, job)
+    if not readable:
+        raise _unusable(config, errors, f"nothing was made, and {out} is as it was")
+    judge = load_judge(job.judge, job.device) if job.judge else None
+    if not (out / RESULTS_FILE).exists():  # so that after a cut the same command finds its own files there
+        atomic_write_text(out / RESULTS_FILE, json.dumps({"recordings": [], "run": describe_run(config)}) + "\n")
+    recordings = []
+    for codec in job.codecs:
+        _warm_up(codec, job)
+    for recording, stem in progress(readable, "resynthesize", len(readable)):
+        written: list[Path] = []
+        try:
+            recordings.append(_one_recording(config, job, judge, recording, stem, written))
+        except AudioError as error:
+            if config.strict:
+                raise
+            errors.append(_noted(recording.utterance.id, error))
+            for path in written:
+                path.unlink(missing_ok=True)
+    if not recordings:
+        raise _unusable(config, errors, "nothing was made")
+    results = {
+        "recordings": recordings,
+        "errors": errors,
+        "tokenizers": [
+            {"name": c.name, "label": c.label, "fingerprint": c.fingerprint, "model_type": c.model.config.model_type}
+            for c in job.codecs
+        ],
+        "protocol": {
+            "scores": f"against the recording at {job.recording_hz} Hz; means over pieces of at most {PIECE_S:g} s, at "
+            f"most {MOST_PIECES} of a recording",
+            "real_time_factor": "seconds of encoding and decoding for a second of audio, reading and writing not "
+            "counted, one recording at a time",
+            "precision": job.precision,
+            "device": job.device,
+            "threads": torch.get_num_threads(),
+            "judge": judge.identity if judge else None,
+            "excerpt_s": config.excerpt_s,
+        },
+        "config": asdict(config),
+        "run": describe_run(config),
+    }
+    results["means"] = means(results)
+    atomic_write_text(out / RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    page = write_page(results, out)
+    print_tables(results)
+    if errors:
+        raise _unusable(config, errors, f"the others are in {out}")
+    return page
+
+
+def _readable(config: Config, job: Job) -> tuple[list[tuple[LongAudio, str]], list[dict[str, str]]]:
+    """Every recording that can be used, with the stem of its outputs; and what is wrong with each of the others."""
+    found, errors = [], []
+    for name, stem in zip(config.files, job.stems, strict=True):
+        try:
+            found.append((LongAudio(Utterance(name, name), job.recording_hz), stem))
+        except AudioError as error:
+            if config.strict:
+                raise
+            errors.append(_noted(name, error))
+    return found, errors
+
+
+def _noted(name: str, error: AudioError) -> dict[str, str]:
+    log.warning("%s", error)
+    return {"file": name, "error": str(error)}
+
+
+def _unusable(config: Config, errors: list[dict[str, str]], rest: str) -> AudioError:
+    head = f"{len(errors)} of {len(config.files)} files could not be used, {rest}"
+    return AudioError("\n  ".join([head, *(error["error"] for error in errors)]))
+
+
+@torch.inference_mode()
+def _one_recording(
+    config: Config, job: Job, judge: Judge | None, recording: LongAudio, stem: str, written: list[Path]
+) -> dict[str, Any]:
+    """One file through all tokenizers; returns its entry of the results. Raises AudioError.
+
+    `written` is told every file before it is begun.
+    """
+    utterance, out, name = recording.utterance, Path(config.output), recording.utterance.id
+    original = out / f"{stem}-recording.wav"
+    written.append(original)
+    n_samples = _write(original, recording.blocks(), job.recording_hz)
+    info = soundfile.info(name)
+    entry: dict[str, Any] = {
+        "file": name,
+        "facts": _describe(info),
+        "duration_s": n_samples / job.recording_hz,
+        "sampling_rate": info.samplerate,
+        "channels": info.channels,
+        "audio": original.name,
+        "heard": hear(judge, original, config.excerpt_s),
+        "rows": [],
+    }
+    for codec in job.codecs:
+        model = codec.model
+        rate, sizes, frame_rate = model.config.sampling_rate, model.config.codebook_sizes, model.config.frame_rate
+        reading = _Timed(_long_enough(LongAudio(utterance, rate).blocks(), getattr(model, "min_samples", 1)))
+        started = time.perf_counter()
+        codes, _ = encode_recording(model, reading, config.chunk_s, job.precision, job.device)
+        encode_s = time.perf_counter() - started - reading.wall_s
+        for way, n_books, way_hz in codec.ways():
+            path = out / f"{stem}-{codec.label}-{way.replace('_', '-')}.wav"
+            written.append(path)
+            decoding = _Timed(_decoded(model, codes[:n_books], config.chunk_s, way == "resynthesis"))
+            _write(path, decoding, way_hz, math.ceil(n_samples * way_hz / job.recording_hz), codec.name)
+            wall_s = encode_s + decoding.wall_s
+            row = {
+                "tokenizer": codec.label,
+                "way": way,
+                "audio": path.name,
+                "sampling_rate": way_hz,
+                "frame_rate_hz": float(frame_rate),
+                "n_books": n_books,
+                "codebook_sizes": list(sizes[:n_books]),
+                "bitrate_bps": nominal_bitrate(frame_rate, sizes[:n_books]),
+                "wall_s": wall_s,
+                "real_time_factor": wall_s / entry["duration_s"],
+            }
+            heard = hear(judge, path, config.excerpt_s)
+            row |= scores(original, path, codec.label)
+            row |= {"heard": heard, "heard_cer": heard_otherwise(entry["heard"], heard)}
+            entry["rows"].append(row)
+    return entry
+
+
+def _long_enough(blocks: Iterable[np.ndarray], fewest: int) -> Iterator[torch.Tensor]:
+    """The blocks (s,), and silence behind them where all are too short for any code."""
+    n_samples = 0
+    for block in blocks:
+        n_samples += len(block)
+        yield torch.from_numpy(np.asarray(block, np.float32))
+    if n_samples < fewest:
+        yield torch.zeros(fewest - n_samples)
+
+
+class _Timed:
+    """An iterator that adds up the seconds that its items take to come."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self.items, self.wall_s = iter(items), 0.0
+
+    def __iter__(self) -> _Timed:
+        return self
+
+    def __next__(self) -> Any:
+        started = time.perf_counter()
+        try:
+            return next(self.items)
+        finally:
+            self.wall_s += time.perf_counter() - started
+
+
+def _decoded(model: Any, codes: np.ndarray, chunk_s: float, resynthesis: bool) -> Iterator[np.ndarray]:
+    """Samples (s,) of codes (k, F), block by block."""
+    for samples in decode_blocks(model, torch.from_numpy(codes)[None], chunk_s, resynthesis):
+        yield samples[0, 0].float().cpu().numpy()
+
+
+def _write(path: Path, blocks: Iterable[np.ndarray], sampling_rate: int, most: int | None = None, who: str = "") -> int:
+    """Write blocks (s,) as one 16-bit WAV of at most `most` samples; returns how many there were."""
+    written = 0
+    with disk_errors(path), soundfile.SoundFile(path, "w", sampling_rate, 1, "PCM_16", format="WAV") as file:
+        for block in blocks:
+            block = block[: None if most is None else most - written]
+            if not np.isfinite(block).all():
+                raise ConfigError(
+                    f"tokenizer {who} gave NaN or infinite samples for {path.name}: its weights are broken"
+                )
+            file.write(np.clip(block, -1, 1))
+            written += len(block)
+    return written
+
+
+@torch.inference_mode()
+def _warm_up(codec: Codec, job: Job) -> None:
+    """Half a second there and back, so that no recording pays for a model's first call."""
+    noise = 0.1 * torch.randn(codec.model.config.sampling_rate // 2, generator=torch.Generator().manual_seed(0))
+    codes, _ = encode_recording(codec.model, [noise], CHUNK_S, job.precision, job.device)
+    for way, n_books, _ in codec.ways():
+        list(_decoded(codec.model, codes[:n_books], CHUNK_S, way == "resynthesis"))
+    if not can_chunk(codec.model):
+        log.info("%s cannot be cut into chunks: a recording goes through whole, memory grows with it", codec.name)
+
+
+def _outputs(config: Config, job: Job, stem: str) -> list[Path]:
+    ways = [f"{codec.label}-{way.replace('_', '-')}" for codec in job.codecs for way, _, _ in codec.ways()]
+    return [Path(config.output) / f"{stem}-{name}.wav" for name in ["recording", *ways]]
+
+
+def _describe(info: Any) -> str:
+    channels = {1: "mono", 2: "stereo, mixed to mono"}.get(info.channels, f"{info.channels} channels, mixed to mono")
+    return f"{info.duration:.2f} s, {info.samplerate} Hz, {channels}, {info.format} {info.subtype}"

@@ -1,0 +1,93 @@
+"""How far a stage is: a bar where the output is a terminal, elsewhere a line of the log every few per cent."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from recipes.runs.runtime import is_main_process, log
+
+T = TypeVar("T")
+
+SHARE = 0.05  # of the whole, after which the log gets another line
+SOONEST_S, LATEST_S = 10.0, 600.0  # between two lines: a short stage is not told in twenty, a long one is not silent
+
+
+class Progress:
+    """Steps towards a total, told in the main process alone.
+
+    Args:
+        description: what is being done; it opens every line.
+        total: steps to take.
+        done: steps that an earlier start took.
+        terminal: whether to draw a bar; None: where standard error is a terminal.
+    """
+
+    def __init__(self, description: str, total: int, done: int = 0, terminal: bool | None = None) -> None:
+        self.description, self.total, self.done = description, total, done
+        self._bar: tqdm | None = None
+        self._figures: dict[str, str] = {}
+        self._silent = not is_main_process()
+        self._began, self._first = time.perf_counter(), done
+        self._told_at, self._told = self._began, done  # of the newest line, the start before there is one
+        if not self._silent and (sys.stderr.isatty() if terminal is None else terminal):
+            self._bar = tqdm(total=total, initial=done, desc=description, mininterval=0.2, dynamic_ncols=True)
+
+    def update(self, steps: int = 1) -> None:
+        """So many steps further."""
+        self.done += steps
+        if self._bar is not None:
+            self._bar.update(steps)
+        elif not self._silent:
+            self._tell()
+
+    def show(self, **figures: str) -> None:
+        """The newest figures, such as the loss; they stand in the next line."""
+        self._figures |= figures
+        if self._bar is not None:
+            self._bar.set_postfix(self._figures, refresh=False)
+
+    def close(self) -> None:
+        """The end, or as far as it came. The full bar is left standing."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _tell(self) -> None:
+        now = time.perf_counter()
+        begun = self._told > self._first
+        waited, share = now - self._told_at, (self.done - self._told) / self.total
+        due = waited >= SOONEST_S and (not begun or share >= SHARE or waited >= LATEST_S)
+        # A stage that was over before its first line was due needs none: its recipe says what came out.
+        if due or (begun and self.done == self.total):
+            self._told, self._told_at = self.done, now
+            log.info("%s", self._line(now - self._began))
+
+    def _line(self, elapsed: float) -> str:
+        speed = (self.done - self._first) / elapsed
+        parts = [f"{self.description}: {self.done} of {self.total} ({100 * self.done / self.total:.0f} %)"]
+        parts += [f"{name} {value}" for name, value in self._figures.items()]
+        parts.append(f"{speed:.2f} a second" if speed >= 1 else f"{1 / speed:.2f} s each")
+        if self.done < self.total:
+            parts.append(f"{clock((self.total - self.done) / speed)} left")
+        return ", ".join(parts)
+
+
+def progress(iterable: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Iterate and tell how far it is."""
+    shown = Progress(description, total)
+    try:
+        for item in iterable:
+            yield item
+            shown.update()
+    finally:
+        shown.close()
+
+
+def clock(seconds: float) -> str:
+    """``135`` -> ``2 min 15 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

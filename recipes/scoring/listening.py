@@ -1,0 +1,170 @@
+"""One pass over the audio of an evaluation: judges read it, it is measured, what the report plays is written; then it
+is gone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from eval.judges.transcripts import CarefulJudge
+from eval.schema import SYSTEMS, Clip, Row, Sample
+from eval.speech.audio import resample
+from eval.speech.quality import Quality, QualitySummary, compare_audio, summarise_quality
+from eval.text.normalisers import get_normaliser
+from eval.text.wer import error_listing, score_pairs
+from recipes.runs.runtime import atomic_write_text, disk_errors
+from recipes.scoring.systems import System, Take
+
+CLIP_HZ = 16_000
+CLIP_S = 60.0  # of a longer recording the beginning is played
+MEASURED = ("reconstruction", "semantic_reconstruction", "resynthesis")  # they run in step with the recording
+
+
+def spread(ids: Sequence[str], count: int) -> list[str]:
+    """So many of them, spread evenly, the first and the last among them."""
+    return [ids[k] for k in np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)]
+
+
+class Players:
+    """Clips of a few utterances, as FLAC files (a lossy format would add a codec of its own).
+
+    Args:
+        folder: where the files go; earlier ones of such names are replaced, others stay.
+        ids: the utterances that are played.
+
+    Attributes:
+        cut: whether a recording was longer than what is played of it.
+    """
+
+    def __init__(self, folder: Path, ids: Sequence[str]) -> None:
+        self.folder, self.ids, self.cut = folder, list(ids), False
+        self._files: dict[tuple[str, int], Path] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        own = re.compile(rf"\d+-\d+-({'|'.join(map(slug, SYSTEMS))})\.flac")
+        for path in folder.iterdir():
+            if own.fullmatch(path.name):
+                path.unlink()
+
+    def take(self, number: int, system: System, audios: Mapping[str, np.ndarray]) -> None:
+        """Write what is to be played of system ``number``'s waveforms (S,)."""
+        for i, utterance_id in enumerate(self.ids):
+            if (audio := audios.get(utterance_id)) is None:
+                continue
+            file = self.folder / f"{i}-{number}-{slug(system.kind)}.flac"
+            self.cut |= len(audio) > CLIP_S * system.sampling_rate
+            audio = audio[: round(CLIP_S * system.sampling_rate)]
+            with disk_errors(file):
+                soundfile.write(file, np.clip(resample(audio, system.sampling_rate, CLIP_HZ), -1, 1), CLIP_HZ)
+            self._files[utterance_id, number] = file
+
+    def samples(self, references: Mapping[str, str], systems: Sequence[System], test_set: str) -> list[Sample]:
+        """The utterances with their clips, and what was heard in each; one without any clip is left out.
+
+        Args:
+            references: id -> text of the test set.
+            systems: what was scored, by the numbers that `take` was given.
+            test_set: digest of the test set, since another one may have the same ids.
+        """
+        samples = []
+        for utterance_id in self.ids:
+            sample = Sample(utterance_id, references[utterance_id], test_set=test_set)
+            for number, system in enumerate(systems):
+                if (file := self._files.get((utterance_id, number))) is None:
+                    continue
+                texts = {judge: str(found.get(utterance_id) or "") for judge, found in system.heard.items()}
+                if system.kind == "ground_truth":
+                    texts |= {s.name: str(s.texts.get(utterance_id) or "") for s in systems if s.kind == "asr"}
+                sample.clips.append(Clip(system.name, str(file.resolve()), texts))
+            if sample.clips:
+                samples.append(sample)
+        return samples
+
+
+class Listening:
+    """Takes each batch of audio to the judges, the measures and the players.
+
+    Args:
+        systems: what is scored.
+        judges: they read every system's audio; the texts go to ``System.heard``.
+        players: what the report plays.
+        quality: whether the tokenizer's audio is measured.
+    """
+
+    def __init__(
+        self, systems: Sequence[System], judges: Sequence[CarefulJudge], players: Players, quality: bool
+    ) -> None:
+        self.systems, self.judges, self.players = list(systems), judges, players
+        self._quality: dict[int, dict[str, Quality]] = {
+            number: {} for number, system in enumerate(systems) if quality and system.kind in MEASURED
+        }
+        for system in systems:
+            if system.kind != "asr":
+                system.heard = {judge.name: {} for judge in judges}
+
+    def take(self, take: Take) -> None:
+        """All that is done with one batch. Raises JudgeError, OSError (a full disk)."""
+        system = take.system
+        number = next(i for i, known in enumerate(self.systems) if known is system)
+        audios = {name: audio for name, audio in take.audios.items() if audio.size}
+        for judge in self.judges:
+            system.heard[judge.name] |= judge.transcribe(audios, system.sampling_rate, system.name)
+        if number in self._quality:
+            for name, audio in audios.items():
+                recording = take.recordings[name]
+                rate = self.systems[0].sampling_rate
+                self._quality[number][name] = compare_audio(recording, audio, rate, system.sampling_rate)
+        self.players.take(number, system, audios)
+
+    def quality(
+        self,
+        ids: Sequence[str],
+        test_set: str,
+        samples: int,
+        seed: int,
+        speakers: Mapping[str, str] | None = None,
+    ) -> list[QualitySummary]:
+        """The tokenizer's audio against the recordings (synthesised speech does not run in step with them).
+
+        Args:
+            ids: all utterances, in the order of the test set.
+            test_set: its name.
+            samples: resamples of the bootstrap over clips.
+            seed: of the bootstrap.
+            speakers: id -> speaker, where those are drawn and not clips.
+        """
+        who = None if speakers is None else [speakers[i] for i in ids]
+        summaries = []
+        for number, found in self._quality.items():
+            system, clips = self.systems[number], [found.get(i) for i in ids]
+            summaries.append(
+                summarise_quality(system.name, system.model, clips, test_set, samples, seed, system.kind, who)
+            )
+        return summaries
+
+
+def slug(text: str) -> str:
+    """A text as part of a file name."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+
+
+def write_listings(folder: Path, rows: Sequence[Row]) -> None:
+    """``errors-<judge>-<row>-<model>.txt``: every utterance, worst first."""
+    taken: set[str] = set()
+    for row in rows:
+        parts = [str(row.protocol.judge.get("name", "")), row.name, row.model]
+        rates = score_pairs(
+            [u.reference for u in row.utterances],
+            [u.hypothesis for u in row.utterances],
+            get_normaliser("none"),
+            [u.id for u in row.utterances],
+        )
+        title = ", ".join(part for part in parts if part)
+        names = (f"errors-{slug(title)}{number}.txt" for number in ("", *(f"-{n}" for n in range(2, len(rows) + 1))))
+        name = next(name for name in names if name not in taken)  # two titles may differ in what a file name leaves out
+        taken.add(name)
+        atomic_write_text(folder / name, error_listing(rates, title))

@@ -1,0 +1,200 @@
+"""What ``slm resynthesize`` shows of its results: tables in the terminal, and a page with players beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import soundfile
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from eval.report.listening import PageClip, PageRecording, audio_uri, listening_page
+from eval.speech.quality import MEASURES_EXPLAINED
+from recipes.config import ConfigError
+from recipes.runs.own_folders import some_of
+from recipes.runs.runtime import atomic_write_text, read_json
+
+RESULTS_FILE, PAGE_FILE = "resynthesis.json", "index.html"
+NAME_WIDTH = 25  # of "  semantic reconstruction"
+MOST_INSIDE_S = 1800.0  # of audio inside the page: about 50 MB at 16 kHz
+
+
+def refuse_foreign_files(folder: Path, outputs: Iterable[Path]) -> None:
+    """Raises ConfigError where a file would be written over that `slm resynthesize` did not write.
+
+    Args:
+        folder: where results and page go.
+        outputs: what else would be written there.
+    """
+    if "recordings" in read_json(folder / RESULTS_FILE):
+        return
+    if names := some_of(p.name for p in (folder / RESULTS_FILE, folder / PAGE_FILE, *outputs) if p.exists()):
+        raise ConfigError(
+            f"output (-o): {folder} holds {names}, which would be written over, and no {RESULTS_FILE} of an earlier "
+            "start: choose another -o"
+        )
+
+
+def _fixed(key: str, digits: int, factor: float = 1.0) -> Callable[[dict[str, Any]], str]:
+    """A measure as text; of a mean, over how many recordings where some have none."""
+
+    def text(row: dict[str, Any]) -> str:
+        if row[key] is None:
+            return "n/a"
+        n = row.get("n_with", {}).get(key, row.get("n"))
+        return f"{factor * row[key]:.{digits}f}" + ("" if n == row.get("n") else f" ({n} of {row['n']})")
+
+    return text
+
+
+# Heading, text of a row.
+COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+    ("Hz", lambda row: f"{row['frame_rate_hz']:.4g}"),
+    ("books", lambda row: str(row["n_books"])),
+    ("bit/s", _fixed("bitrate_bps", 0)),
+    ("RTF", lambda row: f"{row['real_time_factor']:.2g}"),
+    ("mel dB", _fixed("mel_distance_db", 2)),
+    ("STOI", _fixed("stoi", 3)),
+    ("PESQ", _fixed("pesq", 2)),
+    ("CER %", _fixed("heard_cer", 0, 100)),
+]
+MEASURED = ("real_time_factor", "mel_distance_db", "stoi", "pesq", "heard_cer")
+HEARD_EXPLAINED = (
+    "CER: how far what the judge hears is from what it hears in the recording itself; no transcript is needed."
+)
+
+
+def _shown(rows: list[dict[str, Any]]) -> list[tuple[str, Callable[[dict[str, Any]], str]]]:
+    """The columns, without those of measures that stand nowhere."""
+    absent = {"STOI": "stoi", "PESQ": "pesq", "CER %": "heard_cer"}
+    return [c for c in COLUMNS if c[0] not in absent or any(row[absent[c[0]]] is not None for row in rows)]
+
+
+def _all_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for recording in results["recordings"] for row in recording["rows"]]
+
+
+def means(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each tokenizer and way back, its measures averaged over the recordings that have them."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in _all_rows(results):
+        groups.setdefault((row["tokenizer"], row["way"]), []).append(row)
+    found = []
+    for rows in groups.values():
+        values = {key: [row[key] for row in rows if row[key] is not None] for key in MEASURED}
+        kept = {key: rows[0][key] for key in ("tokenizer", "way", "frame_rate_hz", "n_books", "bitrate_bps")}
+        mean = {key: sum(v) / len(v) if v else None for key, v in values.items()}
+        found.append(kept | mean | {"n": len(rows), "n_with": {key: len(v) for key, v in values.items()}})
+    return found
+
+
+def remarks(results: dict[str, Any]) -> list[str]:
+    """What the measures could not do: said once where it holds for all, else with the recording's name."""
+    everywhere = [set(row["notes"]) for row in _all_rows(results)]
+    common = set.intersection(*everywhere) if everywhere else set()
+    own = [
+        f"{recording['file']}: {note}"
+        for recording in results["recordings"]
+        for note in dict.fromkeys(note for row in recording["rows"] for note in row["notes"])
+        if note not in common
+    ]
+    return [*sorted(common), *own]
+
+
+def print_tables(results: dict[str, Any]) -> None:
+    """A table for each recording and, of several, one of their means; what the judge heard below each."""
+    console = Console(soft_wrap=True)  # a path folded by us could not be copied
+    # The frame rate stands beside the tokenizer's name: a terminal is narrow.
+    columns = [column for column in _shown(_all_rows(results)) if column[0] not in ("Hz", "books")]
+    recordings = results["recordings"]
+    blocks = [(f"{r['file']} ({r['facts']})", r["rows"], r["heard"]) for r in recordings]
+    if len(recordings) > 1:
+        blocks.append((f"means over {len(recordings)} recordings", results["means"], None))
+    for title, rows, heard in blocks:
+        console.print(Text(title))
+        table = Table(box=SIMPLE_HEAD)
+        table.add_column("tokenizer, way back", overflow="fold", min_width=NAME_WIDTH)
+        for heading, _ in columns:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for number, row in enumerate(rows):
+            if number == 0 or rows[number - 1]["tokenizer"] != row["tokenizer"]:
+                table.add_section()
+                table.add_row(Text(f"{row['tokenizer']}, {row['frame_rate_hz']:.4g} Hz", style="bold"))
+            cells = (f"  {row['way'].replace('_', ' ')}", *(text(row) for _, text in columns))
+            table.add_row(*map(Text, cells))
+        console.print(table)
+        if heard is not None:
+            judge = results["protocol"]["judge"]["name"]
+            console.print(Text(f"{judge} hears in the recording: {heard or '(nothing)'}"))
+            for row in rows:
+                way = row["way"].replace("_", " ")
+                console.print(Text(f"  {row['tokenizer']}, {way}: {row['heard'] or '(nothing)'}"))
+            console.print()
+    if results["protocol"]["judge"]:
+        console.print(Text(HEARD_EXPLAINED))
+    for remark in remarks(results):
+        console.print(Text(remark))
+
+
+def write_page(results: dict[str, Any], folder: Path) -> Path:
+    """Write the page, with the excerpts inside unless they are too many; returns its path."""
+    excerpt_s, judge = results["protocol"]["excerpt_s"], results["protocol"]["judge"]
+    columns = _shown(_all_rows(results))
+    played_s = [min(r["duration_s"], excerpt_s) * (1 + len(r["rows"])) for r in results["recordings"]]
+    inside = sum(played_s) <= MOST_INSIDE_S
+
+    def uri(name: str) -> str:
+        if not inside:
+            return quote(name)
+        with soundfile.SoundFile(folder / name) as file:
+            return audio_uri(file.read(round(excerpt_s * file.samplerate), dtype="float32"), file.samplerate)
+
+    recordings = [
+        PageRecording(
+            Path(entry["file"]).name,
+            entry["facts"],
+            uri(entry["audio"]),
+            entry["heard"],
+            [
+                PageClip(
+                    row["tokenizer"],
+                    row["way"].replace("_", " "),
+                    uri(row["audio"]),
+                    [text(row) for _, text in columns],
+                    row["heard"],
+                )
+                for row in entry["rows"]
+            ],
+        )
+        for entry in results["recordings"]
+    ]
+    about = [
+        "; ".join(f"{tokenizer['label']}: {tokenizer['name']}" for tokenizer in results["tokenizers"]),
+        "Reconstruction: main decoder, all books. Semantic reconstruction: main decoder, book 0 alone. Resynthesis: "
+        "auxiliary decoder, book 0 alone (what the distillation hears).",
+        f"bit/s is nominal, without entropy coding. RTF: seconds of encoding and decoding for a second of audio, on "
+        f"{results['protocol']['device']}, threads: {results['protocol']['threads']}. {MEASURES_EXPLAINED}",
+    ]
+    if not inside:
+        about.append("There is too much audio for one page: it plays the WAV files beside it, so keep them together.")
+    elif any(recording["duration_s"] > excerpt_s for recording in results["recordings"]):
+        about.append(f"The players hold the first {excerpt_s:g} s; the whole lies in the WAV files beside this page.")
+    if judge:
+        about.append(HEARD_EXPLAINED)
+    notes = [error["error"] for error in results["errors"]] + remarks(results)
+    page = listening_page(
+        "Resynthesis",
+        recordings,
+        [heading for heading, _ in columns],
+        about,
+        notes,
+        judge["name"] if judge else "",
+        results["run"]["started"],
+    )
+    atomic_write_text(folder / PAGE_FILE, page)
+    return folder / PAGE_FILE

@@ -1,0 +1,65 @@
+"""A recording too long to hold: read from its file block by block, at the rate wanted.
+
+Shapes: s samples of one block, mono, float32 in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import soxr
+
+from tokenizer.data.manifest import Utterance, check_recording, opened_audio
+from tokenizer.data.pieces import blocks_of
+
+BLOCK_S = 10.0
+
+
+class LongAudio:
+    """One recording, checked as `load_audio` checks it in a first pass over the file; `blocks` passes over it again.
+
+    The blocks put together are what `load_audio` gives.
+
+    Args:
+        utterance: the recording.
+        sampling_rate: the rate wanted, in Hz.
+        max_duration_s: refuse what is longer, in seconds.
+
+    Attributes:
+        peak: the largest absolute value of the mono samples, at the file's own rate.
+        duration_s: how long it lasts, in seconds.
+
+    Raises:
+        AudioError: as `load_audio`.
+    """
+
+    def __init__(self, utterance: Utterance, sampling_rate: int, max_duration_s: float | None = None) -> None:
+        self.utterance, self.sampling_rate = utterance, sampling_rate
+        n_samples, self.peak, finite, rate = 0, 0.0, True, 1
+        for samples, rate in self._read():
+            n_samples += len(samples)
+            if max_duration_s is not None and n_samples > max_duration_s * rate:
+                break
+            finite = finite and bool(np.isfinite(samples).all())
+            self.peak = max(self.peak, float(np.abs(samples).max()))
+        self.duration_s = n_samples / rate
+        check_recording(utterance.name, self.duration_s, finite, self.peak, max_duration_s)
+
+    def blocks(self, speed: float = 1.0) -> Iterator[np.ndarray]:
+        """Yields the samples (s,) that follow each other, played `speed` times as fast."""
+        stream = None
+        for mono, rate in self._read():
+            if stream is None and rate * speed == self.sampling_rate:
+                yield mono
+                continue
+            stream = stream or soxr.ResampleStream(rate * speed, self.sampling_rate, 1, dtype="float32")
+            yield stream.resample_chunk(mono)
+        if stream is not None:
+            yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+    def _read(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Blocks of mono samples (s,) and the file's rate."""
+        with opened_audio(self.utterance) as file:
+            for mono in blocks_of(file, round(BLOCK_S * file.samplerate)):
+                yield mono, file.samplerate

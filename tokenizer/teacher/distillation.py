@@ -1,0 +1,185 @@
+"""What the teacher teaches: by resynthesis (LM-SPT), by pooled features (its ablation), or nothing; and the probe.
+
+Shapes: B batch, S samples, S' samples at the auxiliary rate, F code frames, E teacher frames (50 Hz), D latent
+channels, W teacher width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tokenizer.model.configuration import LMSPTConfig
+from tokenizer.model.layers import full_precision
+from tokenizer.model.modeling import LMSPTOutput
+from tokenizer.teacher.whisper import SpeechTeacher, at_teacher_rate, resynthesis_distillation, share_lost
+
+TEACHER_HZ = 50
+Kind = Literal["resynthesis", "pooled", "none"]
+
+
+@dataclass
+class DistillationConfig:
+    """How the teacher reaches the semantic book.
+
+    `resynthesis` is LM-SPT's own (arXiv 2506.16738, section 3.2); `pooled` is the feature-level distillation that the
+    paper ablates (TTS WER 13.97 against 4.94 at 25 Hz), in the manner of SpeechTokenizer (arXiv 2308.16692) and Mimi
+    (arXiv 2410.00037).
+    """
+
+    kind: Kind = field(
+        default="resynthesis",
+        metadata={
+            "help": "resynthesis: the teacher compares original and resynthesis; pooled: its features, averaged to "
+            "the frame rate, are predicted from the semantic latents; none: reconstruction alone"
+        },
+    )
+    probe: bool = field(
+        default=False,
+        metadata={
+            "help": "with pooled or none: train the auxiliary decoder on detached semantic codes all the same, so that "
+            "the `resynthesis` row of an evaluation can be compared (moves nothing else; needs the teacher)"
+        },
+    )
+
+    @property
+    def probes(self) -> bool:
+        """Whether the auxiliary decoder learns beside the distillation; `resynthesis` trains it anyway."""
+        return self.probe and self.kind != "resynthesis"
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher is heard at all."""
+        return self.kind != "none" or self.probe
+
+    @property
+    def auxiliary(self) -> Literal["attached", "detached", "skipped"]:
+        """How LMSPTModel.forward is to run the auxiliary decoder."""
+        if self.kind == "resynthesis":
+            return "attached"
+        return "detached" if self.probe else "skipped"
+
+
+class FeatureProjection(nn.Module):
+    """Predicts the teacher's features from quantized semantic latents: one linear map D -> W, in fp32.
+
+    It is trained with the tokenizer and kept in its checkpoints, but is no part of the saved tokenizer.
+    """
+
+    def __init__(self, latent_dim: int, teacher_width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(latent_dim, teacher_width)
+
+    def forward(self, quantized: Tensor) -> Tensor:
+        """Maps quantized semantic latents (B, D, F) to predicted features (B, F, W)."""
+        with full_precision(quantized):
+            return self.linear(quantized.float().transpose(1, 2))
+
+
+def pool_to_frames(features: Tensor, n_frames: int, config: LMSPTConfig) -> Tensor:
+    """Averages teacher features (B, E, W) over the time of each code frame: (B, F, W).
+
+    Each teacher frame counts by how long it overlaps the code frame, in integer arithmetic, so that any ratio of rates
+    is exact (50 to 6.25 Hz: the plain mean of 8). A last code frame that the features fill in part is averaged over
+    that part.
+
+    Args:
+        features: the teacher's hidden states at 50 Hz; those past the last code frame are not read.
+        n_frames: F.
+        config: for hop and sampling rate, whose ratio is the frame rate.
+    """
+    weights = _overlaps(features.shape[1], n_frames, config.sampling_rate, config.hop_length, features.device)
+    with full_precision(features):  # a mean of targets, which the loss reads in fp32
+        return weights @ features.float()
+
+
+@lru_cache(maxsize=16)
+def _overlaps(n_features: int, n_frames: int, sampling_rate: int, hop: int, device: torch.device) -> Tensor:
+    """What each teacher frame counts in each code frame, (F, E) in fp32; kept, because a copy to a GPU waits for it."""
+    with torch.inference_mode(False):
+        # time in units of 1 / (50 * sampling_rate) s: both kinds of frame begin at integers
+        teacher_frames = torch.arange(n_features) * sampling_rate
+        code_frames = torch.arange(n_frames)[:, None] * (TEACHER_HZ * hop)
+        starts = torch.maximum(code_frames, teacher_frames)
+        ends = torch.minimum(code_frames + TEACHER_HZ * hop, teacher_frames + sampling_rate)
+        overlap = (ends - starts).clamp_min(0).double()
+        # rounding when resampling may leave less than a sample of a last code frame: it takes the nearest features
+        overlap[overlap.sum(1) == 0, -1] = 1.0
+        return (overlap / overlap.sum(1, keepdim=True)).to(device, torch.float32)
+
+
+def pooled_distillation(predicted: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Feature-level distillation: MSE of predicted and pooled features (B, F, W), a mean over items.
+
+    Args:
+        predicted: by FeatureProjection.
+        target: by `pool_to_frames`.
+        mask: (B, F) bool, the frames that count; None where all do.
+
+    Returns:
+        The MSE, and the share of the target's signal that is lost in the frames that count (`share_lost`).
+    """
+    target = target.float()
+    errors = (predicted - target).square().mean(dim=-1)
+    mask = torch.ones_like(errors, dtype=torch.bool) if mask is None else mask
+    loss = (errors.masked_fill(~mask, 0.0).sum(1) / mask.sum(1).clamp_min(1)).mean()
+    return loss, share_lost(predicted, target, mask)
+
+
+def teacher_frames(lengths: Tensor, n_features: int, sampling_rate: int) -> Tensor:
+    """Which of the teacher's frames begin within each item's `lengths` (B,) samples: (B, E) bool."""
+    starts = torch.arange(n_features, device=lengths.device) * sampling_rate
+    return starts < lengths[:, None] * TEACHER_HZ
+
+
+def distillation_losses(
+    distillation: DistillationConfig,
+    teacher: SpeechTeacher,
+    projection: nn.Module | None,
+    output: LMSPTOutput,
+    target: Tensor,
+    config: LMSPTConfig,
+) -> dict[str, Tensor]:
+    """The terms that a teacher gives, unweighted: `distillation` of the kind in use and `probe`, each with a `_share`.
+
+    Args:
+        distillation: which terms.
+        teacher: the frozen encoder.
+        projection: FeatureProjection, for `pooled`.
+        output: of the tokenizer: `auxiliary_values` (B, 1, S') for resynthesis and probe, `quantized_semantic`
+            (B, D, F) for pooled; `audio_codes_mask` (B, F), None where every crop is whole.
+        target: original waveforms (B, 1, S).
+        config: the tokenizer's sizes.
+    """
+    losses: dict[str, Tensor] = {}
+    heard = at_teacher_rate(target, config.sampling_rate)
+    with torch.no_grad():
+        wanted = teacher(heard)
+    if distillation.kind == "pooled":
+        quantized = output.quantized_semantic
+        losses["distillation"], losses["distillation_share"] = pooled_distillation(
+            projection(quantized), pool_to_frames(wanted, quantized.shape[-1], config), output.audio_codes_mask
+        )
+    if distillation.auxiliary != "skipped":
+        name = "probe" if distillation.probes else "distillation"
+        resynthesis = at_teacher_rate(output.auxiliary_values, config.auxiliary_sampling_rate)
+        mask = output.audio_codes_mask
+        if mask is not None:
+            mask = teacher_frames(mask.sum(1) * config.hop_length, wanted.shape[1], config.sampling_rate)
+        losses[name], losses[f"{name}_share"] = resynthesis_distillation(teacher, heard, resynthesis, wanted, mask)
+    return losses
+
+
+def clip_groups(model: nn.Module, projection: nn.Module | None, probes: bool) -> list[list[nn.Parameter]]:
+    """The generator's parameters in the groups whose gradient norms are clipped: the probe's decoder apart.
+
+    In one group, the probe's gradients would shorten those of the tokenizer: it would no longer be a mere listener.
+    """
+    own = {id(p) for p in model.auxiliary_decoder.parameters()} if probes else set()
+    rest = [p for p in model.parameters() if id(p) not in own]
+    rest += [] if projection is None else projection.parameters()
+    return [rest, [p for p in model.parameters() if id(p) in own]] if own else [rest]

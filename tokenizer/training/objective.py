@@ -1,0 +1,89 @@
+"""What a codec training step minimises: reconstruction, distillation, quantizer and adversarial losses.
+
+Shapes: B batch, S samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from tokenizer.model.configuration import LMSPTConfig
+from tokenizer.model.modeling import LMSPTOutput
+from tokenizer.teacher.distillation import DistillationConfig, distillation_losses
+from tokenizer.teacher.whisper import SpeechTeacher
+from tokenizer.training.discriminator import Discriminator
+from tokenizer.training.losses import LossWeights, MultiScaleMelLoss, generator_losses
+
+
+@dataclass
+class Objective:
+    """What the step minimises: mel loss, weights, the frozen teacher (None: not heard), what it teaches."""
+
+    weights: LossWeights
+    mel: MultiScaleMelLoss
+    teacher: SpeechTeacher | None
+    distillation_weight: float
+    discriminator_start: int = 0
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    probe_weight: float = 0.0
+
+
+def loss_weights(objective: Objective) -> dict[str, float]:
+    """What each of `codec_losses` counts; those without a weight are only logged."""
+    w = objective.weights
+    return {
+        "mel": w.mel,
+        "adversarial": w.adversarial,
+        "feature_matching": w.feature_matching,
+        "semantic_commitment": w.commitment,
+        "acoustic_commitment": w.commitment,
+        "semantic_codebook": w.codebook,
+        "acoustic_codebook": w.codebook,
+        "distillation": objective.distillation_weight,
+        "probe": objective.probe_weight,
+    }
+
+
+def codec_losses(
+    objective: Objective,
+    output: LMSPTOutput,
+    target: Tensor,
+    config: LMSPTConfig,
+    discriminator: Discriminator | None,
+    projection: nn.Module | None = None,
+) -> dict[str, Tensor]:
+    """All losses of the generator, unweighted scalars.
+
+    Args:
+        objective: teacher, mel loss and weights.
+        output: of the model's forward pass on `target`.
+        target: original waveforms (B, 1, S).
+        config: the tokenizer's sizes.
+        discriminator: None where the adversarial losses are off.
+        projection: of the semantic latents to the teacher's width, for pooled distillation.
+    """
+    losses = {
+        "mel": objective.mel(output.audio_values, target),
+        "semantic_commitment": output.semantic_commitment_loss,
+        "acoustic_commitment": output.acoustic_commitment_loss,
+        "semantic_codebook": output.semantic_codebook_loss,
+        "acoustic_codebook": output.acoustic_codebook_loss,
+    }
+    if objective.teacher is not None:
+        losses |= distillation_losses(objective.distillation, objective.teacher, projection, output, target, config)
+    if discriminator is not None:
+        with discriminator.frozen():
+            with torch.no_grad():
+                real = discriminator(target)
+            fake = discriminator(output.audio_values)
+        losses["adversarial"], losses["feature_matching"] = generator_losses(real, fake)
+    return losses
+
+
+def halves(features: list[list[Tensor]]) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Feature maps of a batch of real and generated crops, parted."""
+    pairs = [[layer.chunk(2) for layer in part] for part in features]
+    return [[a for a, _ in part] for part in pairs], [[b for _, b in part] for part in pairs]
