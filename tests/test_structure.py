@@ -45,6 +45,68 @@ def test_islands_do_not_import_each_other(file):
     assert not wrong, f"{file.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
 
 
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Module -> our modules that it imports anywhere: at its top, in a function, or under TYPE_CHECKING."""
+    modules = {module_name(file): file for file in SOURCES}
+    graph: dict[str, set[str]] = {}
+    for name, file in modules.items():
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+                base = ".".join([*above, *filter(None, [node.module])])
+                found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in modules else base for alias in node.names}
+        graph[name] = found & set(modules) - {name}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules each of which can be reached from each other."""
+
+    def reached(start: str) -> set[str]:
+        found, todo = set(), [start]
+        while todo:
+            for other in graph[todo.pop()] - found:
+                found.add(other)
+                todo.append(other)
+        return found
+
+    reach = {name: reached(name) for name in graph}
+    groups = {tuple(sorted(other for other in reach[name] if name in reach[other])) for name in graph}
+    return [list(group) for group in sorted(groups) if group]
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def test_no_module_imports_itself_in_a_circle():
+    """A late import or one for types alone hides a circle and does not open it."""
+    graph = import_graph()
+    assert "tokenizer.model.layers" in graph["tokenizer.model.modeling"]
+    assert circles(graph) == []
+
+
+def test_every_folder_says_what_lives_there():
+    for folder in {file.parent for file in SOURCES}:
+        page = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+        assert page and len(page) > 40, f"{folder.relative_to(ROOT)}/__init__.py: a folder is one idea; which?"
+
+
+def test_commands_are_files_of_their_own():
+    files = {file.stem for file in (ROOT / "recipes" / "commands").glob("*.py")} - {"__init__"}
+    assert files == {command.name.replace("-", "_") for command in COMMANDS}
+
+
 def test_only_recipes_read_yaml_arguments_and_the_environment():
     for file in SOURCES:
         if file.relative_to(ROOT).parts[0] == "recipes":
