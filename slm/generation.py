@@ -24,7 +24,9 @@ from transformers import (
 )
 
 from slm.modeling import load_llm
-from slm.sequences import asr_prompt, tts_prompt
+from slm.tasks import get_task
+from slm.tasks.registry import Utterance
+from slm.tasks.sequences import make_prompt
 from slm.vocabulary import SpeechVocabulary, VocabularyError
 
 UNKNOWN_SECONDS_PER_CHARACTER = 0.25  # allowed where a model does not tell its training's rate: about four times it
@@ -185,7 +187,7 @@ def transcribe_codes(
     """
     settings = settings or TranscribeSettings()
     vocabulary, model = speech_lm.vocabulary, speech_lm.model
-    prompts = [asr_prompt(vocabulary, item) for item in codes]
+    prompts = [make_prompt(vocabulary, get_task("asr"), Utterance(codes=item)) for item in codes]
     budgets = [
         settings.min_tokens + math.ceil(item.shape[1] / vocabulary.frame_rate * settings.tokens_per_s) for item in codes
     ]
@@ -236,7 +238,8 @@ def synthesize_codes(
         if not text.strip():
             raise GenerationError(f"text {i + 1} of {len(texts)} is empty: there is nothing to say")
     keys = texts if keys is None else keys
-    prompts = [tts_prompt(vocabulary, vocabulary.encode_text(speech_lm.text_tokenizer, text)) for text in texts]
+    ids = [vocabulary.encode_text(speech_lm.text_tokenizer, text) for text in texts]
+    prompts = [make_prompt(vocabulary, get_task("tts"), Utterance(text=item)) for item in ids]
     seconds = [seconds_allowed(vocabulary, text, settings) for text in texts]
     n = vocabulary.n_codebooks
     budgets = [math.ceil(item * vocabulary.frame_rate) * n for item in seconds]

@@ -170,7 +170,11 @@ def rows_needed(table_rows: int, vocabulary: SpeechVocabulary) -> int:
 
 
 def extend_with_speech(
-    model: PreTrainedModel, vocabulary: SpeechVocabulary, seed: int, books: Sequence[torch.Tensor] | None = None
+    model: PreTrainedModel,
+    vocabulary: SpeechVocabulary,
+    seed: int,
+    books: Sequence[torch.Tensor] | None = None,
+    first_id: int | None = None,
 ) -> None:
     """Gives the model rows for every new id, in place: the mean of the text rows plus a tenth of their spread as noise.
 
@@ -181,8 +185,11 @@ def extend_with_speech(
         model: Any causal LM, its head tied to the embedding or not.
         vocabulary: The new ids.
         seed: Decides the noise and the projection.
-        books: For each codebook used its vectors, (size, D).
+        books: For each codebook used its vectors, (size, D); only where all ids are new.
+        first_id: Rows from this id on are new; None: all ids of the vocabulary are. A model that speaks already keeps
+            what it has learnt.
     """
+    first = vocabulary.first_id if first_id is None else first_id
     embedding = model.get_input_embeddings()
     rows = rows_needed(embedding.weight.shape[0], vocabulary)
     if rows > embedding.weight.shape[0]:
@@ -193,16 +200,16 @@ def extend_with_speech(
         for module in tables.values():
             weight = module.weight
             text = weight[: vocabulary.first_id].float()
-            noise = torch.randn(weight.shape[0] - vocabulary.first_id, weight.shape[1], generator=generator)
+            noise = torch.randn(weight.shape[0] - first, weight.shape[1], generator=generator)
             spread = text.std(dim=0, keepdim=True)
             noise *= 0.1
-            offsets = vocabulary.offsets - vocabulary.first_id
+            offsets = vocabulary.offsets - first
             for vectors, offset in zip(books, offsets, strict=True) if books else ():
                 noise[offset : offset + len(vectors)] += _projected(vectors, noise.shape[1], generator)
             fresh = text.mean(dim=0, keepdim=True) + spread * noise.to(weight.device)
-            weight[vocabulary.first_id :] = fresh.to(weight.dtype)
+            weight[first:] = fresh.to(weight.dtype)
             if getattr(module, "bias", None) is not None:
-                module.bias[vocabulary.first_id :] = module.bias[: vocabulary.first_id].mean()
+                module.bias[first:] = module.bias[: vocabulary.first_id].mean()
     model.config.get_text_config().vocab_size = model.get_input_embeddings().weight.shape[0]
 
 

@@ -2,7 +2,8 @@
 
 Shapes: K codebooks of the tokenizer, n of them used (the first ones), F frames; codes (K, F), speech ids (F * n,).
 
-The ids follow the text tokenizer's own, the four marks first, then book 0's codes, then book 1's, ... A model's table
+The ids follow the text tokenizer's own, in named groups: the four marks, book 0's codes, book 1's, ..., and groups that
+were added later. A group keeps its ids for good: what a model learns later goes behind all that it has. A model's table
 may have more rows than its tokenizer has ids: new ids start at `len(tokenizer)` all the same.
 """
 
@@ -11,7 +12,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,9 @@ from transformers import PreTrainedTokenizerBase
 from slm.trained_on import TrainedOn
 
 FILE_NAME = "speech_vocabulary.json"
-FORMAT = "lmspt-speech-vocabulary/1"
+FORMAT = "lmspt-speech-vocabulary/2"
+# Without groups: four marks and the books, which is what the fields alone give.
+FORMAT_1 = "lmspt-speech-vocabulary/1"
 SPEECH, SPEECH_END, TRANSCRIBE, SYNTHESIZE = MARKS = ("<|speech|>", "<|/speech|>", "<|transcribe|>", "<|synthesize|>")
 # Stand-ins for the two turns while a chat template is read; only their places matter.
 _USER, _ASSISTANT = "USERTURNHERE", "ASSISTANTTURNHERE"
@@ -29,6 +33,25 @@ _USER, _ASSISTANT = "USERTURNHERE", "ASSISTANTTURNHERE"
 
 class VocabularyError(ValueError):
     """A speech vocabulary does not fit a tokenizer, model folder or corpus; the message says which and the way out."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ids on end that belong together.
+
+    Args:
+        name: "marks", "book 0", ..., or the name of a group added later.
+        first_id: Its first id.
+        tokens: The names of its ids in the text tokenizer, in order.
+    """
+
+    name: str
+    first_id: int
+    tokens: tuple[str, ...]
+
+    @property
+    def ids(self) -> range:
+        return range(self.first_id, self.first_id + len(self.tokens))
 
 
 @dataclass(frozen=True)
@@ -47,6 +70,7 @@ class SpeechVocabulary:
         precision: The arithmetic its encoder ran in, which the fingerprint includes.
         normaliser: Name of what was done to the training texts; whoever generates does the same to a text to be spoken.
         trained_on: What the training's utterances were like; None where the model was saved without.
+        added: Groups behind the books, in the order in which they came: (name, names of its tokens).
     """
 
     codebook_sizes: tuple[int, ...]
@@ -60,10 +84,12 @@ class SpeechVocabulary:
     precision: str = "fp32"
     normaliser: str = "none"
     trained_on: TrainedOn | None = None
+    added: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.trained_on, dict):  # as JSON gives it back
             object.__setattr__(self, "trained_on", TrainedOn(**self.trained_on))
+        object.__setattr__(self, "added", tuple((name, tuple(tokens)) for name, tokens in self.added))
         for name in ("codebook_sizes", "before", "between"):
             object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
         if not self.codebook_sizes or min(self.codebook_sizes) < 1:
@@ -73,21 +99,43 @@ class SpeechVocabulary:
     def n_codebooks(self) -> int:
         return len(self.codebook_sizes)
 
+    @cached_property
+    def groups(self) -> dict[str, Group]:
+        """Every group by name, in id order."""
+        books = enumerate(self.codebook_sizes)
+        named = [
+            ("marks", MARKS),
+            *((f"book {book}", tuple(f"<|speech_{book}_{code}|>" for code in range(size))) for book, size in books),
+            *self.added,
+        ]
+        groups, first = {}, self.first_id
+        for name, tokens in named:
+            groups[name] = Group(name, first, tokens)
+            first += len(tokens)
+        return groups
+
+    @cached_property
+    def _mark_ids(self) -> dict[str, int]:
+        marks = (group for name, group in self.groups.items() if not name.startswith("book "))
+        return {token: i for group in marks for token, i in zip(group.tokens, group.ids, strict=True)}
+
+    def mark_id(self, name: str) -> int:
+        """The id of a mark, such as `<|transcribe|>`.
+
+        Raises:
+            VocabularyError: The vocabulary has no such mark.
+        """
+        if name not in self._mark_ids:
+            raise VocabularyError(f"the speech vocabulary has no {name}; it has {', '.join(self._mark_ids)}")
+        return self._mark_ids[name]
+
     @property
     def speech_id(self) -> int:
-        return self.first_id
+        return self.mark_id(SPEECH)
 
     @property
     def speech_end_id(self) -> int:
-        return self.first_id + 1
-
-    @property
-    def transcribe_id(self) -> int:
-        return self.first_id + 2
-
-    @property
-    def synthesize_id(self) -> int:
-        return self.first_id + 3
+        return self.mark_id(SPEECH_END)
 
     @property
     def offsets(self) -> np.ndarray:
@@ -97,7 +145,7 @@ class SpeechVocabulary:
     @property
     def size(self) -> int:
         """Ids in all, text and speech: the least number of rows that an embedding table needs."""
-        return self.first_id + len(MARKS) + sum(self.codebook_sizes)
+        return next(reversed(self.groups.values())).ids.stop
 
     @property
     def new_ids(self) -> list[int]:
@@ -106,8 +154,18 @@ class SpeechVocabulary:
 
     def token_names(self) -> list[str]:
         """Names of the new ids, in id order."""
-        books = enumerate(self.codebook_sizes)
-        return [*MARKS, *(f"<|speech_{book}_{code}|>" for book, size in books for code in range(size))]
+        return [token for group in self.groups.values() for token in group.tokens]
+
+    def with_group(self, name: str, tokens: Sequence[str]) -> SpeechVocabulary:
+        """This vocabulary and one group more, behind all ids that there are.
+
+        Raises:
+            VocabularyError: The name or a token is taken.
+        """
+        taken = [token for token in tokens if token in set(self.token_names())]
+        if name in self.groups or taken or len(set(tokens)) < len(tokens):
+            raise VocabularyError(f"group {name!r}: its name or {', '.join(taken) or 'one of its tokens'} is taken")
+        return replace(self, added=(*self.added, (name, tuple(tokens))))
 
     def ids_from_codes(self, codes: np.ndarray) -> np.ndarray:
         """(K, F) codes -> (F * n,) int64 ids, by arithmetic.
@@ -198,7 +256,15 @@ class SpeechVocabulary:
         """Writes speech_vocabulary.json into a model folder."""
         path = Path(folder) / FILE_NAME
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+        groups = {
+            name: {"first_id": group.first_id, "size": len(group.tokens)}
+            | ({} if name.startswith("book ") else {"tokens": list(group.tokens)})
+            for name, group in self.groups.items()
+        }
+        facts = {"format": FORMAT, "groups": groups} | asdict(self)
+        for name in ("codebook_sizes", "first_id", "added"):  # which the groups say
+            del facts[name]
+        temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
         return path
 
@@ -217,14 +283,44 @@ class SpeechVocabulary:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             found = values.pop("format", None)
-            if found != FORMAT:
-                raise VocabularyError(f"{path}: format {found!r}, this version reads {FORMAT!r}")
+            if found not in (FORMAT, FORMAT_1):
+                raise VocabularyError(f"{path}: format {found!r}, this version reads {FORMAT!r} and {FORMAT_1!r}")
+            if found == FORMAT:
+                values |= _read_groups(values.pop("groups"), path)
             vocabulary = cls(**values)
-        except (TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (TypeError, AttributeError, KeyError, json.JSONDecodeError) as error:
             raise VocabularyError(f"{path}: damaged ({error}); fine-tune again or copy it anew") from error
         if text_tokenizer is not None:
             vocabulary.check_text_tokenizer(text_tokenizer)
         return vocabulary
+
+
+def _read_groups(groups: dict[str, dict], path: Path) -> dict[str, object]:
+    """The fields that a file's groups stand for.
+
+    Raises:
+        VocabularyError: The ids have gaps, or the marks are not those that this version knows.
+    """
+    ordered = sorted(groups.items(), key=lambda item: item[1]["first_id"])
+    starts = [group["first_id"] for _, group in ordered]
+    ends = [group["first_id"] + group["size"] for _, group in ordered]
+    books = [(name, group["size"]) for name, group in ordered if name.startswith("book ")]
+    first = ordered[0][1]
+    expected = ["marks", *(f"book {book}" for book in range(len(books)))]
+    if (
+        starts[1:] != ends[:-1]
+        or tuple(first.get("tokens", ())) != MARKS
+        or [n for n, _ in ordered][: len(expected)] != expected
+    ):
+        raise VocabularyError(
+            f"{path}: groups must be marks ({', '.join(MARKS)}), book 0, book 1, ... and others, ids on end; copy the "
+            "file anew from the folder that `slm finetune` wrote"
+        )
+    return {
+        "codebook_sizes": [size for _, size in books],
+        "first_id": first["first_id"],
+        "added": [(name, group["tokens"]) for name, group in ordered[len(expected) :]],
+    }
 
 
 def add_speech(
@@ -237,6 +333,7 @@ def add_speech(
     tokenizer: str = "",
     precision: str = "fp32",
     normaliser: str = "none",
+    marks: Sequence[str] = (),
 ) -> SpeechVocabulary:
     """Adds the marks and speech tokens to a text tokenizer, in place, and says which ids they got.
 
@@ -249,6 +346,7 @@ def add_speech(
         tokenizer: Its name or folder.
         precision: The arithmetic of its encoder.
         normaliser: Name of what was done to the training texts.
+        marks: Further marks that the tasks need.
 
     Raises:
         VocabularyError: The speech tokenizer has fewer codebooks, the names are taken, there is no end token, or the
@@ -269,8 +367,7 @@ def add_speech(
         precision=precision,
         normaliser=normaliser,
     )
-    taken = text_tokenizer.get_vocab()
-    if SPEECH in taken:
+    if SPEECH in (taken := text_tokenizer.get_vocab()):
         raise VocabularyError(
             f"the text tokenizer already has {SPEECH}: the model has speech, but its folder lost {FILE_NAME}"
         )
@@ -280,8 +377,29 @@ def add_speech(
             "would get ids that text tokens have. Fill the gaps with placeholder tokens in the model folder's "
             "tokenizer.json, so that the ids run from 0 without a break, or take another model"
         )
+    _add_tokens(text_tokenizer, vocabulary.token_names(), vocabulary)
+    return add_marks(text_tokenizer, vocabulary, marks)
+
+
+def add_marks(
+    text_tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary, marks: Sequence[str]
+) -> SpeechVocabulary:
+    """Adds marks that a vocabulary lacks behind all ids that there are, to the text tokenizer in place too.
+
+    Returns:
+        The vocabulary with one group more, or the same where nothing is missing.
+    """
+    missing = [mark for mark in dict.fromkeys(marks) if mark not in set(vocabulary.token_names())]
+    if not missing:
+        return vocabulary
+    number = sum(name.startswith("more marks") for name in vocabulary.groups)
+    larger = vocabulary.with_group(f"more marks {number}", missing)
+    _add_tokens(text_tokenizer, missing, larger)
+    return larger
+
+
+def _add_tokens(text_tokenizer: PreTrainedTokenizerBase, names: Sequence[str], vocabulary: SpeechVocabulary) -> None:
     # Special and not normalized: only so does split_special_tokens keep a user's text from matching them.
-    names = vocabulary.token_names()
     text_tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
     if (wrong := vocabulary._first_difference(text_tokenizer)) is not None:
         name, expected, found = wrong
@@ -289,7 +407,6 @@ def add_speech(
             f"the text tokenizer gave the new token {name} the id {found}, not {expected}, the one after its last: "
             "speech tokens need ids on end. Take a model whose tokenizer is a fast one (tokenizer.json)"
         )
-    return vocabulary
 
 
 def _special_ids(text_tokenizer: PreTrainedTokenizerBase) -> set[int]:

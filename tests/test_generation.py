@@ -142,9 +142,12 @@ def test_draws_follow_the_softmax(untrained: SpeechLM) -> None:
     settings = SynthesizeSettings(batch_size=200, temperature=0.7, top_k=0, min_seconds=0.05, seconds_per_character=0.0)
     said = synthesize_codes(untrained, ["red"] * n, settings, keys=[f"k{i}" for i in range(n)])
     counts = np.bincount([int(output.codes[0, 0]) for output in said], minlength=CODES) / n
-    from slm.sequences import tts_prompt
+    from slm.tasks import get_task
+    from slm.tasks.registry import Utterance
+    from slm.tasks.sequences import make_prompt
 
-    prompt = tts_prompt(vocabulary, vocabulary.encode_text(untrained.text_tokenizer, "red"))
+    text = vocabulary.encode_text(untrained.text_tokenizer, "red")
+    prompt = make_prompt(vocabulary, get_task("tts"), Utterance(text=text))
     with torch.no_grad():
         logits = untrained.model(input_ids=torch.from_numpy(prompt)[None]).logits[0, -1]
     expected = torch.softmax(logits[vocabulary.offsets[0] : vocabulary.offsets[0] + CODES] / 0.7, -1).numpy()

@@ -9,9 +9,11 @@ import pytest
 import torch
 from slm_tiny import CODES, tiny_model, tiny_tokenizer, utterances
 
-import slm.sequences
+import slm.tasks.sequences
 import slm.training.batches
-from slm.sequences import answer, asr_example, asr_prompt, example_length, tts_example, tts_prompt
+from slm.tasks import get_task
+from slm.tasks.registry import Utterance
+from slm.tasks.sequences import answer, example_length, make_example, make_prompt
 from slm.training.batches import BatchError, NoiseConfig, PackedBatches, SpeechSamples, TextSamples, pack, plan_steps
 from slm.vocabulary import SpeechVocabulary, add_speech
 
@@ -25,7 +27,7 @@ def speech_samples(noise: NoiseConfig | None = None, weights: dict | None = None
     return SpeechSamples(vocabulary, codes, texts, weights or {"asr": 1.0, "tts": 1.0}, noise, **options)
 
 
-@pytest.mark.parametrize("module", [slm.sequences, slm.training.batches])
+@pytest.mark.parametrize("module", [slm.tasks.sequences, slm.training.batches])
 def test_docstrings_show_real_batches(module) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0
@@ -36,8 +38,8 @@ def test_a_chat_example_reads_as_the_template_renders_it(chat: bool) -> None:
     tokenizer = tiny_tokenizer(chat)
     vocabulary = add_speech(tokenizer, [CODES])
     text, codes = vocabulary.encode_text(tokenizer, "lay red"), np.array([[3, 0]])
-    asr = tokenizer.decode(asr_example(vocabulary, codes, text).input_ids, clean_up_tokenization_spaces=False)
-    tts = tokenizer.decode(tts_example(vocabulary, codes, text).input_ids, clean_up_tokenization_spaces=False)
+    examples = (make_example(vocabulary, get_task(name), Utterance(codes, text)) for name in ("asr", "tts"))
+    asr, tts = (tokenizer.decode(item.input_ids, clean_up_tokenization_spaces=False) for item in examples)
     heard = "<|speech|><|speech_0_3|><|speech_0_0|><|/speech|>"
     if chat:
         turns = [("user", f"{heard}<|transcribe|>"), ("assistant", "lay red")]
@@ -52,16 +54,15 @@ def test_a_chat_example_reads_as_the_template_renders_it(chat: bool) -> None:
 def test_labels_are_the_answer_and_prompts_the_rest() -> None:
     vocabulary = SpeechVocabulary(codebook_sizes=(12, 12), first_id=50, end_id=2, before=(1,), between=(7, 8))
     codes, text = np.array([[1, 2, 3], [4, 5, 6]]), np.array([30, 31])
-    for example, prompt in (
-        (asr_example(vocabulary, codes, text), asr_prompt(vocabulary, codes)),
-        (tts_example(vocabulary, codes, text), tts_prompt(vocabulary, text)),
-    ):
+    asr, tts = get_task("asr"), get_task("tts")
+    for task, given in ((asr, Utterance(codes=codes)), (tts, Utterance(text=text))):
+        example, prompt = make_example(vocabulary, task, Utterance(codes, text)), make_prompt(vocabulary, task, given)
         assert (example.input_ids[: len(prompt)] == prompt).all()
         assert (example.labels[: len(prompt)] == -100).all()
         assert (example.labels[len(prompt) :] == example.input_ids[len(prompt) :]).all()
         assert example.labels[-1] == vocabulary.end_id
-        assert len(example) == example_length(vocabulary, 3, 2)
-    assert tts_example(vocabulary, codes, text).labels[-2] == vocabulary.speech_end_id
+        assert len(example) == example_length(vocabulary, task, Utterance(codes, text))
+    assert example.labels[-2] == vocabulary.speech_end_id
 
 
 def test_pack_length_0_gives_each_sequence_a_row() -> None:

@@ -10,7 +10,7 @@ from slm_tiny import SENTENCES, tiny_tokenizer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from slm.vocabulary import MARKS, SpeechVocabulary, VocabularyError, add_speech
+from slm.vocabulary import MARKS, SpeechVocabulary, VocabularyError, add_marks, add_speech
 
 
 @pytest.mark.parametrize("n_codebooks", [1, 2])
@@ -107,3 +107,54 @@ def test_text_tokenizer_round_trip() -> None:
     for text in [*SENTENCES, " two  spaces ", "tab\tand\nline", "naïve Ωmega"]:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_a_file_of_groups_says_what_the_fields_say(tmp_path) -> None:
+    tokenizer = tiny_tokenizer()
+    vocabulary = add_speech(tokenizer, [12, 7], n_codebooks=2, fingerprint="a", marks=["<|translate|>"])
+    written = json.loads(vocabulary.save(tmp_path).read_text())
+    first = vocabulary.first_id
+    assert written["groups"] == {
+        "marks": {"first_id": first, "size": 4, "tokens": list(MARKS)},
+        "book 0": {"first_id": first + 4, "size": 12},
+        "book 1": {"first_id": first + 16, "size": 7},
+        "more marks 0": {"first_id": first + 23, "size": 1, "tokens": ["<|translate|>"]},
+    }
+    # Ids come from the groups' numbers, not from the order of keys.
+    turned = {key: written[key] for key in reversed(written)}
+    turned["groups"] = {name: written["groups"][name] for name in reversed(written["groups"])}
+    (tmp_path / "speech_vocabulary.json").write_text(json.dumps(turned))
+    assert SpeechVocabulary.load(tmp_path, tokenizer) == vocabulary
+    turned["groups"]["book 0"]["size"] = 11
+    (tmp_path / "speech_vocabulary.json").write_text(json.dumps(turned))
+    with pytest.raises(VocabularyError, match="ids on end"):
+        SpeechVocabulary.load(tmp_path)
+
+
+def test_folders_of_the_first_format_load(tmp_path) -> None:
+    fields = {"codebook_sizes": [12, 7], "first_id": 40, "end_id": 2, "before": [1], "between": [], "fingerprint": "a"}
+    fields |= {"frame_rate": 25.0, "tokenizer": "t", "precision": "fp32", "normaliser": "basic"}
+    old = {"format": "lmspt-speech-vocabulary/1", **fields}
+    (tmp_path / "speech_vocabulary.json").write_text(json.dumps(old))
+    vocabulary = SpeechVocabulary.load(tmp_path)
+    assert vocabulary == SpeechVocabulary(**fields)
+    assert (vocabulary.speech_id, vocabulary.mark_id("<|synthesize|>"), vocabulary.offsets.tolist()) == (
+        40,
+        43,
+        [44, 56],
+    )
+
+
+def test_a_new_mark_moves_no_id() -> None:
+    tokenizer = tiny_tokenizer()
+    before = add_speech(tokenizer, [12])
+    names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    after = add_marks(tokenizer, before, ["<|translate|>", "<|transcribe|>"])
+    assert tokenizer.convert_ids_to_tokens(range(len(names))) == names
+    assert after.mark_id("<|translate|>") == before.size == after.size - 1
+    assert after.offsets.tolist() == before.offsets.tolist()
+    assert add_marks(tokenizer, after, ["<|translate|>"]) == after
+    with pytest.raises(VocabularyError, match="taken"):
+        after.with_group("again", ["<|translate|>"])
+    with pytest.raises(VocabularyError, match="has no <|sing|>"):
+        after.mark_id("<|sing|>")

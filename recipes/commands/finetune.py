@@ -50,11 +50,11 @@ from slm.modeling import (
     rows_needed,
     save_slm,
 )
-from slm.sequences import TASKS
+from slm.tasks import get_task
 from slm.trained_on import TrainedOn
 from slm.training.batches import NoiseConfig, SpeechSamples, plan_steps
 from slm.training.trainer import TrainingConfig, TrainingError, train, trained_weights
-from slm.vocabulary import SpeechVocabulary, add_speech
+from slm.vocabulary import SpeechVocabulary, add_marks, add_speech
 from tokenizer import LMSPTModel, load_tokenizer
 
 
@@ -155,13 +155,14 @@ def make_vocabulary(
         VocabularyError: the model already speaks another tokenizer's codes.
     """
     facts = corpus.metadata
+    marks = [mark for name in config.task_weights for mark in get_task(name).marks]
     if own is not None:
         own.check_fingerprint(facts.fingerprint, f"the corpus {config.corpus}")
         if own.n_codebooks != config.n_codebooks:
             raise ConfigError(
                 f"n_codebooks: the model {config.model} was made with {own.n_codebooks}, not {config.n_codebooks}"
             )
-        return dataclasses.replace(own, normaliser=config.normaliser)
+        return dataclasses.replace(add_marks(tokenizer, own, marks), normaliser=config.normaliser)
     return add_speech(
         tokenizer,
         facts.codebook_sizes,
@@ -171,6 +172,7 @@ def make_vocabulary(
         tokenizer=facts.tokenizer,
         precision=facts.precision,
         normaliser=config.normaliser,
+        marks=marks,
     )
 
 
@@ -275,7 +277,7 @@ def describe_plan(
     if config.lora is not None:
         trainable += len(data.vocabulary.new_ids) * table.shape[1] * tables
     tokens = {}
-    for number, task in enumerate(TASKS):
+    for number, task in enumerate(samples.task_names):
         lengths = samples.lengths[samples.tasks == number]
         if len(lengths):
             tokens[task] = {
@@ -347,6 +349,8 @@ def build_model(config: Config, folder: RunFolder, corpus: CodedCorpus) -> tuple
     vocabulary = make_vocabulary(config, corpus, tokenizer, own)
     if own is None:
         extend_with_speech(model, vocabulary, config.seed, codebooks(config, corpus))
+    elif vocabulary.size > own.size:
+        extend_with_speech(model, vocabulary, config.seed, first_id=own.size)
     if config.lora is None:
         return model, tokenizer, vocabulary
     base = folder.path("base")

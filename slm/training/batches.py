@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from slm.sequences import IGNORE, TASKS, Example, answer, asr_example, example_length, tts_example
+from slm.tasks import TaskError, get_task
+from slm.tasks.registry import Utterance
+from slm.tasks.sequences import IGNORE, Example, answer, example_length, make_example
 from slm.vocabulary import SpeechVocabulary
 
 Batch = dict[str, torch.Tensor]
@@ -29,7 +31,7 @@ class BatchError(ValueError):
 
 @dataclass
 class NoiseConfig:
-    """What training does to the speech tokens of an ASR prompt, against over-fitting. The answer is never touched."""
+    """What training does to the speech tokens of a prompt, against over-fitting. The answer is never touched."""
 
     replace: float = field(default=0.05, metadata={"help": "share of codes replaced by a random one of their book"})
     drop: float = field(default=0.05, metadata={"help": "share of frames left out, in spans"})
@@ -79,8 +81,8 @@ class SpeechSamples:
         vocabulary: Ids of speech.
         codes: One (K, F) array per utterance.
         texts: One (T,) array of text ids per utterance.
-        task_weights: Weight of a token of each task ("asr", "tts") in the loss; 0 leaves the task out.
-        noise: What is done to an ASR prompt in training.
+        task_weights: Weight of a token of each task in the loss, by name; 0 leaves the task out.
+        noise: What is done to speech in a prompt in training.
         max_length: Longer sequences are left out, and counted in `n_too_long`.
 
     Raises:
@@ -96,42 +98,45 @@ class SpeechSamples:
         noise: NoiseConfig | None = None,
         max_length: int | None = None,
     ) -> None:
-        unknown = sorted(set(task_weights) - set(TASKS))
-        if unknown or not any(weight > 0 for weight in task_weights.values()) or min(task_weights.values()) < 0:
-            raise BatchError(
-                f"task_weights: {task_weights} must give {' and '.join(TASKS)} weights, at least one above 0"
-            )
+        try:
+            self._tasks = [get_task(name) for name in sorted(task_weights)]
+        except TaskError as error:
+            raise BatchError(f"task_weights: {error}") from error
+        self.task_names = tuple(task.name for task in self._tasks)
+        self.task_weights = [float(task_weights[name]) for name in self.task_names]
+        if not any(weight > 0 for weight in self.task_weights) or min(self.task_weights) < 0:
+            raise BatchError(f"task_weights: {task_weights} must not fall below 0, and one must be above")
         self.vocabulary, self.noise = vocabulary, noise
         # The smallest type that fits: a thousand hours at 25 Hz are 90 million codes.
-        self.codes = [np.asarray(item[: vocabulary.n_codebooks]).astype(np.int32) for item in codes]
-        self.texts = [np.asarray(item).astype(np.int32) for item in texts]
-        self.task_names = TASKS
-        self.task_weights = [float(task_weights.get(task, 0.0)) for task in TASKS]
+        self.utterances = [
+            Utterance(np.asarray(c[: vocabulary.n_codebooks]).astype(np.int32), np.asarray(t).astype(np.int32))
+            for c, t in zip(codes, texts, strict=True)
+        ]
+        used = [number for number, weight in enumerate(self.task_weights) if weight > 0]
         lengths = np.array(
-            [example_length(vocabulary, c.shape[1], len(t)) for c, t in zip(self.codes, self.texts, strict=True)],
-            dtype=np.int64,
+            [[example_length(vocabulary, self._tasks[n], u) for u in self.utterances] for n in used], dtype=np.int64
         )
-        fits = np.flatnonzero(lengths <= max_length) if max_length else np.arange(len(lengths))
-        used = [task for task, weight in enumerate(self.task_weights) if weight > 0]
-        self.n_too_long = len(lengths) - len(fits)
-        self.utterances = np.concatenate([fits] * len(used))
-        self.tasks = np.repeat(np.array(used, dtype=np.int64), len(fits))
-        self.lengths = lengths[self.utterances]
+        fits = lengths <= max_length if max_length else np.ones_like(lengths, dtype=bool)
+        self.n_too_long = int((~fits).any(axis=0).sum())
+        rows, self.members = np.nonzero(fits)
+        self.tasks, self.lengths = np.array(used, dtype=np.int64)[rows], lengths[fits]
         if not len(self.lengths):
             raise BatchError(
-                f"no utterance fits: {len(lengths)} given, longest allowed {max_length} tokens; raise "
+                f"no utterance fits: {len(self.utterances)} given, longest allowed {max_length} tokens; raise "
                 f"max_length or cut the audio"
             )
 
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
         """The sequence of one sample."""
-        utterance, task = self.utterances[index], TASKS[self.tasks[index]]
-        codes, text = self.codes[utterance], self.texts[utterance]
-        if task == "tts":
-            return tts_example(self.vocabulary, codes, text)
+        change = None
         if rng is not None and self.noise is not None:
-            codes = self.noise.apply(codes, self.vocabulary.codebook_sizes, rng)
-        return asr_example(self.vocabulary, codes, text)
+            noise, sizes = self.noise, self.vocabulary.codebook_sizes
+
+            def change(codes: np.ndarray) -> np.ndarray:
+                return noise.apply(codes, sizes, rng)
+
+        utterance = self.utterances[self.members[index]]
+        return make_example(self.vocabulary, self._tasks[self.tasks[index]], utterance, change)
 
 
 class TextSamples:

@@ -19,7 +19,7 @@ from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from slm.sequences import IGNORE
+from slm.tasks.sequences import IGNORE
 from slm.training.batches import Batch, PackedBatches, Samples, evaluation_batches
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
 from slm.training.packing import packing_leaks

@@ -1,0 +1,133 @@
+"""Turns as token sequences: pure functions from a task's parts to `input_ids` and `labels`.
+
+Shapes: codes (K, F); text ids (T,); `input_ids` and `labels` (L,) int64, labels -100 wherever no loss is taken.
+
+    ASR   before <|speech|> codes <|/speech|> <|transcribe|> between | text end
+    TTS   before text <|synthesize|> between <|speech|> | codes <|/speech|> end
+
+`before` and `between` are the chat template's ids (or bos, and nothing); what follows the bar is the answer, the only
+part with loss. The mark that opens an answer's speech is given, not learnt. Generation uses the same prompt.
+
+A vocabulary of 100 text ids (eos is 2, bos is 1) and one codebook of 8:
+
+>>> from slm.tasks import get_task
+>>> vocabulary = SpeechVocabulary(codebook_sizes=(8,), first_id=100, end_id=2, before=(1,))
+>>> utterance = Utterance(codes=np.array([[0, 7, 3]]), text=np.array([40, 41]))
+>>> asr = make_example(vocabulary, get_task("asr"), utterance)
+>>> asr.input_ids.tolist()
+[1, 100, 104, 111, 107, 101, 102, 40, 41, 2]
+>>> asr.labels.tolist()
+[-100, -100, -100, -100, -100, -100, -100, 40, 41, 2]
+>>> tts = make_example(vocabulary, get_task("tts"), utterance)
+>>> tts.input_ids.tolist()
+[1, 40, 41, 103, 100, 104, 111, 107, 101, 2]
+>>> tts.labels.tolist()
+[-100, -100, -100, -100, -100, 104, 111, 107, 101, 2]
+>>> make_prompt(vocabulary, get_task("tts"), Utterance(text=np.array([40, 41]))).tolist()
+[1, 40, 41, 103, 100]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slm.tasks.registry import Mark, Part, Speech, Task, TaskError, Utterance
+from slm.vocabulary import SpeechVocabulary
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training sequence: `input_ids` (L,) and `labels` (L,), both int64."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def make_prompt(
+    vocabulary: SpeechVocabulary,
+    task: Task,
+    utterance: Utterance,
+    change: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
+    """The ids after which the model writes the answer.
+
+    Args:
+        vocabulary: Ids of speech and marks.
+        task: Whose prompt.
+        utterance: What the prompt is made of; what only the answer needs may be missing.
+        change: What is done to the codes (n, F) of the prompt's speech: training's noise.
+
+    Returns:
+        (P,) int64.
+
+    Raises:
+        TaskError: The utterance lacks a part of the prompt.
+    """
+    ids = [*vocabulary.before]
+    for part in task.turn(utterance).prompt:
+        if isinstance(part, Speech) and part.codes is not None and change is not None:
+            part = Speech(change(part.codes))
+        ids.extend(_part_ids(vocabulary, task, part))
+    opening = [vocabulary.speech_id] if task.answers == "speech" else []
+    return np.array([*ids, *vocabulary.between, *opening], dtype=np.int64)
+
+
+def make_example(
+    vocabulary: SpeechVocabulary,
+    task: Task,
+    utterance: Utterance,
+    change: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Example:
+    """Prompt and answer, with loss on the answer and on its end; arguments as in :func:`make_prompt`."""
+    prompt = make_prompt(vocabulary, task, utterance, change)
+    ids = [i for part in task.turn(utterance).answer for i in _part_ids(vocabulary, task, part)]
+    if task.answers == "speech":
+        if not ids or ids[0] != vocabulary.speech_id:
+            raise TaskError(f"task {task.name}: an answer of speech must begin with Speech")
+        ids = ids[1:]  # stands in the prompt
+    return answer(prompt, np.array([*ids, vocabulary.end_id], dtype=np.int64))
+
+
+def example_length(vocabulary: SpeechVocabulary, task: Task, utterance: Utterance) -> int:
+    """The length L of :func:`make_example`, without building it."""
+    turn = task.turn(utterance)
+    parts = sum(_part_length(vocabulary, task, part) for part in (*turn.prompt, *turn.answer))
+    return len(vocabulary.before) + len(vocabulary.between) + parts + 1
+
+
+def answer(prompt: np.ndarray, target: np.ndarray) -> Example:
+    """(P,) prompt and (A,) answer -> a sequence of P + A with loss on the answer."""
+    return Example(
+        np.concatenate([prompt, target]), np.concatenate([np.full(len(prompt), IGNORE, dtype=np.int64), target])
+    )
+
+
+def _part_ids(vocabulary: SpeechVocabulary, task: Task, part: Part) -> Sequence[int] | np.ndarray:
+    if isinstance(part, Mark):
+        return [vocabulary.mark_id(part.name)]
+    if isinstance(part, Speech):
+        codes = _given(task, part.codes, "codes")
+        return [vocabulary.speech_id, *vocabulary.ids_from_codes(codes), vocabulary.speech_end_id]
+    return _given(task, part.ids, "text")
+
+
+def _part_length(vocabulary: SpeechVocabulary, task: Task, part: Part) -> int:
+    if isinstance(part, Mark):
+        return 1
+    if isinstance(part, Speech):
+        return _given(task, part.codes, "codes").shape[1] * vocabulary.n_codebooks + 2
+    return len(_given(task, part.ids, "text"))
+
+
+def _given(task: Task, value: np.ndarray | None, what: str) -> np.ndarray:
+    if value is None:
+        raise TaskError(f"task {task.name}: an utterance without {what}, which its sequence is made of")
+    return value
