@@ -18,7 +18,8 @@ from slm_tiny import save_llm
 
 import slm.embedded
 import tokenizer.embedded
-from eval.judges.judge import JudgeConfig, check_judge, load_judge
+from eval.judges.config import JudgeConfig
+from eval.judges.judge import check_judge, load_judge
 from recipes.commands import export, train_teacher, train_tokenizer
 from recipes.config import ConfigError
 from recipes.runs.embedded import EMBEDDED, model_path, resolve, resolve_judge

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from eval.judges.judge import JudgeConfig
+from eval.judges.config import JudgeConfig
 from eval.schema import Protocol, load_results, make_row
 from eval.schema import TestSet as Scored
 from eval.text.normalisers import get_normaliser

@@ -18,7 +18,8 @@ import pytest
 import soundfile
 import torch
 
-from eval.judges.judge import JudgeConfig, JudgeError, conditions_of
+from eval.judges.config import JudgeConfig, JudgeError
+from eval.judges.judge import conditions_of
 from eval.schema import load_results
 from recipes.commands import evaluate
 from recipes.commands.evaluate import Config

@@ -22,7 +22,8 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from eval.judges.judge import Judge, JudgeConfig, JudgeError, check_judge, load_judge
+from eval.judges.config import JudgeConfig, JudgeError
+from eval.judges.judge import Judge, check_judge, load_judge
 from eval.judges.readers import collapse
 from eval.speech.audio import resample, split_at_quiet
 

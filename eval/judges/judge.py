@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from eval.judges.config import JudgeConfig, JudgeError
 from eval.judges.readers import (
     CTC_HEAD_FILE,
     OPEN_WINDOW_S,
-    JudgeError,
     Reader,
     ctc_head_reader,
     ctc_reader,
@@ -37,64 +37,11 @@ from eval.judges.readers import (
 from eval.judges.sphinx import pocketsphinx_reader
 from eval.speech.audio import length_batches, resample, split_at_quiet
 
-__all__ = ["CTC_HEAD_FILE", "Judge", "JudgeConfig", "JudgeError", "check_judge", "conditions_of", "load_judge"]
-
 _FRAME_S = 0.02  # one frame of a Whisper encoder
 _SHORTEST_S = 0.1  # shorter clips are padded: convolutional front ends need some input
 # Raise it with every change in this folder or in eval.speech.audio that changes a transcript: transcripts that were
 # kept under another rule are not used.
 READING_RULE = 1
-
-
-@dataclass
-class JudgeConfig:
-    """Which recogniser reads the audio, and how."""
-
-    name: str = field(
-        default="pocketsphinx",
-        metadata={"help": "folder or hub name of a transformers ASR model, our recogniser's folder, or 'pocketsphinx'"},
-    )
-    label: str | None = field(default=None, metadata={"help": "name in tables; default: taken from `name`"})
-    decoding: str = field(
-        default="auto",
-        metadata={
-            "help": "'attention' (generate), 'ctc' (greedy), 'joint' (both), or 'auto': what the model was made for"
-        },
-    )
-    num_beams: int = field(default=1, metadata={"help": "beams of 'attention' and 'joint' decoding"})
-    ctc_weight: float = field(default=0.3, metadata={"help": "share of the CTC head in 'joint' decoding, 0 to 1"})
-    batch_size: int = field(default=8, metadata={"help": "clips read at a time, at most"})
-    batch_seconds: float = field(
-        default=240.0, metadata={"help": "seconds of audio read at a time, padding included, at most"}
-    )
-    processes: int = field(default=1, metadata={"help": "pocketsphinx: processes that read side by side"})
-    revision: str | None = field(
-        default=None, metadata={"help": "commit or tag of a hub model; pin it to compare scores"}
-    )
-    language: str | None = field(
-        default=None, metadata={"help": "language code for a multilingual Whisper, such as 'en'"}
-    )
-    max_tokens_per_second: float = field(
-        default=25.0,
-        metadata={"help": "bound on the text tokens heard in a second: stops a decoder that repeats itself"},
-    )
-
-    def __post_init__(self) -> None:
-        ways = ("auto", "attention", "ctc", "joint")
-        if self.decoding not in ways:
-            raise JudgeError(f"judge {self.name!r}: decoding must be one of {', '.join(ways)}, not {self.decoding!r}")
-        if not 0 <= self.ctc_weight <= 1:
-            raise JudgeError(f"judge {self.name!r}: ctc_weight={self.ctc_weight} must lie between 0 and 1")
-        for key in ("num_beams", "batch_size", "batch_seconds", "max_tokens_per_second", "processes"):
-            if getattr(self, key) <= 0:
-                raise JudgeError(f"judge {self.name!r}: {key} must be positive, not {getattr(self, key)}")
-
-    def display_name(self) -> str:
-        """The name in tables; of ``runs/recogniser/model`` that is "recogniser"."""
-        if self.label:
-            return self.label
-        parts = [part for part in Path(self.name).parts if part not in ("model", "/", ".")]
-        return parts[-1] if Path(self.name).is_dir() and parts else self.name
 
 
 @dataclass

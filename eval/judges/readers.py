@@ -10,24 +10,18 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import LogitsProcessorList
 
+from eval.judges.config import JudgeConfig, JudgeError
 from eval.judges.joint import CTCPrefixScores
-
-if TYPE_CHECKING:
-    from eval.judges.judge import JudgeConfig
 
 CTC_HEAD_FILE = "ctc_head.safetensors"
 OPEN_WINDOW_S = 30.0  # pieces for models that have no window of their own
 Reader = Callable[[list[np.ndarray]], list[str]]
-
-
-class JudgeError(ValueError):
-    """The judge cannot be had as configured; the message says what is missing and the way out."""
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from eval.judges.config import JudgeError
 from eval.judges.judge import Judge
-from eval.judges.readers import JudgeError
 
 __all__ = ["CarefulJudge", "Transcripts", "audio_sha256"]
 

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eval.codes import CodeStatistics, code_statistics
-from eval.judges.judge import JudgeConfig, check_judge, conditions_of, load_judge
+from eval.judges.config import JudgeConfig
+from eval.judges.judge import check_judge, conditions_of, load_judge
 from eval.judges.transcripts import CarefulJudge
 from eval.report.markdown import write_markdown
 from eval.report.page import format_table, write_report

@@ -27,7 +27,8 @@ import soundfile
 import torch
 
 from eval.codes import nominal_bitrate
-from eval.judges.judge import Judge, JudgeConfig, check_judge, load_judge
+from eval.judges.config import JudgeConfig
+from eval.judges.judge import Judge, check_judge, load_judge
 from recipes.config import ConfigError, Problems
 from recipes.encoding.audio import encode_recording
 from recipes.runs.embedded import RECOGNISERS, TOKENIZERS, resolve_judge

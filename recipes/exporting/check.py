@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.judges.judge import JudgeConfig, load_judge
+from eval.judges.config import JudgeConfig
+from eval.judges.judge import load_judge
 from recipes.config import ConfigError
 from recipes.encoding.audio import encode_batch
 from tokenizer import load_tokenizer

@@ -10,7 +10,7 @@ from typing import Any
 
 import slm.embedded
 import tokenizer.embedded
-from eval.judges.judge import JudgeConfig
+from eval.judges.config import JudgeConfig
 from recipes.config import ConfigError
 
 TOKENIZERS = tokenizer.embedded.TOKENIZERS
