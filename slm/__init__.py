@@ -1,1 +1,5 @@
-"""The LLM that speaks: speech vocabulary, sequences, coded corpora, fine-tuning, generation."""
+"""The LLM that speaks: how its ids stand for speech (`vocabulary`), coded corpora, what it can be asked (`tasks`), how
+it is grown (`modeling`), trained (`training`) and generated from (`generation`).
+
+This package knows nothing of the tokenizer, of scores or of the recipes: it takes codes and texts.
+"""

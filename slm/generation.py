@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from slm.modeling import load_llm
-from slm.tasks import get_task
+from slm.tasks import Task, get_task
 from slm.tasks.registry import Utterance
 from slm.tasks.sequences import make_prompt
 from slm.vocabulary import SpeechVocabulary, VocabularyError
@@ -175,7 +175,7 @@ class SeededSampling(LogitsProcessor):
 def transcribe_codes(
     speech_lm: SpeechLM, codes: Sequence[np.ndarray], settings: TranscribeSettings | None = None
 ) -> list[TranscribeOutput]:
-    """Writes the text of each utterance.
+    """Writes the text of each utterance: the task `asr`.
 
     Args:
         speech_lm: The model.
@@ -185,12 +185,63 @@ def transcribe_codes(
     Returns:
         One output per utterance, in order.
     """
+    return generate_text(speech_lm, get_task("asr"), [Utterance(codes=item) for item in codes], settings)
+
+
+def synthesize_codes(
+    speech_lm: SpeechLM,
+    texts: Sequence[str],
+    settings: SynthesizeSettings | None = None,
+    keys: Sequence[str] | None = None,
+) -> list[SynthesizeOutput]:
+    """Draws the speech tokens of each text: the task `tts`.
+
+    Args:
+        speech_lm: The model.
+        texts: What to say.
+        settings: Decoding.
+        keys: What, beside the seed, decides each text's random stream: utterance ids; the texts themselves by default.
+
+    Returns:
+        One output per text, in order.
+
+    Raises:
+        GenerationError: A text is empty.
+    """
+    settings = settings or SynthesizeSettings()
+    vocabulary = speech_lm.vocabulary
+    for i, text in enumerate(texts):
+        if not text.strip():
+            raise GenerationError(f"text {i + 1} of {len(texts)} is empty: there is nothing to say")
+    utterances = [Utterance(text=vocabulary.encode_text(speech_lm.text_tokenizer, text)) for text in texts]
+    seconds = [seconds_allowed(vocabulary, text, settings) for text in texts]
+    return generate_speech(speech_lm, get_task("tts"), utterances, seconds, settings, texts if keys is None else keys)
+
+
+def generate_text(
+    speech_lm: SpeechLM, task: Task, utterances: Sequence[Utterance], settings: TranscribeSettings | None = None
+) -> list[TranscribeOutput]:
+    """Writes the answers of a task that answers in text.
+
+    Args:
+        speech_lm: The model.
+        task: Whose prompts.
+        utterances: What the prompts are made of. An answer's budget of tokens follows from the speech among it.
+        settings: Decoding.
+
+    Returns:
+        One output per utterance, in order.
+
+    Raises:
+        GenerationError: The task answers in speech.
+        TaskError: An utterance lacks a part of the prompt.
+    """
+    _check_modality(task, "text")
     settings = settings or TranscribeSettings()
     vocabulary, model = speech_lm.vocabulary, speech_lm.model
-    prompts = [make_prompt(vocabulary, get_task("asr"), Utterance(codes=item)) for item in codes]
-    budgets = [
-        settings.min_tokens + math.ceil(item.shape[1] / vocabulary.frame_rate * settings.tokens_per_s) for item in codes
-    ]
+    prompts = [make_prompt(vocabulary, task, item) for item in utterances]
+    frames = [0 if item.codes is None else item.codes.shape[1] for item in utterances]
+    budgets = [settings.min_tokens + math.ceil(n / vocabulary.frame_rate * settings.tokens_per_s) for n in frames]
     legal = _mask(model, vocabulary.text_ids(speech_lm.text_tokenizer))
     outputs: list[TranscribeOutput | None] = [None] * len(prompts)
     most = settings.batch_seconds * vocabulary.frame_rate * vocabulary.n_codebooks
@@ -212,35 +263,36 @@ def transcribe_codes(
     return outputs
 
 
-def synthesize_codes(
+def generate_speech(
     speech_lm: SpeechLM,
-    texts: Sequence[str],
+    task: Task,
+    utterances: Sequence[Utterance],
+    seconds: Sequence[float],
     settings: SynthesizeSettings | None = None,
     keys: Sequence[str] | None = None,
 ) -> list[SynthesizeOutput]:
-    """Draws the speech tokens of each text.
+    """Draws the answers of a task that answers in speech.
 
     Args:
         speech_lm: The model.
-        texts: What to say.
+        task: Whose prompts.
+        utterances: What the prompts are made of.
+        seconds: Speech allowed to each.
         settings: Decoding.
-        keys: What, beside the seed, decides each text's random stream: utterance ids; the texts themselves by default.
+        keys: What, beside the seed, decides each answer's random stream; their numbers by default.
 
     Returns:
-        One output per text, in order.
+        One output per utterance, in order.
 
     Raises:
-        GenerationError: A text is empty.
+        GenerationError: The task answers in text.
+        TaskError: An utterance lacks a part of the prompt.
     """
+    _check_modality(task, "speech")
     settings = settings or SynthesizeSettings()
     vocabulary, model = speech_lm.vocabulary, speech_lm.model
-    for i, text in enumerate(texts):
-        if not text.strip():
-            raise GenerationError(f"text {i + 1} of {len(texts)} is empty: there is nothing to say")
-    keys = texts if keys is None else keys
-    ids = [vocabulary.encode_text(speech_lm.text_tokenizer, text) for text in texts]
-    prompts = [make_prompt(vocabulary, get_task("tts"), Utterance(text=item)) for item in ids]
-    seconds = [seconds_allowed(vocabulary, text, settings) for text in texts]
+    keys = [str(number) for number in range(len(utterances))] if keys is None else keys
+    prompts = [make_prompt(vocabulary, task, item) for item in utterances]
     n = vocabulary.n_codebooks
     budgets = [math.ceil(item * vocabulary.frame_rate) * n for item in seconds]
     sizes = zip(vocabulary.offsets, vocabulary.codebook_sizes, strict=True)
@@ -260,6 +312,12 @@ def synthesize_codes(
             ids, ended = _cut(row, vocabulary.speech_end_id, budgets[i])
             outputs[i] = SynthesizeOutput(vocabulary.codes_from_ids(ids), not ended)
     return outputs
+
+
+def _check_modality(task: Task, modality: str) -> None:
+    if task.answers != modality:
+        other = "generate_speech" if task.answers == "speech" else "generate_text"
+        raise GenerationError(f"task {task.name} answers in {task.answers}: call {other}")
 
 
 def seconds_allowed(vocabulary: SpeechVocabulary, text: str, settings: SynthesizeSettings) -> float:

@@ -123,7 +123,7 @@ def test_a_step_is_timed_on_rows_of_the_real_shape(tmp_path, monkeypatch):
     ((model, samples, training),) = seen
     assert (training.tokens_per_step, training.pack_length) == (200, 64)
     assert model.get_input_embeddings().weight.shape[0] >= 1024  # the tokenizer's codes have rows
-    assert samples.codes[0].shape == (1, round(23 * step_budget.SECONDS_PER_CHARACTER * 12.5))
+    assert samples.utterances[0].codes.shape == (1, round(23 * step_budget.SECONDS_PER_CHARACTER * 12.5))
     assert set(samples.task_weights) == {1.0}
 
 

@@ -14,6 +14,7 @@ from slm_tiny import CODES, save_llm, tiny_model, utterances, write_corpus
 from test_sequences import speech_samples
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Lfm2Config, Lfm2ForCausalLM, TrainerCallback
+from transformers.utils.logging import disable_progress_bar
 
 from recipes.commands import finetune, train_lm
 from recipes.config import ConfigError, load_config
@@ -248,6 +249,7 @@ def test_finetune_recipe_plans_trains_skips_and_refuses(tmp_path) -> None:
 
 
 def test_finetune_draws_no_bar_where_the_output_is_no_terminal(tmp_path, capfd) -> None:
+    disable_progress_bar()  # the library's own, of loading and saving: the command does so before it calls the recipe
     finetune.run(finetune_config(tmp_path, "run", "training.eval_steps=0"))
     said = capfd.readouterr()
     assert "finetune:" not in said.err and "\r" not in said.err + said.out

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
-from slm_tiny import CODES, tiny_model, tiny_tokenizer, utterances
+from slm_tiny import CODES, SENTENCES, save_llm, tiny_model, tiny_tokenizer, utterances, write_corpus
 
+from recipes.commands import finetune
+from recipes.config import from_values
+from slm.generation import GenerationError, SpeechLM, generate_speech, generate_text
 from slm.modeling import extend_with_speech
 from slm.tasks import Task, TaskError, get_task, register, registry, tasks
 from slm.tasks.registry import Mark, Speech, Text, Turn, Utterance
@@ -69,6 +74,44 @@ def test_an_unknown_task_is_told() -> None:
     vocabulary = add_speech(tiny_tokenizer(), [CODES])
     with pytest.raises(BatchError, match="task_weights: task 'sing' is unknown"):
         SpeechSamples(vocabulary, [np.array([[1]])], [np.array([5])], {"sing": 1.0})
+
+
+def test_a_new_task_goes_the_whole_road(tmp_path) -> None:
+    """A third task and its mark from outside: fine-tuned by the recipe, saved, loaded, generated from."""
+    backwards = "<|backwards|>"
+
+    def turn(utterance: Utterance) -> Turn:
+        text = None if utterance.text is None else utterance.text[::-1]
+        return Turn([Speech(utterance.codes), Mark(backwards)], [Text(text)])
+
+    task = register(Task("backwards", "text", turn, marks=(backwards,)))
+    try:
+        corpus = write_corpus(tmp_path / "corpus")
+        config = from_values(
+            finetune.Config,
+            {
+                "run_dir": str(tmp_path / "run"),
+                "corpus": str(corpus),
+                "model": str(save_llm(tmp_path / "llm")),
+                "task_weights": {"backwards": 1.0},
+                "noise": {"replace": 0.0, "drop": 0.0},
+                "training": {"steps": 60, "tokens_per_step": 512, "pack_length": 128, "learning_rate": 5e-3},
+                "precision": "fp32",
+            },
+        )
+        finetune.run(config)
+        speech_lm = SpeechLM.load(tmp_path / "run" / "model")
+        rows = utterances()[: len(SENTENCES)]
+        prompts = [Utterance(codes=row["audio_codes"]) for row in rows]
+        answers = generate_text(speech_lm, task, prompts)
+        losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        losses = [line["loss"] for line in losses if "loss" in line]
+        assert losses[-1] < 0.5 * losses[0] and any(output.text for output in answers)
+        assert speech_lm.vocabulary.mark_id(backwards) == speech_lm.vocabulary.size - 1
+        with pytest.raises(GenerationError, match="call generate_text"):
+            generate_speech(speech_lm, task, prompts, [1.0] * len(prompts))
+    finally:
+        registry._TASKS.pop("backwards")
 
 
 def test_a_model_that_speaks_keeps_what_it_has_learnt(echo: Task) -> None:
