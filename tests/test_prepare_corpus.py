@@ -4,6 +4,7 @@ import json
 import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -141,6 +142,44 @@ def test_a_missing_flite_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ConfigError, match="install the system package flite"):
         prepare_corpus.plan(Config(run_dir=str(tmp_path / "c"), voices=["flite:slt"]))
+
+
+def test_sentences_of_a_file_are_spoken_as_they_stand_and_held_out_texts_are_not(tmp_path):
+    file = tmp_path / "prose.txt"
+    file.write_text(
+        "The cat sat down.\nHe said: no\u2028more!\n\nThe cat sat down.\nPlace red at C.\n", encoding="utf-8"
+    )
+    held_out = manifest_of(tmp_path, {"test": ["place red at c"]})
+    none = {"n_commands": 0, "n_digit_strings": 0, "sentences": str(file)}
+    lines = make_lines(Config(**none, n_sentences=3, texts_excluded=[held_out]))
+    assert {line.text for line in lines} == {"The cat sat down.", "He said: no\u2028more!"}
+    with pytest.raises(ConfigError, match="n_sentences=4: there are 3"):
+        make_lines(Config(**none, n_sentences=4))
+    with pytest.raises(ConfigError, match="no such file"):
+        make_lines(Config(sentences=str(tmp_path / "none.txt")))
+    file.write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        make_lines(Config(sentences=str(file)))
+
+
+def test_piper_s_voice_is_named_by_its_file_and_spoken_in_parts(tmp_path, monkeypatch):
+    voice = f"piper:{tmp_path}/en_US-x-medium.onnx"
+    lines = make_lines(Config(n_commands=900, n_digit_strings=0, n_sentences=0, voices=["en-us", voice]))
+    theirs = [line for line in lines if line.voice == voice]
+    assert {Path(line.file).parent.as_posix() for line in theirs} == {"audio/piper-en_US-x-medium"}
+    groups = prepare_corpus._spoken_together(lines)
+    assert sorted(len(group) for group in groups if group[0].voice == voice)[-2:] == [200, 200]
+    assert sum(group[0].voice == "en-us" for group in groups) == 1  # its engine carries state from line to line
+    assert [line for group in groups for line in group if line.voice == voice] == theirs
+    monkeypatch.setattr("recipes.voices.piper.missing_message", lambda: None)
+    with pytest.raises(ConfigError, match=r"en_US-x-medium\.onnx, .*en_US-x-medium\.onnx\.json"):
+        prepare_corpus.plan(Config(run_dir=str(tmp_path / "c"), voices=[voice]))
+
+
+def test_a_missing_piper_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'lmspt-slm\[piper\]'"):
+        prepare_corpus.plan(Config(run_dir=str(tmp_path / "c"), voices=["piper:x.onnx"]))
 
 
 def test_settings_that_cannot_work_are_refused():

@@ -24,8 +24,8 @@ from recipes.config import ConfigError, Problems
 from recipes.runs.progress import progress
 from recipes.runs.records import text_lines
 from recipes.runs.runtime import RunFolder, atomic_write_text, log
-from recipes.voices import espeak, flite
-from recipes.voices.speaking import Line, speak
+from recipes.voices import espeak, flite, piper
+from recipes.voices.speaking import Line, engine_of, speak, voice_name
 from tokenizer.data.manifest import SPLITS, DataSource, read_source
 
 SENTENCES = Path(espeak.__file__).parent / "sentences.txt"
@@ -34,6 +34,8 @@ PREPOSITIONS, LETTERS = ("at", "by", "in", "with"), tuple("abcdefghijklmnopqrstu
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ADVERBS = ("again", "now", "please", "soon")
 SHORTEST, LONGEST = 3, 7  # digits in a string
+SOURCES = {espeak: "espeak-ng", flite: "flite", piper: "piper"}
+PIPER_LINES = 200  # of one process: a few minutes of work
 
 
 @dataclass
@@ -43,7 +45,11 @@ class Config:
     run_dir: str = field(default="runs/corpus", metadata={"help": "the corpus's folder: audio/ and manifest.jsonl"})
     n_commands: int = field(default=600, metadata={"help": "six-word commands, over all splits"})
     n_digit_strings: int = field(default=360, metadata={"help": "strings of 3 to 7 digits, over all splits"})
-    n_sentences: int = field(default=280, metadata={"help": "everyday sentences, over all splits"})
+    n_sentences: int = field(default=280, metadata={"help": "sentences of `sentences`, over all splits"})
+    sentences: str | None = field(
+        default=None,
+        metadata={"help": "a text file, a sentence a line, spoken as it stands; null: 290 everyday ones of our own"},
+    )
     n_phrases: int = field(
         default=0, metadata={"help": "phrases of 4 to 9 words after the word pairs of `texts_from`, over all splits"}
     )
@@ -59,7 +65,7 @@ class Config:
     test_share: float = field(default=0.1, metadata={"help": "share of the texts in the test split"})
     voices: list[str] = field(
         default_factory=lambda: ["en-us", "en-us+f2", "en-us+m1", "en-us+f4", "en+m3", "en-gb-x-rp+f1"],
-        metadata={"help": "espeak-ng voices of all splits, with their variants, or flite:slt and so on"},
+        metadata={"help": "of all splits: espeak-ng's with their variants, flite:slt and so on, piper:VOICE.onnx"},
     )
     held_out_voice: str = field(
         default="en-us+m7", metadata={"help": "speaks every other test utterance, nothing else"}
@@ -78,10 +84,25 @@ class Config:
             raise ValueError("n_phrases: name the manifests whose words they use (texts_from)")
 
 
-def read_sentences() -> list[str]:
-    """The everyday sentences, in lower case without punctuation."""
-    lines = text_lines(SENTENCES)
-    return [re.sub(r"[^a-z' ]", "", line.lower()) for line in lines if line.strip()]
+def read_sentences(file: str | None = None) -> list[str]:
+    """The sentences of a file as they stand; without one our everyday ones, in lower case without punctuation.
+
+    Raises:
+        ConfigError: no such file, or not UTF-8.
+    """
+    if file is None:
+        return [_plain(line) for line in text_lines(SENTENCES) if line.strip()]
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"sentences: no such file: {path}")
+    try:
+        return list(dict.fromkeys(line.strip() for line in path.read_text("utf-8").split("\n") if line.strip()))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"sentences: {path} is not UTF-8 ({error})") from error
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z' ]", "", text.lower())
 
 
 def make_lines(config: Config) -> list[Line]:
@@ -90,7 +111,7 @@ def make_lines(config: Config) -> list[Line]:
     Raises:
         ConfigError: more texts of one kind are asked for than there are.
     """
-    sentences = read_sentences()
+    sentences = read_sentences(config.sentences)
     if config.n_sentences > len(sentences):
         raise ConfigError(f"n_sentences={config.n_sentences}: there are {len(sentences)}")
     most = len(VERBS) * len(COLOURS) * len(PREPOSITIONS) * len(LETTERS) * len(DIGITS) * len(ADVERBS)
@@ -108,7 +129,8 @@ def make_lines(config: Config) -> list[Line]:
 
     distinct("command", config.n_commands, lambda: _command(rng))
     distinct("digits", config.n_digit_strings, lambda: _digit_string(rng))
-    chosen = [text for text in rng.sample(sentences, config.n_sentences) if text not in never and text not in said]
+    drawn = rng.sample(sentences, config.n_sentences)
+    chosen = [text for text in drawn if not {text, _plain(text)} & (never | said.keys())]
     kinds["sentence"] = dict(zip(chosen, _splits(len(chosen), config), strict=True))
     said.update(kinds["sentence"])
     if config.n_phrases:
@@ -210,16 +232,14 @@ def plan(config: Config) -> dict[str, object]:
 
 def _check_voices(voices: list[str]) -> None:
     """Raises ConfigError where a voice's engine is not installed, or has no such voice."""
-    engines = [flite if flite.is_flite(voice) else espeak for voice in voices]
-    if messages := [
-        message for engine in (flite, espeak) if engine in engines and (message := engine.missing_message())
-    ]:
+    engines = [engine_of(voice) for voice in voices]
+    if messages := [message for engine in dict.fromkeys(engines) if (message := engine.missing_message())]:
         raise ConfigError(messages[0])
     try:
         unknown = [
             message for engine, voice in zip(engines, voices, strict=True) if (message := engine.unknown_voice(voice))
         ]
-    except (espeak.EspeakError, flite.FliteError) as error:
+    except (espeak.EspeakError, flite.FliteError, piper.PiperError) as error:
         raise ConfigError(str(error)) from error
     if unknown:
         raise ConfigError(f"{'; '.join(dict.fromkeys(unknown))}: choose others (voices, held_out_voice)")
@@ -237,29 +257,33 @@ def run(config: Config) -> Path:
     folder.start(config)
     lines = make_lines(config)
     durations: dict[str, float] = {}
-    by_voice = {
-        voice: [line for line in lines if line.voice == voice] for voice in {line.voice: None for line in lines}
-    }
+    groups = _spoken_together(lines)
     pool, pending = ThreadPoolExecutor(2), {}
     try:
-        for voice, members in by_voice.items():
+        for members in groups:
             done = _read_durations(_done_path(folder, members))
             if done is None:
-                pending[pool.submit(_speak_voice, members, folder)] = voice
+                pending[pool.submit(_speak_voice, members, folder)] = members[0].voice
             else:
                 durations |= done
         for future in progress(as_completed(pending), "voices", len(pending)):
             try:
                 durations |= future.result()
-            except (espeak.EspeakError, flite.FliteError, BrokenProcessPool) as error:
+            except (espeak.EspeakError, flite.FliteError, piper.PiperError, BrokenProcessPool) as error:
                 why = f"voice {pending[future]}: {error}; choose others (voices, held_out_voice)"
                 raise ConfigError(why) from error
     finally:
         # After an error or Ctrl-C no further voice is begun; those being spoken are waited for, and kept.
         pool.shutdown(cancel_futures=True)
     rows = [
-        {"id": line.id, "audio": line.file, "text": line.text, "speaker": line.voice, "duration": durations[line.id]}
-        | {"split": line.split, "source": "flite" if flite.is_flite(line.voice) else "espeak-ng"}
+        {
+            "id": line.id,
+            "audio": line.file,
+            "text": line.text,
+            "speaker": voice_name(line.voice),
+            "duration": durations[line.id],
+        }
+        | {"split": line.split, "source": SOURCES[engine_of(line.voice)]}
         | {"license": "synthesised, none of its own"}
         for line in lines
     ]
@@ -269,6 +293,18 @@ def run(config: Config) -> Path:
     log.info("%d utterances, %.1f minutes: %s", len(lines), minutes, counts)
     folder.mark_complete({"utterances": counts, "minutes": round(minutes, 2)})
     return manifest
+
+
+def _spoken_together(lines: list[Line]) -> list[list[Line]]:
+    """Each voice's lines, which one process speaks; Piper's, of which there may be hours, in parts that can be kept."""
+    by_voice = {
+        voice: [line for line in lines if line.voice == voice] for voice in {line.voice: None for line in lines}
+    }
+    groups = []
+    for voice, members in by_voice.items():
+        size = PIPER_LINES if piper.is_piper(voice) else len(members)
+        groups += [members[start : start + size] for start in range(0, len(members), size)]
+    return groups
 
 
 def _speak_voice(lines: list[Line], folder: RunFolder) -> dict[str, float]:
@@ -285,7 +321,7 @@ def _in_fresh_process(lines: list[Line], folder: Path) -> dict[str, float]:
 
 def _done_path(folder: RunFolder, lines: list[Line]) -> Path:
     digest = hashlib.sha256(json.dumps([asdict(line) for line in lines]).encode()).hexdigest()[:16]
-    return folder.path("checkpoints", f"{lines[0].voice}-{digest}.json")
+    return folder.path("checkpoints", f"{voice_name(lines[0].voice)}-{digest}.json")
 
 
 def _read_durations(path: Path) -> dict[str, float] | None:

@@ -8,16 +8,26 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import soundfile
 import soxr
 
 from recipes.runs.runtime import disk_errors
-from recipes.voices import flite
-from recipes.voices.espeak import Espeak
+from recipes.voices import espeak, flite, piper
 
 SAMPLING_RATE_HZ = 16000
-FLITE_WORDS_PER_MINUTE = 165  # about what it speaks unstretched
+UNSTRETCHED_WORDS_PER_MINUTE = 165  # about what flite and Piper speak by themselves
+
+
+def engine_of(voice: str) -> ModuleType:
+    """The module that speaks with a voice: each has `missing_message` and `unknown_voice`."""
+    return flite if flite.is_flite(voice) else piper if piper.is_piper(voice) else espeak
+
+
+def voice_name(voice: str) -> str:
+    """What manifests and folders call a voice."""
+    return piper.voice_name(voice) if piper.is_piper(voice) else voice
 
 
 @dataclass(frozen=True)
@@ -33,12 +43,12 @@ class Line:
 
     @property
     def file(self) -> str:
-        return f"audio/{self.voice.replace(':', '-')}/{self.id}.flac"
+        return f"audio/{voice_name(self.voice).replace(':', '-')}/{self.id}.flac"
 
     @property
     def spoken(self) -> str:
         """What the engine gets: the letter a as a letter, not as an article."""
-        letter = "ay" if flite.is_flite(self.voice) else "[[e'I]]"
+        letter = "[[e'I]]" if engine_of(self.voice) is espeak else "ay"
         return (
             re.sub(r"\b(at|by|in|with) a (?=\w+ \w+$)", rf"\1 {letter} ", self.text)
             if "command" in self.id
@@ -54,13 +64,13 @@ def speak(lines: list[Line], folder: Path) -> dict[str, float]:
     Returns:
         id -> duration in seconds.
     """
-    engine = None if flite.is_flite(lines[0].voice) else Espeak()
+    module = engine_of(lines[0].voice)
+    engine = espeak.Espeak() if module is espeak else None
     durations = {}
     for line in lines:
         if engine is None:
-            waveform, rate = flite.synthesise(
-                line.spoken, line.voice, duration_stretch=FLITE_WORDS_PER_MINUTE / line.words_per_minute
-            )
+            stretch = UNSTRETCHED_WORDS_PER_MINUTE / line.words_per_minute
+            waveform, rate = module.synthesise(line.spoken, line.voice, duration_stretch=stretch)
         else:
             rate, speed = engine.sampling_rate, line.words_per_minute
             waveform = engine.synthesise(line.spoken, line.voice, words_per_minute=speed, pitch=line.pitch)
