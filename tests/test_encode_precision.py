@@ -16,10 +16,9 @@ from tokenizer.codecs.transformers_codecs import Codec
 from tokenizer.data.manifest import DataSource
 from tokenizer.long_form.streaming import StreamingDecoder, StreamingEncoder
 from tokenizer.model.configuration import preset_config
-from tokenizer.model.modeling import LMSPTEncoderOutput
 from tokenizer.model.quantizer import VectorQuantizer
 from tokenizer.precision import exact_fp32, precision_agreement
-from tokenizer.protocol import CodecConfig
+from tokenizer.protocol import CodecConfig, LMSPTEncoderOutput
 from tokenizer.teacher.whisper import at_teacher_rate
 from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.training.objective import Objective

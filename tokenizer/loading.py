@@ -1,8 +1,7 @@
-"""Loading a tokenizer by preset, folder or hub name, and its fingerprint."""
+"""Loading a tokenizer by preset, folder or hub name."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import warnings
@@ -20,7 +19,6 @@ from tokenizer.codecs.transformers_codecs import TRANSFORMERS_CODECS, Codec
 from tokenizer.embedded import TOKENIZERS, embedded_folder
 from tokenizer.model.configuration import PRESETS, LMSPTConfig, preset_config
 from tokenizer.model.modeling import LMSPTModel
-from tokenizer.protocol import add_weights
 
 # config.json's model_type -> what holds the model to the codec protocol
 CODECS: dict[str, type[Codec]] = {**TRANSFORMERS_CODECS, SupervisedTokenizerConfig.model_type: SupervisedCodec}
@@ -132,15 +130,3 @@ def _load(kind: Any, source: str) -> PreTrainedModel:
     if absent:
         raise ValueError(f"{source}: the weights do not fit config.json; missing or of another size: {absent[:5]}")
     return model
-
-
-def fingerprint(model: LMSPTModel, precision: str = "fp32") -> str:
-    """SHA-256 (hex) over the sizes, the weights in the order of their names, and the precision.
-
-    Running statistics of codebook use and the `trained` flag are left out: they change no code.
-    """
-    digest = hashlib.sha256()
-    digest.update(json.dumps(model.config.identity(), sort_keys=True).encode())
-    add_weights(digest, model.state_dict())
-    digest.update(precision.encode())
-    return digest.hexdigest()

@@ -26,9 +26,8 @@ from tokenizer.codecs.transformers_codecs import Codec
 from tokenizer.model.book import BookOutput
 from tokenizer.model.fsq import FiniteScalarQuantizer
 from tokenizer.model.layers import apply_mask
-from tokenizer.model.modeling import LMSPTDecoderOutput
 from tokenizer.model.quantizer import VectorQuantizer
-from tokenizer.protocol import CodecConfig
+from tokenizer.protocol import CodecConfig, LMSPTDecoderOutput
 from tokenizer.teacher.whisper import SAMPLES_PER_ENCODER_FRAME, WHISPER_RATE_HZ, WhisperLogMel
 
 ENCODER_HZ = 50

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from tokenizer.fingerprint import add_weights
 from tokenizer.model.layers import full_precision
-from tokenizer.model.modeling import LMSPTDecoderOutput, LMSPTEncoderOutput
-from tokenizer.protocol import CodecConfig, add_weights, code_mask, item_lengths, trim
+from tokenizer.protocol import CodecConfig, LMSPTDecoderOutput, LMSPTEncoderOutput, code_mask, item_lengths, trim
 
 
 class Codec(nn.Module):

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tokenizer.model.modeling import LMSPTDecoderOutput, LMSPTEncoderOutput
-from tokenizer.protocol import code_mask, item_lengths, trim
+from tokenizer.protocol import LMSPTDecoderOutput, LMSPTEncoderOutput, code_mask, item_lengths, trim
 
 CHUNK_S = 30.0
 

@@ -20,9 +20,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.utils.parametrizations import weight_norm
 from transformers.models.dac.modeling_dac import Snake1d
 
-from tokenizer.model.checkpointing import CheckpointedModule
 from tokenizer.model.configuration import LMSPTConfig
-from tokenizer.model.layers import AttentionLayer, StreamCache, apply_mask, with_past
+from tokenizer.model.layers import AttentionLayer, CheckpointedModule, StreamCache, apply_mask, with_past
 
 DILATIONS = (1, 3, 9)
 TAPS = 7  # of the first convolution and of the residual units'

@@ -9,10 +9,10 @@ import math
 
 from torch import Tensor, nn
 
-from tokenizer.model.checkpointing import CheckpointedModule
 from tokenizer.model.configuration import LMSPTConfig
 from tokenizer.model.layers import (
     AttentionLayer,
+    CheckpointedModule,
     ConvNeXtBlock,
     FrameConv,
     StreamCache,

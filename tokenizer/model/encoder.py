@@ -7,9 +7,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tokenizer.model.checkpointing import CheckpointedModule
 from tokenizer.model.configuration import LMSPTConfig
-from tokenizer.model.layers import AttentionLayer, ConvNeXtBlock, FrameConv, StreamCache, apply_mask, stretch_mask
+from tokenizer.model.layers import (
+    AttentionLayer,
+    CheckpointedModule,
+    ConvNeXtBlock,
+    FrameConv,
+    StreamCache,
+    apply_mask,
+    stretch_mask,
+)
 
 
 class Encoder(CheckpointedModule):

@@ -11,7 +11,7 @@ causal layer given a `StreamCache` goes on where the push before ended, as if th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -62,6 +62,23 @@ def full_precision(x: Tensor) -> Iterator[None]:
     """Context in which what is computed on x's device is fp32, exactly: mel, quantizers, losses."""
     with without_autocast(x), exact_fp32():
         yield
+
+
+class CheckpointedModule(nn.Module):
+    """A stack whose blocks may be recomputed in the backward pass instead of keeping their activations.
+
+    `PreTrainedModel.activation_checkpointing_enable` (earlier `gradient_checkpointing_enable`) finds the flag and sets
+    it together with the function that runs a block.
+    """
+
+    gradient_checkpointing: bool = False
+    _gradient_checkpointing_func: Callable[..., Any]
+
+    def run(self, block: nn.Module, *arguments: Any) -> Any:
+        """Runs a block; in training with checkpointing on, without keeping what is inside it."""
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(block.__call__, *arguments)
+        return block(*arguments)
 
 
 class FrameConv(nn.Module):

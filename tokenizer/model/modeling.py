@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from tokenizer.fingerprint import fingerprint
 from tokenizer.model import dac
 from tokenizer.model.book import DEAD_USAGE
 from tokenizer.model.configuration import LMSPTConfig
@@ -26,22 +27,15 @@ from tokenizer.model.layers import ConvNeXtBlock, StreamCache
 from tokenizer.model.quantizer import FiniteScalarQuantizer, SplitQuantizer, VectorQuantizer
 from tokenizer.model.spectral import ISTFTHead, LogMel
 from tokenizer.precision import exact_fp32
-from tokenizer.protocol import ALL_WAYS_BACK, check_lengths, code_mask, item_lengths, trim
-
-
-@dataclass
-class LMSPTEncoderOutput(ModelOutput):
-    """Codes (B, K, F) int64 with -1 past an item's length, and their mask (B, F) bool."""
-
-    audio_codes: Tensor | None = None
-    audio_codes_mask: Tensor | None = None
-
-
-@dataclass
-class LMSPTDecoderOutput(ModelOutput):
-    """Samples (B, 1, S) in fp32, zero past an item's length."""
-
-    audio_values: Tensor | None = None
+from tokenizer.protocol import (
+    ALL_WAYS_BACK,
+    LMSPTDecoderOutput,
+    LMSPTEncoderOutput,
+    check_lengths,
+    code_mask,
+    item_lengths,
+    trim,
+)
 
 
 @dataclass
@@ -322,9 +316,7 @@ class LMSPTModel(PreTrainedModel):
 
     def fingerprint(self, precision: str = "fp32") -> str:
         """SHA-256 of sizes, weights and precision: equal fingerprints mean that codes can be mixed."""
-        from tokenizer.loading import fingerprint
-
-        return fingerprint(self, precision)
+        return fingerprint(self.config.identity(), self.state_dict(), precision)
 
     @property
     def resynthesizer(self) -> nn.Module:
