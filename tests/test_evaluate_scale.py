@@ -26,7 +26,7 @@ from recipes.runs.pipeline import PipelineConfig, Stage, make_steps
 from recipes.scoring.kept import KeptLines
 from tests.conftest import tone
 from tokenizer import load_tokenizer
-from tokenizer.data.manifest import DataSource
+from tokenizer.data.utterances import DataSource
 
 RATE = 16_000
 

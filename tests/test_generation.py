@@ -34,7 +34,7 @@ from slm.trained_on import TrainedOn
 from slm.training.batches import SpeechSamples
 from slm.training.trainer import TrainingConfig, train
 from slm.vocabulary import VocabularyError, add_speech
-from tokenizer.data.manifest import Utterance
+from tokenizer.data.utterances import Utterance
 
 
 def make_slm(folder, n_codebooks: int = 1, chat: bool = False, **facts) -> SpeechLM:

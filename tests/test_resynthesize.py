@@ -25,7 +25,7 @@ from recipes.config import ConfigError, load_config
 from recipes.runs.output_names import distinct, labels_of
 from recipes.scoring import resynthesis_report, resynthesis_scores
 from tokenizer import load_tokenizer
-from tokenizer.data.manifest import AudioError
+from tokenizer.data.utterances import AudioError
 
 WAYS = ("reconstruction", "semantic-reconstruction", "resynthesis")
 

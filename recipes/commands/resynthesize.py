@@ -45,7 +45,7 @@ from recipes.runs.runtime import (
 from recipes.scoring.resynthesis_report import RESULTS_FILE, means, print_tables, refuse_foreign_files, write_page
 from recipes.scoring.resynthesis_scores import MOST_PIECES, PIECE_S, hear, heard_otherwise, scores
 from tokenizer import load_tokenizer
-from tokenizer.data.manifest import AudioError, Utterance
+from tokenizer.data.utterances import AudioError, Utterance
 from tokenizer.long_form.chunking import CHUNK_S, can_chunk, decode_blocks
 from tokenizer.long_form.long_audio import LongAudio
 from tokenizer.precision import exact_fp32

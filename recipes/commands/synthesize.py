@@ -46,7 +46,7 @@ from recipes.voices.spoken_checks import looks_lost, unsayable
 from slm.generation import SpeechLM, SynthesizeOutput, SynthesizeSettings, seconds_allowed, synthesize_codes
 from slm.modeling import describe_llm
 from slm.vocabulary import SpeechVocabulary
-from tokenizer.data.manifest import DataSource
+from tokenizer.data.utterances import DataSource
 
 SINGLE = "text"  # the id of a text that was given by itself
 LANGUAGE = "en"  # whose abbreviations end no sentence, where the normaliser names no language

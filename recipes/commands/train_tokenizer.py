@@ -49,8 +49,9 @@ from recipes.runs.tracking import Tracker, check_trackers, drop_metrics_after, m
 from tokenizer import load_tokenizer
 from tokenizer.data.augmentation import AugmentationConfig
 from tokenizer.data.crops import CropConfig, TrainingCrops, micro_batch_size, validation_crops
-from tokenizer.data.manifest import DataError, DataSource, read_source
+from tokenizer.data.manifest import read_source
 from tokenizer.data.mixing import CACHE_BYTES, TrainingAudio, training_audio, validation_utterances
+from tokenizer.data.utterances import DataError, DataSource
 from tokenizer.model.configuration import PRESETS, LMSPTConfig, preset_config
 from tokenizer.model.modeling import LMSPTModel
 from tokenizer.model.stft import Padding

@@ -26,7 +26,8 @@ from recipes.encoding.plan import durations_of
 from recipes.runs.progress import progress
 from recipes.runs.records import describe_machine, machine_text, text_lines
 from recipes.runs.runtime import log
-from tokenizer.data.manifest import AudioError, Utterance, load_audio
+from tokenizer.data.audio import load_audio
+from tokenizer.data.utterances import AudioError, Utterance
 from tokenizer.long_form.chunking import decode_long, resynthesize_long
 from tokenizer.precision import LOWER
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from tokenizer.data.augmentation import AugmentationConfig, augment, draw_speed
-from tokenizer.data.manifest import AudioError, Utterance
 from tokenizer.data.mixing import Key, TrainingAudio
 from tokenizer.data.pieces import Recording
+from tokenizer.data.utterances import AudioError, Utterance
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import soundfile
 
-from tokenizer.data.manifest import LONE_SURROGATE, DataError, Utterance, text_of
+from tokenizer.data.utterances import LONE_SURROGATE, DataError, Utterance, text_of
 
 logger = logging.getLogger(__name__)
 

@@ -14,17 +14,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from tokenizer.data.manifest import (
-    AudioError,
-    DataError,
-    DataSource,
-    Utterance,
-    check_utterances,
-    epoch_item,
-    read_source,
-)
+from tokenizer.data.manifest import read_source
 from tokenizer.data.pieces import AudioStore, Part, Recording
 from tokenizer.data.streams import Stream, stream_has_split, stream_head
+from tokenizer.data.utterances import AudioError, DataError, DataSource, Utterance, check_utterances
 
 logger = logging.getLogger(__name__)
 
@@ -243,3 +236,17 @@ def validation_utterances(sources: Sequence[DataSource], limit: int) -> list[tup
     if listed or not any(own for _, own in found):
         check_utterances(listed, sources, "valid")
     return [(source.path, own) for source, own in found if own]
+
+
+def epoch_item(position: int, n_items: int, seed: int) -> int:
+    """Which item stands at `position` of an endless training order: a new permutation of all items each epoch.
+
+    It depends on (seed, position) alone, so accumulation, resume and the number of processes do not change it.
+    """
+    epoch, offset = divmod(position, n_items)
+    return int(_permutation(seed, epoch, n_items)[offset])
+
+
+@lru_cache(maxsize=32)  # each of a mixture's sources asks for its own, at the turn of an epoch for two
+def _permutation(seed: int, epoch: int, n_items: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(n_items)

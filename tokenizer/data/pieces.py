@@ -14,7 +14,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from tokenizer.data.manifest import SILENCE_PEAK, AudioError, Utterance, check_recording, opened_audio, to_mono
+from tokenizer.data.audio import SILENCE_PEAK, check_recording, opened_audio, to_mono
+from tokenizer.data.utterances import AudioError, Utterance
 
 logger = logging.getLogger(__name__)
 

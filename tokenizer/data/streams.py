@@ -16,8 +16,9 @@ from typing import Any
 
 import soundfile
 
-from tokenizer.data.manifest import MIN_DURATION_S, SPLITS, AudioError, DataError, DataSource, Utterance, open_audio
+from tokenizer.data.audio import MIN_DURATION_S, open_audio
 from tokenizer.data.tables import NoSplitError, may_lack, no_split_error
+from tokenizer.data.utterances import SPLITS, AudioError, DataError, DataSource, Utterance
 
 logger = logging.getLogger(__name__)
 
