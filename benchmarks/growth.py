@@ -203,9 +203,9 @@ def step_point(point: Point, options: argparse.Namespace, rows: list[dict[str, A
     from tokenizer.model.configuration import preset_config
     from tokenizer.teacher.whisper import SpeechTeacher
     from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
-    from tokenizer.training.loop import CodecTrainingConfig, TrainState
     from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
     from tokenizer.training.objective import Objective
+    from tokenizer.training.state import CodecTrainingConfig, TrainState
     from tokenizer.training.step import train_step
 
     model = LMSPTModel(preset_config("micro-12.5hz")).train()

@@ -17,7 +17,7 @@ from tokenizer import LMSPTModel
 from tokenizer.data.augmentation import AugmentationConfig
 from tokenizer.model.configuration import preset_config
 from tokenizer.training.discriminator import Discriminator
-from tokenizer.training.loop import CodecTrainingConfig
+from tokenizer.training.state import CodecTrainingConfig
 from tokenizer.training.step import learning_rate_share
 
 # As in kakaocorp/lmspt's training configuration and code; see docs/as-published.md.

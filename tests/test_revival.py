@@ -11,8 +11,8 @@ from test_codec_training import config
 from recipes.commands import train_tokenizer
 from tokenizer.model.book import DEAD_USAGE
 from tokenizer.model.quantizer import VectorQuantizer
-from tokenizer.training.loop import CodecTrainingConfig
 from tokenizer.training.revival import CHANCE, LIVE_SHARE, TRIAL, WINDOW, begin_trial, dead_rule
+from tokenizer.training.state import CodecTrainingConfig
 
 # (entries of the book, frames in a step): the published books with 16 crops of 2 s at 12.5 Hz or 128 of 6 s, and ours
 CASES = [(16_384, 400), (4096, 400), (16_384, 9600), (1024, 200), (1024, 100), (32, 400)]

@@ -20,7 +20,7 @@ from tokenizer.data.utterances import DataSource
 from tokenizer.teacher.distillation import pool_to_frames
 from tokenizer.training.checkpoints import load_latest_state, save_state
 from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
-from tokenizer.training.loop import TrainState
+from tokenizer.training.state import TrainState
 from tokenizer.training.step import train_step
 
 

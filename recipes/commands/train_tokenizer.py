@@ -60,10 +60,11 @@ from tokenizer.teacher.distillation import DistillationConfig
 from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig
 from tokenizer.training.checkpoints import load_latest_state
 from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
-from tokenizer.training.loop import CodecTrainingConfig, TrainState, averaged, fit, frames_per_step
+from tokenizer.training.loop import fit, frames_per_step
 from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.training.objective import Objective
 from tokenizer.training.revival import CHANCE, LIVE_SHARE, dead_rule, describe
+from tokenizer.training.state import CodecTrainingConfig, TrainState, averaged
 from tokenizer.training.validation import validate
 
 

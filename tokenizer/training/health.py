@@ -12,20 +12,15 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 
+from tokenizer.data.crops import TrainingCrops
 from tokenizer.training.code_use import BookUse
 from tokenizer.training.revival import dead_rule
-
-if TYPE_CHECKING:
-    from tokenizer.data.crops import TrainingCrops
-    from tokenizer.training.loop import CodecTrainingConfig, TrainState
-    from tokenizer.training.step import Batch, Metrics
+from tokenizer.training.state import Batch, CodecTrainingConfig, Metrics, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -55,35 +50,6 @@ CUT_FACTOR, CUT_SHARE = 1000.0, 0.9
 OVERFIT_MARGIN, OVERFIT_VALIDATIONS = 0.03, 2
 # A peak of -60 dBFS is quieter than a quiet room. Read speech has some such crops, a fifth means untrimmed recordings.
 SILENT_PEAK, SILENT_SHARE, SILENT_CROPS = 1e-3, 0.2, 200
-
-
-@dataclass
-class HealthRecord:
-    """What survives a resume, with the checkpoint: the counts of steps left out, what was said, the best validation.
-
-    The rest starts anew: steps in a row that were not finite (a resumed run gets its five tries) and how long a fault
-    has lasted (a fault that lasts is found again).
-    """
-
-    non_finite_steps: int = 0
-    skipped_discriminator_steps: int = 0  # of the discriminators, by their own loss and gradient
-    warnings: dict[str, str] = field(default_factory=dict)  # name -> the line in the log
-    best_step: int = 0
-    best_valid_mel: float = math.inf
-    best_train_mel: float = math.inf
-
-    def state_dict(self) -> dict[str, object]:
-        """Plain values."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restores `state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)
-
-    def forget_best(self) -> None:
-        """Drops the best validation: those to come are of other recordings."""
-        self.best_step, self.best_valid_mel, self.best_train_mel = 0, math.inf, math.inf
 
 
 def window_means(window: Sequence[Metrics]) -> Metrics:

@@ -10,7 +10,6 @@ Shapes: B crops of a micro-batch, S samples.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -22,12 +21,7 @@ from tokenizer.training.losses import discriminator_loss
 from tokenizer.training.objective import Objective, codec_losses, halves, loss_weights
 from tokenizer.training.parallel import average_gradients, gather_codes, mean_figures
 from tokenizer.training.revival import dead_rule
-
-if TYPE_CHECKING:
-    from tokenizer.training.loop import CodecTrainingConfig, TrainState
-
-Metrics = dict[str, float]
-Batch = dict[str, Tensor | list[int]]  # LMSPTModel.forward's arguments
+from tokenizer.training.state import Batch, CodecTrainingConfig, Metrics, TrainState
 
 
 def learning_rate_share(step: int, config: CodecTrainingConfig) -> float:
@@ -52,7 +46,7 @@ def train_step(
     Args:
         state: is changed, but for its step number.
         batches: this process's micro-batches, of equal size, as TrainingCrops' items collated and then parted between
-            host and device (`training.on_device`).
+            host and device (`loop.on_device`).
         objective: what is minimised.
         config: of the training.
         accelerator: precision and processes.
