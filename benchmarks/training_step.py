@@ -166,7 +166,7 @@ class Bench:
 
     def fused_attention(self) -> None:
         """The step with the teacher's attention by the fused kernel, as on windows of 30 s."""
-        with mock.patch("tokenizer.teacher.whisper.SHORT_FRAMES", 0):
+        with mock.patch("tokenizer.model.cpu_kernels.EAGER_FRAMES", 0):
             self.recipe()
 
 

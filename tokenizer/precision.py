@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -88,6 +88,24 @@ def autocast(precision: str, device: str | torch.device) -> contextlib.AbstractC
     if precision not in LOWER:
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, LOWER[precision])
+
+
+def working_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """In which precision a layer with this weight multiplies: autocast's, or the weight's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def without_autocast(x: Tensor) -> torch.autocast:
+    """Context in which autocast is off on x's device: enough where no product or convolution is computed."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+@contextlib.contextmanager
+def full_precision(x: Tensor) -> Iterator[None]:
+    """Context in which what is computed on x's device is fp32, exactly: mel, quantizers, losses."""
+    with without_autocast(x), exact_fp32():
+        yield
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from tokenizer.fingerprint import add_weights
-from tokenizer.model.layers import full_precision
+from tokenizer.precision import full_precision
 from tokenizer.protocol import CodecConfig, LMSPTDecoderOutput, LMSPTEncoderOutput, code_mask, item_lengths, trim
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenizer.model.configuration import LMSPTConfig
-from tokenizer.model.layers import full_precision
 from tokenizer.model.modeling import LMSPTOutput
+from tokenizer.precision import full_precision
 from tokenizer.teacher.whisper import SpeechTeacher, at_teacher_rate, resynthesis_distillation, share_lost
 
 TEACHER_HZ = 50

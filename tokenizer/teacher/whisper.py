@@ -22,15 +22,13 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from tokenizer.embedded import embedded_folder
-from tokenizer.model.layers import full_precision
+from tokenizer.model.cpu_kernels import attention_implementation
+from tokenizer.precision import full_precision
 
 WHISPER_RATE_HZ = 16000
 N_FFT = 400
 MEL_HOP = 160
 SAMPLES_PER_ENCODER_FRAME = 2 * MEL_HOP
-SHORT_FRAMES = (
-    500  # encoder frames, 10 s: up to here a CPU attends faster without the fused kernel, most of all backward
-)
 
 
 class WhisperLogMel(nn.Module):
@@ -230,8 +228,8 @@ class SpeechTeacher(nn.Module):
                 "take shorter crops"
             )
         log_mel = self.log_mel(nn.functional.pad(waveform, (0, wanted - samples)))
-        short = log_mel.device.type == "cpu" and log_mel.shape[-1] // 2 <= SHORT_FRAMES
-        self.encoder.config._attn_implementation = "eager" if short else self.attention
+        implementation = attention_implementation(log_mel.device, log_mel.shape[-1] // 2, self.attention)
+        self.encoder.config._attn_implementation = implementation
         with encoder_window(self.encoder, log_mel.shape[-1]):
             return self.encoder(log_mel).last_hidden_state
 
