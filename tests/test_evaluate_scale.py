@@ -55,7 +55,7 @@ class Ear:
 class Cheap:
     """The codec protocol with next to no arithmetic; it states no receptive field."""
 
-    trained, ways_back = True, ("reconstruction", "semantic_reconstruction", "resynthesis")
+    trained, decode_paths = True, ("reconstruction", "semantic_reconstruction", "resynthesis")
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(

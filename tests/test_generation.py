@@ -165,7 +165,7 @@ def test_bad_input_is_told(untrained: SpeechLM, tmp_path) -> None:
 class StandIn:
     """The codec protocol with codes that say nothing."""
 
-    ways_back = ("reconstruction", "semantic_reconstruction")
+    decode_paths = ("reconstruction", "semantic_reconstruction")
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(sampling_rate=16000, frame_rate=12.5, codebook_sizes=[CODES, CODES])

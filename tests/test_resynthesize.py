@@ -206,7 +206,7 @@ def test_what_is_wrong_is_said_before_anything_is_made(config, stereo, changes, 
 
 def test_a_tokenizer_without_a_decoder_is_refused(config, monkeypatch):
     model = load_tokenizer("dmel-25hz")
-    monkeypatch.setattr(type(model), "ways_back", ())
+    monkeypatch.setattr(type(model), "decode_paths", ())
     with pytest.raises(ConfigError, match="dmel-25hz has no decoder"):
         resynthesize.plan(config)
 

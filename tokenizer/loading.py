@@ -41,7 +41,8 @@ def load_tokenizer(
             whose decoder takes the first k books of any code.
 
     Returns:
-        The model; `trained` says whether its weights come from training, `ways_back` which ways back to sound it has.
+        The model; `trained` says whether its weights come from training, `decode_paths` which
+        ways from codes to a waveform it has.
 
     Raises:
         ValueError: the name is neither preset, folder nor reachable hub name, the folder lacks a file or holds another

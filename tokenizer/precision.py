@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 LOWER = {"bf16": torch.bfloat16, "fp16": torch.float16}
-MIN_AGREEMENT = 0.99  # share of frames whose book 0 must be fp32's
+MIN_AGREEMENT = 0.99  # fraction of frames whose book 0 must be fp32's
 
 
 class exact_fp32(contextlib.ContextDecorator):  # noqa: N801 - used like a function
@@ -112,7 +112,7 @@ def full_precision(x: Tensor) -> Iterator[None]:
 def precision_agreement(
     tokenizer: Any, input_values: Tensor, padding_mask: Tensor | None, precision: str
 ) -> list[float]:
-    """The share of valid frames in which each book's code is the one of fp32.
+    """The fraction of valid frames in which each book's code is the one of fp32.
 
     Args:
         tokenizer: any tokenizer behind the codec protocol.
@@ -121,7 +121,7 @@ def precision_agreement(
         precision: bf16 or fp16; fp32 agrees with itself.
 
     Returns:
-        K shares from 0 to 1, book 0 (semantic) first.
+        K fractions from 0 to 1, book 0 (semantic) first.
     """
     full = tokenizer.encode(input_values, padding_mask)
     with autocast(precision, input_values.device):

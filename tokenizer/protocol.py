@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-# What a codec's `ways_back` may name, as tables name their rows.
-ALL_WAYS_BACK = ("reconstruction", "semantic_reconstruction", "resynthesis")
+# What a codec's `decode_paths` may name: the ways from codes to a waveform, by the names of result tables' rows.
+ALL_DECODE_PATHS = ("reconstruction", "semantic_reconstruction", "resynthesis")
 
 
 @dataclass(frozen=True)

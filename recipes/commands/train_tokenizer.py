@@ -63,7 +63,7 @@ from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
 from tokenizer.training.loop import fit, frames_per_step
 from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.training.objective import Objective
-from tokenizer.training.revival import CHANCE, LIVE_SHARE, dead_rule, describe
+from tokenizer.training.revival import CHANCE, LIVE_FRACTION, dead_rule, describe
 from tokenizer.training.state import CodecTrainingConfig, TrainState, averaged
 from tokenizer.training.validation import validate
 
@@ -203,11 +203,11 @@ def _revival(config: Config, sizes: LMSPTConfig) -> list[str] | str:
     learnt = sizes.codebook_sizes[1:] if sizes.semantic_quantizer == "fsq" else sizes.codebook_sizes
     for size in dict.fromkeys(learnt):
         rule = dead_rule(size, frames, training.usage_decay)
-        if rule.chance(LIVE_SHARE) > CHANCE:
+        if rule.chance(LIVE_FRACTION) > CHANCE:
             log.warning(
                 "training.usage_decay=%g: of the %d entries, those chosen at %.0f %% of even use are taken for dead at "
                 "%.0f %% of the looks, with %d frames a step; usage_decay=null derives it from these",
-                training.usage_decay, size, 100 * LIVE_SHARE, 100 * rule.chance(LIVE_SHARE), frames,
+                training.usage_decay, size, 100 * LIVE_FRACTION, 100 * rule.chance(LIVE_FRACTION), frames,
             )  # fmt: skip
         if rule.trial_steps > training.revive_until * training.schedule_length:
             log.warning(

@@ -217,7 +217,7 @@ class CodecSystems:
                 fingerprint=fingerprint,
             )
             for kind in kinds
-            if kind in tokenizer.ways_back
+            if kind in tokenizer.decode_paths
         ]
         self.codes: list[np.ndarray] = []
         self._audio_s = self._encode_s = 0.0

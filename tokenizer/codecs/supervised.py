@@ -264,7 +264,7 @@ class SupervisedTokenizerModel(PreTrainedModel):
 class SupervisedCodec(Codec):
     """A supervised tokenizer behind the codec protocol: one book, encode only."""
 
-    ways_back = ()
+    decode_paths = ()
 
     def __init__(self, model: SupervisedTokenizerModel, num_codebooks: int | None = None) -> None:
         settings = model.quantizer.config

@@ -28,12 +28,12 @@ class Codec(nn.Module):
 
     Attributes:
         config: sampling rate, exact frame rate, codebook sizes.
-        ways_back: the ways back to sound that mean something for this codec. `semantic_reconstruction` stands there
+        decode_paths: the ways from codes to a waveform, of `ALL_DECODE_PATHS`. `semantic_reconstruction` stands there
             only where book 0 was trained to hold the words.
         trained: true, such codecs are only loaded with weights or need none.
     """
 
-    ways_back: tuple[str, ...] = ("reconstruction",)
+    decode_paths: tuple[str, ...] = ("reconstruction",)
     trained = True
 
     def __init__(self, model: nn.Module, config: CodecConfig, num_codebooks: int | None = None) -> None:
@@ -84,9 +84,9 @@ class Codec(nn.Module):
         frames = mask.sum(dim=1) if mask is not None else torch.full((batch,), n_frames)
         with full_precision(samples):
             for rows, n in _of_equal_length(frames):
-                heard = self.decode_frames(audio_codes[rows, :, :n].long()).float().reshape(len(rows), -1)
+                decoded = self.decode_frames(audio_codes[rows, :, :n].long()).float().reshape(len(rows), -1)
                 # odd strides fall a few samples short
-                samples[rows, : n * hop] = pad(heard, (0, max(0, n * hop - heard.shape[-1])))[:, : n * hop]
+                samples[rows, : n * hop] = pad(decoded, (0, max(0, n * hop - decoded.shape[-1])))[:, : n * hop]
         return LMSPTDecoderOutput(audio_values=trim(samples, mask, lengths, hop))
 
     def fingerprint(self, precision: str = "fp32") -> str:
@@ -116,7 +116,7 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
 class MimiCodec(Codec):
     """Mimi (Moshi, arXiv 2410.00037): book 0 distilled from WavLM by pooled features, the rest a residual quantizer."""
 
-    ways_back = ("reconstruction", "semantic_reconstruction")
+    decode_paths = ("reconstruction", "semantic_reconstruction")
 
     def __init__(self, model: nn.Module, num_codebooks: int | None = None) -> None:
         own = model.config
@@ -166,7 +166,7 @@ class XCodec(Codec):
     """X-Codec (arXiv 2408.17175): HuBERT's features join the latents before the residual quantizer, so that book 0
     holds words too. transformers calls its rate `sample_rate`."""
 
-    ways_back = ("reconstruction", "semantic_reconstruction")
+    decode_paths = ("reconstruction", "semantic_reconstruction")
 
     def __init__(self, model: nn.Module, num_codebooks: int | None = None) -> None:
         own = model.config

@@ -46,7 +46,7 @@ def load_audio(
         # of what is too long no more than shows it
         at_most = n_frames if max_duration_s is None else min(n_frames, int(max_duration_s * rate) + 1)
         samples = file.read(at_most, dtype="float32", always_2d=True)
-    n_frames = n_frames if len(samples) == at_most else len(samples)  # a file cut off has fewer than it says
+    n_frames = n_frames if len(samples) == at_most else len(samples)  # a truncated file has fewer than its header says
     mono = to_mono(samples)
     # Two passes, since all of a corpus goes through: what is not finite in any sample shows in the extremes.
     low, high = float(mono.min(initial=0.0)), float(mono.max(initial=0.0))

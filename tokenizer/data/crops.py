@@ -22,7 +22,7 @@ from tokenizer.data.utterances import AudioError, Utterance
 logger = logging.getLogger(__name__)
 
 VALID_BATCH = 16
-# Of what is drawn for a position and which recordings a validation hears; to be raised with either. Before 2, which
+# Of what is drawn for a position and which recordings a validation reads; to be raised with either. Before 2, which
 # draws the speed before the place, checkpoints had none.
 DATA_VERSION = 2
 

@@ -28,7 +28,7 @@ Key = tuple[int, tuple[Utterance, ...]]  # a position, and for streamed rows the
 
 
 class Mixture:
-    """Deals positions out to sources: in every block of 1000, each gets its share, in an order drawn from the seed.
+    """Deals positions out to sources: in every block of 1000 by their weights, in an order drawn from the seed.
 
     Args:
         weights: one per source, above 0.
@@ -79,7 +79,7 @@ class TrainingAudio:
         self.parts, self.sampling_rate, self.seed = list(parts), sampling_rate, seed
         self.mixture = Mixture(weights, seed)
         self._failed: set[str] = set()
-        self._heard: dict[int, Utterance] = {}  # of each stream the last row that could be read
+        self._last_readable: dict[int, Utterance] = {}  # of each stream the last row that could be read
 
     @property
     def n_failed(self) -> int:
@@ -94,7 +94,7 @@ class TrainingAudio:
         return sum(u.duration or 0.0 for part in self.parts for u in part.utterances) / 3600
 
     def describe(self) -> str:
-        """How many recordings, and with several sources which share of the crops each gives."""
+        """How many recordings, and with several sources which fraction of the crops each gives."""
         counts = [f"{len(p)}" if isinstance(p, AudioStore) else f"stream of {p.source.path}" for p in self.parts]
         if len(counts) == 1:
             return f"{counts[0]}, {self.hours:.2f} h" if isinstance(self.parts[0], AudioStore) else counts[0]
@@ -131,8 +131,8 @@ class TrainingAudio:
         if isinstance(listed, AudioStore):
             return listed.readable(epoch_item(k, len(listed), self.seed), part)
         # The last resort, and the only one that depends on what this very process has read before.
-        heard = [self._heard[source]] if source in self._heard else []
-        for row in [*rows, *heard]:
+        fallback = [self._last_readable[source]] if source in self._last_readable else []
+        for row in [*rows, *fallback]:
             try:
                 found = Recording(row, self.sampling_rate)
                 samples = found.piece(*part(found.n_samples))
@@ -141,7 +141,7 @@ class TrainingAudio:
                     self._failed.add(row.id)
                     logger.warning("left out: %s", error)
             else:
-                self._heard[source] = row
+                self._last_readable[source] = row
                 return row, samples
         raise AudioError(
             f"{listed.source.path}: of its streamed rows {', '.join(row.id for row in rows)} none can be read, nor any "

@@ -109,8 +109,8 @@ def stream_head(source: DataSource, split: str, limit: int) -> list[Utterance]:
 
 
 def _utterance(row: dict[str, Any], source: DataSource, split: str, index: int) -> Utterance:
-    cell = row[source.audio_column] or {}
-    audio = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path") or b""
+    value = row[source.audio_column] or {}
+    audio = value.get("bytes") if value.get("bytes") is not None else value.get("path") or b""
     return Utterance(
         id=str(row["id"]) if "id" in row else f"{Path(source.path).stem}-{index:06d}",
         audio=audio,

@@ -30,13 +30,13 @@ class RowAudio:
     column: str
 
     def read(self) -> tuple[bytes | None, str | None]:
-        cell = self.table[self.row][self.column]
-        return cell.get("bytes"), cell.get("path")
+        value = self.table[self.row][self.column]
+        return value.get("bytes"), value.get("path")
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recording and its transcript. `duration` is in seconds, None where the source does not tell it."""
+    """One recording and its transcript. `duration` is in seconds, None where the source does not say."""
 
     id: str
     audio: str | bytes | RowAudio
@@ -125,7 +125,7 @@ def text_of(path: Path) -> str:
 
 
 def check_duration(duration: object, where: str) -> float | None:
-    """A duration as seconds, None where none is told. Raises DataError where it cannot be one."""
+    """A duration as seconds, None where there is none. Raises DataError where it cannot be one."""
     if duration is None:
         return None
     if isinstance(duration, bool) or not isinstance(duration, (int, float)) or not 0 < duration < math.inf:

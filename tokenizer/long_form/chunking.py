@@ -205,6 +205,6 @@ def _frames_of(tokenizer: Any, chunk_s: float) -> int:
     return max(1, round(chunk_s * tokenizer.config.frame_rate))
 
 
-def _device(tokenizer: Any, beside: Tensor) -> torch.device:
+def _device(tokenizer: Any, other: Tensor) -> torch.device:
     parameters = tokenizer.parameters() if isinstance(tokenizer, torch.nn.Module) else iter(())
-    return next((parameter.device for parameter in parameters), beside.device)
+    return next((parameter.device for parameter in parameters), other.device)

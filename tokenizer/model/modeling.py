@@ -28,7 +28,7 @@ from tokenizer.model.quantizer import FiniteScalarQuantizer, SplitQuantizer, Vec
 from tokenizer.model.spectral import ISTFTHead, LogMel
 from tokenizer.precision import exact_fp32
 from tokenizer.protocol import (
-    ALL_WAYS_BACK,
+    ALL_DECODE_PATHS,
     LMSPTDecoderOutput,
     LMSPTEncoderOutput,
     check_lengths,
@@ -75,7 +75,7 @@ class LMSPTModel(PreTrainedModel):
     config_class = LMSPTConfig
     base_model_prefix = "lmspt"
     main_input_name = "input_values"
-    ways_back = ALL_WAYS_BACK
+    decode_paths = ALL_DECODE_PATHS
     supports_gradient_checkpointing = True
     _no_split_modules = ["ConvNeXtBlock", "AttentionLayer", "EncoderBlock", "DecoderBlock"]
 
@@ -270,8 +270,8 @@ class LMSPTModel(PreTrainedModel):
         n_auxiliary = -(-n_samples * config.auxiliary_sampling_rate // config.sampling_rate)
         resynthesis = None
         if auxiliary != "skipped":
-            heard = books.semantic if auxiliary == "attached" else books.semantic.detach()
-            resynthesis = _fit(self.resynthesizer(heard, mask), n_auxiliary)[:, None]
+            read = books.semantic if auxiliary == "attached" else books.semantic.detach()
+            resynthesis = _fit(self.resynthesizer(read, mask), n_auxiliary)[:, None]
         return LMSPTOutput(
             audio_values=_fit(self.decoder(quantized, mask), n_samples)[:, None],
             auxiliary_values=resynthesis,
@@ -348,13 +348,13 @@ class LMSPTModel(PreTrainedModel):
         `lengths` (B,) are each item's samples where they are not those of the mask's whole frames.
         """
         if self.mel is not None:
-            heard = (self.mel(samples, cache), mask, cache)
+            inputs = (self.mel(samples, cache), mask, cache)
         else:
             if lengths is None and mask is not None:
                 lengths = mask.sum(dim=1) * self.config.hop_length
-            heard = (samples, lengths, cache)
-        semantic = self.semantic_encoder(*heard)
-        return semantic, semantic if self.acoustic_encoder is None else self.acoustic_encoder(*heard)
+            inputs = (samples, lengths, cache)
+        semantic = self.semantic_encoder(*inputs)
+        return semantic, semantic if self.acoustic_encoder is None else self.acoustic_encoder(*inputs)
 
     def _frames(
         self, input_values: Tensor, padding_mask: Tensor | None, lengths: Sequence[int] | None = None

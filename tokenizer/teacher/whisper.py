@@ -155,7 +155,7 @@ class SpeechTeacher(nn.Module):
     It stays in eval mode whatever `train()` is called with, and no parameter of it takes a gradient.
 
     Args:
-        encoder: taken over: layers after `layer` and the final norm are cut off.
+        encoder: taken over: layers after `layer` and the final norm are removed.
         pad_to_seconds: window that crops are padded to.
         layer: 1 to the encoder's layers: its output before the final norm. None: the last, after it.
 
@@ -262,12 +262,12 @@ def signal_variance(encoding: Tensor, mask: Tensor | None = None) -> Tensor:
     return _mean_over(centred.square(), mask).mean()
 
 
-def share_lost(heard: Tensor, wanted: Tensor, mask: Tensor | None = None) -> Tensor:
+def normalized_mse(encoding: Tensor, wanted: Tensor, mask: Tensor | None = None) -> Tensor:
     """The mean square error of an encoding (B, E, D) over `signal_variance` of the wanted one, over the same frames.
 
     1 is what each channel's mean would score, 0 is perfect. Comparable between teachers, where the error is not.
     """
-    error = _mean_over((heard.detach() - wanted).square(), mask).mean()
+    error = _mean_over((encoding.detach() - wanted).square(), mask).mean()
     return error / signal_variance(wanted, mask).clamp_min(1e-8)
 
 
@@ -295,15 +295,15 @@ def resynthesis_distillation(
         mask: (B, E) bool, the teacher's frames that hold a recording; None where the whole target is one.
 
     Returns:
-        The MSE between the two encodings, over the teacher's whole window, and the share of the teacher's signal that
-        is lost (`share_lost`), over the recordings' own frames.
+        The MSE between the two encodings, over the teacher's whole window, and the `normalized_mse` over
+        the recordings' own frames.
     """
     # A resynthesis ends with its last frame, the original may end inside it.
     samples = min(target.shape[-1], resynthesis.shape[-1])
     with torch.no_grad():
         whole = encoding is not None and samples == target.shape[-1]
         wanted = (encoding if whole else teacher(target[..., :samples])).float()
-    heard = teacher(resynthesis[..., :samples]).float()
+    made = teacher(resynthesis[..., :samples]).float()
     frames = -(-samples // SAMPLES_PER_ENCODER_FRAME)  # the rest of the window is padding
     mask = None if mask is None else mask[:, :frames]
-    return nn.functional.mse_loss(heard, wanted), share_lost(heard[:, :frames], wanted[:, :frames], mask)
+    return nn.functional.mse_loss(made, wanted), normalized_mse(made[:, :frames], wanted[:, :frames], mask)

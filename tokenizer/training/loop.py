@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
-    """Who is told how far a training is."""
+    """Shows how far a training is."""
 
     def update(self) -> None:
         """One step further."""
@@ -94,8 +94,8 @@ def fit(
             since, begun = time.perf_counter(), state.step
             accelerator.log(metrics, step=state.step)
             if progress is not None:
-                share = metrics.get("loss/distillation_share", 0)
-                progress.show(mel=f"{metrics['loss/mel']:.2f}", distil=f"{share:.3f}")
+                distillation = metrics.get("loss/distillation_share", 0)
+                progress.show(mel=f"{metrics['loss/mel']:.2f}", distil=f"{distillation:.3f}")
         if progress is not None:
             progress.update()
         if validation is not None and state.step % config.validate_steps == 0 and accelerator.is_main_process:

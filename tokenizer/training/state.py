@@ -1,4 +1,4 @@
-"""What a codec training is told and what it keeps: its settings, and every object whose state a checkpoint holds."""
+"""The settings of a codec training and its state, which is every object that a checkpoint holds."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from tokenizer.training.revival import dead_rule
 from tokenizer.training.state import Batch, CodecTrainingConfig, Metrics, TrainState
 
 
-def learning_rate_share(step: int, config: CodecTrainingConfig) -> float:
+def learning_rate_factor(step: int, config: CodecTrainingConfig) -> float:
     """Linear warm-up, then a cosine from 1 to `final_lr_share`, and that from the schedule's end on.
 
     A function of the step and of the schedule's length: where that stays, extending a run changes no step before.
@@ -100,13 +100,13 @@ def train_step(
 
 def _set_learning_rates(state: TrainState, config: CodecTrainingConfig) -> Metrics:
     """Sets both optimizers' rates for this step; returns them, the discriminators' where it is one of its own."""
-    share = learning_rate_share(state.step, config)
-    rates = {"learning_rate": config.learning_rate * share}
+    factor = learning_rate_factor(state.step, config)
+    rates = {"learning_rate": config.learning_rate * factor}
     for group in state.optimizer.param_groups:
         group["lr"] = rates["learning_rate"]
     if state.discriminator_optimizer is not None:
         peak = config.discriminator_learning_rate or config.learning_rate
-        rate = peak * (share if config.discriminator_schedule == "cosine" else 1.0)
+        rate = peak * (factor if config.discriminator_schedule == "cosine" else 1.0)
         for group in state.discriminator_optimizer.param_groups:
             group["lr"] = rate
         if rate != rates["learning_rate"]:
