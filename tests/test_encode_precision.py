@@ -12,7 +12,7 @@ from recipes.commands.encode import Config
 from recipes.encoding import stream as encode_stream
 from slm.corpus import CodedCorpus
 from tokenizer import LMSPTModel, load_tokenizer
-from tokenizer.codecs.transformers_codecs import Codec
+from tokenizer.codecs.base import Codec
 from tokenizer.data.utterances import DataSource
 from tokenizer.long_form.streaming import StreamingDecoder, StreamingEncoder
 from tokenizer.model.configuration import preset_config

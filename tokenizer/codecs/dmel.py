@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from tokenizer.codecs.transformers_codecs import Codec
+from tokenizer.codecs.base import Codec
 from tokenizer.model.spectral import LogMel, hann_window, mel_filters
 from tokenizer.protocol import CodecConfig
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from tokenizer.codecs.transformers_codecs import Codec
+from tokenizer.codecs.base import Codec
 from tokenizer.model.book import BookOutput
 from tokenizer.model.fsq import FiniteScalarQuantizer
 from tokenizer.model.layers import apply_mask

@@ -20,7 +20,7 @@ from tokenizer.training.objective import Objective
 def validate(
     model: LMSPTModel, batches: Sequence[Tensor], objective: Objective, projection: nn.Module | None = None
 ) -> dict[str, float]:
-    """Mel losses of reconstruction and semantic reconstruction, `normalized_mse` of teacher and probe, use of the books.
+    """Mel losses of reconstruction and semantic reconstruction, `normalized_mse` of teacher and probe, use of books.
 
     Args:
         model: the tokenizer.
