@@ -55,7 +55,6 @@ from tokenizer.data.utterances import DataError, DataSource
 from tokenizer.model.configuration import PRESETS, LMSPTConfig, preset_config
 from tokenizer.model.modeling import LMSPTModel
 from tokenizer.model.stft import Padding
-from tokenizer.model.surgery import transplant
 from tokenizer.teacher.distillation import DistillationConfig
 from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig
 from tokenizer.training.checkpoints import load_latest_state
@@ -65,6 +64,7 @@ from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.training.objective import Objective
 from tokenizer.training.revival import CHANCE, LIVE_FRACTION, dead_rule, describe
 from tokenizer.training.state import CodecTrainingConfig, TrainState, averaged
+from tokenizer.training.surgery import transplant
 from tokenizer.training.validation import validate
 
 

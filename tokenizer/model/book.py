@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tokenizer.training.code_use import count_codes
+from tokenizer.model.code_use import count_codes
 
 DEAD_USAGE = 0.05  # running use, relative to even use, under which an entry counts as dead
 

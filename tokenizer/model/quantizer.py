@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer.model.book import Book, BookOutput
+from tokenizer.model.code_use import count_codes
 from tokenizer.model.configuration import LMSPTConfig
 from tokenizer.model.cpu_kernels import first_largest
 from tokenizer.model.fsq import FiniteScalarQuantizer
 from tokenizer.model.layers import apply_mask
 from tokenizer.precision import full_precision
-from tokenizer.training.code_use import count_codes
 
 
 class VectorQuantizer(Book):

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from tokenizer.data.crops import TrainingCrops
-from tokenizer.training.code_use import BookUse
+from tokenizer.model.code_use import BookUse
 from tokenizer.training.revival import dead_rule
 from tokenizer.training.state import Batch, CodecTrainingConfig, Metrics, TrainState
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tokenizer.data.mixing import TrainingAudio
+from tokenizer.model.code_use import CodeCounts
 from tokenizer.model.configuration import LMSPTConfig
-from tokenizer.training.code_use import CodeCounts
 
 Metrics = dict[str, float]
 Batch = dict[str, Tensor | list[int]]  # LMSPTModel.forward's arguments

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tokenizer.model.code_use import CodeCounts, count_codes
 from tokenizer.model.modeling import LMSPTModel, LMSPTOutput
 from tokenizer.teacher.distillation import distillation_losses
-from tokenizer.training.code_use import CodeCounts, count_codes
 from tokenizer.training.objective import Objective
 
 
