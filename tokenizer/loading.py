@@ -144,7 +144,7 @@ def _load(kind: Any, source: str) -> PreTrainedModel:
     """The model in fp32, whatever it is on disk: the look-up needs it, and a fingerprint is that of fp32 weights."""
     try:
         model, report = kind.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
-    except RuntimeError as error:  # so transformers says that tensors are of another size
+    except RuntimeError as error:  # how transformers reports tensors of another size
         raise ValueError(f"{source}: the weights do not fit config.json ({str(error).splitlines()[0]})") from error
     except SafetensorError as error:
         raise ValueError(f"{source}: the weights cannot be read ({error}): the file is torn, copy it again") from error

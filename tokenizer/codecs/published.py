@@ -243,7 +243,7 @@ def load_published(source: str | Path, exact_lengths: bool = False) -> LMSPTMode
         )
     state = {key: tensors[name].float().view(wanted[key].shape).contiguous() for key, name in names.items()}
     for index, size in enumerate(config.codebook_sizes):
-        # their running frequencies of codes as ours, 1 for even use; a file that recorded none says so with zeros
+        # published running frequencies in this model's unit, 1 for even use; all zeros where none were recorded
         frequencies = state["acoustic_vocab_usage"][index - 1] if index else state["semantic_vocab_usage"][0]
         usage = frequencies / frequencies.sum() * size if frequencies.any() else torch.ones(size)
         state[f"quantizer.books.{index}.usage"] = usage

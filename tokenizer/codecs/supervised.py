@@ -226,7 +226,7 @@ class SupervisedTokenizerModel(PreTrainedModel):
                 max_source_positions=config.window_codes * settings.stride,
             )
         )
-        self.encoder.layer_norm = nn.Identity()  # of the whole encoder's end, which is not here
+        self.encoder.layer_norm = nn.Identity()  # it belongs to the encoder's last layers, which are left out
         self.quantizer = SemanticQuantizer(config.hidden_size, settings)
         self.quantizer.part = nn.Identity()
         self.post_init()

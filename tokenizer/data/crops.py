@@ -22,8 +22,8 @@ from tokenizer.data.utterances import AudioError, Utterance
 logger = logging.getLogger(__name__)
 
 VALID_BATCH = 16
-# Of what is drawn for a position and which recordings a validation reads; to be raised with either. Before 2, which
-# draws the speed before the place, checkpoints had none.
+# Version of what is drawn for a position and of which recordings a validation reads: raise it when either changes.
+# Since 2 the speed is drawn before the place; checkpoints before that hold no version.
 DATA_VERSION = 2
 
 

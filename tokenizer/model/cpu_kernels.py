@@ -21,10 +21,10 @@ from tokenizer.precision import without_autocast, working_dtype
 
 LOUDEST = 100.0  # the largest magnitude of a bin
 POWER_FLOOR = 1e-9  # the square root's gradient is infinite at silence
-PIECE = 1 << 18  # values: a megabyte in fp32
-EAGER_FRAMES = 500  # 10 s of a Whisper encoder
-WIDE = 512  # channels
-TIME_MULTIPLE = 16  # positions
+PIECE = 1 << 18  # values that fit into a cache: a megabyte in fp32
+EAGER_FRAMES = 500  # up to 10 s of a Whisper encoder
+WIDE = 512  # channels from which a CPU needs another layout or length
+TIME_MULTIPLE = 16  # positions that a wide bf16 layer makes a multiple of
 
 
 def depthwise(x: Tensor, convolution: nn.Conv2d) -> Tensor:
@@ -51,7 +51,7 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         kernel, length = weight.shape[-1], gradient.shape[1]
-        # what flows back is correlated with the kernel read backwards
+        # the input's gradient is a convolution with the reversed kernel
         to_x = _convolve(gradient, weight.flip(-1), None, kernel - 1 - ctx.padding)
         padded = F.pad(x, (0, 0, ctx.padding, ctx.padding))
         products = [(padded[:, i : i + length] * gradient).sum(dim=(0, 1)) for i in range(kernel)]
@@ -122,7 +122,7 @@ def first_largest(scores: Tensor) -> Tensor:
 
 def magnitude(spectrum: Tensor) -> Tensor:
     """Absolute values of a complex tensor. Those that need no gradient skip `abs`, which guards against overflow."""
-    if spectrum.requires_grad:  # the square root has none at zero
+    if spectrum.requires_grad:  # the square root's gradient is infinite at zero
         return spectrum.abs()
     return (spectrum.real.square() + spectrum.imag.square()).sqrt()
 

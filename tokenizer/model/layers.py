@@ -180,7 +180,7 @@ class LocalAttention(nn.Module):
             return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
         valid = torch.ones(batch, length, dtype=torch.bool, device=x.device) if mask is None else mask
-        # the zeros at a start are no keys
+        # what is padded in front of a start must not be attended to
         known = with_past(valid[..., None], window, cache, (self, "valid"))
         key_valid = neighbours(F.pad(known, (0, 0, 0, tail + ahead)))  # (B * N, span, 1)
         query_valid = F.pad(valid, (0, tail)).view(batch * blocks, window, 1)

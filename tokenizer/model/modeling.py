@@ -97,7 +97,7 @@ class LMSPTModel(PreTrainedModel):
         if config.encoder_architecture == "dac":
             if config.weight_norm:
                 dac.add_weight_norm(self.quantizer)
-            # Statistics of the published training, nothing reads them: a published file goes there and back whole.
+            # Statistics of the published training. Nothing reads them; they let a published file be written back whole.
             sizes = config.codebook_sizes
             self.register_buffer("semantic_vocab_usage", torch.zeros(1, sizes[0]))
             self.register_buffer("acoustic_vocab_usage", torch.zeros(len(sizes) - 1, max(sizes[1:])))
@@ -135,7 +135,7 @@ class LMSPTModel(PreTrainedModel):
                 init.normal_(module.codebook.weight)
             init.ones_(module.usage)
         elif isinstance(module, ISTFTHead):
-            # start quiet and noise-like: equal phases would add up to one click per frame
+            # random phases make the first output noise-like: equal ones would add up to a click per frame
             magnitude = torch.full_like(module.linear.bias, -2.0).chunk(2)[0]
             phase = (torch.rand_like(magnitude) * 2 - 1) * torch.pi
             init.copy_(module.linear.bias, torch.cat([magnitude, phase]))

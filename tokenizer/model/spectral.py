@@ -85,7 +85,7 @@ class ISTFTHead(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, cache: StreamCache | None = None) -> Tensor:
         """Samples (B, T * hop); with a cache those that are final, `lookahead` samples late."""
         y = self.linear(x)
-        with without_autocast(x):  # the transform knows no TF32, and torch.compile no switches
+        with without_autocast(x):  # no exact_fp32 here: an FFT has no TF32, and torch.compile cannot trace it
             window = hann_window(self.n_fft, x.device)
             frames = apply_mask(torch.fft.irfft(polar_spectrum(y), n=self.n_fft), mask)
             envelope = apply_mask(window.expand(x.shape[0] if mask is not None else 1, x.shape[1], -1), mask)

@@ -196,7 +196,7 @@ class SpeechTeacher(nn.Module):
                     output_loading_info=True,
                     dtype=torch.float32,
                 )
-            except RuntimeError as error:  # so transformers says that tensors are of another size
+            except RuntimeError as error:  # how transformers reports tensors of another size
                 raise ValueError(
                     f"teacher {config.name!r}: its weights do not fit config.json ({str(error).splitlines()[0]})"
                 ) from error

@@ -45,7 +45,7 @@ DISTILLATION_LOW, DISTILLATION_HIGH, DISTILLATION_BALANCED = 0.01, 0.75, 0.2
 WON_DISCRIMINATOR, WON_ADVERSARIAL = 0.1, 0.8
 # The objective's own norms run from about 800 down to 20 (published clip: 1), which AdamW forgives: it does not see a
 # common factor. DAC's published training (arXiv 2306.06546), with the same loss weights, clips at 1000.
-CUT_FACTOR, CUT_FRACTION = 1000.0, 0.9
+CLIPPED_FACTOR, CLIPPED_FRACTION = 1000.0, 0.9
 # Two validations in a row above the best by more than their noise (1 % on 32 crops), training below it by as much.
 OVERFIT_MARGIN, OVERFIT_VALIDATIONS = 0.03, 2
 # A peak of -60 dBFS is quieter than a quiet room. Read speech has some such crops, a fifth means untrimmed recordings.
@@ -201,7 +201,7 @@ class HealthMonitor:
 
     def _judge_distillation(self, means: Metrics, steps: int) -> None:
         weight, term = self.weights.get("distillation", 0.0), means.get("loss/distillation", math.nan)
-        probe = self.weights.get("probe", 0.0) * means.get("loss/probe", 0.0)  # another network's: it weighs on nothing
+        probe = self.weights.get("probe", 0.0) * means.get("loss/probe", 0.0)  # trains the probe alone
         total = means.get("loss/total", math.nan) - probe
         if not (weight > 0 and term > 0 and total > 0):
             return
@@ -236,8 +236,8 @@ class HealthMonitor:
 
     def _judge_norms(self, norms: Sequence[float], means: Metrics, steps: int) -> None:
         clip = self.config.gradient_clip
-        cut = sum(norm > CUT_FACTOR * clip for norm in norms)
-        if norms and self._lasts("clipped", cut >= CUT_FRACTION * len(norms), steps):
+        cut = sum(norm > CLIPPED_FACTOR * clip for norm in norms)
+        if norms and self._lasts("clipped", cut >= CLIPPED_FRACTION * len(norms), steps):
             self._say(
                 "clipped",
                 f"the gradient is cut on nearly every step, and by far: its norm is {means['gradient_norm']:.0f}, "

@@ -21,7 +21,7 @@ LIVE_FRACTION, CHANCE = 0.1, 0.05
 WINDOW = math.log(1 / CHANCE) / LIVE_FRACTION
 # One that was never chosen since it was drawn has learnt nothing that could be lost: it is drawn anew sooner.
 TRIAL = 10.0
-RATE = 0.3  # the running use forgets a share of exp(-RATE) in as many frames as there are entries
+RATE = 0.3  # the running use decays by exp(-RATE) in as many frames as there are entries
 
 
 @dataclass(frozen=True)
