@@ -85,7 +85,7 @@ def attention_implementation(device: torch.device, frames: int, default: str) ->
 def convolution_weight(weight: Tensor) -> Tensor:
     """A channels-last weight (out, in, H, W) in the layout that its convolution is fastest with.
 
-    Channels-last, but on a CPU in fp32: there the gradients of wide weights take up to twice as long so.
+    That is channels-last, except for wide fp32 weights on a CPU, whose gradients take up to twice as long that way.
     """
     wide = weight.shape[1] >= WIDE and weight.dtype == torch.float32 and weight.device.type == "cpu"
     return weight.contiguous() if wide and weight.requires_grad else weight
