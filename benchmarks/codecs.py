@@ -45,7 +45,8 @@ from eval.speech.quality import QualitySummary
 from recipes.runs.memory import keep_freed_memory
 from recipes.runs.runtime import cpu_has_fast_bf16, hide_loading_bars
 from tokenizer import LMSPTModel, load_tokenizer
-from tokenizer.codecs.transformers_codecs import Codec, DacCodec, EncodecCodec, MimiCodec, XCodec
+from tokenizer.codecs.base import Codec
+from tokenizer.codecs.transformers_codecs import DacCodec, EncodecCodec, MimiCodec, XCodec
 from tokenizer.embedded import TOKENIZERS, installed
 from tokenizer.precision import autocast
 

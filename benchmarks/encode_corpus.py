@@ -43,7 +43,7 @@ from recipes.encoding.plan import bucket, deal, durations_of, make_items, read_s
 from recipes.encoding.stream import Encoder
 from recipes.runs.runtime import cpu_has_fast_bf16, hide_loading_bars, resolve_precision
 from tokenizer import load_tokenizer
-from tokenizer.data.manifest import DataSource
+from tokenizer.data.utterances import DataSource
 from tokenizer.precision import autocast
 
 FLAT_MB = 200

@@ -162,7 +162,7 @@ def peak_mb() -> float:
 def encode_point(point: Point, options: argparse.Namespace, rows: list[dict[str, Any]], folder: Path) -> list[float]:
     """Seconds of one `slm encode`, and its memory."""
     from recipes.commands import encode
-    from tokenizer.data.manifest import DataSource
+    from tokenizer.data.utterances import DataSource
 
     def go(manifest: Path, name: str) -> None:
         config = encode.Config(
@@ -196,15 +196,16 @@ def step_point(point: Point, options: argparse.Namespace, rows: list[dict[str, A
     from tokenizer import LMSPTModel
     from tokenizer.data.augmentation import AugmentationConfig
     from tokenizer.data.crops import CropConfig, TrainingCrops
-    from tokenizer.data.manifest import DataSource, read_sources
+    from tokenizer.data.manifest import read_sources
     from tokenizer.data.mixing import TrainingAudio
     from tokenizer.data.pieces import AudioStore
+    from tokenizer.data.utterances import DataSource
     from tokenizer.model.configuration import preset_config
     from tokenizer.teacher.whisper import SpeechTeacher
     from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
-    from tokenizer.training.loop import CodecTrainingConfig, TrainState
     from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
     from tokenizer.training.objective import Objective
+    from tokenizer.training.state import CodecTrainingConfig, TrainState
     from tokenizer.training.step import train_step
 
     model = LMSPTModel(preset_config("micro-12.5hz")).train()

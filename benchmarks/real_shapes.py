@@ -22,9 +22,9 @@ from tokenizer.model.configuration import preset_config
 from tokenizer.model.modeling import LMSPTModel
 from tokenizer.teacher.whisper import SpeechTeacher
 from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
-from tokenizer.training.loop import CodecTrainingConfig, TrainState
 from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.training.objective import Objective
+from tokenizer.training.state import CodecTrainingConfig, TrainState
 from tokenizer.training.step import train_step
 
 WHISPER_SMALL = {"d_model": 768, "encoder_layers": 12, "encoder_attention_heads": 12, "encoder_ffn_dim": 3072}

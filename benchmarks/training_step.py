@@ -50,9 +50,9 @@ from tokenizer.model.configuration import preset_config  # noqa: E402
 from tokenizer.model.modeling import LMSPTModel  # noqa: E402
 from tokenizer.teacher.whisper import SpeechTeacher  # noqa: E402
 from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig  # noqa: E402
-from tokenizer.training.loop import CodecTrainingConfig, TrainState  # noqa: E402
 from tokenizer.training.losses import LossWeights, MultiScaleMelLoss, discriminator_loss, generator_losses  # noqa: E402
 from tokenizer.training.objective import Objective, codec_losses, loss_weights  # noqa: E402
+from tokenizer.training.state import CodecTrainingConfig, TrainState  # noqa: E402
 from tokenizer.training.step import train_step  # noqa: E402
 
 WHISPER_BASE = {"d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048}
@@ -166,7 +166,7 @@ class Bench:
 
     def fused_attention(self) -> None:
         """The step with the teacher's attention by the fused kernel, as on windows of 30 s."""
-        with mock.patch("tokenizer.teacher.whisper.SHORT_FRAMES", 0):
+        with mock.patch("tokenizer.model.cpu_kernels.EAGER_FRAMES", 0):
             self.recipe()
 
 

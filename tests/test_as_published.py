@@ -17,8 +17,8 @@ from tokenizer import LMSPTModel
 from tokenizer.data.augmentation import AugmentationConfig
 from tokenizer.model.configuration import preset_config
 from tokenizer.training.discriminator import Discriminator
-from tokenizer.training.loop import CodecTrainingConfig
-from tokenizer.training.step import learning_rate_share
+from tokenizer.training.state import CodecTrainingConfig
+from tokenizer.training.step import learning_rate_factor
 
 # As in kakaocorp/lmspt's training configuration and code; see docs/as-published.md.
 FACTS = {
@@ -73,7 +73,7 @@ def test_the_shipped_configuration_holds_the_published_value(published, key):
 
 def test_the_published_rate_falls_to_a_floor_of_5e_5(published):
     training = published.training
-    rates = [training.learning_rate * learning_rate_share(step, training) for step in (99, 100, training.steps - 1)]
+    rates = [training.learning_rate * learning_rate_factor(step, training) for step in (99, 100, training.steps - 1)]
     assert rates == pytest.approx([2e-4, 2e-4, 5e-5], rel=1e-4)
 
 
@@ -108,7 +108,7 @@ def rates_of(optimizer) -> set[float]:
 def test_the_discriminators_have_a_rate_of_their_own(make_corpus, tmp_path, monkeypatch, changes, wanted):
     """What their optimizer moves by at each step, and what is logged of it."""
     shares = [1.0, 0.5, 0.25]
-    monkeypatch.setattr("tokenizer.training.step.learning_rate_share", lambda step, _: shares[step])
+    monkeypatch.setattr("tokenizer.training.step.learning_rate_factor", lambda step, _: shares[step])
     seen = []
     real = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (seen.append(rates_of(self)), real(self))[1])

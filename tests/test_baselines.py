@@ -186,11 +186,11 @@ def test_encode_and_evaluate_run_on_other_codecs(kind, test_set, tmp_path):
     judges = [{"name": str(tmp_path / "reader")}]
     scores = {"run_dir": str(tmp_path / "scores"), "judges": judges, "bootstrap_samples": 20, "samples": 1}
     results = load_results(evaluate.run(from_values(evaluate.Config, common | scores)))
-    expected = ["ground_truth"] + ["reconstruction"] * bool(tokenizer.ways_back)
+    expected = ["ground_truth"] + ["reconstruction"] * bool(tokenizer.decode_paths)
     assert [row.system for row in results.rows] == expected
     assert all(row.n_scored == 3 for row in results.rows)
     assert len(results.codes[0].books) == len(tokenizer.config.codebook_sizes)
-    if tokenizer.ways_back:
+    if tokenizer.decode_paths:
         rate = tokenizer.config.frame_rate
         assert results.rows[1].bitrate_bps == pytest.approx(rate * {"dac": 2 * 4, "dmel-40hz": 320}[kind])
 

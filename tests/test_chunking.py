@@ -7,7 +7,8 @@ import torch
 from test_tokenizer_protocol import SIZES
 
 from tokenizer import LMSPTConfig, LMSPTModel
-from tokenizer.data.manifest import AudioError, Utterance, load_audio
+from tokenizer.data.audio import load_audio
+from tokenizer.data.utterances import AudioError, Utterance
 from tokenizer.long_form.chunking import (
     can_chunk,
     decode_blocks,

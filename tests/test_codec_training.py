@@ -15,7 +15,7 @@ from recipes.config import ConfigError, dump_config, from_values
 from tokenizer import load_tokenizer
 from tokenizer.teacher.recogniser import Recogniser, RecogniserConfig, save_recogniser
 from tokenizer.training.checkpoints import save_state
-from tokenizer.training.loop import TrainState
+from tokenizer.training.state import TrainState
 
 TINY = {f"{part}_width": 32 for part in ("semantic_encoder", "acoustic_encoder", "decoder", "auxiliary_decoder")} | {
     "latent_dim": 32,

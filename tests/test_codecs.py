@@ -113,7 +113,7 @@ def test_numbers_are_exact(tokenizers, kind):
     config = tokenizer.config
     assert config.frame_rate * config.hop_length == config.sampling_rate
     assert tokenizer.trained and not tokenizer.training
-    assert isinstance(tokenizer.ways_back, tuple) and all(size > 1 for size in config.codebook_sizes)
+    assert isinstance(tokenizer.decode_paths, tuple) and all(size > 1 for size in config.codebook_sizes)
     exact = {"dac": 1102.5, "mimi": 600.0, "encodec": 1200.0, "xcodec": 50.0, "supervised": 25.0, "dmel-25hz": 25.0}
     assert config.frame_rate == exact.get(kind, 12.5)
     books = {"dac": 3, "mimi": 4, "encodec": 4, "xcodec": 4, "supervised": 1, "dmel-25hz": 80}
@@ -218,7 +218,7 @@ def test_lmspt_has_no_such_choice_and_says_so(folders):
 
 def test_only_what_a_codec_can_do_is_offered(tokenizers):
     both = ("reconstruction", "semantic_reconstruction")
-    assert {kind: tokenizers[kind].ways_back for kind in KINDS} == {
+    assert {kind: tokenizers[kind].decode_paths for kind in KINDS} == {
         "lmspt": (*both, "resynthesis"),
         "mimi": both,
         "xcodec": both,
@@ -228,7 +228,7 @@ def test_only_what_a_codec_can_do_is_offered(tokenizers):
         "supervised": (),
     }
     for kind in KINDS:
-        assert hasattr(tokenizers[kind], "resynthesize") == ("resynthesis" in tokenizers[kind].ways_back)
+        assert hasattr(tokenizers[kind], "resynthesize") == ("resynthesis" in tokenizers[kind].decode_paths)
 
 
 def test_an_encodec_whose_codes_do_not_say_all_is_refused():

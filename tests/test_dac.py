@@ -267,4 +267,6 @@ def test_presets_have_the_sizes_of_their_sources_and_the_documented_counts():
         assert abs(counts["auxiliary_decoder"] / 2.4e6 - 1) < 0.1
     assert preset_config("release-12.5hz").frame_rate == 12.5
     document = Path(__file__).resolve().parents[1] / "docs" / "tokenizer-presets.md"
-    assert document.read_text() == preset_table(), "run: python -m tokenizer.preset_table > docs/tokenizer-presets.md"
+    assert document.read_text() == preset_table(), (
+        "run: python -m tokenizer.model.preset_table > docs/tokenizer-presets.md"
+    )

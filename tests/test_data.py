@@ -9,18 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from tokenizer.data.audio import load_audio
 from tokenizer.data.augmentation import AugmentationConfig, augment
-from tokenizer.data.manifest import (
-    AudioError,
-    DataError,
-    DataSource,
-    Utterance,
-    epoch_item,
-    load_audio,
-    read_source,
-    read_sources,
-)
+from tokenizer.data.manifest import read_source, read_sources
+from tokenizer.data.mixing import epoch_item
 from tokenizer.data.pieces import AudioStore
+from tokenizer.data.utterances import AudioError, DataError, DataSource, Utterance
 
 
 def tone(seconds: float, rate: int = 16000) -> np.ndarray:

@@ -31,9 +31,10 @@ from tokenizer.teacher.recogniser_training import RecogniserTrainingConfig
 from tokenizer.training import parallel
 from tokenizer.training.checkpoints import load_latest_state
 from tokenizer.training.health import HealthMonitor
-from tokenizer.training.loop import CodecTrainingConfig, TrainState, averaged, on_device
+from tokenizer.training.loop import on_device
 from tokenizer.training.objective import loss_weights
 from tokenizer.training.parallel import start_equal
+from tokenizer.training.state import CodecTrainingConfig, TrainState, averaged
 from tokenizer.training.step import train_step
 
 ROOT = Path(__file__).resolve().parents[1]

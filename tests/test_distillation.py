@@ -15,7 +15,7 @@ from recipes.runs.switches import _variances
 from tokenizer.model.configuration import preset_config
 from tokenizer.model.modeling import LMSPTOutput
 from tokenizer.teacher.distillation import DistillationConfig, distillation_losses, pool_to_frames, pooled_distillation
-from tokenizer.teacher.whisper import resynthesis_distillation, share_lost, signal_variance
+from tokenizer.teacher.whisper import normalized_mse, resynthesis_distillation, signal_variance
 from tokenizer.training.step import train_step
 from tokenizer.training.validation import validate
 
@@ -138,17 +138,17 @@ def test_the_mean_of_each_channel_loses_the_whole_signal_and_padding_changes_not
     torch.manual_seed(0)
     target = torch.randn(2, 50, 8) + 20 * torch.randn(8)
     guess = target.mean(dim=(0, 1)).expand_as(target)
-    assert share_lost(guess, target) == pytest.approx(1, abs=1e-4)
+    assert normalized_mse(guess, target) == pytest.approx(1, abs=1e-4)
     assert pooled_distillation(guess, target, None)[1] == pytest.approx(1, abs=1e-4)
-    assert share_lost(0.5 * (guess + target), target) == pytest.approx(0.25, abs=1e-4)
+    assert normalized_mse(0.5 * (guess + target), target) == pytest.approx(0.25, abs=1e-4)
 
     def padded(values, with_what):
         return torch.cat([values, torch.full((2, 70, 8), with_what)], dim=1)
 
     mask = torch.arange(120).expand(2, -1) < 50
     near = target + 0.1 * torch.randn(2, 50, 8)
-    wanted = share_lost(near, target)
-    torch.testing.assert_close(share_lost(padded(near, 3.0), padded(target, 5.0), mask), wanted)
+    wanted = normalized_mse(near, target)
+    torch.testing.assert_close(normalized_mse(padded(near, 3.0), padded(target, 5.0), mask), wanted)
     torch.testing.assert_close(signal_variance(padded(target, 5.0), mask), target.var((0, 1), correction=0).mean())
 
 

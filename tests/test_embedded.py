@@ -26,8 +26,8 @@ from recipes.runs.embedded import EMBEDDED, model_path, resolve, resolve_judge
 from recipes.runs.inputs import digest
 from slm.modeling import describe_llm, load_llm
 from tokenizer import load_tokenizer
-from tokenizer.model.surgery import transplant
 from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig
+from tokenizer.training.surgery import transplant
 
 ROOT = Path(__file__).parents[1]
 LARGEST_BYTES = 8_000_000  # of a tokenizer or recogniser

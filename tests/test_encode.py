@@ -24,7 +24,7 @@ from recipes.encoding.plan import Item, bucket, deal, interleaved, share_out
 from recipes.runs.records import text_lines
 from slm.corpus import CodedCorpus
 from tokenizer import LMSPTModel, load_tokenizer
-from tokenizer.data.manifest import AudioError, DataError, DataSource, Utterance
+from tokenizer.data.utterances import AudioError, DataError, DataSource, Utterance
 from tokenizer.model.configuration import preset_config
 
 

@@ -12,14 +12,13 @@ from recipes.commands.encode import Config
 from recipes.encoding import stream as encode_stream
 from slm.corpus import CodedCorpus
 from tokenizer import LMSPTModel, load_tokenizer
-from tokenizer.codecs.transformers_codecs import Codec
-from tokenizer.data.manifest import DataSource
+from tokenizer.codecs.base import Codec
+from tokenizer.data.utterances import DataSource
 from tokenizer.long_form.streaming import StreamingDecoder, StreamingEncoder
 from tokenizer.model.configuration import preset_config
-from tokenizer.model.modeling import LMSPTEncoderOutput
 from tokenizer.model.quantizer import VectorQuantizer
 from tokenizer.precision import exact_fp32, precision_agreement
-from tokenizer.protocol import CodecConfig
+from tokenizer.protocol import CodecConfig, LMSPTEncoderOutput
 from tokenizer.teacher.whisper import at_teacher_rate
 from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.training.objective import Objective

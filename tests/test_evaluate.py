@@ -21,7 +21,7 @@ from recipes.commands.evaluate import Config
 from recipes.config import ConfigError, dump_config, load_config
 from recipes.scoring import listening, systems
 from tokenizer import LMSPTConfig, LMSPTModel, load_tokenizer
-from tokenizer.data.manifest import AudioError, DataSource
+from tokenizer.data.utterances import AudioError, DataSource
 from tokenizer.teacher.recogniser import Recogniser, RecogniserConfig, save_recogniser
 
 RATE = 16_000

@@ -27,7 +27,7 @@ from recipes.runs.pipeline import PipelineConfig, Stage, make_steps
 from recipes.scoring.kept import KeptLines
 from tests.conftest import tone
 from tokenizer import load_tokenizer
-from tokenizer.data.manifest import DataSource
+from tokenizer.data.utterances import DataSource
 
 RATE = 16_000
 
@@ -56,7 +56,7 @@ class Ear:
 class Cheap:
     """The codec protocol with next to no arithmetic; it states no receptive field."""
 
-    trained, ways_back = True, ("reconstruction", "semantic_reconstruction", "resynthesis")
+    trained, decode_paths = True, ("reconstruction", "semantic_reconstruction", "resynthesis")
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(

@@ -34,7 +34,7 @@ from slm.trained_on import TrainedOn
 from slm.training.batches import SpeechSamples
 from slm.training.trainer import TrainingConfig, train
 from slm.vocabulary import VocabularyError, add_speech
-from tokenizer.data.manifest import Utterance
+from tokenizer.data.utterances import Utterance
 
 
 def make_slm(folder, n_codebooks: int = 1, chat: bool = False, **facts) -> SpeechLM:
@@ -168,7 +168,7 @@ def test_bad_input_is_told(untrained: SpeechLM, tmp_path) -> None:
 class StandIn:
     """The codec protocol with codes that say nothing."""
 
-    ways_back = ("reconstruction", "semantic_reconstruction")
+    decode_paths = ("reconstruction", "semantic_reconstruction")
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(sampling_rate=16000, frame_rate=12.5, codebook_sizes=[CODES, CODES])

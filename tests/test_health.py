@@ -13,10 +13,10 @@ import torch
 from recipes.commands import train_tokenizer
 from recipes.config import from_values
 from tokenizer.data.mixing import TrainingAudio
+from tokenizer.model.code_use import CodeCounts, book_use, count_codes
 from tokenizer.model.quantizer import VectorQuantizer
-from tokenizer.training.code_use import CodeCounts, book_use, count_codes
-from tokenizer.training.health import PATIENCE_STEPS, HealthMonitor, HealthRecord, window_means
-from tokenizer.training.loop import CodecTrainingConfig
+from tokenizer.training.health import PATIENCE_STEPS, HealthMonitor, window_means
+from tokenizer.training.state import CodecTrainingConfig, HealthRecord
 
 TINY = {f"{part}_width": 32 for part in ("semantic_encoder", "acoustic_encoder", "decoder", "auxiliary_decoder")} | {
     "latent_dim": 32,

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokenizer.model.layers import AttentionLayer, ConvNeXtBlock, FrameConv, LocalAttention, Upsample, depthwise
+from tokenizer.model.cpu_kernels import depthwise
+from tokenizer.model.layers import AttentionLayer, ConvNeXtBlock, FrameConv, LocalAttention, Upsample
 from tokenizer.model.spectral import ISTFTHead, LogMel
 
 

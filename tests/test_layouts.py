@@ -8,7 +8,8 @@ import pytest
 import soundfile
 from conftest import tone
 
-from tokenizer.data.manifest import DataError, DataSource, read_source
+from tokenizer.data.manifest import read_source
+from tokenizer.data.utterances import DataError, DataSource
 
 
 def build(root, audio, texts):

@@ -14,10 +14,11 @@ from conftest import tone
 from test_codec_training import config, metrics
 
 from recipes.commands import train_tokenizer
-from tokenizer.data.manifest import AudioError, DataError, DataSource, read_source, read_sources
+from tokenizer.data.manifest import read_source, read_sources
 from tokenizer.data.mixing import BLOCK, Mixture, training_audio, validation_utterances
 from tokenizer.data.streams import Stream, open_stream, stream_head
 from tokenizer.data.tables import NoSplitError, no_split_error
+from tokenizer.data.utterances import AudioError, DataError, DataSource
 
 
 @pytest.fixture

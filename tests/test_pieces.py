@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 
+from tokenizer.data.audio import load_audio
 from tokenizer.data.augmentation import AugmentationConfig, augment, draw_speed
 from tokenizer.data.crops import CropConfig, TrainingCrops, validation_crops
-from tokenizer.data.manifest import AudioError, DataSource, Utterance, epoch_item, load_audio, read_source
-from tokenizer.data.mixing import TrainingAudio
+from tokenizer.data.manifest import read_source
+from tokenizer.data.mixing import TrainingAudio, epoch_item
 from tokenizer.data.pieces import AudioStore, Recording
+from tokenizer.data.utterances import AudioError, DataSource, Utterance
 
 
 def speechlike(seconds: float, rate: int, seed: int = 0) -> np.ndarray:

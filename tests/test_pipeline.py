@@ -34,7 +34,7 @@ from recipes.config import ConfigError, load_config
 from recipes.runs.pipeline import PipelineConfig, Stage, StageError, describe, make_steps, refuse_stale, run_steps
 from recipes.runs.runtime import RunFolder
 from recipes.scoring.cells import Cell, Identity, identify
-from tokenizer.data.manifest import DataError
+from tokenizer.data.utterances import DataError
 
 RAN = []
 

@@ -16,7 +16,7 @@ from recipes.runs.runtime import RunFolder
 from recipes.voices import espeak, flite
 from recipes.voices.espeak import EspeakError
 from recipes.voices.speaking import Line
-from tokenizer.data.manifest import DataError
+from tokenizer.data.utterances import DataError
 
 SMALL = {"n_commands": 4, "n_digit_strings": 2, "n_sentences": 4, "voices": ["en-us"]}
 SMALL |= {"valid_share": 0.25, "test_share": 0.5}

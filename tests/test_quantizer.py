@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from tokenizer import LMSPTConfig
-from tokenizer.model.quantizer import SplitQuantizer, VectorQuantizer, first_largest
+from tokenizer.model.cpu_kernels import first_largest
+from tokenizer.model.quantizer import SplitQuantizer, VectorQuantizer
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ from recipes.config import ConfigError, from_values
 from recipes.runs.runtime import RunFolder
 from slm.training.checkpoints import SettingsOfThisRun
 from tokenizer.data.augmentation import AugmentationConfig
-from tokenizer.data.manifest import DataSource
 from tokenizer.data.mixing import training_audio
+from tokenizer.data.utterances import DataSource
 from tokenizer.teacher.recogniser import (
     EOS,
     Recogniser,

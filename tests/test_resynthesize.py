@@ -25,7 +25,7 @@ from recipes.config import ConfigError, load_config
 from recipes.runs.output_names import distinct, labels_of
 from recipes.scoring import resynthesis_report, resynthesis_scores
 from tokenizer import load_tokenizer
-from tokenizer.data.manifest import AudioError
+from tokenizer.data.utterances import AudioError
 
 WAYS = ("reconstruction", "semantic-reconstruction", "resynthesis")
 
@@ -206,7 +206,7 @@ def test_what_is_wrong_is_said_before_anything_is_made(config, stereo, changes, 
 
 def test_a_tokenizer_without_a_decoder_is_refused(config, monkeypatch):
     model = load_tokenizer("dmel-25hz")
-    monkeypatch.setattr(type(model), "ways_back", ())
+    monkeypatch.setattr(type(model), "decode_paths", ())
     with pytest.raises(ConfigError, match="dmel-25hz has no decoder"):
         resynthesize.plan(config)
 

@@ -11,8 +11,8 @@ from test_codec_training import config
 from recipes.commands import train_tokenizer
 from tokenizer.model.book import DEAD_USAGE
 from tokenizer.model.quantizer import VectorQuantizer
-from tokenizer.training.loop import CodecTrainingConfig
-from tokenizer.training.revival import CHANCE, LIVE_SHARE, TRIAL, WINDOW, begin_trial, dead_rule
+from tokenizer.training.revival import CHANCE, LIVE_FRACTION, TRIAL, WINDOW, begin_trial, dead_rule
+from tokenizer.training.state import CodecTrainingConfig
 
 # (entries of the book, frames in a step): the published books with 16 crops of 2 s at 12.5 Hz or 128 of 6 s, and ours
 CASES = [(16_384, 400), (4096, 400), (16_384, 9600), (1024, 200), (1024, 100), (32, 400)]
@@ -37,21 +37,21 @@ def looked_dead(size: int, frames: int, share: float, decay: float | None, entri
 def test_a_live_entry_is_hardly_ever_taken_for_dead(size, frames):
     """At a tenth of even use at no more than 5 % of the looks, at even use never; the rule knows how often."""
     rule = dead_rule(size, frames)
-    found = looked_dead(size, frames, LIVE_SHARE, None)
+    found = looked_dead(size, frames, LIVE_FRACTION, None)
     assert found <= CHANCE
     if frames < size:
-        assert rule.chance(LIVE_SHARE) == pytest.approx(found, abs=0.02)
+        assert rule.chance(LIVE_FRACTION) == pytest.approx(found, abs=0.02)
     assert looked_dead(size, frames, 1.0, None, entries=1000) == 0
 
 
 @pytest.mark.parametrize(("size", "frames"), [(16_384, 400), (1024, 200), (1024, 4000)])
 def test_what_a_fixed_decay_takes_for_dead_is_told(size, frames):
     """The former default, 0.97 a step whatever the batch: right for 4,000 frames, and not for 400 of 16,384 entries."""
-    found = {share: looked_dead(size, frames, share, 0.97) for share in (LIVE_SHARE, 1.0)}
+    found = {share: looked_dead(size, frames, share, 0.97) for share in (LIVE_FRACTION, 1.0)}
     rule = dead_rule(size, frames, 0.97)
     for share, chance in found.items():
         assert rule.chance(share) == pytest.approx(chance, abs=0.03)
-    assert (found[LIVE_SHARE] > CHANCE) == (frames < 4000)
+    assert (found[LIVE_FRACTION] > CHANCE) == (frames < 4000)
     if size == 16_384:
         assert 0.04 < found[1.0] < 0.13  # of the live entries, at every look
 

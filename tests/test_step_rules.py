@@ -15,12 +15,12 @@ import tokenizer.training.checkpoints as state_files
 from recipes.commands import train_tokenizer
 from tokenizer.data.augmentation import AugmentationConfig
 from tokenizer.data.crops import CropConfig, TrainingCrops
-from tokenizer.data.manifest import DataSource
 from tokenizer.data.mixing import training_audio
+from tokenizer.data.utterances import DataSource
 from tokenizer.teacher.distillation import pool_to_frames
 from tokenizer.training.checkpoints import load_latest_state, save_state
 from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
-from tokenizer.training.loop import TrainState
+from tokenizer.training.state import TrainState
 from tokenizer.training.step import train_step
 
 

@@ -14,7 +14,7 @@ from recipes.commands import export, train_tokenizer
 from recipes.config import ConfigError
 from tokenizer import LMSPTModel
 from tokenizer.model.configuration import preset_config
-from tokenizer.model.surgery import transplant
+from tokenizer.training.surgery import transplant
 
 
 def grown(tmp_path, before: dict, after: dict, old="nano-12.5hz", new="nano-12.5hz"):

@@ -26,7 +26,7 @@ from tokenizer.data.crops import StepBatches
 from tokenizer.model.configuration import preset_config
 from tokenizer.training import loop as training
 from tokenizer.training.discriminator import DiscriminatorConfig
-from tokenizer.training.loop import CodecTrainingConfig
+from tokenizer.training.state import CodecTrainingConfig
 from tokenizer.training.step import train_step
 
 # Weights move from the first step, entries are revived, and Adam does not yet blow rounding up to whole code flips.

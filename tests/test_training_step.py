@@ -21,11 +21,12 @@ from transformers.models.dac.modeling_dac import Snake1d
 from tokenizer import LMSPTModel
 from tokenizer.codecs.published import load_published
 from tokenizer.model.configuration import preset_config
+from tokenizer.model.cpu_kernels import mean_absolute_difference
 from tokenizer.model.dac import Snake
 from tokenizer.model.stft import magnitudes, stft, stft_by_hops
 from tokenizer.teacher.whisper import SpeechTeacher, at_teacher_rate
 from tokenizer.training.discriminator import Conv, Discriminator, DiscriminatorConfig, channels_last
-from tokenizer.training.losses import LossWeights, MeanAbsoluteDifference, MultiScaleMelLoss, discriminator_loss
+from tokenizer.training.losses import LossWeights, MultiScaleMelLoss, discriminator_loss
 from tokenizer.training.objective import Objective, codec_losses, halves, loss_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -266,7 +267,7 @@ def test_snake_and_l1_are_the_plain_ones(precision):
 
     made, wanted = x[..., None].clone().requires_grad_(), slope[..., None]
     made.data[0] = wanted[0]  # where both are equal the gradient is zero
-    ours, theirs = MeanAbsoluteDifference.apply(made, wanted), torch.nn.functional.l1_loss(made.float(), wanted.float())
+    ours, theirs = mean_absolute_difference(made, wanted), torch.nn.functional.l1_loss(made.float(), wanted.float())
     torch.testing.assert_close(ours, theirs)
     assert torch.equal(*(torch.autograd.grad(loss, made)[0] for loss in (ours, theirs)))
 
@@ -334,7 +335,7 @@ def test_wide_layers_over_an_even_number_of_steps_say_the_same(steps, stride, mo
     x = torch.randn(2, 512, 1, steps, generator=generator).requires_grad_()
     found = []
     for even in (1, 16):
-        monkeypatch.setattr("tokenizer.training.discriminator.EVEN", even)
+        monkeypatch.setattr("tokenizer.model.cpu_kernels.TIME_MULTIPLE", even)
         with torch.autocast("cpu", torch.bfloat16):
             y = layer(channels_last(x))
         y.float().square().sum().backward(inputs=[x, *layer.parameters()])

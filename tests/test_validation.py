@@ -13,8 +13,8 @@ from test_codec_training import TINY
 
 from tokenizer import LMSPTModel
 from tokenizer.data.crops import validation_crops
-from tokenizer.data.manifest import AudioError, DataError, DataSource
 from tokenizer.data.mixing import validation_utterances
+from tokenizer.data.utterances import AudioError, DataError, DataSource
 from tokenizer.model.configuration import preset_config
 from tokenizer.teacher.whisper import SpeechTeacher
 from tokenizer.training.losses import LossWeights, MultiScaleMelLoss

@@ -20,8 +20,8 @@ from slm.training.trainer import _only
 from slm.vocabulary import add_speech
 from tokenizer.data.augmentation import AugmentationConfig
 from tokenizer.data.crops import CropConfig, StepBatches, TrainingCrops
-from tokenizer.data.manifest import DataSource
 from tokenizer.data.mixing import training_audio
+from tokenizer.data.utterances import DataSource
 from tokenizer.teacher.recogniser_training import RecogniserCollator, TrainingUtterances
 from tokenizer.teacher.whisper import WhisperLogMel
 

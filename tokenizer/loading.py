@@ -1,8 +1,7 @@
-"""Loading a tokenizer by preset, folder or hub name, and its fingerprint."""
+"""Loading a tokenizer by preset, folder or hub name."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import warnings
@@ -13,16 +12,16 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from tokenizer.codecs.base import Codec
 from tokenizer.codecs.dmel import HOPS, DMel
 from tokenizer.codecs.published import PUBLISHED_REPO, is_published, load_published
 from tokenizer.codecs.supervised import SupervisedCodec, SupervisedTokenizerConfig
-from tokenizer.codecs.transformers_codecs import TRANSFORMERS_CODECS, Codec
+from tokenizer.codecs.transformers_codecs import TRANSFORMERS_CODECS
 from tokenizer.embedded import TOKENIZERS, embedded_folder
 from tokenizer.model.configuration import PRESETS, LMSPTConfig, preset_config
 from tokenizer.model.modeling import LMSPTModel
-from tokenizer.protocol import add_weights
 
-# config.json's model_type -> what holds the model to the codec protocol
+# config.json's model_type -> the wrapper that holds the model to the codec protocol; `register_codec` adds to it
 CODECS: dict[str, type[Codec]] = {**TRANSFORMERS_CODECS, SupervisedTokenizerConfig.model_type: SupervisedCodec}
 _NUMBERED = re.compile(r"(?P<name>.+):(?P<books>\d+)")
 
@@ -43,7 +42,8 @@ def load_tokenizer(
             whose decoder takes the first k books of any code.
 
     Returns:
-        The model; `trained` says whether its weights come from training, `ways_back` which ways back to sound it has.
+        The model; `trained` says whether its weights come from training, `decode_paths` which
+        ways from codes to a waveform it has.
 
     Raises:
         ValueError: the name is neither preset, folder nor reachable hub name, the folder lacks a file or holds another
@@ -67,7 +67,7 @@ def load_tokenizer(
     elif folder.is_dir():
         model = _from_folder(folder, num_codebooks)
     elif name.count("/") != 1 or name.startswith(("/", ".", "~")):
-        raise ValueError(f"no tokenizer {name!r}: {_CHOICES}")
+        raise ValueError(f"no tokenizer {name!r}: {_choices()}")
     else:
         model = _from_hub(name, num_codebooks)
     if num_codebooks is not None and isinstance(model, LMSPTModel):
@@ -75,12 +75,32 @@ def load_tokenizer(
     return model.eval() if device is None else model.eval().to(device)
 
 
-_CHOICES = (
-    f"give an embedded tokenizer ({', '.join(TOKENIZERS)}), a preset ({', '.join(sorted(PRESETS))}), a dMel "
-    f"({', '.join(HOPS)}), a folder with config.json (model_type "
-    f"{', '.join([LMSPTConfig.model_type, *CODECS])}) and model.safetensors as save_pretrained writes them, or a hub "
-    "name (owner/name)"
-)
+def register_codec(model_type: str, wrapper: type[Codec]) -> None:
+    """Makes a kind of codec known to `load_tokenizer`, and so to every command that takes a tokenizer.
+
+    The model itself is registered with transformers: `AutoConfig.register` and `AutoModel.register`.
+
+    Args:
+        model_type: as config.json names it.
+        wrapper: called with the loaded model and the number of books to use (None: all); raises ValueError where it
+            cannot be used.
+
+    Raises:
+        ValueError: the model type is taken by another wrapper.
+    """
+    if model_type == LMSPTConfig.model_type or CODECS.get(model_type, wrapper) is not wrapper:
+        raise ValueError(f"model type {model_type!r} is registered already: give the codec's config another model_type")
+    CODECS[model_type] = wrapper
+
+
+def _choices() -> str:
+    """What `load_tokenizer` takes, for messages."""
+    return (
+        f"give an embedded tokenizer ({', '.join(TOKENIZERS)}), a preset ({', '.join(sorted(PRESETS))}), a dMel "
+        f"({', '.join(HOPS)}), a folder with config.json (model_type "
+        f"{', '.join([LMSPTConfig.model_type, *CODECS])}) and model.safetensors as save_pretrained writes them, or a "
+        "hub name (owner/name)"
+    )
 
 
 def _from_folder(folder: Path, num_codebooks: int | None) -> LMSPTModel | Codec:
@@ -88,7 +108,7 @@ def _from_folder(folder: Path, num_codebooks: int | None) -> LMSPTModel | Codec:
     if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         missing.append("model.safetensors")
     if missing:
-        raise ValueError(f"{folder} is no tokenizer folder, it has no {' and no '.join(missing)}: {_CHOICES}")
+        raise ValueError(f"{folder} is no tokenizer folder, it has no {' and no '.join(missing)}: {_choices()}")
     try:
         settings: dict[str, Any] = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
@@ -104,7 +124,7 @@ def _from_hub(name: str, num_codebooks: int | None) -> LMSPTModel | Codec:
         raise ValueError(
             f"cannot get tokenizer {name!r} from the hub ({error.__class__.__name__}: no such name, no network, or "
             f"offline mode). Download it where there is a network (hf download {name} --local-dir FOLDER) and give "
-            f"the folder, or {_CHOICES}"
+            f"the folder, or {_choices()}"
         ) from error
 
 
@@ -112,7 +132,7 @@ def _build(source: str, kind: str | None, num_codebooks: int | None) -> LMSPTMod
     if kind == LMSPTConfig.model_type:
         return _load(LMSPTModel, source)
     if kind not in CODECS:
-        raise ValueError(f"{source} holds a model of type {kind!r}, not 'lmspt' or another codec: {_CHOICES}")
+        raise ValueError(f"{source} holds a model of type {kind!r}, not 'lmspt' or another codec: {_choices()}")
     model = _load(AutoModel, source)
     try:
         return CODECS[kind](model, num_codebooks)
@@ -124,7 +144,7 @@ def _load(kind: Any, source: str) -> PreTrainedModel:
     """The model in fp32, whatever it is on disk: the look-up needs it, and a fingerprint is that of fp32 weights."""
     try:
         model, report = kind.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
-    except RuntimeError as error:  # so transformers says that tensors are of another size
+    except RuntimeError as error:  # how transformers reports tensors of another size
         raise ValueError(f"{source}: the weights do not fit config.json ({str(error).splitlines()[0]})") from error
     except SafetensorError as error:
         raise ValueError(f"{source}: the weights cannot be read ({error}): the file is torn, copy it again") from error
@@ -132,15 +152,3 @@ def _load(kind: Any, source: str) -> PreTrainedModel:
     if absent:
         raise ValueError(f"{source}: the weights do not fit config.json; missing or of another size: {absent[:5]}")
     return model
-
-
-def fingerprint(model: LMSPTModel, precision: str = "fp32") -> str:
-    """SHA-256 (hex) over the sizes, the weights in the order of their names, and the precision.
-
-    Running statistics of codebook use and the `trained` flag are left out: they change no code.
-    """
-    digest = hashlib.sha256()
-    digest.update(json.dumps(model.config.identity(), sort_keys=True).encode())
-    add_weights(digest, model.state_dict())
-    digest.update(precision.encode())
-    return digest.hexdigest()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 LOWER = {"bf16": torch.bfloat16, "fp16": torch.float16}
-MIN_AGREEMENT = 0.99  # share of frames whose book 0 must be fp32's
+MIN_AGREEMENT = 0.99  # fraction of frames whose book 0 must be fp32's
 
 
 class exact_fp32(contextlib.ContextDecorator):  # noqa: N801 - used like a function
@@ -90,11 +90,29 @@ def autocast(precision: str, device: str | torch.device) -> contextlib.AbstractC
     return torch.autocast(torch.device(device).type, LOWER[precision])
 
 
+def working_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """In which precision a layer with this weight multiplies: autocast's, or the weight's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def without_autocast(x: Tensor) -> torch.autocast:
+    """Context in which autocast is off on x's device: enough where no product or convolution is computed."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+@contextlib.contextmanager
+def full_precision(x: Tensor) -> Iterator[None]:
+    """Context in which what is computed on x's device is fp32, exactly: mel, quantizers, losses."""
+    with without_autocast(x), exact_fp32():
+        yield
+
+
 @torch.inference_mode()
 def precision_agreement(
     tokenizer: Any, input_values: Tensor, padding_mask: Tensor | None, precision: str
 ) -> list[float]:
-    """The share of valid frames in which each book's code is the one of fp32.
+    """The fraction of valid frames in which each book's code is the one of fp32.
 
     Args:
         tokenizer: any tokenizer behind the codec protocol.
@@ -103,7 +121,7 @@ def precision_agreement(
         precision: bf16 or fp16; fp32 agrees with itself.
 
     Returns:
-        K shares from 0 to 1, book 0 (semantic) first.
+        K fractions from 0 to 1, book 0 (semantic) first.
     """
     full = tokenizer.encode(input_values, padding_mask)
     with autocast(precision, input_values.device):

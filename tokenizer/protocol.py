@@ -1,20 +1,20 @@
-"""What the codec protocol asks of every tokenizer's input: checks shared by LM-SPT and by the other codecs.
+"""The codec protocol: configuration, outputs and checks of input that LM-SPT and the other codecs share.
 
 Shapes: B items, S samples, k books (k <= K), F code frames.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers.utils import ModelOutput
 
-# What a codec's `ways_back` may name, as tables name their rows.
-ALL_WAYS_BACK = ("reconstruction", "semantic_reconstruction", "resynthesis")
+# What a codec's `decode_paths` may name: the ways from codes to a waveform, by the names of result tables' rows.
+ALL_DECODE_PATHS = ("reconstruction", "semantic_reconstruction", "resynthesis")
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,19 @@ class CodecConfig:
         return self.frame_rate * sum(math.log2(size) for size in self.codebook_sizes)
 
 
-def add_weights(digest: hashlib._Hash, weights: Mapping[str, Tensor]) -> None:
-    """Adds names, types, shapes and bytes of tensors to a digest, in the order of their names.
+@dataclass
+class LMSPTEncoderOutput(ModelOutput):
+    """Codes (B, K, F) int64 with -1 past an item's length, and their mask (B, F) bool."""
 
-    Running statistics of codebook use (`*usage`) are left out: they change no code.
-    """
-    for name, tensor in sorted(weights.items()):
-        if not name.endswith("usage"):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
+    audio_codes: Tensor | None = None
+    audio_codes_mask: Tensor | None = None
+
+
+@dataclass
+class LMSPTDecoderOutput(ModelOutput):
+    """Samples (B, 1, S) in fp32, zero past an item's length."""
+
+    audio_values: Tensor | None = None
 
 
 def item_lengths(input_values: Tensor, padding_mask: Tensor | None) -> Tensor:

@@ -53,7 +53,7 @@ from recipes.runs.runtime import (
 )
 from slm.corpus import CodedCorpusWriter, CorpusMetadata, begun_metadata
 from tokenizer import load_tokenizer
-from tokenizer.data.manifest import AudioError, DataError, DataSource, Utterance
+from tokenizer.data.utterances import AudioError, DataError, DataSource, Utterance
 from tokenizer.long_form.chunking import can_chunk
 from tokenizer.precision import MIN_AGREEMENT
 

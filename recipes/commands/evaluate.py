@@ -64,7 +64,8 @@ from recipes.scoring.systems import (
 )
 from slm.corpus import CodedCorpus
 from tokenizer import load_tokenizer
-from tokenizer.data.manifest import DataSource, Utterance, read_sources
+from tokenizer.data.manifest import read_sources
+from tokenizer.data.utterances import DataSource, Utterance
 from tokenizer.precision import exact_fp32
 
 AUDIO_HZ = 16_000  # recordings, where no tokenizer asks for another rate, and synthesised speech

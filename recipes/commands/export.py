@@ -37,9 +37,9 @@ from slm.vocabulary import FILE_NAME as VOCABULARY_FILE
 from tokenizer import load_tokenizer
 from tokenizer.codecs.supervised import SupervisedTokenizerConfig
 from tokenizer.model.configuration import LMSPTConfig
-from tokenizer.model.surgery import take_discriminators
 from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig
 from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
+from tokenizer.training.surgery import take_discriminators
 
 TRAINING_FILE = "training.yaml"
 KINDS = {LMSPTConfig.model_type: "tokenizer", SupervisedTokenizerConfig.model_type: "supervised-tokenizer"}

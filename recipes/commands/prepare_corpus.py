@@ -26,7 +26,8 @@ from recipes.runs.records import text_lines
 from recipes.runs.runtime import RunFolder, atomic_write_text, log
 from recipes.voices import espeak, flite, piper
 from recipes.voices.speaking import Line, engine_of, speak, voice_name
-from tokenizer.data.manifest import SPLITS, DataSource, read_source
+from tokenizer.data.manifest import read_source
+from tokenizer.data.utterances import SPLITS, DataSource
 
 SENTENCES = Path(espeak.__file__).parent / "sentences.txt"
 VERBS, COLOURS = ("bin", "lay", "place", "set"), ("blue", "green", "red", "white")

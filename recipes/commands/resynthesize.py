@@ -46,7 +46,7 @@ from recipes.runs.runtime import (
 from recipes.scoring.resynthesis_report import RESULTS_FILE, means, print_tables, refuse_foreign_files, write_page
 from recipes.scoring.resynthesis_scores import MOST_PIECES, PIECE_S, hear, heard_otherwise, scores
 from tokenizer import load_tokenizer
-from tokenizer.data.manifest import AudioError, Utterance
+from tokenizer.data.utterances import AudioError, Utterance
 from tokenizer.long_form.chunking import CHUNK_S, can_chunk, decode_blocks
 from tokenizer.long_form.long_audio import LongAudio
 from tokenizer.precision import exact_fp32
@@ -111,7 +111,7 @@ class Codec:
     def ways(self) -> Iterator[tuple[str, int, int]]:
         """(way back, books it reads, its sampling rate)."""
         config = self.model.config
-        for way in self.model.ways_back:
+        for way in self.model.decode_paths:
             n_books = len(config.codebook_sizes) if way == "reconstruction" else 1
             yield way, n_books, config.auxiliary_sampling_rate if way == "resynthesis" else config.sampling_rate
 
@@ -146,7 +146,7 @@ def _tokenizer(name: str, allow_untrained: bool) -> Any:
             f"tokenizer {name} has random weights: noise is all that would come back. Train one with `slm "
             "train-tokenizer`, name a trained folder, or set allow_untrained=true for a trial of speed or plumbing"
         )
-    if not model.ways_back:
+    if not model.decode_paths:
         raise ConfigError(f"tokenizer {name} has no decoder: it makes codes, but no sound of them; leave it out")
     return model
 
@@ -196,7 +196,7 @@ def plan(config: Config) -> dict[str, object]:
         facts[codec.label] = {
             "frame rate (Hz)": codec.model.config.frame_rate,
             "codebooks": codec.model.config.codebook_sizes,
-            "ways back": ", ".join(codec.model.ways_back),
+            "ways back": ", ".join(codec.model.decode_paths),
         }
     return facts | {"precision": job.precision, "device": job.device, "result": config.output}
 

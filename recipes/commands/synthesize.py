@@ -46,7 +46,7 @@ from recipes.voices.spoken_checks import looks_lost, unsayable
 from slm.generation import SpeechLM, SynthesizeOutput, SynthesizeSettings, seconds_allowed, synthesize_codes
 from slm.modeling import describe_llm
 from slm.vocabulary import SpeechVocabulary
-from tokenizer.data.manifest import DataSource
+from tokenizer.data.utterances import DataSource
 
 SINGLE = "text"  # the id of a text that was given by itself
 LANGUAGE = "en"  # whose abbreviations end no sentence, where the normaliser names no language
@@ -177,7 +177,7 @@ def file_name(utterance_id: str) -> str:
 def decoding_tokenizer(config: Config, vocabulary: SpeechVocabulary, device: str) -> Any:
     """The speech tokenizer the model was trained with. Raises ConfigError where it has no decoder."""
     tokenizer = speech_tokenizer(config, vocabulary, device)
-    if not tokenizer.ways_back:
+    if not tokenizer.decode_paths:
         raise ConfigError(
             f"the model speaks the codes of {config.tokenizer or vocabulary.tokenizer}, which has no decoder to make "
             "sound of them: it can transcribe, not synthesize. Fine-tune a model on codes of a tokenizer with a decoder"

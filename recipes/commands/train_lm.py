@@ -33,7 +33,8 @@ from slm.modeling import save_slm
 from slm.training.batches import TextSamples, plan_steps
 from slm.training.text_lm import TextLMConfig, build_text_tokenizer, new_text_lm
 from slm.training.trainer import TrainingConfig, train, trained_weights
-from tokenizer.data.manifest import DataSource, read_source, read_sources
+from tokenizer.data.manifest import read_source, read_sources
+from tokenizer.data.utterances import DataSource
 
 
 def _training() -> TrainingConfig:

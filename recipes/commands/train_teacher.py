@@ -41,10 +41,12 @@ from recipes.runs.runtime import (
 )
 from recipes.runs.tracking import TrainerProgress
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
+from tokenizer.data.audio import load_audio
 from tokenizer.data.augmentation import AugmentationConfig
 from tokenizer.data.crops import micro_batch_size
-from tokenizer.data.manifest import AudioError, DataSource, Utterance, load_audio, read_source, read_sources
+from tokenizer.data.manifest import read_source, read_sources
 from tokenizer.data.mixing import training_audio
+from tokenizer.data.utterances import AudioError, DataSource, Utterance
 from tokenizer.teacher.recogniser import Recogniser, RecogniserConfig, save_recogniser
 from tokenizer.teacher.recogniser_training import (
     RecogniserCollator,

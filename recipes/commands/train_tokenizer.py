@@ -49,20 +49,22 @@ from recipes.runs.tracking import Tracker, check_trackers, drop_metrics_after, m
 from tokenizer import load_tokenizer
 from tokenizer.data.augmentation import AugmentationConfig
 from tokenizer.data.crops import CropConfig, TrainingCrops, micro_batch_size, validation_crops
-from tokenizer.data.manifest import DataError, DataSource, read_source
+from tokenizer.data.manifest import read_source
 from tokenizer.data.mixing import CACHE_BYTES, TrainingAudio, training_audio, validation_utterances
+from tokenizer.data.utterances import DataError, DataSource
 from tokenizer.model.configuration import PRESETS, LMSPTConfig, preset_config
 from tokenizer.model.modeling import LMSPTModel
 from tokenizer.model.stft import Padding
-from tokenizer.model.surgery import transplant
 from tokenizer.teacher.distillation import DistillationConfig
 from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig
 from tokenizer.training.checkpoints import load_latest_state
 from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
-from tokenizer.training.loop import CodecTrainingConfig, TrainState, averaged, fit, frames_per_step
+from tokenizer.training.loop import fit, frames_per_step
 from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.training.objective import Objective
-from tokenizer.training.revival import CHANCE, LIVE_SHARE, dead_rule, describe
+from tokenizer.training.revival import CHANCE, LIVE_FRACTION, dead_rule, describe
+from tokenizer.training.state import CodecTrainingConfig, TrainState, averaged
+from tokenizer.training.surgery import transplant
 from tokenizer.training.validation import validate
 
 
@@ -201,11 +203,11 @@ def _revival(config: Config, sizes: LMSPTConfig) -> list[str] | str:
     learnt = sizes.codebook_sizes[1:] if sizes.semantic_quantizer == "fsq" else sizes.codebook_sizes
     for size in dict.fromkeys(learnt):
         rule = dead_rule(size, frames, training.usage_decay)
-        if rule.chance(LIVE_SHARE) > CHANCE:
+        if rule.chance(LIVE_FRACTION) > CHANCE:
             log.warning(
                 "training.usage_decay=%g: of the %d entries, those chosen at %.0f %% of even use are taken for dead at "
                 "%.0f %% of the looks, with %d frames a step; usage_decay=null derives it from these",
-                training.usage_decay, size, 100 * LIVE_SHARE, 100 * rule.chance(LIVE_SHARE), frames,
+                training.usage_decay, size, 100 * LIVE_FRACTION, 100 * rule.chance(LIVE_FRACTION), frames,
             )  # fmt: skip
         if rule.trial_steps > training.revive_until * training.schedule_length:
             log.warning(

@@ -28,7 +28,9 @@ from slm.generation import SpeechLM, TranscribeSettings, transcribe_codes
 from slm.modeling import DTYPES, ModelError, describe_llm
 from slm.vocabulary import SpeechVocabulary
 from tokenizer import load_tokenizer
-from tokenizer.data.manifest import AudioError, DataSource, Utterance, open_audio, read_sources
+from tokenizer.data.audio import open_audio
+from tokenizer.data.manifest import read_sources
+from tokenizer.data.utterances import AudioError, DataSource, Utterance
 
 
 @dataclass

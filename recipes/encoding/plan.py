@@ -19,7 +19,8 @@ import soundfile
 
 from recipes.encoding.audio import Variation
 from recipes.runs.runtime import log
-from tokenizer.data.manifest import DataError, DataSource, RowAudio, Utterance, read_source
+from tokenizer.data.manifest import read_source
+from tokenizer.data.utterances import DataError, DataSource, RowAudio, Utterance
 
 
 @dataclass(frozen=True, slots=True)

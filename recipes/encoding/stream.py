@@ -24,7 +24,8 @@ import torch
 
 from recipes.encoding.audio import encode_batch, encode_recording, pad_batch
 from recipes.encoding.plan import Batch, Item, Shard, bucket
-from tokenizer.data.manifest import AudioError, load_audio
+from tokenizer.data.audio import load_audio
+from tokenizer.data.utterances import AudioError
 from tokenizer.long_form.chunking import can_chunk
 from tokenizer.long_form.long_audio import LongAudio
 from tokenizer.precision import precision_agreement

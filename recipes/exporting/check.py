@@ -13,7 +13,9 @@ from eval.judges.judge import load_judge
 from recipes.config import ConfigError
 from recipes.encoding.audio import encode_batch
 from tokenizer import load_tokenizer
-from tokenizer.data.manifest import SPLITS, DataSource, Utterance, load_audio, read_source
+from tokenizer.data.audio import load_audio
+from tokenizer.data.manifest import read_source
+from tokenizer.data.utterances import SPLITS, DataSource, Utterance
 from tokenizer.teacher.whisper import WHISPER_RATE_HZ
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from recipes.config import ConfigError, Problems
 from recipes.runs.runtime import COMPLETE_FILE, RUN_FILE, RunFolder, read_json
-from tokenizer.data.manifest import DataSource, check_utterances, read_source
+from tokenizer.data.manifest import read_source
+from tokenizer.data.utterances import DataSource, check_utterances
 
 HASHED_BYTES, BLOCK_BYTES = 64 << 20, 1 << 20
 

@@ -255,7 +255,7 @@ def _look_again(step: Step) -> None:
     Raises:
         ConfigError: they have changed since.
     """
-    from tokenizer.data.manifest import DataError  # late: it brings torch, which a plan's --help does not need
+    from tokenizer.data.utterances import DataError  # late: it brings torch, which a plan's --help does not need
 
     try:
         step.recipe.run(step.config)

@@ -16,10 +16,10 @@ from recipes.runs.runtime import RunFolder, atomic_write_text, log
 from tokenizer.data.crops import TrainingCrops
 from tokenizer.model.configuration import LMSPTConfig
 from tokenizer.model.modeling import LMSPTModel
-from tokenizer.model.surgery import take_discriminators
 from tokenizer.teacher.distillation import FeatureProjection, pool_to_frames, teacher_frames
 from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig, at_teacher_rate, signal_variance, teacher_width
 from tokenizer.training.discriminator import Discriminator
+from tokenizer.training.surgery import take_discriminators
 
 if TYPE_CHECKING:
     from recipes.commands.train_tokenizer import Config

@@ -26,7 +26,8 @@ from recipes.encoding.plan import durations_of
 from recipes.runs.progress import progress
 from recipes.runs.records import describe_machine, machine_text, text_lines
 from recipes.runs.runtime import log
-from tokenizer.data.manifest import AudioError, Utterance, load_audio
+from tokenizer.data.audio import load_audio
+from tokenizer.data.utterances import AudioError, Utterance
 from tokenizer.long_form.chunking import decode_long, resynthesize_long
 from tokenizer.precision import LOWER
 
@@ -216,7 +217,7 @@ class CodecSystems:
                 fingerprint=fingerprint,
             )
             for kind in kinds
-            if kind in tokenizer.ways_back
+            if kind in tokenizer.decode_paths
         ]
         self.codes: list[np.ndarray] = []
         self._audio_s = self._encode_s = 0.0

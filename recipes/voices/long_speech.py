@@ -17,7 +17,8 @@ import numpy as np
 from eval.speech.audio import cut_blocks
 from recipes.encoding.audio import encode_batch
 from slm.vocabulary import SpeechVocabulary
-from tokenizer.data.manifest import SILENCE_PEAK, Utterance, load_audio
+from tokenizer.data.audio import SILENCE_PEAK, load_audio
+from tokenizer.data.utterances import Utterance
 from tokenizer.long_form.long_audio import LongAudio
 
 UNKNOWN_LONGEST_S = 10.0  # of a piece, where a model does not tell how long its training's utterances were

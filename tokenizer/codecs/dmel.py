@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from tokenizer.codecs.transformers_codecs import Codec
+from tokenizer.codecs.base import Codec
 from tokenizer.model.spectral import LogMel, hann_window, mel_filters
 from tokenizer.protocol import CodecConfig
 
@@ -58,8 +58,8 @@ class DMel(Codec):
 
     def encode_frames(self, samples: Tensor) -> Tensor:
         """Codes (G, M, F) of samples (G, 1, F * hop)."""
-        share = self.model(samples[:, 0]).unflatten(1, (-1, self.frames_per_code)).mean(dim=2)  # 0 to 1 within bounds
-        return (share * (LEVELS - 1)).round().clamp(0, LEVELS - 1).long().transpose(1, 2)
+        levels = self.model(samples[:, 0]).unflatten(1, (-1, self.frames_per_code)).mean(dim=2)  # 0 to 1 within bounds
+        return (levels * (LEVELS - 1)).round().clamp(0, LEVELS - 1).long().transpose(1, 2)
 
     def decode_frames(self, codes: Tensor) -> Tensor:
         """Samples (G, F * hop): levels drawn out linearly to mel frames, filters inverted, phases by Griffin-Lim."""

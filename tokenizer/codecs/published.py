@@ -227,23 +227,25 @@ def load_published(source: str | Path, exact_lengths: bool = False) -> LMSPTMode
         model = LMSPTModel(config)
     wanted = model.state_dict()
     names = {key: _published_name(key, config) for key in wanted if not key.endswith(".usage")}
-    told = sorted(set(names.values()) - set(tensors))
-    twins = {twin for name in names.values() for twin in _twins(name, config)}
-    told += [f"{name} (not of this model)" for name in sorted(set(tensors) - set(names.values()) - twins)]
-    told += [
+    problems = sorted(set(names.values()) - set(tensors))
+    second_names = {second for name in names.values() for second in _second_names(name, config)}
+    problems += [f"{name} (not of this model)" for name in sorted(set(tensors) - set(names.values()) - second_names)]
+    problems += [
         f"{name} is {tuple(tensors[name].shape)}, not {_published_shape(key, wanted[key])}"
         for key, name in names.items()
         if name in tensors and tuple(tensors[name].shape) != _published_shape(key, wanted[key])
     ]
-    told += [f"{twin} differs from {name}" for name in names.values() for twin in _twins(name, config)
-             if twin in tensors and name in tensors and not torch.equal(tensors[twin], tensors[name])]  # fmt: skip
-    if told:
-        raise ValueError(f"{weights} does not fit its configuration; {len(told)} tensors missing or wrong: {told[:5]}")
+    problems += [f"{second} differs from {name}" for name in names.values() for second in _second_names(name, config)
+             if second in tensors and name in tensors and not torch.equal(tensors[second], tensors[name])]  # fmt: skip
+    if problems:
+        raise ValueError(
+            f"{weights} does not fit its configuration; {len(problems)} tensors missing or wrong: {problems[:5]}"
+        )
     state = {key: tensors[name].float().view(wanted[key].shape).contiguous() for key, name in names.items()}
     for index, size in enumerate(config.codebook_sizes):
-        # their running shares of codes as ours, 1 for even use; a file that recorded none says so with zeros
-        shares = state["acoustic_vocab_usage"][index - 1] if index else state["semantic_vocab_usage"][0]
-        usage = shares / shares.sum() * size if shares.any() else torch.ones(size)
+        # published running frequencies in this model's unit, 1 for even use; all zeros where none were recorded
+        frequencies = state["acoustic_vocab_usage"][index - 1] if index else state["semantic_vocab_usage"][0]
+        usage = frequencies / frequencies.sum() * size if frequencies.any() else torch.ones(size)
         state[f"quantizer.books.{index}.usage"] = usage
     model.load_state_dict(state, assign=True)
     return model.eval()
@@ -266,8 +268,8 @@ def save_published(model: LMSPTModel, folder: str | Path) -> Path:
             continue
         name = _published_name(key, config)
         tensors[name] = tensor.detach().cpu().reshape(_published_shape(key, tensor)).contiguous()
-        for twin in _twins(name, config):
-            tensors[twin] = tensors[name].clone()
+        for second in _second_names(name, config):
+            tensors[second] = tensors[name].clone()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE)
     (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
@@ -344,7 +346,7 @@ def _published_shape(key: str, tensor: Tensor) -> tuple[int, ...]:
     return (*shape, 1) if ".project_" in key and "original" in key else shape
 
 
-def _twins(name: str, config: LMSPTConfig) -> list[str]:
+def _second_names(name: str, config: LMSPTConfig) -> list[str]:
     """The second name of a shared encoder's tensor."""
     if not config.shared_encoder or not name.startswith("semantic_encoder."):
         return []

@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from tokenizer.codecs.transformers_codecs import Codec
+from tokenizer.codecs.base import Codec
 from tokenizer.model.book import BookOutput
 from tokenizer.model.fsq import FiniteScalarQuantizer
 from tokenizer.model.layers import apply_mask
-from tokenizer.model.modeling import LMSPTDecoderOutput
 from tokenizer.model.quantizer import VectorQuantizer
-from tokenizer.protocol import CodecConfig
+from tokenizer.protocol import CodecConfig, LMSPTDecoderOutput
 from tokenizer.teacher.whisper import SAMPLES_PER_ENCODER_FRAME, WHISPER_RATE_HZ, WhisperLogMel
 
 ENCODER_HZ = 50
@@ -227,7 +226,7 @@ class SupervisedTokenizerModel(PreTrainedModel):
                 max_source_positions=config.window_codes * settings.stride,
             )
         )
-        self.encoder.layer_norm = nn.Identity()  # of the whole encoder's end, which is not here
+        self.encoder.layer_norm = nn.Identity()  # it belongs to the encoder's last layers, which are left out
         self.quantizer = SemanticQuantizer(config.hidden_size, settings)
         self.quantizer.part = nn.Identity()
         self.post_init()
@@ -265,7 +264,7 @@ class SupervisedTokenizerModel(PreTrainedModel):
 class SupervisedCodec(Codec):
     """A supervised tokenizer behind the codec protocol: one book, encode only."""
 
-    ways_back = ()
+    decode_paths = ()
 
     def __init__(self, model: SupervisedTokenizerModel, num_codebooks: int | None = None) -> None:
         settings = model.quantizer.config

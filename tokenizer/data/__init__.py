@@ -1,1 +1,5 @@
-""""""
+"""From manifests, folders, Parquet files and hub data sets to training crops.
+
+`utterances.py` holds the types, `manifest.py` reads sources (with `layouts.py` and `tables.py`; `streams.py` row by
+row), `audio.py` and `pieces.py` decode; `mixing.py` orders recordings and `crops.py` cuts them: begin there.
+"""

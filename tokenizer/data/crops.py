@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from tokenizer.data.augmentation import AugmentationConfig, augment, draw_speed
-from tokenizer.data.manifest import AudioError, Utterance
 from tokenizer.data.mixing import Key, TrainingAudio
 from tokenizer.data.pieces import Recording
+from tokenizer.data.utterances import AudioError, Utterance
 
 logger = logging.getLogger(__name__)
 
 VALID_BATCH = 16
-# Of what is drawn for a position and which recordings a validation hears; to be raised with either. Before 2, which
-# draws the speed before the place, checkpoints had none.
+# Version of what is drawn for a position and of which recordings a validation reads: raise it when either changes.
+# Since 2 the speed is drawn before the place; checkpoints before that hold no version.
 DATA_VERSION = 2
 
 

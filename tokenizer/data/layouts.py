@@ -16,7 +16,7 @@ from pathlib import Path
 
 import soundfile
 
-from tokenizer.data.manifest import LONE_SURROGATE, DataError, Utterance, text_of
+from tokenizer.data.utterances import LONE_SURROGATE, DataError, Utterance, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +70,10 @@ def _librispeech(folder: Folder) -> Iterator[tuple[Path, str | None, str]]:
 
 def _libritts(folder: Folder) -> Iterator[tuple[Path, str | None, str]]:
     """SPEAKER/CHAPTER/SPEAKER_CHAPTER_....wav; the text in .normalized.txt beside it, else in .original.txt."""
-    beside = set(folder.ending(".normalized.txt", ".original.txt"))
+    text_files = set(folder.ending(".normalized.txt", ".original.txt"))
     for file in folder.audio:
         texts = [file.with_suffix(f".{kind}.txt") for kind in ("normalized", "original")]
-        found = next((text_of(text).strip() for text in texts if text in beside), None)
+        found = next((text_of(text).strip() for text in texts if text in text_files), None)
         yield file, found, file.stem.split("_")[0]
 
 
@@ -101,7 +101,7 @@ def _vctk(folder: Folder) -> Iterator[tuple[Path, str | None, str]]:
             yield file, text_of(text).strip() if text in texts else None, file.parent.name
 
 
-def _beside(folder: Folder) -> Iterator[tuple[Path, str | None, str]]:
+def _text_beside_audio(folder: Folder) -> Iterator[tuple[Path, str | None, str]]:
     """Any tree: the text in a .txt beside the audio, the speaker is the folder."""
     texts = set(folder.ending(".txt"))
     for file in folder.audio:
@@ -123,7 +123,7 @@ LAYOUTS = (
         lambda f: (f.path / "txt").is_dir() and any((f.path / name).is_dir() for name in VCTK_AUDIO),
         _vctk,
     ),
-    Layout("audio with .txt beside it", lambda f: True, _beside),
+    Layout("audio with .txt beside it", lambda f: True, _text_beside_audio),
 )
 
 
@@ -154,7 +154,7 @@ def read_folder(path: Path, split: str, own_split: str | None) -> list[Utterance
         utterances.append(Utterance(id=identity, audio=str(file), text=text or "", speaker=speaker, split=split))
     logger.info("%s: read as %s: %d recordings in split %s", path, layout.name, len(utterances), split)
     # Without any it is audio alone, as the tokenizer's training needs no more.
-    if without and (len(without) < len(utterances) or layout.read is not _beside):
+    if without and (len(without) < len(utterances) or layout.read is not _text_beside_audio):
         shown = ", ".join(without[:NAMED]) + (f" and {len(without) - NAMED} more" if len(without) > NAMED else "")
         logger.warning("%s: %d of %d have no transcript: %s", path, len(without), len(utterances), shown)
     return utterances

@@ -14,17 +14,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from tokenizer.data.manifest import (
-    AudioError,
-    DataError,
-    DataSource,
-    Utterance,
-    check_utterances,
-    epoch_item,
-    read_source,
-)
+from tokenizer.data.manifest import read_source
 from tokenizer.data.pieces import AudioStore, Part, Recording
 from tokenizer.data.streams import Stream, stream_has_split, stream_head
+from tokenizer.data.utterances import AudioError, DataError, DataSource, Utterance, check_utterances
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +28,7 @@ Key = tuple[int, tuple[Utterance, ...]]  # a position, and for streamed rows the
 
 
 class Mixture:
-    """Deals positions out to sources: in every block of 1000, each gets its share, in an order drawn from the seed.
+    """Deals positions out to sources: in every block of 1000 by their weights, in an order drawn from the seed.
 
     Args:
         weights: one per source, above 0.
@@ -86,7 +79,7 @@ class TrainingAudio:
         self.parts, self.sampling_rate, self.seed = list(parts), sampling_rate, seed
         self.mixture = Mixture(weights, seed)
         self._failed: set[str] = set()
-        self._heard: dict[int, Utterance] = {}  # of each stream the last row that could be read
+        self._last_readable: dict[int, Utterance] = {}  # of each stream the last row that could be read
 
     @property
     def n_failed(self) -> int:
@@ -101,7 +94,7 @@ class TrainingAudio:
         return sum(u.duration or 0.0 for part in self.parts for u in part.utterances) / 3600
 
     def describe(self) -> str:
-        """How many recordings, and with several sources which share of the crops each gives."""
+        """How many recordings, and with several sources which fraction of the crops each gives."""
         counts = [f"{len(p)}" if isinstance(p, AudioStore) else f"stream of {p.source.path}" for p in self.parts]
         if len(counts) == 1:
             return f"{counts[0]}, {self.hours:.2f} h" if isinstance(self.parts[0], AudioStore) else counts[0]
@@ -138,8 +131,8 @@ class TrainingAudio:
         if isinstance(listed, AudioStore):
             return listed.readable(epoch_item(k, len(listed), self.seed), part)
         # The last resort, and the only one that depends on what this very process has read before.
-        heard = [self._heard[source]] if source in self._heard else []
-        for row in [*rows, *heard]:
+        fallback = [self._last_readable[source]] if source in self._last_readable else []
+        for row in [*rows, *fallback]:
             try:
                 found = Recording(row, self.sampling_rate)
                 samples = found.piece(*part(found.n_samples))
@@ -148,7 +141,7 @@ class TrainingAudio:
                     self._failed.add(row.id)
                     logger.warning("left out: %s", error)
             else:
-                self._heard[source] = row
+                self._last_readable[source] = row
                 return row, samples
         raise AudioError(
             f"{listed.source.path}: of its streamed rows {', '.join(row.id for row in rows)} none can be read, nor any "
@@ -243,3 +236,17 @@ def validation_utterances(sources: Sequence[DataSource], limit: int) -> list[tup
     if listed or not any(own for _, own in found):
         check_utterances(listed, sources, "valid")
     return [(source.path, own) for source, own in found if own]
+
+
+def epoch_item(position: int, n_items: int, seed: int) -> int:
+    """Which item stands at `position` of an endless training order: a new permutation of all items each epoch.
+
+    It depends on (seed, position) alone, so accumulation, resume and the number of processes do not change it.
+    """
+    epoch, offset = divmod(position, n_items)
+    return int(_permutation(seed, epoch, n_items)[offset])
+
+
+@lru_cache(maxsize=32)  # each of a mixture's sources asks for its own, at the turn of an epoch for two
+def _permutation(seed: int, epoch: int, n_items: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(n_items)

@@ -14,7 +14,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from tokenizer.data.manifest import SILENCE_PEAK, AudioError, Utterance, check_recording, opened_audio, to_mono
+from tokenizer.data.audio import SILENCE_PEAK, check_recording, opened_audio, to_mono
+from tokenizer.data.utterances import AudioError, Utterance
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ def blocks_of(file: soundfile.SoundFile, n_frames: int) -> Iterator[np.ndarray]:
 
 
 def _reaches_its_end(file: soundfile.SoundFile) -> bool:
-    """Whether a file has all the frames that its header tells, as one that was cut off has not."""
+    """Whether a file has all the frames that its header says; a truncated one has not."""
     if not file.frames:
         return True
     if not file.seekable():

@@ -16,8 +16,9 @@ from typing import Any
 
 import soundfile
 
-from tokenizer.data.manifest import MIN_DURATION_S, SPLITS, AudioError, DataError, DataSource, Utterance, open_audio
+from tokenizer.data.audio import MIN_DURATION_S, open_audio
 from tokenizer.data.tables import NoSplitError, may_lack, no_split_error
+from tokenizer.data.utterances import SPLITS, AudioError, DataError, DataSource, Utterance
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +109,8 @@ def stream_head(source: DataSource, split: str, limit: int) -> list[Utterance]:
 
 
 def _utterance(row: dict[str, Any], source: DataSource, split: str, index: int) -> Utterance:
-    cell = row[source.audio_column] or {}
-    audio = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path") or b""
+    value = row[source.audio_column] or {}
+    audio = value.get("bytes") if value.get("bytes") is not None else value.get("path") or b""
     return Utterance(
         id=str(row["id"]) if "id" in row else f"{Path(source.path).stem}-{index:06d}",
         audio=audio,

@@ -6,7 +6,7 @@ import logging
 import re
 from pathlib import Path
 
-from tokenizer.data.manifest import DataError, DataSource, RowAudio, Utterance, check_duration
+from tokenizer.data.utterances import DataError, DataSource, RowAudio, Utterance, check_duration
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tokenizer.model.modeling import LMSPTDecoderOutput, LMSPTEncoderOutput
-from tokenizer.protocol import code_mask, item_lengths, trim
+from tokenizer.protocol import LMSPTDecoderOutput, LMSPTEncoderOutput, code_mask, item_lengths, trim
 
 CHUNK_S = 30.0
 
@@ -206,6 +205,6 @@ def _frames_of(tokenizer: Any, chunk_s: float) -> int:
     return max(1, round(chunk_s * tokenizer.config.frame_rate))
 
 
-def _device(tokenizer: Any, beside: Tensor) -> torch.device:
+def _device(tokenizer: Any, other: Tensor) -> torch.device:
     parameters = tokenizer.parameters() if isinstance(tokenizer, torch.nn.Module) else iter(())
-    return next((parameter.device for parameter in parameters), beside.device)
+    return next((parameter.device for parameter in parameters), other.device)

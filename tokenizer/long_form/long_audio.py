@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 import soxr
 
-from tokenizer.data.manifest import Utterance, check_recording, opened_audio
+from tokenizer.data.audio import check_recording, opened_audio
 from tokenizer.data.pieces import blocks_of
+from tokenizer.data.utterances import Utterance
 
 BLOCK_S = 10.0
 

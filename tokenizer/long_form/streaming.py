@@ -18,7 +18,7 @@ from tokenizer.precision import exact_fp32
 
 
 def algorithmic_latency_s(tokenizer: LMSPTModel, resynthesis: bool = False) -> float:
-    """Seconds from a sample to its way back to sound, computing time not counted, at most.
+    """Seconds from a sample to its reconstruction, computing time not counted, at most.
 
     The encoder waits for a whole frame; the decoder holds back the part of a frame that the inverse STFT's next window
     still adds to.

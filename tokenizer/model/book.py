@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tokenizer.training.code_use import count_codes
+from tokenizer.model.code_use import count_codes
 
 DEAD_USAGE = 0.05  # running use, relative to even use, under which an entry counts as dead
 
@@ -28,7 +28,7 @@ class BookOutput:
 
 
 class Book(nn.Module):
-    """One codebook. `usage` is a running mean of each entry's share of the frames, times N: 1 is even use, 0 dead."""
+    """One codebook. `usage` is a running mean of an entry's fraction of the frames, times N: 1 is even use, 0 dead."""
 
     usage: Tensor  # (N,), a buffer of the subclass
 
@@ -51,13 +51,13 @@ class Book(nn.Module):
         `trial`; returns how many."""
 
     def update_usage(self, codes: Tensor, mask: Tensor | None = None, decay: float = 0.99) -> None:
-        """Moves `usage` towards the shares of codes (B, F) among valid frames."""
+        """Moves `usage` towards the frequencies of codes (B, F) among valid frames."""
         valid = codes if mask is None else codes.masked_fill(~mask, -1)
         self.follow(count_codes(valid[:, None], [self.size])[0], decay)
 
     @torch.no_grad()
     def follow(self, counts: Tensor, decay: float = 0.99) -> None:
-        """Moves `usage` towards the shares of counts (N,); where they are all zero it stays as it is."""
+        """Moves `usage` towards the frequencies of counts (N,); where they are all zero it stays as it is."""
         frames = counts.sum()
-        shares = counts.to(self.usage) * (self.size / frames.to(self.usage))
-        self.usage.copy_(torch.where(frames > 0, self.usage.lerp(shares, 1 - decay), self.usage))
+        frequencies = counts.to(self.usage) * (self.size / frames.to(self.usage))
+        self.usage.copy_(torch.where(frames > 0, self.usage.lerp(frequencies, 1 - decay), self.usage))

@@ -16,13 +16,12 @@ from itertools import count, pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.utils.parametrizations import weight_norm
 from transformers.models.dac.modeling_dac import Snake1d
 
-from tokenizer.model.checkpointing import CheckpointedModule
 from tokenizer.model.configuration import LMSPTConfig
-from tokenizer.model.layers import AttentionLayer, StreamCache, apply_mask, with_past
+from tokenizer.model.cpu_kernels import snake
+from tokenizer.model.layers import AttentionLayer, CheckpointedModule, StreamCache, apply_mask, with_past
 
 DILATIONS = (1, 3, 9)
 TAPS = 7  # of the first convolution and of the residual units'
@@ -39,30 +38,7 @@ class Snake(Snake1d):
     """DAC's activation, x + sin^2(alpha x) / alpha: in fp32, rounded at the end, in few passes over memory."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Snake.apply(x, self.alpha)
-
-
-class _Snake(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, alpha: Tensor) -> Tensor:
-        ctx.save_for_backward(x, alpha)
-        alpha = alpha.float()
-        sine = (x.float() * alpha).sin_()
-        return torch.addcdiv(x.float(), sine.square_(), alpha + 1e-9).to(x.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        kept, given = ctx.saved_tensors
-        x, alpha, gradient = kept.float(), given.float(), gradient.float()
-        scale = 1 / (alpha + 1e-9)
-        # the slope of sin^2(alpha x) is sin(2 alpha x), times alpha for x and times x for alpha
-        angle = x * (2 * alpha)
-        slope = angle.sin().mul_(gradient)
-        to_alpha = torch.linalg.vecdot(slope, x).sum(0)[:, None] * scale
-        squares = angle.cos_().neg_().add_(1)  # twice sin^2
-        to_alpha -= torch.linalg.vecdot(squares, gradient).sum(0)[:, None] * (scale.square() / 2)
-        return slope.mul_(alpha * scale).add_(gradient).to(kept.dtype), to_alpha.to(given.dtype)
+        return snake(x, self.alpha)
 
 
 class WaveConv(nn.Conv1d):

@@ -9,10 +9,10 @@ import math
 
 from torch import Tensor, nn
 
-from tokenizer.model.checkpointing import CheckpointedModule
 from tokenizer.model.configuration import LMSPTConfig
 from tokenizer.model.layers import (
     AttentionLayer,
+    CheckpointedModule,
     ConvNeXtBlock,
     FrameConv,
     StreamCache,
@@ -75,14 +75,14 @@ class Decoder(CheckpointedModule):
         x = apply_mask(self.stem_norm(self.stem(apply_mask(quantized, mask), cache)), mask)
         for layer in self.layers:
             x = self.run(layer, x, mask, cache)
-        rung = mask
+        stage_mask = mask
         for index in reversed(range(len(self.blocks))):
             for block in self.blocks[index]:
-                x = self.run(block, x, rung, cache)
+                x = self.run(block, x, stage_mask, cache)
             if index:
-                rung = stretch_mask(rung, self.strides[index - 1])
-                x = apply_mask(self.ups[index - 1](self.up_norms[index - 1](x)), rung)
-        return self.head(apply_mask(self.norm(x), rung), rung, cache)
+                stage_mask = stretch_mask(stage_mask, self.strides[index - 1])
+                x = apply_mask(self.ups[index - 1](self.up_norms[index - 1](x)), stage_mask)
+        return self.head(apply_mask(self.norm(x), stage_mask), stage_mask, cache)
 
 
 def decoder_receptive_field(config: LMSPTConfig, part: str) -> int:

@@ -7,9 +7,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tokenizer.model.checkpointing import CheckpointedModule
 from tokenizer.model.configuration import LMSPTConfig
-from tokenizer.model.layers import AttentionLayer, ConvNeXtBlock, FrameConv, StreamCache, apply_mask, stretch_mask
+from tokenizer.model.layers import (
+    AttentionLayer,
+    CheckpointedModule,
+    ConvNeXtBlock,
+    FrameConv,
+    StreamCache,
+    apply_mask,
+    stretch_mask,
+)
 
 
 class Encoder(CheckpointedModule):
@@ -57,15 +64,15 @@ class Encoder(CheckpointedModule):
         ratio = 1
         for stride in self.strides:
             ratio *= stride
-        rung = stretch_mask(mask, ratio)
-        x = apply_mask(nn.functional.gelu(self.stem(apply_mask(mel, rung), cache)), rung)
+        stage_mask = stretch_mask(mask, ratio)
+        x = apply_mask(nn.functional.gelu(self.stem(apply_mask(mel, stage_mask), cache)), stage_mask)
         for index, blocks in enumerate(self.blocks):
             if index:
-                rung = stretch_mask(mask, ratio := ratio // self.strides[index - 1])
-                x = apply_mask(self.down_norms[index - 1](x), stretch_mask(rung, self.strides[index - 1]))
-                x = apply_mask(self.downs[index - 1](x, cache), rung)
+                stage_mask = stretch_mask(mask, ratio := ratio // self.strides[index - 1])
+                x = apply_mask(self.down_norms[index - 1](x), stretch_mask(stage_mask, self.strides[index - 1]))
+                x = apply_mask(self.downs[index - 1](x, cache), stage_mask)
             for block in blocks:
-                x = self.run(block, x, rung, cache)
+                x = self.run(block, x, stage_mask, cache)
         for layer in self.layers:
             x = self.run(layer, x, mask, cache)
         latents = self.out(self.norm(x)).to(self.out.weight.dtype)

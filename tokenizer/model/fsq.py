@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer.model.book import Book, BookOutput
-from tokenizer.model.layers import apply_mask, full_precision
+from tokenizer.model.layers import apply_mask
+from tokenizer.precision import full_precision
 
 MARGIN = 1e-3  # by which the bounded values overshoot the outer levels, so that these are reached
 

@@ -11,8 +11,7 @@ causal layer given a `StreamCache` goes on where the push before ended, as if th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.precision import exact_fp32
+from tokenizer.model.cpu_kernels import attend, depthwise
+from tokenizer.precision import working_dtype
 
 
 def apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -37,12 +37,6 @@ class StreamCache(dict):
     """What the causal layers of one stream remember between pushes: layer -> the last positions it still reads."""
 
 
-def working_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """In which precision a layer with this weight multiplies: autocast's, or the weight's own."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-
-
 def with_past(x: Tensor, amount: int, cache: StreamCache | None, owner: object) -> Tensor:
     """Puts `amount` positions in front of x (B, T, C): what `owner` saw before, or zeros at a stream's start."""
     past = None if cache is None else cache.get(owner)
@@ -52,16 +46,21 @@ def with_past(x: Tensor, amount: int, cache: StreamCache | None, owner: object) 
     return x
 
 
-def without_autocast(x: Tensor) -> torch.autocast:
-    """Context in which autocast is off on x's device: enough where no product or convolution is computed."""
-    return torch.autocast(x.device.type, enabled=False)
+class CheckpointedModule(nn.Module):
+    """A stack whose blocks may be recomputed in the backward pass instead of keeping their activations.
 
+    `PreTrainedModel.activation_checkpointing_enable` (earlier `gradient_checkpointing_enable`) finds the flag and sets
+    it together with the function that runs a block.
+    """
 
-@contextmanager
-def full_precision(x: Tensor) -> Iterator[None]:
-    """Context in which what is computed on x's device is fp32, exactly: mel, quantizers, losses."""
-    with without_autocast(x), exact_fp32():
-        yield
+    gradient_checkpointing: bool = False
+    _gradient_checkpointing_func: Callable[..., Any]
+
+    def run(self, block: nn.Module, *arguments: Any) -> Any:
+        """Runs a block; in training with checkpointing on, without keeping what is inside it."""
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(block.__call__, *arguments)
+        return block(*arguments)
 
 
 class FrameConv(nn.Module):
@@ -101,43 +100,6 @@ class Upsample(nn.Module):
         return y.view(x.shape[0], x.shape[1] * self.stride, -1)
 
 
-def depthwise(x: Tensor, convolution: nn.Conv2d) -> Tensor:
-    """Depthwise convolution over the middle axis of (B, T, C), by a (1, k) Conv2d: -> (B, T', C).
-
-    (B, T, C) seen as a channels-last image of height 1: several times faster on CPU than Conv1d on (B, C, T).
-    """
-    dtype = working_dtype(x, convolution.weight)
-    if dtype != torch.bfloat16 or x.device.type != "cpu" or not torch.is_grad_enabled():
-        return convolution(x.transpose(1, 2).unsqueeze(2)).squeeze(2).transpose(1, 2)
-    return _Depthwise.apply(x.to(dtype), convolution.weight.to(dtype), convolution.bias.to(dtype), convolution.padding)
-
-
-class _Depthwise(torch.autograd.Function):
-    """The same in bf16 on a CPU, where the library's own backward pass takes three times as long as this one."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.padding = padding[1]
-        return _convolve(x, weight, bias, padding[1])
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight = ctx.saved_tensors
-        kernel, length = weight.shape[-1], gradient.shape[1]
-        # what flows back is correlated with the kernel read backwards
-        to_x = _convolve(gradient, weight.flip(-1), None, kernel - 1 - ctx.padding)
-        padded = F.pad(x, (0, 0, ctx.padding, ctx.padding))
-        products = [(padded[:, i : i + length] * gradient).sum(dim=(0, 1)) for i in range(kernel)]
-        return to_x, torch.stack(products, dim=-1).view_as(weight), gradient.sum(dim=(0, 1)), None
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    image = x.transpose(1, 2).unsqueeze(2)
-    return F.conv2d(image, weight, bias, padding=(0, padding), groups=len(weight)).squeeze(2).transpose(1, 2)
-
-
 class ConvNeXtBlock(nn.Module):
     """Depthwise convolution, norm, feed-forward, residual (as in Vocos): (B, T, C) -> (B, T, C).
 
@@ -175,17 +137,6 @@ def rotate(x: Tensor, first: int) -> Tensor:
     cos, sin = rotations(first, x.shape[-2], x.shape[-1] // 2, x.device)
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
-    """Attention of q, k (fp32) and v (any, H, T, head_dim) under a mask.
-
-    On a CPU in fp32: bf16 is no faster there, and its backward pass takes some ten times as long.
-    """
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, allowed)
-    with without_autocast(q):
-        return F.scaled_dot_product_attention(q, k, v.float(), allowed)
 
 
 @lru_cache(maxsize=64)
@@ -229,7 +180,7 @@ class LocalAttention(nn.Module):
             return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
         valid = torch.ones(batch, length, dtype=torch.bool, device=x.device) if mask is None else mask
-        # the zeros at a start are no keys
+        # what is padded in front of a start must not be attended to
         known = with_past(valid[..., None], window, cache, (self, "valid"))
         key_valid = neighbours(F.pad(known, (0, 0, 0, tail + ahead)))  # (B * N, span, 1)
         query_valid = F.pad(valid, (0, tail)).view(batch * blocks, window, 1)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from tokenizer.fingerprint import fingerprint
 from tokenizer.model import dac
 from tokenizer.model.book import DEAD_USAGE
 from tokenizer.model.configuration import LMSPTConfig
@@ -26,22 +27,15 @@ from tokenizer.model.layers import ConvNeXtBlock, StreamCache
 from tokenizer.model.quantizer import FiniteScalarQuantizer, SplitQuantizer, VectorQuantizer
 from tokenizer.model.spectral import ISTFTHead, LogMel
 from tokenizer.precision import exact_fp32
-from tokenizer.protocol import ALL_WAYS_BACK, check_lengths, code_mask, item_lengths, trim
-
-
-@dataclass
-class LMSPTEncoderOutput(ModelOutput):
-    """Codes (B, K, F) int64 with -1 past an item's length, and their mask (B, F) bool."""
-
-    audio_codes: Tensor | None = None
-    audio_codes_mask: Tensor | None = None
-
-
-@dataclass
-class LMSPTDecoderOutput(ModelOutput):
-    """Samples (B, 1, S) in fp32, zero past an item's length."""
-
-    audio_values: Tensor | None = None
+from tokenizer.protocol import (
+    ALL_DECODE_PATHS,
+    LMSPTDecoderOutput,
+    LMSPTEncoderOutput,
+    check_lengths,
+    code_mask,
+    item_lengths,
+    trim,
+)
 
 
 @dataclass
@@ -81,7 +75,7 @@ class LMSPTModel(PreTrainedModel):
     config_class = LMSPTConfig
     base_model_prefix = "lmspt"
     main_input_name = "input_values"
-    ways_back = ALL_WAYS_BACK
+    decode_paths = ALL_DECODE_PATHS
     supports_gradient_checkpointing = True
     _no_split_modules = ["ConvNeXtBlock", "AttentionLayer", "EncoderBlock", "DecoderBlock"]
 
@@ -103,7 +97,7 @@ class LMSPTModel(PreTrainedModel):
         if config.encoder_architecture == "dac":
             if config.weight_norm:
                 dac.add_weight_norm(self.quantizer)
-            # Statistics of the published training, nothing reads them: a published file goes there and back whole.
+            # Statistics of the published training. Nothing reads them; they let a published file be written back whole.
             sizes = config.codebook_sizes
             self.register_buffer("semantic_vocab_usage", torch.zeros(1, sizes[0]))
             self.register_buffer("acoustic_vocab_usage", torch.zeros(len(sizes) - 1, max(sizes[1:])))
@@ -141,7 +135,7 @@ class LMSPTModel(PreTrainedModel):
                 init.normal_(module.codebook.weight)
             init.ones_(module.usage)
         elif isinstance(module, ISTFTHead):
-            # start quiet and noise-like: equal phases would add up to one click per frame
+            # random phases make the first output noise-like: equal ones would add up to a click per frame
             magnitude = torch.full_like(module.linear.bias, -2.0).chunk(2)[0]
             phase = (torch.rand_like(magnitude) * 2 - 1) * torch.pi
             init.copy_(module.linear.bias, torch.cat([magnitude, phase]))
@@ -276,8 +270,8 @@ class LMSPTModel(PreTrainedModel):
         n_auxiliary = -(-n_samples * config.auxiliary_sampling_rate // config.sampling_rate)
         resynthesis = None
         if auxiliary != "skipped":
-            heard = books.semantic if auxiliary == "attached" else books.semantic.detach()
-            resynthesis = _fit(self.resynthesizer(heard, mask), n_auxiliary)[:, None]
+            read = books.semantic if auxiliary == "attached" else books.semantic.detach()
+            resynthesis = _fit(self.resynthesizer(read, mask), n_auxiliary)[:, None]
         return LMSPTOutput(
             audio_values=_fit(self.decoder(quantized, mask), n_samples)[:, None],
             auxiliary_values=resynthesis,
@@ -322,9 +316,7 @@ class LMSPTModel(PreTrainedModel):
 
     def fingerprint(self, precision: str = "fp32") -> str:
         """SHA-256 of sizes, weights and precision: equal fingerprints mean that codes can be mixed."""
-        from tokenizer.loading import fingerprint
-
-        return fingerprint(self, precision)
+        return fingerprint(self.config.identity(), self.state_dict(), precision)
 
     @property
     def resynthesizer(self) -> nn.Module:
@@ -356,13 +348,13 @@ class LMSPTModel(PreTrainedModel):
         `lengths` (B,) are each item's samples where they are not those of the mask's whole frames.
         """
         if self.mel is not None:
-            heard = (self.mel(samples, cache), mask, cache)
+            inputs = (self.mel(samples, cache), mask, cache)
         else:
             if lengths is None and mask is not None:
                 lengths = mask.sum(dim=1) * self.config.hop_length
-            heard = (samples, lengths, cache)
-        semantic = self.semantic_encoder(*heard)
-        return semantic, semantic if self.acoustic_encoder is None else self.acoustic_encoder(*heard)
+            inputs = (samples, lengths, cache)
+        semantic = self.semantic_encoder(*inputs)
+        return semantic, semantic if self.acoustic_encoder is None else self.acoustic_encoder(*inputs)
 
     def _frames(
         self, input_values: Tensor, padding_mask: Tensor | None, lengths: Sequence[int] | None = None

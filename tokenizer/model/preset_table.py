@@ -1,4 +1,4 @@
-"""The presets' parameter counts as Markdown: `python -m tokenizer.preset_table` prints docs/tokenizer-presets.md.
+"""The presets' parameter counts as Markdown: `python -m tokenizer.model.preset_table` prints docs/tokenizer-presets.md.
 
 Parameters are counted on the meta device, so that nothing is allocated. The gains of weight norm are among them, as
 they are in the published file.
@@ -23,7 +23,7 @@ are marked `inferred` in the presets' file and bring the total, auxiliary decode
 `nano-*` are ours, for a CPU; `*-causal` have the same sizes and read nothing of the future; `micro-*` are half as
 large, for the embedded tokenizers.
 
-Printed by `python -m tokenizer.preset_table`; a test compares.
+Printed by `python -m tokenizer.model.preset_table`; a test compares.
 
 """
 

@@ -117,7 +117,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "codebook_dim": 8,
         "exact_lengths": False,
     },
-    # The strides, and the rungs at which the Vocos blocks stand (50 Hz for all rates), are inferred.
+    # The strides, and the resolutions at which the Vocos blocks stand (50 Hz for all rates), are inferred.
     "paper-25hz": _PAPER
     | {
         "strides": [4, 4, 5, 8],

@@ -6,7 +6,6 @@ Everything here runs in fp32 with autocast off. Masked frames take no part in lo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer.model.book import Book, BookOutput
+from tokenizer.model.code_use import count_codes
 from tokenizer.model.configuration import LMSPTConfig
+from tokenizer.model.cpu_kernels import first_largest
 from tokenizer.model.fsq import FiniteScalarQuantizer
-from tokenizer.model.layers import apply_mask, full_precision
-from tokenizer.training.code_use import count_codes
+from tokenizer.model.layers import apply_mask
+from tokenizer.precision import full_precision
 
 
 class VectorQuantizer(Book):
@@ -79,21 +80,6 @@ class VectorQuantizer(Book):
         self.codebook.weight[dead] = candidates[draws.to(candidates.device)].to(self.codebook.weight)
         self.usage[dead] = trial
         return len(dead)
-
-
-def first_largest(scores: Tensor) -> Tensor:
-    """`scores.argmax(dim=-1)` with the first index among equals, several times as fast on a CPU.
-
-    There argmax reads value by value while amax reads vectors: the largest of each group of entries first, then the
-    entry within the first group that has it.
-    """
-    size = math.gcd(scores.shape[-1], 64)
-    if scores.device.type != "cpu" or size == 1:
-        return scores.argmax(dim=-1)
-    groups = scores.unflatten(-1, (-1, size))
-    group = groups.amax(dim=-1).argmax(dim=-1, keepdim=True)
-    inside = groups.gather(-2, group[..., None].expand(*group.shape, size)).squeeze(-2)
-    return (group * size + inside.argmax(dim=-1, keepdim=True)).squeeze(-1)
 
 
 def _mean_over_frames(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -6,18 +6,16 @@ Everything here computes in fp32 whatever the autocast state.
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from tokenizer.model.layers import StreamCache, apply_mask, full_precision, with_past, without_autocast
-
-LOUDEST = 100.0  # where the magnitude of a bin is held
+from tokenizer.model.cpu_kernels import magnitude, overlap_add, polar_spectrum
+from tokenizer.model.layers import StreamCache, apply_mask, with_past
+from tokenizer.precision import full_precision, without_autocast
 
 
 @lru_cache(maxsize=16)
@@ -37,13 +35,6 @@ def mel_filters(n_fft: int, n_mels: int, sampling_rate: int, device: torch.devic
             bins, n_mels, 0.0, sampling_rate / 2, sampling_rate, norm="slaney", mel_scale="slaney"
         )
         return torch.tensor(filters, dtype=torch.float32, device=device)
-
-
-def magnitude(spectrum: Tensor) -> Tensor:
-    """Absolute values of a complex tensor. Those that need no gradient skip `abs`, which guards against overflow."""
-    if spectrum.requires_grad:  # the square root has none at zero
-        return spectrum.abs()
-    return (spectrum.real.square() + spectrum.imag.square()).sqrt()
 
 
 class LogMel(nn.Module):
@@ -73,53 +64,6 @@ class LogMel(nn.Module):
             return (mel.clamp(min=1e-5).log() - self.mean) / self.std
 
 
-class _OverlapAdd(torch.autograd.Function):
-    """Frames (B, T, n_fft) times a window (n_fft,), added at a distance of hop: (B, (T - 1) * hop + n_fft).
-
-    Its gradient is the same window over overlapping views; autograd would fill a whole tensor for each piece.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, frames: Tensor, window: Tensor, hop: int) -> Tensor:
-        ctx.save_for_backward(window)
-        ctx.hop = hop
-        (batch, length, size), n = frames.shape, frames.shape[-1] // hop
-        total = frames.new_zeros(batch, length + n - 1, hop)
-        parts, weights = frames.view(batch, length, n, hop), window.view(n, hop)
-        for i in range(n):
-            total[:, i : i + length].addcmul_(parts[:, :, i], weights[i])
-        return total.view(batch, (length - 1) * hop + size)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (window,) = ctx.saved_tensors
-        return gradient.unfold(-1, len(window), ctx.hop) * window, None, None
-
-
-class _Spectrum(torch.autograd.Function):
-    """exp(a) (cos b + i sin b), the magnitude held at `LOUDEST`, of (..., 2 N) holding a and b: complex (..., N).
-
-    The gradient takes the spectrum itself and two products; autograd would compute exp, cos and sin anew.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        log_magnitude, phase = values.float().chunk(2, dim=-1)
-        magnitude = log_magnitude.exp().clamp_(max=LOUDEST)
-        spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
-        ctx.save_for_backward(values, spectrum)
-        return spectrum
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        values, spectrum = ctx.saved_tensors
-        turned = gradient * spectrum.conj()
-        moves = values.chunk(2, dim=-1)[0] <= math.log(LOUDEST)
-        return torch.cat([turned.real * moves, turned.imag], dim=-1).to(values.dtype)
-
-
 class ISTFTHead(nn.Module):
     """Magnitude and phase per frame, then inverse STFT (as in Vocos): (B, T, C) -> (B, T * hop), fp32 inside.
 
@@ -141,12 +85,12 @@ class ISTFTHead(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, cache: StreamCache | None = None) -> Tensor:
         """Samples (B, T * hop); with a cache those that are final, `lookahead` samples late."""
         y = self.linear(x)
-        with without_autocast(x):  # the transform knows no TF32, and torch.compile no switches
+        with without_autocast(x):  # no exact_fp32 here: an FFT has no TF32, and torch.compile cannot trace it
             window = hann_window(self.n_fft, x.device)
-            frames = apply_mask(torch.fft.irfft(_Spectrum.apply(y), n=self.n_fft), mask)
+            frames = apply_mask(torch.fft.irfft(polar_spectrum(y), n=self.n_fft), mask)
             envelope = apply_mask(window.expand(x.shape[0] if mask is not None else 1, x.shape[1], -1), mask)
             trim = self.lookahead
-            total, weight = (_OverlapAdd.apply(part, window, self.hop) for part in (frames, envelope))
+            total, weight = (overlap_add(part, window, self.hop) for part in (frames, envelope))
             if cache is not None:
                 return self._next(total, weight, cache)
             samples = total[:, trim:-trim] / weight[:, trim:-trim].clamp(min=1e-4)

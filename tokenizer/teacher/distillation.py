@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from tokenizer.model.configuration import LMSPTConfig
-from tokenizer.model.layers import full_precision
 from tokenizer.model.modeling import LMSPTOutput
-from tokenizer.teacher.whisper import SpeechTeacher, at_teacher_rate, resynthesis_distillation, share_lost
+from tokenizer.precision import full_precision
+from tokenizer.teacher.whisper import SpeechTeacher, at_teacher_rate, normalized_mse, resynthesis_distillation
 
 TEACHER_HZ = 50
 Kind = Literal["resynthesis", "pooled", "none"]
@@ -53,7 +53,7 @@ class DistillationConfig:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a teacher is heard at all."""
+        """Whether there is a teacher at all."""
         return self.kind != "none" or self.probe
 
     @property
@@ -121,13 +121,13 @@ def pooled_distillation(predicted: Tensor, target: Tensor, mask: Tensor | None) 
         mask: (B, F) bool, the frames that count; None where all do.
 
     Returns:
-        The MSE, and the share of the target's signal that is lost in the frames that count (`share_lost`).
+        The MSE, and the error over the target's variance, in the frames that count (`normalized_mse`).
     """
     target = target.float()
     errors = (predicted - target).square().mean(dim=-1)
     mask = torch.ones_like(errors, dtype=torch.bool) if mask is None else mask
     loss = (errors.masked_fill(~mask, 0.0).sum(1) / mask.sum(1).clamp_min(1)).mean()
-    return loss, share_lost(predicted, target, mask)
+    return loss, normalized_mse(predicted, target, mask)
 
 
 def teacher_frames(lengths: Tensor, n_features: int, sampling_rate: int) -> Tensor:
@@ -156,9 +156,9 @@ def distillation_losses(
         config: the tokenizer's sizes.
     """
     losses: dict[str, Tensor] = {}
-    heard = at_teacher_rate(target, config.sampling_rate)
+    resampled = at_teacher_rate(target, config.sampling_rate)
     with torch.no_grad():
-        wanted = teacher(heard)
+        wanted = teacher(resampled)
     if distillation.kind == "pooled":
         quantized = output.quantized_semantic
         losses["distillation"], losses["distillation_share"] = pooled_distillation(
@@ -170,7 +170,7 @@ def distillation_losses(
         mask = output.audio_codes_mask
         if mask is not None:
             mask = teacher_frames(mask.sum(1) * config.hop_length, wanted.shape[1], config.sampling_rate)
-        losses[name], losses[f"{name}_share"] = resynthesis_distillation(teacher, heard, resynthesis, wanted, mask)
+        losses[name], losses[f"{name}_share"] = resynthesis_distillation(teacher, resampled, resynthesis, wanted, mask)
     return losses
 
 

@@ -191,7 +191,7 @@ class Recogniser(WhisperForConditionalGeneration):
         Args:
             input_features: log-mels (B, M, T), T at most the window.
             labels: characters and </s> (B, L), -100 past the end.
-            ctc_weight: share of the CTC loss in [0, 1].
+            ctc_weight: weight of the CTC loss in [0, 1].
             lengths: samples of each item (B,), for a quantizer; None where none is padded.
         """
         model = self.model

@@ -108,7 +108,7 @@ class TrainingUtterances(Dataset):
 
 @dataclass
 class RecogniserCollator:
-    """Pads to the longest of the batch and, for a random share of the rest, on towards the window.
+    """Pads to the longest of the batch and, for a random part of the rest, on towards the window.
 
     At inference inputs are padded to the window; a model that only ever saw tight batches would not know that silence.
     """
@@ -119,8 +119,8 @@ class RecogniserCollator:
 
     def __call__(self, items: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
         longest = max(len(item["samples"]) for item in items)
-        share = max(0.0, 2 * float(items[0]["padding"]) - 1)
-        wanted = longest + share * (self.window_samples - longest)
+        fraction = max(0.0, 2 * float(items[0]["padding"]) - 1)
+        wanted = longest + fraction * (self.window_samples - longest)
         wanted = min(-(-int(wanted) // self.multiple) * self.multiple, self.window_samples)
         samples = torch.stack(
             [torch.from_numpy(np.pad(i["samples"][:wanted], (0, max(0, wanted - len(i["samples"]))))) for i in items]

@@ -22,15 +22,13 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from tokenizer.embedded import embedded_folder
-from tokenizer.model.layers import full_precision
+from tokenizer.model.cpu_kernels import attention_implementation
+from tokenizer.precision import full_precision
 
 WHISPER_RATE_HZ = 16000
 N_FFT = 400
 MEL_HOP = 160
 SAMPLES_PER_ENCODER_FRAME = 2 * MEL_HOP
-SHORT_FRAMES = (
-    500  # encoder frames, 10 s: up to here a CPU attends faster without the fused kernel, most of all backward
-)
 
 
 class WhisperLogMel(nn.Module):
@@ -157,7 +155,7 @@ class SpeechTeacher(nn.Module):
     It stays in eval mode whatever `train()` is called with, and no parameter of it takes a gradient.
 
     Args:
-        encoder: taken over: layers after `layer` and the final norm are cut off.
+        encoder: taken over: layers after `layer` and the final norm are removed.
         pad_to_seconds: window that crops are padded to.
         layer: 1 to the encoder's layers: its output before the final norm. None: the last, after it.
 
@@ -198,7 +196,7 @@ class SpeechTeacher(nn.Module):
                     output_loading_info=True,
                     dtype=torch.float32,
                 )
-            except RuntimeError as error:  # so transformers says that tensors are of another size
+            except RuntimeError as error:  # how transformers reports tensors of another size
                 raise ValueError(
                     f"teacher {config.name!r}: its weights do not fit config.json ({str(error).splitlines()[0]})"
                 ) from error
@@ -230,8 +228,8 @@ class SpeechTeacher(nn.Module):
                 "take shorter crops"
             )
         log_mel = self.log_mel(nn.functional.pad(waveform, (0, wanted - samples)))
-        short = log_mel.device.type == "cpu" and log_mel.shape[-1] // 2 <= SHORT_FRAMES
-        self.encoder.config._attn_implementation = "eager" if short else self.attention
+        implementation = attention_implementation(log_mel.device, log_mel.shape[-1] // 2, self.attention)
+        self.encoder.config._attn_implementation = implementation
         with encoder_window(self.encoder, log_mel.shape[-1]):
             return self.encoder(log_mel).last_hidden_state
 
@@ -264,12 +262,12 @@ def signal_variance(encoding: Tensor, mask: Tensor | None = None) -> Tensor:
     return _mean_over(centred.square(), mask).mean()
 
 
-def share_lost(heard: Tensor, wanted: Tensor, mask: Tensor | None = None) -> Tensor:
+def normalized_mse(encoding: Tensor, wanted: Tensor, mask: Tensor | None = None) -> Tensor:
     """The mean square error of an encoding (B, E, D) over `signal_variance` of the wanted one, over the same frames.
 
     1 is what each channel's mean would score, 0 is perfect. Comparable between teachers, where the error is not.
     """
-    error = _mean_over((heard.detach() - wanted).square(), mask).mean()
+    error = _mean_over((encoding.detach() - wanted).square(), mask).mean()
     return error / signal_variance(wanted, mask).clamp_min(1e-8)
 
 
@@ -297,15 +295,15 @@ def resynthesis_distillation(
         mask: (B, E) bool, the teacher's frames that hold a recording; None where the whole target is one.
 
     Returns:
-        The MSE between the two encodings, over the teacher's whole window, and the share of the teacher's signal that
-        is lost (`share_lost`), over the recordings' own frames.
+        The MSE between the two encodings, over the teacher's whole window, and the `normalized_mse` over
+        the recordings' own frames.
     """
     # A resynthesis ends with its last frame, the original may end inside it.
     samples = min(target.shape[-1], resynthesis.shape[-1])
     with torch.no_grad():
         whole = encoding is not None and samples == target.shape[-1]
         wanted = (encoding if whole else teacher(target[..., :samples])).float()
-    heard = teacher(resynthesis[..., :samples]).float()
+    made = teacher(resynthesis[..., :samples]).float()
     frames = -(-samples // SAMPLES_PER_ENCODER_FRAME)  # the rest of the window is padding
     mask = None if mask is None else mask[:, :frames]
-    return nn.functional.mse_loss(heard, wanted), share_lost(heard[:, :frames], wanted[:, :frames], mask)
+    return nn.functional.mse_loss(made, wanted), normalized_mse(made[:, :frames], wanted[:, :frames], mask)

@@ -1,1 +1,5 @@
-""""""
+"""The training of the tokenizer: settings and state, one step, the loop around it.
+
+Begin with `state.py` (CodecTrainingConfig, TrainState) and `step.py`; `objective.py` says what is minimised, `loop.py`
+runs the steps, `health.py` watches them, `checkpoints.py` keeps them; `surgery.py` starts from another's weights.
+"""

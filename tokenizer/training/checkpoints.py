@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,9 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tokenizer.data.crops import DATA_VERSION
-
-if TYPE_CHECKING:
-    from tokenizer.training.loop import TrainState
+from tokenizer.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from tokenizer.model.cpu_kernels import convolution_weight, convolve_over_time
 from tokenizer.model.stft import Padding, stft, stft_by_hops
 from tokenizer.training.losses import Features
 
-WIDE = 512  # channels
-EVEN = 16  # steps of time: wide layers in bf16 take up to four times as long on a CPU where they make an odd number
 SMALLEST_FFT = 16
 BANDS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
@@ -85,9 +84,7 @@ class Conv(nn.Conv2d):
         """The weight as the convolution takes it: weight norm multiplied out, cast and laid out in one go."""
         weight = self.weight
         weight = channels_last(weight.transpose(2, 3) if self.along_time else weight)
-        # the one exception: there the gradients of wide weights take up to twice as long channels-last
-        plain = self.in_channels >= WIDE and weight.dtype == torch.float32 and weight.device.type == "cpu"
-        return weight.contiguous() if plain and weight.requires_grad else weight
+        return convolution_weight(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.fold() if self.folded is None else self.folded
@@ -95,12 +92,7 @@ class Conv(nn.Conv2d):
             x = x.contiguous()
         if not self.along_time:
             return nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)
-        length = (x.shape[-1] + 2 * self.padding[0] - self.kernel_size[0]) // self.stride[0] + 1
-        wide = self.in_channels >= WIDE and weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-        if missing := -length % EVEN if wide else 0:
-            x = nn.functional.pad(x, (0, missing * self.stride[0]))
-        y = nn.functional.conv2d(x, weight, self.bias, self.stride[::-1], self.padding[::-1])
-        return y[..., :length].contiguous(memory_format=torch.channels_last) if missing else y
+        return convolve_over_time(x, weight, self.bias, self.stride[0], self.padding[0])
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -12,20 +12,15 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 
-from tokenizer.training.code_use import BookUse
+from tokenizer.data.crops import TrainingCrops
+from tokenizer.model.code_use import BookUse
 from tokenizer.training.revival import dead_rule
-
-if TYPE_CHECKING:
-    from tokenizer.data.crops import TrainingCrops
-    from tokenizer.training.loop import CodecTrainingConfig, TrainState
-    from tokenizer.training.step import Batch, Metrics
+from tokenizer.training.state import Batch, CodecTrainingConfig, Metrics, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +30,9 @@ NON_FINITE_FILE = "non_finite_batches.json"
 
 # Nothing but finiteness is judged before twice the warm-up and a tenth of the run: books are being revived, the
 # distillation falls fast, norms are at their largest.
-GRACE_SHARE, GRACE_WARMUPS = 0.1, 2
+GRACE_FRACTION, GRACE_WARMUPS = 0.1, 2
 # What is wrong must be so in every logged window of at least 100 steps, 2 % of the run and two windows.
-PATIENCE_STEPS, PATIENCE_SHARE, PATIENCE_WINDOWS = 100, 0.02, 2
+PATIENCE_STEPS, PATIENCE_FRACTION, PATIENCE_WINDOWS = 100, 0.02, 2
 
 # Of what even use would show. Working books of ours stand at 0.2 to 0.65. A twentieth means over four bits of a code's
 # ten or so say nothing; a tenth of the entries in use means the rest is ballast.
@@ -50,40 +45,11 @@ DISTILLATION_LOW, DISTILLATION_HIGH, DISTILLATION_BALANCED = 0.01, 0.75, 0.2
 WON_DISCRIMINATOR, WON_ADVERSARIAL = 0.1, 0.8
 # The objective's own norms run from about 800 down to 20 (published clip: 1), which AdamW forgives: it does not see a
 # common factor. DAC's published training (arXiv 2306.06546), with the same loss weights, clips at 1000.
-CUT_FACTOR, CUT_SHARE = 1000.0, 0.9
+CLIPPED_FACTOR, CLIPPED_FRACTION = 1000.0, 0.9
 # Two validations in a row above the best by more than their noise (1 % on 32 crops), training below it by as much.
 OVERFIT_MARGIN, OVERFIT_VALIDATIONS = 0.03, 2
 # A peak of -60 dBFS is quieter than a quiet room. Read speech has some such crops, a fifth means untrimmed recordings.
-SILENT_PEAK, SILENT_SHARE, SILENT_CROPS = 1e-3, 0.2, 200
-
-
-@dataclass
-class HealthRecord:
-    """What survives a resume, with the checkpoint: the counts of steps left out, what was said, the best validation.
-
-    The rest starts anew: steps in a row that were not finite (a resumed run gets its five tries) and how long a fault
-    has lasted (a fault that lasts is found again).
-    """
-
-    non_finite_steps: int = 0
-    skipped_discriminator_steps: int = 0  # of the discriminators, by their own loss and gradient
-    warnings: dict[str, str] = field(default_factory=dict)  # name -> the line in the log
-    best_step: int = 0
-    best_valid_mel: float = math.inf
-    best_train_mel: float = math.inf
-
-    def state_dict(self) -> dict[str, object]:
-        """Plain values."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restores `state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)
-
-    def forget_best(self) -> None:
-        """Drops the best validation: those to come are of other recordings."""
-        self.best_step, self.best_valid_mel, self.best_train_mel = 0, math.inf, math.inf
+SILENT_PEAK, SILENT_FRACTION, SILENT_CROPS = 1e-3, 0.2, 200
 
 
 def window_means(window: Sequence[Metrics]) -> Metrics:
@@ -121,14 +87,14 @@ class HealthMonitor:
         self.state, self.record, self.config, self.weights = state, state.health, config, weights
         self.crops, self.accelerator, self.folder = crops, accelerator, folder
         self.n_judges = len(state.discriminator.parts) if state.discriminator is not None else 0
-        self.grace = round(max(GRACE_WARMUPS * config.warmup_steps, GRACE_SHARE * config.steps))
+        self.grace = round(max(GRACE_WARMUPS * config.warmup_steps, GRACE_FRACTION * config.steps))
         self.judged_from = discriminator_start + self.grace
-        self.patience = max(PATIENCE_STEPS, PATIENCE_SHARE * config.steps)
+        self.patience = max(PATIENCE_STEPS, PATIENCE_FRACTION * config.steps)
         self._window: list[Metrics] = []
         self._bad: list[dict[str, object]] = []
         self._lasted: dict[str, tuple[int, int]] = {}  # fault -> steps and windows in a row
         self._silent: list[torch.Tensor] = []  # per step, on the device: crops, silent crops
-        self._crops_heard = self._crops_silent = 0.0  # before this window
+        self._crops_seen = self._crops_silent = 0.0  # before this window
         self._train_mels: list[float] = []
         self._overfit = 0
 
@@ -154,8 +120,8 @@ class HealthMonitor:
         self.record.non_finite_steps += 1
         step, wrong = self.state.step, [name for name, value in metrics.items() if not math.isfinite(value)]
         terms = wrong or ["the gradient"]
-        heard = self.accelerator.gather(torch.isfinite(peaks).to(torch.uint8)).tolist()
-        self._bad.append({"step": step, "not_finite": terms, "poisoned": [i for i, ok in enumerate(heard) if not ok]})
+        finite = self.accelerator.gather(torch.isfinite(peaks).to(torch.uint8)).tolist()
+        self._bad.append({"step": step, "not_finite": terms, "poisoned": [i for i, ok in enumerate(finite) if not ok]})
         self._say(
             "non_finite",
             f"{', '.join(terms)} not finite: the step is left out and counted in health/non_finite_steps; "
@@ -221,8 +187,8 @@ class HealthMonitor:
         return max(self.grace, rule.trial_steps + self.config.revive_steps)
 
     def _judge_book(self, use: BookUse, steps: int) -> None:
-        share, entries = use.perplexity / use.even, use.entries / use.even
-        if not self._lasts("collapse", share < COLLAPSED_PERPLEXITY or entries < COLLAPSED_USE, steps):
+        perplexity, entries = use.perplexity / use.even, use.entries / use.even
+        if not self._lasts("collapse", perplexity < COLLAPSED_PERPLEXITY or entries < COLLAPSED_USE, steps):
             return
         revival = "" if self.config.revive_steps else "Turn revival on (training.revive_steps=50). "
         self._say(
@@ -235,22 +201,22 @@ class HealthMonitor:
 
     def _judge_distillation(self, means: Metrics, steps: int) -> None:
         weight, term = self.weights.get("distillation", 0.0), means.get("loss/distillation", math.nan)
-        probe = self.weights.get("probe", 0.0) * means.get("loss/probe", 0.0)  # another network's: it weighs on nothing
+        probe = self.weights.get("probe", 0.0) * means.get("loss/probe", 0.0)  # trains the probe alone
         total = means.get("loss/total", math.nan) - probe
         if not (weight > 0 and term > 0 and total > 0):
             return
-        share = weight * term / total
-        if not self._lasts("distillation", not DISTILLATION_LOW <= share <= DISTILLATION_HIGH, steps):
+        fraction = weight * term / total
+        if not self._lasts("distillation", not DISTILLATION_LOW <= fraction <= DISTILLATION_HIGH, steps):
             return
         balanced = DISTILLATION_BALANCED / (1 - DISTILLATION_BALANCED) * (total - weight * term) / term
         effect = (
             "the teacher is hardly heard, and book 0 will not be semantic"
-            if share < DISTILLATION_LOW
+            if fraction < DISTILLATION_LOW
             else "the tokenizer hardly learns to sound right"
         )
         self._say(
             "distillation",
-            f"the distillation term is out of scale: {100 * share:.2g} % of the loss (weight {weight:.3g} times "
+            f"the distillation term is out of scale: {100 * fraction:.2g} % of the loss (weight {weight:.3g} times "
             f"{term:.3g}; the rest is {total - weight * term:.3g}): {effect}. weights.distillation={balanced:.3g} "
             f"would make it {100 * DISTILLATION_BALANCED:.0f} %; null takes 100 / variance of this teacher's encoding",
         )
@@ -270,8 +236,8 @@ class HealthMonitor:
 
     def _judge_norms(self, norms: Sequence[float], means: Metrics, steps: int) -> None:
         clip = self.config.gradient_clip
-        cut = sum(norm > CUT_FACTOR * clip for norm in norms)
-        if norms and self._lasts("clipped", cut >= CUT_SHARE * len(norms), steps):
+        cut = sum(norm > CLIPPED_FACTOR * clip for norm in norms)
+        if norms and self._lasts("clipped", cut >= CLIPPED_FRACTION * len(norms), steps):
             self._say(
                 "clipped",
                 f"the gradient is cut on nearly every step, and by far: its norm is {means['gradient_norm']:.0f}, "
@@ -280,9 +246,9 @@ class HealthMonitor:
             )
 
     def _judge_silence(self, crops: float, silent: float) -> None:
-        crops, silent = self._crops_heard + crops, self._crops_silent + silent
-        self._crops_heard, self._crops_silent = crops, silent
-        if crops >= SILENT_CROPS and silent > SILENT_SHARE * crops:
+        crops, silent = self._crops_seen + crops, self._crops_silent + silent
+        self._crops_seen, self._crops_silent = crops, silent
+        if crops >= SILENT_CROPS and silent > SILENT_FRACTION * crops:
             self._say(
                 "silence",
                 f"{silent:.0f} of {crops:.0f} crops are silent (peak below {20 * math.log10(SILENT_PEAK):.0f} dBFS): "

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers.audio_utils import mel_filter_bank
 
-from tokenizer.model.layers import full_precision
+from tokenizer.model.cpu_kernels import mean_absolute_difference
 from tokenizer.model.stft import Padding, magnitudes
+from tokenizer.precision import full_precision
 
 
 @dataclass
@@ -85,36 +85,6 @@ class MultiScaleMelLoss(nn.Module):
         return magnitude, 2 * magnitude.clamp(min=1e-5).log10()
 
 
-PIECE = 1 << 18  # values: a megabyte in fp32
-
-
-class MeanAbsoluteDifference(torch.autograd.Function):
-    """L1 loss in fp32 of tensors of any precision; keeps signs in the input's own precision for the backward pass.
-
-    The same numbers as `l1_loss` of both tensors in fp32, in about half its passes over memory.
-    """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, made: Tensor, wanted: Tensor) -> Tensor:
-        ctx.save_for_backward((made - wanted).sign_())  # exact in any precision
-        total = made.new_zeros((), dtype=torch.float32)
-        for one, other in zip(_pieces(made), _pieces(wanted), strict=True):
-            total += (one.float() - other.float()).abs_().sum()
-        return total / made.numel()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        (signs,) = ctx.saved_tensors
-        return signs * (gradient / signs.numel()).to(signs.dtype), None
-
-
-def _pieces(x: Tensor) -> tuple[Tensor, ...]:
-    """A tensor's values in pieces that a CPU's cache holds; whole elsewhere."""
-    flat = (x.movedim(1, -1) if x.ndim > 1 else x).reshape(-1)  # no copy where channels come last
-    return flat.split(PIECE if x.device.type == "cpu" else max(1, flat.numel()))
-
-
 Features = list[list[Tensor]]  # per discriminator: the maps after each layer, the last one its verdict
 
 
@@ -129,7 +99,7 @@ def generator_losses(real: Features, fake: Features) -> tuple[Tensor, Tensor]:
     """The adversarial term (fake towards 1) and the feature matching term, each summed over discriminators."""
     adversarial = sum((1 - f[-1].float()).square().mean() for f in fake)
     matching = sum(
-        MeanAbsoluteDifference.apply(made, wanted.detach())
+        mean_absolute_difference(made, wanted.detach())
         for r, f in zip(real, fake, strict=True)
         for made, wanted in zip(f[:-1], r[:-1], strict=True)
     )

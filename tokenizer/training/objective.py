@@ -20,7 +20,7 @@ from tokenizer.training.losses import LossWeights, MultiScaleMelLoss, generator_
 
 @dataclass
 class Objective:
-    """What the step minimises: mel loss, weights, the frozen teacher (None: not heard), what it teaches."""
+    """What the step minimises: mel loss, weights, the frozen teacher (None: not used), what it teaches."""
 
     weights: LossWeights
     mel: MultiScaleMelLoss

@@ -15,13 +15,13 @@ import torch
 
 from tokenizer.model.book import DEAD_USAGE, Book
 
-# An entry chosen at LIVE_SHARE of its even share of the frames is missed in WINDOW frames per entry with this chance:
+# An entry chosen at LIVE_FRACTION of even use is missed in WINDOW frames per entry with this chance:
 # that is how often a look finds it dead though it is not.
-LIVE_SHARE, CHANCE = 0.1, 0.05
-WINDOW = math.log(1 / CHANCE) / LIVE_SHARE
+LIVE_FRACTION, CHANCE = 0.1, 0.05
+WINDOW = math.log(1 / CHANCE) / LIVE_FRACTION
 # One that was never chosen since it was drawn has learnt nothing that could be lost: it is drawn anew sooner.
 TRIAL = 10.0
-RATE = 0.3  # the running use forgets a share of exp(-RATE) in as many frames as there are entries
+RATE = 0.3  # the running use decays by exp(-RATE) in as many frames as there are entries
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class DeadRule:
             return 0.0
         return math.log(usage / self.threshold) / -math.log(self.decay) if self.decay else 1.0
 
-    def chance(self, share: float) -> float:
-        """About how often a look finds an entry dead that is chosen at `share` of even use, all its life.
+    def chance(self, fraction: float) -> float:
+        """About how often a look finds an entry dead that is chosen at `fraction` of even use, all its life.
 
         The running use is shot noise: Poisson arrivals, each of one height, decaying. Below one arrival's height its
         distribution function is a power; above, a gamma distribution of the same mean and variance is near it.
         """
-        arrivals = share / self.hit
+        arrivals = fraction / self.hit
         if self.threshold <= self.hit:
             euler = 0.5772156649015329
             log_chance = arrivals * (math.log(self.threshold / self.hit) - euler) - math.lgamma(1 + arrivals)
@@ -105,6 +105,6 @@ def describe(size: int, frames: int, decay: float | None) -> str:
         else f"running use under {DEAD_USAGE:g}, a new one after {rule.trial_steps:,.0f} steps"
     )
     return (
-        f"{size:,} entries, {frames:,} frames a step: {when}; at {LIVE_SHARE:.0%} of even use dead by chance at "
-        f"{rule.chance(LIVE_SHARE):.1%} of the looks"
+        f"{size:,} entries, {frames:,} frames a step: {when}; at {LIVE_FRACTION:.0%} of even use dead by chance at "
+        f"{rule.chance(LIVE_FRACTION):.1%} of the looks"
     )

@@ -10,7 +10,6 @@ Shapes: B crops of a micro-batch, S samples.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -22,15 +21,10 @@ from tokenizer.training.losses import discriminator_loss
 from tokenizer.training.objective import Objective, codec_losses, halves, loss_weights
 from tokenizer.training.parallel import average_gradients, gather_codes, mean_figures
 from tokenizer.training.revival import dead_rule
-
-if TYPE_CHECKING:
-    from tokenizer.training.loop import CodecTrainingConfig, TrainState
-
-Metrics = dict[str, float]
-Batch = dict[str, Tensor | list[int]]  # LMSPTModel.forward's arguments
+from tokenizer.training.state import Batch, CodecTrainingConfig, Metrics, TrainState
 
 
-def learning_rate_share(step: int, config: CodecTrainingConfig) -> float:
+def learning_rate_factor(step: int, config: CodecTrainingConfig) -> float:
     """Linear warm-up, then a cosine from 1 to `final_lr_share`, and that from the schedule's end on.
 
     A function of the step and of the schedule's length: where that stays, extending a run changes no step before.
@@ -52,7 +46,7 @@ def train_step(
     Args:
         state: is changed, but for its step number.
         batches: this process's micro-batches, of equal size, as TrainingCrops' items collated and then parted between
-            host and device (`training.on_device`).
+            host and device (`loop.on_device`).
         objective: what is minimised.
         config: of the training.
         accelerator: precision and processes.
@@ -106,13 +100,13 @@ def train_step(
 
 def _set_learning_rates(state: TrainState, config: CodecTrainingConfig) -> Metrics:
     """Sets both optimizers' rates for this step; returns them, the discriminators' where it is one of its own."""
-    share = learning_rate_share(state.step, config)
-    rates = {"learning_rate": config.learning_rate * share}
+    factor = learning_rate_factor(state.step, config)
+    rates = {"learning_rate": config.learning_rate * factor}
     for group in state.optimizer.param_groups:
         group["lr"] = rates["learning_rate"]
     if state.discriminator_optimizer is not None:
         peak = config.discriminator_learning_rate or config.learning_rate
-        rate = peak * (share if config.discriminator_schedule == "cosine" else 1.0)
+        rate = peak * (factor if config.discriminator_schedule == "cosine" else 1.0)
         for group in state.discriminator_optimizer.param_groups:
             group["lr"] = rate
         if rate != rates["learning_rate"]:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tokenizer.model.code_use import CodeCounts, count_codes
 from tokenizer.model.modeling import LMSPTModel, LMSPTOutput
 from tokenizer.teacher.distillation import distillation_losses
-from tokenizer.training.code_use import CodeCounts, count_codes
 from tokenizer.training.objective import Objective
 
 
@@ -20,7 +20,7 @@ from tokenizer.training.objective import Objective
 def validate(
     model: LMSPTModel, batches: Sequence[Tensor], objective: Objective, projection: nn.Module | None = None
 ) -> dict[str, float]:
-    """Mel losses of reconstruction and semantic reconstruction, the shares of teacher and probe, use of the books.
+    """Mel losses of reconstruction and semantic reconstruction, `normalized_mse` of teacher and probe, use of books.
 
     Args:
         model: the tokenizer.
@@ -38,8 +38,8 @@ def validate(
         batch = batch.to(model.device)
         codes = model.encode(batch).audio_codes
         scores = {
-            "mel": objective.mel(_heard(model, codes, batch), batch),
-            "mel_semantic": objective.mel(_heard(model, codes[:, :1], batch), batch),
+            "mel": objective.mel(_reconstruct(model, codes, batch), batch),
+            "mel_semantic": objective.mel(_reconstruct(model, codes[:, :1], batch), batch),
         }
         if objective.teacher is not None:
             output = LMSPTOutput(quantized_semantic=model.quantizer.look_up(codes[:, :1], None).transpose(1, 2))
@@ -59,7 +59,7 @@ def validate(
     return metrics
 
 
-def _heard(model: LMSPTModel, codes: Tensor, crops: Tensor) -> Tensor:
+def _reconstruct(model: LMSPTModel, codes: Tensor, crops: Tensor) -> Tensor:
     """What the main decoder makes of codes, as long as the crops (B, 1, S).
 
     Codes come in whole frames, and without `exact_lengths` in so many as the convolutions fill, which may be too few.

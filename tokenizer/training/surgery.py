@@ -2,8 +2,8 @@
 discriminators from those that it was trained against.
 
 What fits by name and shape is taken over, the rest keeps its first weights. For another frame rate that rest is the
-changed or added stride: the convolution of the rung next to the codes in each encoder and decoder. DAC parts number
-their blocks along the signal, so that a rung added at the codes' end moves the numbers behind it: those are matched
+changed or added stride: the convolution of the stage next to the codes in each encoder and decoder. DAC parts number
+their blocks along the signal, so that a stage added at the codes' end moves the numbers behind it: those are matched
 by their distance from the waveform.
 
 Shapes: tensors keep theirs; nothing is cut or interpolated.

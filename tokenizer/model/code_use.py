@@ -25,7 +25,7 @@ class BookUse:
 
     @property
     def used(self) -> float:
-        """Share of the entries that occur."""
+        """Fraction of the entries that occur."""
         return self.entries / self.size
 
     @property
@@ -38,9 +38,9 @@ def book_use(counts: Tensor) -> BookUse:
     """The use of a book whose entries occurred `counts` (N,) times; a perplexity of 0 where there were no frames."""
     counts = counts.double().cpu()
     frames = counts.sum()
-    shares = counts[counts > 0] / frames
-    perplexity = float((-(shares * shares.log()).sum()).exp()) if frames else 0.0
-    return BookUse(len(counts), int(frames), len(shares), perplexity)
+    frequencies = counts[counts > 0] / frames
+    perplexity = float((-(frequencies * frequencies.log()).sum()).exp()) if frames else 0.0
+    return BookUse(len(counts), int(frames), len(frequencies), perplexity)
 
 
 @torch.no_grad()

@@ -1,0 +1,100 @@
+"""A contributor's journeys: what can be added to the project from a file outside it, without editing a list inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from recipes.commands import encode
+from recipes.config import from_values
+from slm.corpus import CodedCorpus
+from tokenizer import load_tokenizer
+from tokenizer.codecs.base import Codec
+from tokenizer.loading import CODECS, register_codec
+from tokenizer.protocol import CodecConfig
+
+RATE_HZ, HOP = 16_000, 320
+
+
+class LevelConfig(PreTrainedConfig):
+    """Sizes of the toy codec."""
+
+    model_type = "toy_levels"
+    levels: int = 16
+
+
+class LevelModel(PreTrainedModel):
+    """Two books: how loud a frame is in steps of 6 dB, and how often it crosses zero."""
+
+    config_class = LevelConfig
+    main_input_name = "input_values"
+
+    def __init__(self, config: LevelConfig) -> None:
+        super().__init__(config)
+        self.gains = nn.Parameter(2.0 ** -torch.arange(config.levels))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing is random."""
+
+
+class LevelCodec(Codec):
+    """The toy codec behind the codec protocol."""
+
+    def __init__(self, model: LevelModel, num_codebooks: int | None = None) -> None:
+        config = CodecConfig(model.config.model_type, RATE_HZ, HOP, [model.config.levels] * 2)
+        super().__init__(model, config, num_codebooks)
+
+    def encode_frames(self, samples: Tensor) -> Tensor:
+        frames = samples[:, 0].unflatten(1, (-1, HOP))
+        loudness = (frames.abs().amax(-1, keepdim=True) - self.model.gains).abs().argmin(-1)
+        crossings = (frames[..., 1:].sign() != frames[..., :-1].sign()).sum(-1)
+        return torch.stack([loudness, crossings.clamp(max=self.model.config.levels - 1)], dim=1)
+
+    def decode_frames(self, codes: Tensor) -> Tensor:
+        return self.model.gains[codes[:, 0]].repeat_interleave(HOP, dim=-1)
+
+
+@pytest.fixture
+def level_codec(tmp_path: Path) -> Iterator[Path]:
+    """The folder of a toy codec that is registered with transformers and with `load_tokenizer`."""
+    AutoConfig.register(LevelConfig.model_type, LevelConfig, exist_ok=True)
+    AutoModel.register(LevelConfig, LevelModel, exist_ok=True)
+    register_codec(LevelConfig.model_type, LevelCodec)
+    LevelModel(LevelConfig()).save_pretrained(tmp_path / "levels")
+    yield tmp_path / "levels"
+    CODECS.pop(LevelConfig.model_type)
+
+
+def test_a_codec_is_added_from_outside(level_codec, make_corpus, tmp_path):
+    tokenizer = load_tokenizer(level_codec)
+    assert isinstance(tokenizer, LevelCodec) and tokenizer.trained and tokenizer.config.frame_rate == 50
+
+    samples = torch.linspace(-0.5, 0.5, 3 * HOP - 20).expand(2, 1, -1)
+    mask = torch.arange(samples.shape[-1]) < torch.tensor([[samples.shape[-1]], [HOP]])
+    codes = tokenizer.encode(samples, mask)
+    assert codes.audio_codes.shape == (2, 2, 3)
+    assert codes.audio_codes_mask.tolist() == [[True] * 3, [True, False, False]]
+    decoded = tokenizer.decode(codes.audio_codes, mask.sum(1)).audio_values
+    assert decoded.shape == samples.shape and decoded[0, 0, 0] == 0.5 and not decoded[1, 0, HOP:].any()
+
+    values = {"run_dir": str(tmp_path / "codes"), "tokenizer": str(level_codec), "splits": ["train"]}
+    values |= {"data": [{"path": str(make_corpus(3))}], "precision": "fp32", "num_workers": 0}
+    corpus = CodedCorpus.open(encode.run(from_values(encode.Config, values)))
+    assert corpus.metadata.fingerprint == tokenizer.fingerprint() and corpus.metadata.codebook_sizes == [16, 16]
+    rows = {row["id"]: row["audio_codes"] for row in corpus.rows("train")}
+    assert {name: codes.shape for name, codes in rows.items()} == {f"train{n}": (2, 15 + 5 * n) for n in range(3)}
+
+
+def test_a_model_type_has_one_wrapper(level_codec):
+    register_codec(LevelConfig.model_type, LevelCodec)  # the same again is no error
+    for taken, wrapper in ((LevelConfig.model_type, Codec), ("lmspt", LevelCodec), ("mimi", LevelCodec)):
+        with pytest.raises(ValueError, match=taken):
+            register_codec(taken, wrapper)
+    with pytest.raises(ValueError, match="toy_levels"):  # what can be loaded names it
+        load_tokenizer("no-such-tokenizer")

@@ -1,0 +1,135 @@
+"""Utterances and the sources they come from: the types of the data, and the checks that every kind of source needs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SPLITS = ("train", "valid", "test")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class AudioError(ValueError):
+    """One file cannot be used as speech; the message names the file, the fault and the way out."""
+
+
+class DataError(ValueError):
+    """A source cannot be read as a whole; the message names the source and the way out."""
+
+
+@dataclass(frozen=True)
+class RowAudio:
+    """Audio that stands in a row of a `datasets` table: read when needed, so a large table stays on disk."""
+
+    table: Any
+    row: int
+    column: str
+
+    def read(self) -> tuple[bytes | None, str | None]:
+        value = self.table[self.row][self.column]
+        return value.get("bytes"), value.get("path")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recording and its transcript. `duration` is in seconds, None where the source does not say."""
+
+    id: str
+    audio: str | bytes | RowAudio
+    text: str = ""
+    speaker: str = ""
+    duration: float | None = None
+    split: str = "train"
+
+    @property
+    def name(self) -> str:
+        """What a message calls it: the path where there is one, else the id."""
+        return self.audio if isinstance(self.audio, str) else self.id
+
+
+@dataclass
+class DataSource:
+    """Where utterances come from.
+
+    With `split`, all that the source has goes there. Without it the source's own splits hold (a manifest's lines, a
+    Parquet file's column, a hub data set's names, LibriSpeech's and LibriTTS's folders); a source that has none counts
+    as `train`.
+    """
+
+    path: str = field(
+        default="",
+        metadata={
+            "help": "manifest.jsonl, a folder (LibriSpeech, LibriTTS, LJSpeech, VCTK as downloaded, or audio with .txt "
+            "beside it), a .parquet file or a hub name"
+        },
+    )
+    split: str | None = field(default=None, metadata={"help": "put all of this source into one split"})
+    limit: int | None = field(default=None, metadata={"help": "use the first N utterances of each split only"})
+    subset: str | None = field(default=None, metadata={"help": "configuration of a hub data set (LibriSpeech: clean)"})
+    hub_splits: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "our split -> the hub's name for it, e.g. {train: train.100}"}
+    )
+    audio_column: str = field(default="audio", metadata={"help": "Parquet and hub: the column that holds the audio"})
+    text_column: str = field(default="text", metadata={"help": "Parquet and hub: the column that holds the text"})
+    weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "trainings: share of the crops or utterances beside the other sources' weights; "
+            "null in all: each recording counts the same"
+        },
+    )
+    stream: bool = field(
+        default=False,
+        metadata={"help": "train-tokenizer: read a hub set or *.parquet row by row, without listing or copying it"},
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "stream: rows held in memory to draw from (undecoded audio)"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and not 0 < self.weight < float("inf"):
+            raise ValueError(f"data source {self.path}: weight={self.weight}: must be above 0, or null")
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"data source {self.path}: shuffle_buffer={self.shuffle_buffer}: must be at least 1")
+
+
+def check_utterances(utterances: Sequence[Utterance], sources: Sequence[DataSource], split: str) -> None:
+    """Raises DataError if there are none, or if two share an id."""
+    if not sources:
+        raise DataError("no data: give at least one source, e.g. data.0.path=corpus/manifest.jsonl")
+    if not utterances:
+        raise DataError(
+            f"no utterances in split {split!r} of {', '.join(source.path for source in sources)}: "
+            f"a manifest's lines and a Parquet file's column `split` carry it, a hub set's own name for it is given by "
+            f"`hub_splits: {{{split}: NAME}}`, other sources take `split: {split}`"
+        )
+    seen: set[str] = set()
+    for utterance in utterances:
+        if utterance.id in seen:
+            raise DataError(f"two utterances are called {utterance.id!r} (second: {utterance.name}): ids must differ")
+        seen.add(utterance.id)
+
+
+def text_of(path: Path) -> str:
+    """A file's text, with or without a byte order mark. Raises DataError where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not UTF-8 ({error}): convert it, e.g. iconv -f ISO-8859-1 -t UTF-8 OLD > NEW"
+        ) from None
+
+
+def check_duration(duration: object, where: str) -> float | None:
+    """A duration as seconds, None where there is none. Raises DataError where it cannot be one."""
+    if duration is None:
+        return None
+    if isinstance(duration, bool) or not isinstance(duration, (int, float)) or not 0 < duration < math.inf:
+        raise DataError(
+            f"{where}: duration {duration!r} is not a number of seconds above 0: correct it, or leave it out"
+        )
+    return float(duration)
