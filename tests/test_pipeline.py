@@ -392,7 +392,7 @@ def test_a_cell_may_state_its_method_and_seed_and_nothing_is_guessed():
     assert found(mixed) == [("tokenizer.seed=1", None), ("tokenizer.seed=2", 2)]
     assert found(cells(["tokenizer.seed=1", "slm.seed=2"], [], method="ours", seed=5)) == [("ours", 5)] * 2
     # The default said aloud is the default.
-    assert found(cells(["tokenizer.teacher.distillation.kind=resynthesis"], [])) == [("", 0)] * 2
+    assert found(cells(["tokenizer.distillation.kind=resynthesis"], [])) == [("", 0)] * 2
 
 
 def test_train_tokenizer_is_a_switch_of_the_quickstart_alone(tmp_path):
