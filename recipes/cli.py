@@ -212,10 +212,9 @@ def execute(
     backwards: bool = False,
 ) -> None:
     """Run one command, or print its plan."""
-    from recipes.runs.kernels import keep_compiled_kernels
-    from recipes.runs.memory import keep_freed_memory
+    from recipes.runs.logs import hide_loading_bars, log, setup_logging
+    from recipes.runs.process_settings import keep_compiled_kernels, keep_freed_memory
     from recipes.runs.restart import start_over
-    from recipes.runs.runtime import hide_loading_bars, log, setup_logging
 
     setup_logging()
     keep_freed_memory()
@@ -235,10 +234,10 @@ def execute(
 
 def show_plan(command: Command, plan: dict[str, Any]) -> None:
     """Print a plan as a table of dotted names and values."""
-    from recipes.runs.runtime import _flatten
+    from recipes.config import flatten
 
     table = Table("what", "value", title=f"slm {command.name}: the plan (nothing was run)", title_justify="left")
-    for key, value in _flatten(plan).items():
+    for key, value in flatten(plan).items():
         table.add_row(Text(key), Text(f"{value:,}" if type(value) is int else str(value)))
     Console().print(table)
 

@@ -330,3 +330,10 @@ def _dataclass_in(hint: Any) -> type | None:
     if dataclasses.is_dataclass(hint):
         return hint
     return next((found for item in typing.get_args(hint) if (found := _dataclass_in(item)) is not None), None)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name: ``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
+    if isinstance(value, dict) and value:
+        return {key: item for name, sub in value.items() for key, item in flatten(sub, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): value}

@@ -21,7 +21,7 @@ from recipes.commands.encode import Config
 from recipes.config import ConfigError, dump_config, load_config
 from recipes.encoding.audio import Variation
 from recipes.encoding.plan import Item, bucket, deal, interleaved, share_out
-from recipes.runs.records import text_lines
+from recipes.runs.files import text_lines
 from slm.corpus import CodedCorpus
 from tokenizer import LMSPTModel, load_tokenizer
 from tokenizer.data.manifest import AudioError, DataError, DataSource, Utterance

@@ -18,7 +18,7 @@ from recipes.commands.encode import Config
 from recipes.config import ConfigError, dump_config, load_config
 from recipes.encoding import stream as encode_stream
 from recipes.encoding.processes import Processes
-from recipes.runs.runtime import setup_logging
+from recipes.runs.logs import setup_logging
 
 ROOT = Path(__file__).resolve().parents[1]
 # gloo takes CUDA's place where a GPU is seen: the processes would share it

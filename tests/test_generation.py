@@ -18,7 +18,7 @@ from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_tokenizer, utterances, w
 
 from recipes.commands import synthesize, transcribe
 from recipes.config import ConfigError, load_config
-from recipes.runs.runtime import RunFolder
+from recipes.runs.run_folder import RunFolder
 from recipes.voices.long_speech import encode_pieces
 from slm.generation import (
     GenerationError,

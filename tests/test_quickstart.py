@@ -14,7 +14,7 @@ from recipes.commands import compare, finetune, quickstart
 from recipes.config import ConfigError, load_config
 from recipes.runs import step_budget
 from recipes.runs.pipeline import make_steps
-from recipes.runs.runtime import RunFolder
+from recipes.runs.run_folder import RunFolder
 from recipes.runs.step_budget import STEPS_FILE, StepBudget, choose
 
 

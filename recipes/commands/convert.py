@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from recipes.config import ConfigError, Problems
-from recipes.runs.runtime import disk_errors, log
+from recipes.runs.files import disk_errors
+from recipes.runs.logs import log
 from tokenizer.codecs.published import load_published, save_published
 from tokenizer.loading import load_tokenizer
 from tokenizer.model.modeling import LMSPTModel

@@ -39,18 +39,12 @@ from recipes.encoding.plan import (
 )
 from recipes.encoding.processes import Processes
 from recipes.encoding.stream import Encoder, measure_agreement, return_free_memory
+from recipes.runs.files import atomic_write_text, disk_errors, text_lines
 from recipes.runs.inputs import check_sources
+from recipes.runs.logs import log
+from recipes.runs.machine import resolve_precision, seed_everything
 from recipes.runs.progress import progress
-from recipes.runs.records import text_lines
-from recipes.runs.runtime import (
-    MAY_CHANGE,
-    RunFolder,
-    atomic_write_text,
-    disk_errors,
-    log,
-    resolve_precision,
-    seed_everything,
-)
+from recipes.runs.run_folder import MAY_CHANGE, RunFolder
 from slm.corpus import CodedCorpusWriter, CorpusMetadata, begun_metadata
 from tokenizer import load_tokenizer
 from tokenizer.data.manifest import AudioError, DataError, DataSource, Utterance

@@ -43,8 +43,11 @@ from eval.text.normalisers import Normaliser, get_normaliser
 from eval.text.wer import score_pairs
 from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import resolve_judge
+from recipes.runs.files import read_json
 from recipes.runs.inputs import check_sources
-from recipes.runs.runtime import MAY_CHANGE, RunFolder, describe_run, log, read_json, resolve_device, resolve_precision
+from recipes.runs.logs import log
+from recipes.runs.machine import resolve_device, resolve_precision
+from recipes.runs.run_folder import MAY_CHANGE, RunFolder, describe_run
 from recipes.scoring.code_use import corpus_code_statistics
 from recipes.scoring.kept import KeptLines
 from recipes.scoring.listening import CLIP_S, Listening, Players, spread, write_listings

@@ -29,8 +29,10 @@ from recipes.config import ConfigError, Problems
 from recipes.exporting.card import CARD_FILE, Export, model_card, own_results
 from recipes.exporting.check import Agreement, compare_codes, compare_transcripts
 from recipes.runs.discriminators import DISCRIMINATOR_WEIGHTS, DISCRIMINATORS, discriminator_file
+from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.runs.lineage import PastRun, run_of
-from recipes.runs.runtime import CONFIG_FILE, atomic_write_text, disk_errors, log
+from recipes.runs.logs import log
+from recipes.runs.own_folders import CONFIG_FILE
 from recipes.scoring.systems import model_label
 from slm.modeling import load_llm
 from slm.vocabulary import FILE_NAME as VOCABULARY_FILE

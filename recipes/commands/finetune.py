@@ -27,16 +27,10 @@ from eval.text.normalisers import get_normaliser
 from recipes.config import CONFIGS, ConfigError, Problems
 from recipes.runs.embedded import model_path
 from recipes.runs.inputs import digest, refuse_other_inputs
-from recipes.runs.runtime import (
-    MetricsCallback,
-    RunFolder,
-    is_main_process,
-    log,
-    resolve_device,
-    resolve_precision,
-    seed_everything,
-)
-from recipes.runs.tracking import TrainerProgress
+from recipes.runs.logs import log
+from recipes.runs.machine import is_main_process, resolve_device, resolve_precision, seed_everything
+from recipes.runs.run_folder import RunFolder
+from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.corpus import INDEX_NAME, CodedCorpus
 from slm.modeling import (
     LLMFacts,

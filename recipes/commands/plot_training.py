@@ -21,8 +21,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from eval.report.plots import save_figure
 from recipes.config import ConfigError, Problems
-from recipes.runs.records import text_lines
-from recipes.runs.runtime import log
+from recipes.runs.files import text_lines
+from recipes.runs.logs import log
 
 COLOURS = ("#3d8fd1", "#e0803c", "#2aa58b", "#8f7ae0", "#d35d8a", "#7a8793", "#b8a100", "#5b6b2f")
 LINES = ("-", "--", ":", "-.")

@@ -21,9 +21,10 @@ from pathlib import Path
 
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
+from recipes.runs.files import atomic_write_text, text_lines
+from recipes.runs.logs import log
 from recipes.runs.progress import progress
-from recipes.runs.records import text_lines
-from recipes.runs.runtime import RunFolder, atomic_write_text, log
+from recipes.runs.run_folder import RunFolder
 from recipes.voices import espeak, flite
 from recipes.voices.speaking import Line, speak
 from tokenizer.data.manifest import SPLITS, DataSource, read_source

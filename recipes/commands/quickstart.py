@@ -22,10 +22,11 @@ from eval.schema import SYSTEM_NAMES, Results, Row, load_results
 from recipes.commands import compare, prepare_corpus
 from recipes.config import ConfigError
 from recipes.runs.embedded import EmbeddedError
+from recipes.runs.logs import log
 from recipes.runs.pipeline import Step
-from recipes.runs.progress import clock
-from recipes.runs.runtime import RunFolder, log
+from recipes.runs.run_folder import RunFolder
 from recipes.runs.step_budget import ChosenSteps, StepBudget, bounds_text, choose, record, recorded, time_step
+from recipes.runs.times import clock
 
 STAGES = ("prepare-corpus", "encode", "finetune")  # what a budget needs: texts, a speech tokenizer, steps
 

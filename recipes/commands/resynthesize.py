@@ -31,17 +31,12 @@ from eval.judges.judge import Judge, JudgeConfig, check_judge, load_judge
 from recipes.config import ConfigError, Problems
 from recipes.encoding.audio import encode_recording
 from recipes.runs.embedded import RECOGNISERS, TOKENIZERS, resolve_judge
+from recipes.runs.files import atomic_write_text, disk_errors
+from recipes.runs.logs import log
+from recipes.runs.machine import resolve_device, resolve_precision, seed_everything
 from recipes.runs.output_names import distinct, file_name, labels_of
 from recipes.runs.progress import progress
-from recipes.runs.runtime import (
-    atomic_write_text,
-    describe_run,
-    disk_errors,
-    log,
-    resolve_device,
-    resolve_precision,
-    seed_everything,
-)
+from recipes.runs.run_folder import describe_run
 from recipes.scoring.resynthesis_report import RESULTS_FILE, means, print_tables, refuse_foreign_files, write_page
 from recipes.scoring.resynthesis_scores import MOST_PIECES, PIECE_S, hear, heard_otherwise, scores
 from tokenizer import load_tokenizer

@@ -40,7 +40,9 @@ from recipes.commands.transcribe import (
     write_predictions,
 )
 from recipes.config import ConfigError, Problems
-from recipes.runs.runtime import MAY_CHANGE, disk_errors, log
+from recipes.runs.files import disk_errors
+from recipes.runs.logs import log
+from recipes.runs.run_folder import MAY_CHANGE
 from recipes.voices.sentences import Part, cut_text
 from recipes.voices.spoken_checks import looks_lost, unsayable
 from slm.generation import SpeechLM, SynthesizeOutput, SynthesizeSettings, seconds_allowed, synthesize_codes

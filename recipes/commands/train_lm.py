@@ -19,16 +19,10 @@ from eval.text.normalisers import get_normaliser
 from recipes.commands.finetune import engine_config, processes_asked
 from recipes.config import ConfigError, Problems
 from recipes.runs.inputs import check_sources, digest, refuse_other_inputs
-from recipes.runs.runtime import (
-    MetricsCallback,
-    RunFolder,
-    is_main_process,
-    log,
-    resolve_device,
-    resolve_precision,
-    seed_everything,
-)
-from recipes.runs.tracking import TrainerProgress
+from recipes.runs.logs import log
+from recipes.runs.machine import is_main_process, resolve_device, resolve_precision, seed_everything
+from recipes.runs.run_folder import RunFolder
+from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.modeling import save_slm
 from slm.training.batches import TextSamples, plan_steps
 from slm.training.text_lm import TextLMConfig, build_text_tokenizer, new_text_lm

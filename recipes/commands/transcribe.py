@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config import ConfigError, Problems
+from recipes.runs.files import atomic_write_text
 from recipes.runs.inputs import digest, refuse_other_inputs
+from recipes.runs.logs import log
+from recipes.runs.machine import resolve_device
 from recipes.runs.progress import progress
-from recipes.runs.runtime import RunFolder, atomic_write_text, log, resolve_device
+from recipes.runs.run_folder import RunFolder
 from recipes.voices.long_speech import SHORTEST_PIECE_S, UNKNOWN_LONGEST_S, Piece, encode_pieces, longest_piece_s
 from slm.corpus import CodedCorpus
 from slm.generation import SpeechLM, TranscribeSettings, transcribe_codes

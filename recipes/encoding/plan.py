@@ -18,7 +18,7 @@ from typing import TypeVar
 import soundfile
 
 from recipes.encoding.audio import Variation
-from recipes.runs.runtime import log
+from recipes.runs.logs import log
 from tokenizer.data.manifest import DataError, DataSource, RowAudio, Utterance, read_source
 
 

@@ -19,7 +19,7 @@ from recipes.exporting.check import Agreement
 from recipes.runs.discriminators import DISCRIMINATORS
 from recipes.runs.embedded import EMBEDDED
 from recipes.runs.lineage import NOT_STATED, DataRow, Lineage, PastRun, data_rows, lineage
-from recipes.runs.records import machine_text
+from recipes.runs.machine import machine_text
 from recipes.scoring.systems import STAGES
 
 CARD_FILE = "README.md"

@@ -9,10 +9,11 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from recipes.runs.runtime import is_main_process, log
+from recipes.runs.logs import log
+from recipes.runs.machine import is_main_process
+from recipes.runs.times import clock
 
 T = TypeVar("T")
-
 SHARE = 0.05  # of the whole, after which the log gets another line
 SOONEST_S, LATEST_S = 10.0, 600.0  # between two lines: a short stage is not told in twenty, a long one is not silent
 
@@ -85,9 +86,3 @@ def progress(iterable: Iterable[T], description: str, total: int) -> Iterator[T]
             shown.update()
     finally:
         shown.close()
-
-
-def clock(seconds: float) -> str:
-    """``135`` -> ``2 min 15 s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -21,15 +21,9 @@ from transformers import TrainerCallback
 from eval.text.normalisers import get_normaliser
 from recipes.commands import finetune
 from recipes.config import ConfigError, from_values
-from recipes.runs.records import describe_machine
-from recipes.runs.runtime import (
-    RunFolder,
-    atomic_write_text,
-    read_json,
-    resolve_device,
-    resolve_precision,
-    seed_everything,
-)
+from recipes.runs.files import atomic_write_text, read_json
+from recipes.runs.machine import describe_machine, resolve_device, resolve_precision, seed_everything
+from recipes.runs.run_folder import RunFolder
 from slm.modeling import extend_with_speech, load_llm
 from slm.training.batches import SpeechSamples
 from slm.training.trainer import train

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.runs.runtime import disk_errors, log
+from recipes.runs.files import disk_errors
+from recipes.runs.logs import log
 
 
 class KeptLines(Mapping[str, Any]):

@@ -17,7 +17,7 @@ from eval.speech.audio import resample
 from eval.speech.quality import Quality, QualitySummary, compare_audio, summarise_quality
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import error_listing, score_pairs
-from recipes.runs.runtime import atomic_write_text, disk_errors
+from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.scoring.systems import System, Take
 
 CLIP_HZ = 16_000

@@ -16,8 +16,8 @@ from rich.text import Text
 from eval.report.listening import PageClip, PageRecording, audio_uri, listening_page
 from eval.speech.quality import MEASURES_EXPLAINED
 from recipes.config import ConfigError
+from recipes.runs.files import atomic_write_text, read_json
 from recipes.runs.own_folders import some_of
-from recipes.runs.runtime import atomic_write_text, read_json
 
 RESULTS_FILE, PAGE_FILE = "resynthesis.json", "index.html"
 NAME_WIDTH = 25  # of "  semantic reconstruction"

@@ -23,9 +23,10 @@ from eval.speech.audio import length_batches
 from recipes.config import ConfigError
 from recipes.encoding.audio import encode_batch
 from recipes.encoding.plan import durations_of
+from recipes.runs.files import text_lines
+from recipes.runs.logs import log
+from recipes.runs.machine import describe_machine, machine_text
 from recipes.runs.progress import progress
-from recipes.runs.records import describe_machine, machine_text, text_lines
-from recipes.runs.runtime import log
 from tokenizer.data.manifest import AudioError, Utterance, load_audio
 from tokenizer.long_form.chunking import decode_long, resynthesize_long
 from tokenizer.precision import LOWER

@@ -12,7 +12,7 @@ from pathlib import Path
 import soundfile
 import soxr
 
-from recipes.runs.runtime import disk_errors
+from recipes.runs.files import disk_errors
 from recipes.voices import flite
 from recipes.voices.espeak import Espeak
 
