@@ -15,9 +15,9 @@ compare losses and gradients). A round takes one step of each row, after one tha
 in the same round, their median and range are printed. `--busy` counts processor time, for a machine that has other
 work; `--dropped` measures, on top of everything, what was tried and not kept.
 
-One saving is of the whole process, so no row shows it: compiled kernels are kept (recipes/runs/process_settings.py), here
-for all rows alike. The second command above takes oneDNN as it comes; compare it with the same `--rows` without the
-variable.
+One saving is of the whole process, so no row shows it: compiled kernels are kept (recipes/runs/process_settings.py),
+here for all rows alike. The second command above takes oneDNN as it comes; compare it with the same `--rows` without
+the variable.
 """
 
 from __future__ import annotations

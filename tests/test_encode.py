@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save_file
 from recipes.commands import encode
 from recipes.commands.encode import Config
 from recipes.config import ConfigError, dump_config, load_config
-from recipes.encoding.audio import Variation
-from recipes.encoding.plan import Item, bucket, deal, interleaved, share_out
+from recipes.encoding.plan import Item, Variation, bucket, deal, interleaved, share_out
 from recipes.runs.files import text_lines
 from slm.corpus import CodedCorpus
 from tokenizer import LMSPTModel, load_tokenizer

@@ -7,8 +7,8 @@ import pytest
 from slm_tiny import tiny_tokenizer
 
 from eval.text.normalisers import get_normaliser, normalise_basic
-from recipes.voices.sentences import cut_text
-from recipes.voices.spoken_checks import longest_loop_s, longest_pause_s, looks_lost, unsayable
+from recipes.inference.long_texts import cut_text
+from recipes.inference.speech_checks import longest_loop_s, longest_pause_s, looks_lost, unsayable
 from slm.trained_on import TrainedOn
 from slm.vocabulary import SpeechVocabulary
 

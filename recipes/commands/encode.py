@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config import ConfigError, Problems
+from recipes.encoding.encoder import Encoder, measure_agreement, return_free_memory
 from recipes.encoding.plan import (
     LENGTHS_PER_OCTAVE,
     Item,
@@ -38,7 +39,6 @@ from recipes.encoding.plan import (
     share_out,
 )
 from recipes.encoding.processes import Processes
-from recipes.encoding.stream import Encoder, measure_agreement, return_free_memory
 from recipes.runs.files import atomic_write_text, disk_errors, text_lines
 from recipes.runs.inputs import check_sources
 from recipes.runs.logs import log

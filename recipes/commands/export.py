@@ -28,7 +28,7 @@ from eval.schema import load_results
 from recipes.config import ConfigError, Problems
 from recipes.exporting.card import CARD_FILE, Export, model_card, own_results
 from recipes.exporting.check import Agreement, compare_codes, compare_transcripts
-from recipes.runs.discriminators import DISCRIMINATOR_WEIGHTS, DISCRIMINATORS, discriminator_file
+from recipes.exporting.discriminators import DISCRIMINATOR_WEIGHTS, DISCRIMINATORS, discriminator_file
 from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.runs.lineage import PastRun, run_of
 from recipes.runs.logs import log

@@ -29,16 +29,26 @@ import torch
 from eval.codes import nominal_bitrate
 from eval.judges.judge import Judge, JudgeConfig, check_judge, load_judge
 from recipes.config import ConfigError, Problems
-from recipes.encoding.audio import encode_recording
+from recipes.encoding.encoder import encode_recording
 from recipes.runs.embedded import RECOGNISERS, TOKENIZERS, resolve_judge
 from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device, resolve_precision, seed_everything
-from recipes.runs.output_names import distinct, file_name, labels_of
 from recipes.runs.progress import progress
 from recipes.runs.run_folder import describe_run
-from recipes.scoring.resynthesis_report import RESULTS_FILE, means, print_tables, refuse_foreign_files, write_page
-from recipes.scoring.resynthesis_scores import MOST_PIECES, PIECE_S, hear, heard_otherwise, scores
+from recipes.scoring.labels import distinct, file_name, labels_of
+from recipes.scoring.resynthesis import (
+    MOST_PIECES,
+    PIECE_S,
+    RESULTS_FILE,
+    hear,
+    heard_otherwise,
+    means,
+    print_tables,
+    refuse_foreign_files,
+    scores,
+    write_page,
+)
 from tokenizer import load_tokenizer
 from tokenizer.data.manifest import AudioError, Utterance
 from tokenizer.long_form.chunking import CHUNK_S, can_chunk, decode_blocks

@@ -26,25 +26,22 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from eval.text.normalisers import get_normaliser
-from recipes.commands.transcribe import (
-    Voice,
-    begun,
+from recipes.config import ConfigError, Problems
+from recipes.inference.long_texts import Part, cut_text
+from recipes.inference.predictions import begun, finished, in_chunks, write_predictions
+from recipes.inference.setup import (
+    Setup,
     check_inputs,
-    check_voice,
+    check_setup,
     corpus_rows,
-    finished,
-    in_chunks,
     require_input,
     source_utterances,
     speech_tokenizer,
-    write_predictions,
 )
-from recipes.config import ConfigError, Problems
+from recipes.inference.speech_checks import looks_lost, unsayable
 from recipes.runs.files import disk_errors
 from recipes.runs.logs import log
 from recipes.runs.run_folder import MAY_CHANGE
-from recipes.voices.sentences import Part, cut_text
-from recipes.voices.spoken_checks import looks_lost, unsayable
 from slm.generation import SpeechLM, SynthesizeOutput, SynthesizeSettings, seconds_allowed, synthesize_codes
 from slm.modeling import describe_llm
 from slm.vocabulary import SpeechVocabulary
@@ -234,19 +231,19 @@ def the_first(lines: Iterable[str]) -> list[str]:
     return lines[:MOST_TOLD] + ([f"... and {rest} more"] if rest > 0 else [])
 
 
-def prepare(config: Config) -> Voice:
+def prepare(config: Config) -> Setup:
     """Raises all that would stop a synthesis, together."""
     problems = Problems("slm synthesize")
     problems.attempt(require_input, config, config.text, '"TEXT"')
-    voice = check_voice(problems, config, decoding_tokenizer)
+    setup = check_setup(problems, config, decoding_tokenizer)
     problems.told()
-    return voice
+    return setup
 
 
 def plan(config: Config) -> dict[str, object]:
     """What would be said; raises all that would stop it, together."""
-    voice = prepare(config)
-    vocabulary, tokenizer = voice.vocabulary, voice.tokenizer
+    setup = prepare(config)
+    vocabulary, tokenizer = setup.vocabulary, setup.tokenizer
     scripts = read_scripts(config, vocabulary, describe_llm(config.model).tokenizer)
     parts = [part for script in scripts for part in script.parts]
     budget = sum(seconds_allowed(vocabulary, part.said, config.decoding) for part in parts)
@@ -262,7 +259,7 @@ def plan(config: Config) -> dict[str, object]:
         "speech tokens at most": int(budget * vocabulary.frame_rate * vocabulary.n_codebooks),
         "cannot be said": the_first(f"{s.place}{line}" for s in scripts for line in s.unsayable) or "nothing",
         "sampling rate (Hz)": tokenizer.config.sampling_rate,
-        "device": voice.device,
+        "device": setup.device,
         "result": config.run_dir or config.output_file,
     }
 
@@ -271,8 +268,8 @@ def run(config: Config) -> Path:
     """Synthesize; returns predictions.jsonl, or the audio file where no run_dir is set."""
     if (done := finished(config, [config.text])) is not None:
         return done
-    voice = prepare(config)
-    vocabulary, tokenizer, device = voice.vocabulary, voice.tokenizer, voice.device
+    setup = prepare(config)
+    vocabulary, tokenizer, device = setup.vocabulary, setup.tokenizer, setup.device
     folder = begun(config, [config.text])
     speech_lm = SpeechLM.load(config.model, device, config.weights)
     scripts = read_scripts(config, vocabulary, speech_lm.text_tokenizer)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from eval.text.normalisers import get_normaliser
-from recipes.commands.finetune import engine_config, processes_asked
 from recipes.config import ConfigError, Problems
+from recipes.runs.deepspeed import engine_config
 from recipes.runs.inputs import check_sources, digest, refuse_other_inputs
 from recipes.runs.logs import log
-from recipes.runs.machine import is_main_process, resolve_device, resolve_precision, seed_everything
+from recipes.runs.machine import is_main_process, process_count, resolve_device, resolve_precision, seed_everything
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.modeling import save_slm
@@ -125,7 +125,7 @@ def run(config: Config) -> Path:
         seed=config.seed,
         device=device,
         precision=resolve_precision(config.precision, device),
-        processes=processes_asked(),
+        processes=process_count(),
         callbacks=[MetricsCallback(folder.metrics), TrainerProgress("train-lm")],
         tensorboard=folder.path("tensorboard"),
     )

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from recipes.config import ConfigError, Problems
-from recipes.runs.discriminators import discriminator_file
+from recipes.exporting.discriminators import discriminator_file
 from recipes.runs.embedded import model_path
 from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.runs.inputs import check_sources, digest, refuse_other_inputs

@@ -16,7 +16,7 @@ from eval.report.markdown import results_markdown
 from eval.schema import SYSTEMS, Results, Row, merge_results
 from recipes.config import ConfigError
 from recipes.exporting.check import Agreement
-from recipes.runs.discriminators import DISCRIMINATORS
+from recipes.exporting.discriminators import DISCRIMINATORS
 from recipes.runs.embedded import EMBEDDED
 from recipes.runs.lineage import NOT_STATED, DataRow, Lineage, PastRun, data_rows, lineage
 from recipes.runs.machine import machine_text

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from eval.judges.judge import JudgeConfig, load_judge
 from recipes.config import ConfigError
-from recipes.encoding.audio import encode_batch
+from recipes.encoding.encoder import encode_batch
 from tokenizer import load_tokenizer
 from tokenizer.data.manifest import SPLITS, DataSource, Utterance, load_audio, read_source
 from tokenizer.teacher.whisper import WHISPER_RATE_HZ

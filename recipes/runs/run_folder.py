@@ -211,7 +211,7 @@ def describe_run(config: Any) -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
-        "recipe": type(config).__module__.rsplit(".", 1)[-1].replace("_", "-"),
+        "recipe": getattr(config, "recipe", type(config).__module__.rsplit(".", 1)[-1].replace("_", "-")),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": now(),
         "seed": getattr(config, "seed", None),

@@ -21,7 +21,7 @@ import torch
 from eval.codes import nominal_bitrate
 from eval.speech.audio import length_batches
 from recipes.config import ConfigError
-from recipes.encoding.audio import encode_batch
+from recipes.encoding.encoder import encode_batch
 from recipes.encoding.plan import durations_of
 from recipes.runs.files import text_lines
 from recipes.runs.logs import log

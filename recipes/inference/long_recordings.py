@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from eval.speech.audio import cut_blocks
-from recipes.encoding.audio import encode_batch
+from recipes.encoding.encoder import encode_batch
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.manifest import SILENCE_PEAK, Utterance, load_audio
 from tokenizer.long_form.long_audio import LongAudio
