@@ -123,7 +123,7 @@ def plan(config: Config) -> dict[str, object]:
             facts[cell] = problems.attempt(describe, steps)
         else:
             facts[cell] = f"not run (only): {missing_of(steps) or 'complete'}"
-    problems.told()
+    problems.raise_all()
     return facts | {"result": config.run_dir}
 
 

@@ -49,7 +49,7 @@ def read(config: Config) -> LMSPTModel:
     problems = Problems("slm convert")
     problems.attempt(_check_output, config.run_dir)
     model = problems.attempt(_read_source, config)
-    problems.told()
+    problems.raise_all()
     return model
 
 

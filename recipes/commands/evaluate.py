@@ -186,7 +186,7 @@ def _rows(config: Config, job: Job, systems: Sequence[System], judges: Sequence[
     spoken = [system for system in systems if system.kind != "asr"]
     for judge in judges:
         protocol = job.protocol(config, "speech", judge.judge.identity)
-        judged = [_row(job, protocol, system, system.heard[judge.name]) for system in spoken]
+        judged = [_row(job, protocol, system, system.transcripts[judge.name]) for system in spoken]
         _add_differences(judged, spoken)
         rows += judged
     own = [system for system in systems if system.kind == "asr"]

@@ -112,7 +112,7 @@ def prepare(config: Config) -> Job:
     problems.attempt(_check_output, config, found[0] if found else Path(config.source).expanduser())
     if found is not None:
         problems.attempt(_check_kind, config, found[0], found[2])
-    problems.told()
+    problems.raise_all()
     folder, settings, kind, run = found
     job = Job(folder, kind, run, settings, discriminator_file(folder) if config.discriminators else None)
     own_results(_export(config, job))  # raises where it is not clear which rows the card shows

@@ -221,7 +221,7 @@ def plan(config: Config) -> dict[str, object]:
         attempt(corpus.verify)
     if corpus is not None and facts is not None and facts.vocabulary is None:
         attempt(codebooks, config, corpus)
-    problems.told()
+    problems.raise_all()
     vocabulary = make_vocabulary(config, corpus, facts.tokenizer, facts.vocabulary)
     data = make_data(config, corpus, facts.tokenizer, vocabulary, longest_sequence(config, facts.config))
     return describe_plan(config, facts, corpus, data, device, precision)

@@ -148,7 +148,7 @@ def _read(config: Config) -> dict[str, Rows]:
     problems = Problems("slm plot-training")
     problems.attempt(_check_output, config.output)
     lines = [problems.attempt(_lines, Path(run)) for run in config.runs]
-    problems.told()
+    problems.raise_all()
     labels = config.labels or _labels(config.runs)
     if len(labels) != len(config.runs) or len(set(labels)) != len(labels):
         raise ConfigError(f"labels: {len(config.runs)} different names are needed, one per run, not {labels}")

@@ -198,7 +198,7 @@ def plan(config: Config) -> dict[str, object]:
     problems.attempt(_check_voices, [*config.voices, config.held_out_voice])
     problems.attempt(RunFolder(config.run_dir).check, config)
     lines = problems.attempt(make_lines, config)
-    problems.told()
+    problems.raise_all()
     splits = {split: sum(line.split == split for line in lines) for split in ("train", "valid", "test")}
     return {
         "utterances": splits,

@@ -1,8 +1,8 @@
 """``slm resynthesize``: your own recordings through one or more speech tokenizers, and back to sound.
 
-For each tokenizer (the embedded ones where none is named) and each of its ways back (reconstruction, semantic
+For each tokenizer (the embedded ones where none is named) and each of its outputs (reconstruction, semantic
 reconstruction, resynthesis) a WAV, beside it the
-recording as the tokenizers heard it; ``resynthesis.json`` with frame rate, bitrate, speed and scores; ``index.html``, a
+recording as the tokenizers got it; ``resynthesis.json`` with frame rate, bitrate, speed and scores; ``index.html``, a
 page to listen to. Recordings are read, encoded, decoded, written and scored piece by piece: memory does not grow with
 their length where the tokenizer can be cut into chunks. Each start makes everything anew, once it has read every
 recording whole; nothing is written over but what `slm resynthesize` wrote.
@@ -41,12 +41,12 @@ from recipes.scoring.resynthesis import (
     MOST_PIECES,
     PIECE_S,
     RESULTS_FILE,
-    hear,
-    heard_otherwise,
+    cer_to_recording,
     means,
     print_tables,
     refuse_foreign_files,
     scores,
+    transcribe_excerpt,
     write_page,
 )
 from tokenizer import load_tokenizer
@@ -113,7 +113,7 @@ class Codec:
     fingerprint: str
 
     def ways(self) -> Iterator[tuple[str, int, int]]:
-        """(way back, books it reads, its sampling rate)."""
+        """(output, books it reads, its sampling rate)."""
         config = self.model.config
         for way in self.model.ways_back:
             n_books = len(config.codebook_sizes) if way == "reconstruction" else 1
@@ -169,7 +169,7 @@ def prepare(config: Config) -> Job:
     judge = problems.attempt(_judge, config.judge) if config.judge else None
     seed_everything(config.seed)
     models = [problems.attempt(_tokenizer, name, config.allow_untrained) for name in config.tokenizers]
-    problems.told()
+    problems.raise_all()
     codecs = [
         Codec(name, label, model.to(device), model.fingerprint(precision))
         for name, label, model in zip(config.tokenizers, labels_of(config.tokenizers), models, strict=True)
@@ -293,7 +293,7 @@ def _one_recording(
 ) -> dict[str, Any]:
     """One file through all tokenizers; returns its entry of the results. Raises AudioError.
 
-    `written` is told every file before it is begun.
+    `written` gets every file before it is begun.
     """
     utterance, out, name = recording.utterance, Path(config.output), recording.utterance.id
     original = out / f"{stem}-recording.wav"
@@ -307,7 +307,7 @@ def _one_recording(
         "sampling_rate": info.samplerate,
         "channels": info.channels,
         "audio": original.name,
-        "heard": hear(judge, original, config.excerpt_s),
+        "heard": transcribe_excerpt(judge, original, config.excerpt_s),
         "rows": [],
     }
     for codec in job.codecs:
@@ -335,9 +335,9 @@ def _one_recording(
                 "wall_s": wall_s,
                 "real_time_factor": wall_s / entry["duration_s"],
             }
-            heard = hear(judge, path, config.excerpt_s)
+            transcript = transcribe_excerpt(judge, path, config.excerpt_s)
             row |= scores(original, path, codec.label)
-            row |= {"heard": heard, "heard_cer": heard_otherwise(entry["heard"], heard)}
+            row |= {"heard": transcript, "heard_cer": cer_to_recording(entry["heard"], transcript)}
             entry["rows"].append(row)
     return entry
 

@@ -85,7 +85,7 @@ def plan(config: Config) -> dict[str, object]:
     problems.attempt(get_normaliser, config.normaliser)
     check_sources(problems, config.data, ["train"])
     prepared = None if problems.errors else problems.attempt(prepare, config)
-    problems.told()
+    problems.raise_all()
     tokenizer, samples, valid, _ = prepared
     with torch.device("meta"):
         model = new_text_lm(tokenizer, config.lm, config.seed)

@@ -114,7 +114,7 @@ def plan(config: Config) -> dict[str, object]:
     micro = problems.attempt(_micro_batch, config)
     check_sources(problems, config.data, ["train"])
     found = None if problems.errors else problems.attempt(_training_utterances, config)
-    problems.told()
+    problems.raise_all()
     utterances, texts = found
     seen = config.training.steps * config.training.batch_size
     parameters = sum(p.numel() for p in model.parameters())

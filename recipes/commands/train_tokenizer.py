@@ -157,7 +157,7 @@ def plan(config: Config) -> dict[str, object]:
     problems.attempt(check_trackers, config.trackers)
     precision = problems.attempt(resolve_precision, config.precision)
     micro_batch = problems.attempt(_micro_batch, config)
-    problems.told()
+    problems.raise_all()
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     if teacher and config.crops.crop_s > teacher.window_s:
         raise ConfigError(

@@ -113,7 +113,7 @@ def prepare(config: Config, with_files: bool = False) -> Setup:
     setup = check_setup(problems, config, None if config.corpus else speech_tokenizer)
     for path in config.files if with_files else ():
         problems.attempt(open_audio, Utterance(path, path))
-    problems.told()
+    problems.raise_all()
     return setup
 
 
@@ -142,7 +142,7 @@ def read_items(config: Config, setup: Setup) -> list[Item]:
                 item.pieces.append(piece)
             item.duration_s = item.pieces[-1].end_s
             if len(item.pieces) > 1:
-                tell_cuts(item, longest_s)
+                log_cuts(item, longest_s)
         except AudioError as error:
             item.pieces, item.error = [], str(error)
             if not config.files:  # of those the result is printed, or the error raised
@@ -152,7 +152,7 @@ def read_items(config: Config, setup: Setup) -> list[Item]:
     return items
 
 
-def tell_cuts(item: Item, longest_s: float) -> None:
+def log_cuts(item: Item, longest_s: float) -> None:
     """Says in one line that a recording was cut, and how much of it is silence."""
     silent = sum(piece.codes is None for piece in item.pieces)
     log.info(
@@ -194,15 +194,15 @@ def run(config: Config) -> Path | dict[str, str]:
     if config.files and not good:
         raise AudioError("\n".join(item.error for item in items))
     speech_lm = SpeechLM.load(config.model, device, config.weights)
-    heard = [(item, piece) for item in good for piece in item.pieces if piece.codes is not None]
-    heard.sort(key=lambda pair: pair[1].codes.shape[1])
-    for chunk in in_chunks(heard, 4, config.decoding.batch_size, "transcribe"):
+    audible = [(item, piece) for item in good for piece in item.pieces if piece.codes is not None]
+    audible.sort(key=lambda pair: pair[1].codes.shape[1])
+    for chunk in in_chunks(audible, 4, config.decoding.batch_size, "transcribe"):
         started = time.perf_counter()
         texts = transcribe_codes(speech_lm, [piece.codes for _, piece in chunk], config.decoding)
-        share = (time.perf_counter() - started) / len(chunk)
+        seconds = (time.perf_counter() - started) / len(chunk)
         for (item, piece), output in zip(chunk, texts, strict=True):
             piece.text, piece.truncated = output.text, output.truncated
-            item.wall_s += share
+            item.wall_s += seconds
     rows = [item.row() for item in items]
     for row in rows if config.files else ():
         text = (row["hypothesis"] or "") + ("  [cut off]" if row["truncated"] else "")

@@ -173,15 +173,15 @@ def deal(items: list[Item], batch_seconds: float, shard_size: int) -> list[Shard
     return [batches[index::n_shards] for index in range(n_shards)]
 
 
-def share_out(weights: Sequence[float], n_processes: int) -> list[list[int]]:
+def assign_shards(weights: Sequence[float], n_processes: int) -> list[list[int]]:
     """Which shards (by their place in `weights`, seconds) each process encodes: the next largest to the least laden."""
-    shares: list[list[int]] = [[] for _ in range(n_processes)]
+    assigned: list[list[int]] = [[] for _ in range(n_processes)]
     load = [0.0] * n_processes
     for place in sorted(range(len(weights)), key=lambda place: (-weights[place], place)):
         lightest = load.index(min(load))
-        shares[lightest].append(place)
+        assigned[lightest].append(place)
         load[lightest] += weights[place]
-    return [sorted(share) for share in shares]
+    return [sorted(places) for places in assigned]
 
 
 def interleaved(shards: Mapping[K, Shard], n_together: int) -> Iterator[tuple[K, Batch]]:

@@ -73,7 +73,7 @@ def encode_pieces(
     silent = max(SILENCE_PEAK, recording.peak * SILENT_BELOW)
     start = 0
     for waveform in cut_blocks(recording.blocks(), rate, longest_s, share=2, quiet_s=QUIET_S):
-        heard = float(np.abs(waveform).max()) >= silent
-        codes = encode_batch(tokenizer, [waveform], precision, device)[0] if heard else None
+        audible = float(np.abs(waveform).max()) >= silent
+        codes = encode_batch(tokenizer, [waveform], precision, device)[0] if audible else None
         yield Piece(start / rate, (start + len(waveform)) / rate, codes)
         start += len(waveform)

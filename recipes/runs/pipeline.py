@@ -171,7 +171,7 @@ def describe(steps: list[Step]) -> dict[str, object]:
             facts[step.stage.name] += " (complete: skipped)"
         elif all(folder.complete for folder in step.inputs):
             problems.attempt(_plan_of, step)
-    problems.told()
+    problems.raise_all()
     return facts
 
 

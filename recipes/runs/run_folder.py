@@ -39,7 +39,7 @@ NULL_MEANS = "null_means"
 class RunFolder:
     """The folder of one run: ``config.yaml``, ``run.json``, ``metrics.jsonl``, ``checkpoints/``, ``complete.json``.
 
-    A run that is complete is skipped, one that was cut off goes on, one begun with another configuration is refused.
+    A run that is complete is skipped, one that was interrupted goes on, one begun with another configuration is refused.
     """
 
     def __init__(self, run_dir: str | Path) -> None:

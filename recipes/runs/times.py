@@ -23,7 +23,7 @@ def read_time(text: str) -> datetime | None:
 def wall_seconds(starts: list[str], metrics: Path, finished: str) -> float | None:
     """Seconds that a run took, over all its starts; None where that is not recorded.
 
-    A start that was cut off counts up to the last line of metrics that it left.
+    A start that was interrupted counts up to the last line of metrics that it left.
 
     Args:
         starts: when it was started, each time (`TIME_FORMAT`).

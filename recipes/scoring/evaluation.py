@@ -167,7 +167,7 @@ def _check_parts(config: Config) -> None:
         check_sources(problems, config.data, [config.split])
     if problems.errors and config.tokenizer:
         problems.attempt(load_tokenizer, config.tokenizer)
-    problems.told()
+    problems.raise_all()
 
 
 def prepare(config: Config) -> Job:

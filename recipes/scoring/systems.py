@@ -43,7 +43,7 @@ GENERATION_ONLY = "generation only"  # a real-time factor that leaves the tokeni
 class System:
     """One thing to score: audio that judges read, or ``texts``, the SLM's own: utterance id -> text, None: failed.
 
-    ``heard``: judge -> utterance id -> what it heard. ``facts`` are further fields of :class:`eval.schema.Row`.
+    ``transcripts``: judge -> utterance id -> its transcript. ``facts`` are further fields of :class:`eval.schema.Row`.
     """
 
     name: str
@@ -51,7 +51,7 @@ class System:
     model: str
     sampling_rate: int = 0
     texts: dict[str, str | None] = field(default_factory=dict)
-    heard: dict[str, dict[str, str | None]] = field(default_factory=dict)
+    transcripts: dict[str, dict[str, str | None]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     fingerprint: str | None = None  # of the tokenizer that the audio went through
 
