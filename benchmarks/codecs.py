@@ -42,8 +42,9 @@ from transformers import (
 
 from eval.schema import Row, load_results
 from eval.speech.quality import QualitySummary
-from recipes.runs.memory import keep_freed_memory
-from recipes.runs.runtime import cpu_has_fast_bf16, hide_loading_bars
+from recipes.runs.logs import hide_loading_bars
+from recipes.runs.machine import cpu_has_fast_bf16
+from recipes.runs.process_settings import keep_freed_memory
 from tokenizer import LMSPTModel, load_tokenizer
 from tokenizer.codecs.base import Codec
 from tokenizer.codecs.transformers_codecs import DacCodec, EncodecCodec, MimiCodec, XCodec

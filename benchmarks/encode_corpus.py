@@ -38,10 +38,10 @@ import torch
 from torch import Tensor
 
 from recipes.commands import encode
-from recipes.encoding.audio import pad_batch
+from recipes.encoding.encoder import Encoder, pad_batch
 from recipes.encoding.plan import bucket, deal, durations_of, make_items, read_splits
-from recipes.encoding.stream import Encoder
-from recipes.runs.runtime import cpu_has_fast_bf16, hide_loading_bars, resolve_precision
+from recipes.runs.logs import hide_loading_bars
+from recipes.runs.machine import cpu_has_fast_bf16, resolve_precision
 from tokenizer import load_tokenizer
 from tokenizer.data.utterances import DataSource
 from tokenizer.precision import autocast

@@ -38,9 +38,9 @@ import torch
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from recipes.runs.kernels import keep_compiled_kernels
-from recipes.runs.memory import keep_freed_memory
-from recipes.runs.runtime import cpu_has_fast_bf16, hide_loading_bars
+from recipes.runs.logs import hide_loading_bars
+from recipes.runs.machine import cpu_has_fast_bf16
+from recipes.runs.process_settings import keep_compiled_kernels, keep_freed_memory
 from tokenizer.embedded import installed
 
 CLIP_S, RATE = 4.0, 16_000

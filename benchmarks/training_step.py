@@ -15,9 +15,9 @@ compare losses and gradients). A round takes one step of each row, after one tha
 in the same round, their median and range are printed. `--busy` counts processor time, for a machine that has other
 work; `--dropped` measures, on top of everything, what was tried and not kept.
 
-One saving is of the whole process, so no row shows it: compiled kernels are kept (recipes/runs/kernels.py), here for
-all rows alike. The second command above takes oneDNN as it comes; compare it with the same `--rows` without the
-variable.
+One saving is of the whole process, so no row shows it: compiled kernels are kept (recipes/runs/process_settings.py),
+here for all rows alike. The second command above takes oneDNN as it comes; compare it with the same `--rows` without
+the variable.
 """
 
 from __future__ import annotations
@@ -43,9 +43,12 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 sys.path.insert(0, str(Path(__file__).parent))
 from baseline_step import ARITHMETIC, OTHERS, snakes, step  # noqa: E402
 
-from recipes.runs.kernels import CAPACITY, KERNELS  # noqa: E402
-from recipes.runs.memory import keep_freed_memory  # noqa: E402
-from recipes.runs.runtime import cpu_has_fast_bf16  # noqa: E402
+from recipes.runs.machine import cpu_has_fast_bf16  # noqa: E402
+from recipes.runs.process_settings import (
+    CAPACITY,
+    KERNELS,
+    keep_freed_memory,  # noqa: E402
+)
 from tokenizer.model.configuration import preset_config  # noqa: E402
 from tokenizer.model.modeling import LMSPTModel  # noqa: E402
 from tokenizer.teacher.whisper import SpeechTeacher  # noqa: E402

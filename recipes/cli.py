@@ -37,6 +37,7 @@ class Command:
     name: str
     about: str
     example: str
+    details: str = ""  # a paragraph more, in its --help alone
     positional: str | None = None  # the Config field that plain arguments go to
     metavar: str = "KEY=VALUE"
     config: str | None = None  # the shipped configuration where no --config is given
@@ -44,7 +45,7 @@ class Command:
     strict: str | None = None  # what --strict does, where it is taken
     backwards: str | None = None  # the Config field of --to-published
     from_scratch: str | None = None  # the shipped configuration of --train-tokenizer
-    goes_on: bool = True  # whether a start that was cut off leaves something that the next one uses
+    goes_on: bool = True  # whether an interrupted start leaves something that the next one uses
     restart: bool = True  # whether it keeps a folder that --restart could set aside
 
     @property
@@ -108,6 +109,9 @@ COMMANDS = [
         "resynthesize",
         "Your own recordings through tokenizers and back, with scores and a page to listen to.",
         "slm resynthesize recording.wav -o heard",
+        "It makes three outputs: reconstruction (main decoder, all codebooks; elsewhere this is called resynthesis), "
+        "semantic reconstruction (main decoder, the semantic codebook alone) and resynthesis, the paper's word for "
+        "what the auxiliary decoder makes of the semantic codebook.",
         goes_on=False,
         positional="files",
         metavar="FILE... KEY=VALUE",
@@ -212,10 +216,9 @@ def execute(
     backwards: bool = False,
 ) -> None:
     """Run one command, or print its plan."""
-    from recipes.runs.kernels import keep_compiled_kernels
-    from recipes.runs.memory import keep_freed_memory
+    from recipes.runs.logs import hide_loading_bars, log, setup_logging
+    from recipes.runs.process_settings import keep_compiled_kernels, keep_freed_memory
     from recipes.runs.restart import start_over
-    from recipes.runs.runtime import hide_loading_bars, log, setup_logging
 
     setup_logging()
     keep_freed_memory()
@@ -235,10 +238,10 @@ def execute(
 
 def show_plan(command: Command, plan: dict[str, Any]) -> None:
     """Print a plan as a table of dotted names and values."""
-    from recipes.runs.runtime import _flatten
+    from recipes.config import flatten
 
     table = Table("what", "value", title=f"slm {command.name}: the plan (nothing was run)", title_justify="left")
-    for key, value in _flatten(plan).items():
+    for key, value in flatten(plan).items():
         table.add_row(Text(key), Text(f"{value:,}" if type(value) is int else str(value)))
     Console().print(table)
 
@@ -369,7 +372,9 @@ def _register(command: Command) -> None:
             command.goes_on,
         )
 
-    app.command(command.name, cls=RecipeCommand, help=command.about, short_help=command.about)(body)
+    app.command(
+        command.name, cls=RecipeCommand, help=f"{command.about}\n\n{command.details}".strip(), short_help=command.about
+    )(body)
 
 
 for _command in COMMANDS:

@@ -30,14 +30,14 @@ class ConfigError(ValueError):
 class Problems:
     """Collects what would stop a command, so that all of it is told at once.
 
-    Checks that do not depend on each other go through `attempt`; `told` stands before what needs their results.
+    Checks that do not depend on each other go through `attempt`; `raise_all` stands before what needs their results.
 
     >>> problems = Problems("slm example")
     >>> problems.attempt(int, "12")
     12
     >>> problems.attempt(int, "x"), problems.attempt(float, "y")
     (None, None)
-    >>> problems.told()
+    >>> problems.raise_all()
     Traceback (most recent call last):
         ...
     recipes.config.ConfigError: slm example cannot run, 2 problems:
@@ -57,7 +57,7 @@ class Problems:
             self.errors.setdefault(str(error), error)
             return None
 
-    def told(self) -> None:
+    def raise_all(self) -> None:
         """Raises what there is: a single error as it came, of several a ConfigError that lists them."""
         if len(self.errors) == 1:
             raise next(iter(self.errors.values()))
@@ -177,8 +177,8 @@ def read_yaml(path: str | Path, _children: tuple[Path, ...] = ()) -> dict[str, A
         return values
     if not isinstance(base, str):
         raise ConfigError(f"{file}: `base:` names one parent file, got {base!r}")
-    beside = file.parent / base
-    return merge(read_yaml(beside if beside.is_file() else base, (*_children, file)), values)
+    sibling = file.parent / base
+    return merge(read_yaml(sibling if sibling.is_file() else base, (*_children, file)), values)
 
 
 def merge(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
@@ -330,3 +330,10 @@ def _dataclass_in(hint: Any) -> type | None:
     if dataclasses.is_dataclass(hint):
         return hint
     return next((found for item in typing.get_args(hint) if (found := _dataclass_in(item)) is not None), None)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name: ``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
+    if isinstance(value, dict) and value:
+        return {key: item for name, sub in value.items() for key, item in flatten(sub, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): value}

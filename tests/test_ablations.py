@@ -8,8 +8,8 @@ from test_codec_training import TINY
 from test_distillation import ALL, cell, one_step
 
 from recipes.commands import train_tokenizer
+from recipes.commands.train_tokenizer import freeze_parts
 from recipes.config import CONFIGS, ConfigError, dump_config, load_config
-from recipes.runs.switches import freeze_parts
 from tokenizer import LMSPTConfig, LMSPTModel
 from tokenizer.model.configuration import preset_config
 from tokenizer.model.fsq import FiniteScalarQuantizer

@@ -20,7 +20,7 @@ from eval.text.wer import score_pairs
 from recipes.commands import compare
 from recipes.config import ConfigError, load_config
 from recipes.runs.pipeline import Stage, make_steps, set_aside_from
-from recipes.runs.runtime import RunFolder
+from recipes.runs.run_folder import RunFolder
 
 TEXTS = ["bin blue at f two now", "set white by g six please", "lay green with a nine soon", "place red in b one again"]
 IDS = ["u1", "u2", "u3", "u4"]
@@ -204,7 +204,7 @@ def ran(monkeypatch) -> list[str]:
     # Report and pictures have tests of their own.
     monkeypatch.setattr(compare, "write_report", lambda results, folder: None)
     monkeypatch.setattr("eval.contrasts.save_figure", lambda figure, path: path)
-    monkeypatch.setattr("recipes.runs.runtime.git_commit", lambda: None)
+    monkeypatch.setattr("recipes.runs.run_folder.git_commit", lambda: None)
     return names
 
 

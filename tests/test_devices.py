@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from recipes.commands import train_teacher, train_tokenizer
 from recipes.config import from_values
 from recipes.runs.restart import start_over
-from recipes.runs.runtime import RunFolder
+from recipes.runs.run_folder import RunFolder
 from slm.training.trainer import SpeechTrainer, TrainingConfig, train
 from tokenizer.codecs.supervised import SemanticQuantizer, SemanticQuantizerConfig
 from tokenizer.teacher.recogniser_training import RecogniserTrainingConfig

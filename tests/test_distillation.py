@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from test_codec_training import config, metrics
 
 from recipes.commands import train_tokenizer
+from recipes.commands.train_tokenizer import _variances
 from recipes.config import ConfigError, from_values
-from recipes.runs.switches import _variances
 from tokenizer.model.configuration import preset_config
 from tokenizer.model.modeling import LMSPTOutput
 from tokenizer.teacher.distillation import DistillationConfig, distillation_losses, pool_to_frames, pooled_distillation

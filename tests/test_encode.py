@@ -19,9 +19,8 @@ from safetensors.torch import load_file, save_file
 from recipes.commands import encode
 from recipes.commands.encode import Config
 from recipes.config import ConfigError, dump_config, load_config
-from recipes.encoding.audio import Variation
-from recipes.encoding.plan import Item, bucket, deal, interleaved, share_out
-from recipes.runs.records import text_lines
+from recipes.encoding.plan import Item, Variation, assign_shards, bucket, deal, interleaved
+from recipes.runs.files import text_lines
 from slm.corpus import CodedCorpus
 from tokenizer import LMSPTModel, load_tokenizer
 from tokenizer.data.utterances import AudioError, DataError, DataSource, Utterance
@@ -327,10 +326,10 @@ def test_batches_are_padded_to_few_shapes_and_neighbouring_shards_meet_them_toge
 def test_shards_are_shared_out_evenly_whole_and_once():
     weights = [9.0, 1.0, 5.0, 5.0, 4.0, 3.0]
     for n_processes in (1, 2, 3, 8):
-        shares = share_out(weights, n_processes)
+        shares = assign_shards(weights, n_processes)
         assert len(shares) == n_processes
         assert sorted(place for share in shares for place in share) == list(range(6))
-    loads = [sum(weights[place] for place in share) for share in share_out(weights, 3)]
+    loads = [sum(weights[place] for place in share) for share in assign_shards(weights, 3)]
     assert max(loads) - min(loads) <= 1.0
 
 

@@ -9,7 +9,7 @@ import torch
 
 from recipes.commands import encode
 from recipes.commands.encode import Config
-from recipes.encoding import stream as encode_stream
+from recipes.encoding import encoder
 from slm.corpus import CodedCorpus
 from tokenizer import LMSPTModel, load_tokenizer
 from tokenizer.codecs.base import Codec
@@ -46,7 +46,7 @@ def fast_bf16(config, monkeypatch):
 
     def fast_bf16(book_0):
         fast_bf16.book_0 = book_0
-        monkeypatch.setattr(encode_stream, "precision_agreement", agreement)
+        monkeypatch.setattr(encoder, "precision_agreement", agreement)
         return measured
 
     return fast_bf16

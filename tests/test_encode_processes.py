@@ -16,9 +16,9 @@ from recipes.cli import guarded
 from recipes.commands import encode
 from recipes.commands.encode import Config
 from recipes.config import ConfigError, dump_config, load_config
-from recipes.encoding import stream as encode_stream
+from recipes.encoding import encoder
 from recipes.encoding.processes import Processes
-from recipes.runs.runtime import setup_logging
+from recipes.runs.logs import setup_logging
 
 ROOT = Path(__file__).resolve().parents[1]
 # gloo takes CUDA's place where a GPU is seen: the processes would share it
@@ -28,7 +28,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA
 def encode_all(files: list[str]) -> None:
     """Runs the jobs one after the other; in one called `spoilt` the second process fails, which ends the list."""
     setup_logging()
-    real = encode_stream.encode_batch
+    real = encoder.encode_batch
 
     def slow(*arguments):
         if "spoilt" in file and os.environ["RANK"] == "1":
@@ -36,7 +36,7 @@ def encode_all(files: list[str]) -> None:
         time.sleep(0.1)
         return real(*arguments)
 
-    encode_stream.encode_batch = slow
+    encoder.encode_batch = slow
     for file in files:
         guarded(lambda file=file: encode.run(load_config(encode.Config, file)), debug=False)
 

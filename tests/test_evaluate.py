@@ -17,9 +17,9 @@ from eval.schema import TestSet as Scored
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.commands import evaluate
-from recipes.commands.evaluate import Config
 from recipes.config import ConfigError, dump_config, load_config
-from recipes.scoring import listening, systems
+from recipes.scoring import evaluation, listening, systems
+from recipes.scoring.evaluation import Config
 from tokenizer import LMSPTConfig, LMSPTModel, load_tokenizer
 from tokenizer.data.utterances import AudioError, DataSource
 from tokenizer.teacher.recogniser import Recogniser, RecogniserConfig, save_recogniser
@@ -133,7 +133,7 @@ def configure(tmp_path: Path, corpus: Path, **changes: Any) -> Config:
 
 @pytest.fixture
 def length_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "check_judge", lambda config: LengthJudge(config.display_name()).identity)
+    monkeypatch.setattr(evaluation, "check_judge", lambda config: LengthJudge(config.display_name()).identity)
     monkeypatch.setattr(evaluate, "load_judge", lambda config, device: LengthJudge(config.display_name()))
 
 
@@ -202,7 +202,7 @@ def test_the_bootstrap_draws_speakers_where_there_are_enough(tmp_path, corpus, l
     assert drawn([one]) == {("speakers", 2)}
     # A resample of two speakers is one of them twice, or both: 0 of 18 words, 3 of 27, or 3 of 9 ("gone" failed).
     assert one.interval == (0.0, pytest.approx(3 / 9)) and [u.speaker for u in one.utterances] == two
-    monkeypatch.setattr(evaluate, "ENOUGH_SPEAKERS", 5)
+    monkeypatch.setattr(evaluation, "ENOUGH_SPEAKERS", 5)
     assert drawn(rows(five, title="again")) == {("speakers", 5)}
     assert drawn(rows(five, resample="utterances")) == {("utterances", 5)}
     with pytest.raises(ConfigError, match="resample=speakers: .*speaker is not known; name speakers in its manifest"):

@@ -22,9 +22,10 @@ from eval.judges.config import JudgeConfig, JudgeError
 from eval.judges.judge import conditions_of
 from eval.schema import load_results
 from recipes.commands import evaluate
-from recipes.commands.evaluate import Config
 from recipes.runs.pipeline import PipelineConfig, Stage, make_steps
-from recipes.scoring.kept import KeptLines
+from recipes.scoring import evaluation
+from recipes.scoring.answer_cache import AnswerCache
+from recipes.scoring.evaluation import Config
 from tests.conftest import tone
 from tokenizer import load_tokenizer
 from tokenizer.data.utterances import DataSource
@@ -86,7 +87,7 @@ class Cheap:
 @pytest.fixture
 def ear(monkeypatch: pytest.MonkeyPatch) -> Ear:
     judge = Ear()
-    monkeypatch.setattr(evaluate, "check_judge", lambda config: Ear.identity)
+    monkeypatch.setattr(evaluation, "check_judge", lambda config: Ear.identity)
     monkeypatch.setattr(evaluate, "load_judge", lambda config, device: judge)
     return judge
 
@@ -123,7 +124,7 @@ def rows_of(run_dir: str | Path) -> list[tuple]:
 
 
 def test_a_killed_evaluation_goes_on_to_the_results_of_one_that_was_not(tmp_path, ear, monkeypatch) -> None:
-    monkeypatch.setattr(evaluate, "load_tokenizer", lambda name: Cheap())
+    monkeypatch.setattr(evaluation, "load_tokenizer", lambda name: Cheap())
     manifest = corpus(tmp_path / "mini", [0.5, 0.7, 0.9, 1.1, 1.3])
     settings = {"tokenizer": "cheap", "batch_seconds": 1.5}
     whole = rows_of(evaluate.run(configure(tmp_path / "whole", manifest, **settings)))
@@ -183,13 +184,13 @@ def test_transcripts_hold_for_what_made_them_alone(tmp_path, ear, monkeypatch) -
 def test_lines_survive_a_kill_and_several_writers(tmp_path) -> None:
     file = tmp_path / "deep" / "kept.jsonl"
     script = (
-        "import sys, time; from pathlib import Path; from recipes.scoring.kept import KeptLines\n"
-        "kept, n = KeptLines(Path(sys.argv[1]), {'a': 1}), 0\n"
+        "import sys, time; from pathlib import Path; from recipes.scoring.answer_cache import AnswerCache\n"
+        "kept, n = AnswerCache(Path(sys.argv[1]), {'a': 1}), 0\n"
         "while True:\n kept.add({f'{sys.argv[2]}{n}': 'grün ' * 20_000}); n += 1; time.sleep(0.001)\n"
     )
     writers = [subprocess.Popen([sys.executable, "-c", script, str(file), name]) for name in "ab"]
     try:
-        while not {"a0", "b0"} <= set(KeptLines(file)):
+        while not {"a0", "b0"} <= set(AnswerCache(file)):
             assert all(writer.poll() is None for writer in writers)
             time.sleep(0.05)
     finally:
@@ -198,19 +199,19 @@ def test_lines_survive_a_kill_and_several_writers(tmp_path) -> None:
             writer.wait()
     with file.open("ab") as torn:
         torn.write(b'{"key": "torn", "val')
-    kept = KeptLines(file)
+    kept = AnswerCache(file)
     assert "torn" not in kept and {"a0", "b0"} <= set(kept) and set(kept.values()) == {"grün " * 20_000}
     for prefix in "ab":  # all that a writer added before its last line are there
         numbers = [int(key[1:]) for key in kept if key[0] == prefix]
         assert sorted(numbers) == list(range(len(numbers)))
     kept.add({"next": "line"})
-    assert KeptLines(file) == dict(kept) and KeptLines(file)["next"] == "line"
+    assert AnswerCache(file) == dict(kept) and AnswerCache(file)["next"] == "line"
     kept.forget()
-    assert not file.exists() and not KeptLines(file)
+    assert not file.exists() and not AnswerCache(file)
 
 
 def test_memory_does_not_grow_with_the_number_of_recordings(tmp_path, ear, monkeypatch) -> None:
-    monkeypatch.setattr(evaluate, "load_tokenizer", lambda name: Cheap())
+    monkeypatch.setattr(evaluation, "load_tokenizer", lambda name: Cheap())
     peaks = []
     for minutes in (4, 16):
         manifest = corpus(tmp_path / f"{minutes}", [20.0] * (3 * minutes), files=3)
@@ -239,7 +240,7 @@ def test_a_long_recording_goes_through_in_chunks(tmp_path, tiny_tokenizer, ear, 
     watch("encode", 1 / RATE)
     watch("decode", 1 / 12.5)
     watch("resynthesize", 1 / 12.5)
-    monkeypatch.setattr(evaluate, "load_tokenizer", lambda name: tokenizer)
+    monkeypatch.setattr(evaluation, "load_tokenizer", lambda name: tokenizer)
     manifest = corpus(tmp_path / "long", [12.0, 1.0])
     config = configure(tmp_path / "run", manifest, tokenizer=str(tiny_tokenizer), batch_seconds=4.0)
     results = load_results(evaluate.run(config))
@@ -278,7 +279,7 @@ def test_a_judge_that_cannot_be_loaded_stops_before_any_other_work(tmp_path, ear
         return ear
 
     monkeypatch.setattr(evaluate, "load_judge", absent)
-    monkeypatch.setattr(evaluate, "check_judge", lambda config: Ear.identity | {"name": config.label or "ear"})
+    monkeypatch.setattr(evaluation, "check_judge", lambda config: Ear.identity | {"name": config.label or "ear"})
     config = configure(tmp_path / "run", corpus(tmp_path / "mini", [0.5]))
     with pytest.raises(JudgeError, match="torn"):
         evaluate.run(replace(config, judges=[JudgeConfig(name="ear"), JudgeConfig(name="ear", label="second")]))

@@ -23,7 +23,8 @@ from recipes.commands.export import Config
 from recipes.config import ConfigError
 from recipes.exporting.card import Export, own_results
 from recipes.runs.lineage import data_rows, lineage, read_run
-from recipes.runs.records import machine_text, wall_seconds
+from recipes.runs.machine import machine_text
+from recipes.runs.times import wall_seconds
 from tokenizer import LMSPTModel, load_tokenizer
 
 MACHINE = {"cpu": "Test CPU @ 3 GHz", "cores": 2, "threads": 1}

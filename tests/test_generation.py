@@ -18,8 +18,9 @@ from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_tokenizer, utterances, w
 
 from recipes.commands import synthesize, transcribe
 from recipes.config import ConfigError, load_config
-from recipes.runs.runtime import RunFolder
-from recipes.voices.long_speech import encode_pieces
+from recipes.inference import setup
+from recipes.inference.long_recordings import encode_pieces
+from recipes.runs.run_folder import RunFolder
 from slm.generation import (
     GenerationError,
     SpeechLM,
@@ -190,7 +191,7 @@ class StandIn:
 @pytest.fixture
 def recipe(tmp_path, untrained, monkeypatch):
     """(model folder, corpus, loader of a recipe's configuration) with the stand-in codec."""
-    monkeypatch.setattr(transcribe, "load_tokenizer", lambda name, device=None: StandIn())
+    monkeypatch.setattr(setup, "load_tokenizer", lambda name, device=None: StandIn())
     save_slm(untrained.model, untrained.text_tokenizer, untrained.vocabulary, tmp_path / "slm")
     write_corpus(tmp_path / "codes")
 
@@ -263,7 +264,7 @@ class Hears(StandIn):
 def hears(tmp_path, trained, monkeypatch):
     """(codec, a loader of transcribe's configuration) with a model that was trained on utterances of up to 3 s."""
     codec = Hears()
-    monkeypatch.setattr(transcribe, "load_tokenizer", lambda name, device=None: codec)
+    monkeypatch.setattr(setup, "load_tokenizer", lambda name, device=None: codec)
     known = TrainedOn(characters="abc", longest_text=40, longest_s=3.0, characters_per_s=(10, 15, 20))
     vocabulary = dataclasses.replace(trained.vocabulary, trained_on=known)
     save_slm(trained.model, trained.text_tokenizer, vocabulary, tmp_path / "slm")

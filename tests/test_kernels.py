@@ -9,13 +9,13 @@ import sys
 import pytest
 import torch
 
-from recipes.runs import kernels
+from recipes.runs.process_settings import CAPACITY, KERNELS, keep_compiled_kernels
 
 TWICE = """
 import torch
-from recipes import kernels
-kernels.KERNELS = {kept}
-kernels.keep_compiled_kernels()
+from recipes.runs import process_settings
+process_settings.KERNELS = {kept}
+process_settings.keep_compiled_kernels()
 x = torch.randn(4, 16, 4000)
 for _ in range(2):
     for kernel in (3, 5, 7):
@@ -25,7 +25,7 @@ for _ in range(2):
 
 def compiled(kept: int) -> int:
     """Convolutions that oneDNN compiled for three shapes, twice in the same order, keeping so many kernels."""
-    environment = {k: v for k, v in os.environ.items() if k != kernels.CAPACITY} | {"ONEDNN_VERBOSE": "profile"}
+    environment = {k: v for k, v in os.environ.items() if k != CAPACITY} | {"ONEDNN_VERBOSE": "profile"}
     done = subprocess.run(
         [sys.executable, "-c", TWICE.format(kept=kept)], capture_output=True, text=True, env=environment, check=True
     )
@@ -41,9 +41,9 @@ def test_kernels_are_compiled_once_where_there_is_room_for_them():
 
 
 def test_a_capacity_of_the_environment_stays(monkeypatch):
-    monkeypatch.delenv(kernels.CAPACITY, raising=False)
-    kernels.keep_compiled_kernels()
-    assert os.environ[kernels.CAPACITY] == str(kernels.KERNELS)
-    monkeypatch.setenv(kernels.CAPACITY, "7")
-    kernels.keep_compiled_kernels()
-    assert os.environ[kernels.CAPACITY] == "7"
+    monkeypatch.delenv(CAPACITY, raising=False)
+    keep_compiled_kernels()
+    assert os.environ[CAPACITY] == str(KERNELS)
+    monkeypatch.setenv(CAPACITY, "7")
+    keep_compiled_kernels()
+    assert os.environ[CAPACITY] == "7"

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from recipes.runs import memory
+from recipes.runs import process_settings
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 
@@ -32,14 +32,14 @@ class Malloc:
 )
 def test_the_other_settings_follow_only_where_the_threshold_was_raised(monkeypatch, largest, threshold):
     library = Malloc(largest)
-    monkeypatch.setattr(memory, "sys", SimpleNamespace(platform="linux"))
-    monkeypatch.setattr(memory, "ctypes", SimpleNamespace(CDLL=lambda name: library))
-    assert memory.keep_freed_memory() == (threshold is not None)
+    monkeypatch.setattr(process_settings, "sys", SimpleNamespace(platform="linux"))
+    monkeypatch.setattr(process_settings, "ctypes", SimpleNamespace(CDLL=lambda name: library))
+    assert process_settings.keep_freed_memory() == (threshold is not None)
     assert library.held.get(MMAP_THRESHOLD) == threshold
     assert (TRIM_THRESHOLD in library.held, TOP_PAD in library.held) == (threshold is not None,) * 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
 def test_a_library_without_mallopt_is_left_alone(monkeypatch):
-    monkeypatch.setattr(memory, "ctypes", SimpleNamespace(CDLL=lambda name: SimpleNamespace()))
-    assert memory.keep_freed_memory() is False
+    monkeypatch.setattr(process_settings, "ctypes", SimpleNamespace(CDLL=lambda name: SimpleNamespace()))
+    assert process_settings.keep_freed_memory() is False

@@ -14,7 +14,7 @@ from recipes.commands import compare, prepare_corpus
 from recipes.config import ConfigError
 from recipes.runs import own_folders, restart
 from recipes.runs.pipeline import Stage
-from recipes.runs.runtime import RunFolder
+from recipes.runs.run_folder import RunFolder
 from recipes.scoring.listening import Players
 from recipes.scoring.systems import System
 

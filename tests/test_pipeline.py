@@ -32,7 +32,7 @@ from recipes import cli
 from recipes.commands import compare, quickstart
 from recipes.config import ConfigError, load_config
 from recipes.runs.pipeline import PipelineConfig, Stage, StageError, describe, make_steps, refuse_stale, run_steps
-from recipes.runs.runtime import RunFolder
+from recipes.runs.run_folder import RunFolder
 from recipes.scoring.cells import Cell, Identity, identify
 from tokenizer.data.utterances import DataError
 
@@ -100,7 +100,7 @@ def test_a_stage_older_than_its_input_is_refused_naming_the_way_out(tmp_path, mo
     steps = make_steps(pipeline(tmp_path))
     run_steps(steps)
     steps[0].folder.set_aside()
-    monkeypatch.setattr("recipes.runs.runtime._now", lambda: "2999-01-01T00:00:00+0000")
+    monkeypatch.setattr("recipes.runs.run_folder.now", lambda: "2999-01-01T00:00:00+0000")
     steps[0].recipe.run(steps[0].config)
     for check in (run_steps, describe):
         with pytest.raises((StageError, ConfigError), match=r"use was made from an earlier .*redo=use|redo=use"):

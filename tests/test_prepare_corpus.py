@@ -12,7 +12,7 @@ import soundfile
 from recipes.commands import prepare_corpus
 from recipes.commands.prepare_corpus import DIGITS, Config, make_lines, read_sentences
 from recipes.config import ConfigError, load_config
-from recipes.runs.runtime import RunFolder
+from recipes.runs.run_folder import RunFolder
 from recipes.voices import espeak, flite
 from recipes.voices.espeak import EspeakError
 from recipes.voices.speaking import Line

@@ -5,7 +5,8 @@ import logging
 import pytest
 
 from recipes.runs import progress as module
-from recipes.runs.progress import Progress, clock, progress
+from recipes.runs.progress import Progress, progress
+from recipes.runs.times import clock
 
 
 @pytest.fixture

@@ -11,11 +11,10 @@ from eval.schema import Protocol, Results, TestSet, make_row, save_results
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.commands import compare, finetune, quickstart
+from recipes.commands.quickstart import STEPS_FILE, StepBudget, choose_steps
 from recipes.config import ConfigError, load_config
-from recipes.runs import step_budget
 from recipes.runs.pipeline import make_steps
-from recipes.runs.runtime import RunFolder
-from recipes.runs.step_budget import STEPS_FILE, StepBudget, choose
+from recipes.runs.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -93,7 +92,7 @@ def test_a_plan_times_nothing(started, tmp_path, monkeypatch):
     [(0.1, 1200, ""), (0.0999, 1200, ""), (2.0, 400, "min_steps"), (0.01, 2000, "max_steps")],
 )
 def test_the_budget_s_bounds_hold(seconds, steps, bound):
-    chosen = choose(StepBudget(minutes=4, min_steps=400, max_steps=2000), 512, {"a": seconds, "b": seconds})
+    chosen = choose_steps(StepBudget(minutes=4, min_steps=400, max_steps=2000), 512, {"a": seconds, "b": seconds})
     assert chosen.steps == steps
     assert chosen.wall_s == pytest.approx(steps * 2 * seconds)
     assert (bound or "as many as fit 4 min for 2 models") in chosen.why and f"{seconds:.2f} s" in chosen.why
@@ -109,21 +108,21 @@ def test_a_budget_is_checked(tmp_path):
 
 def test_a_step_is_timed_on_rows_of_the_real_shape(tmp_path, monkeypatch):
     seen = []
-    real = step_budget.train
+    real = quickstart.train
 
     def train(model, samples, valid, config, folder, **more):
         seen.append((model, samples, config))
         return real(model, samples, valid, config, folder, **more)
 
-    monkeypatch.setattr(step_budget, "train", train)
+    monkeypatch.setattr(quickstart, "train", train)
     llm = save_llm(tmp_path / "llm")
     settings = [f"model={llm}", "training.tokens_per_step=200", "training.pack_length=64", "training.keep=best"]
     config = load_config(finetune.Config, None, [*settings, "device=cpu", "precision=fp32"])
-    assert 0 < step_budget.time_step(config, "embedded-12.5hz", ["set white at b four now"] * 20) < 60
+    assert 0 < quickstart.time_step(config, "embedded-12.5hz", ["set white at b four now"] * 20) < 60
     ((model, samples, training),) = seen
     assert (training.tokens_per_step, training.pack_length) == (200, 64)
     assert model.get_input_embeddings().weight.shape[0] >= 1024  # the tokenizer's codes have rows
-    assert samples.utterances[0].codes.shape == (1, round(23 * step_budget.SECONDS_PER_CHARACTER * 12.5))
+    assert samples.utterances[0].codes.shape == (1, round(23 * quickstart.SECONDS_PER_CHARACTER * 12.5))
     assert set(samples.task_weights) == {1.0}
 
 
@@ -163,7 +162,7 @@ def test_the_opening_tells_every_stage_and_its_time(tmp_path, capsys, name):
     chosen = None
     if config.budget:
         seconds = dict.fromkeys(cells, 2 * config.budget.reference_s)
-        chosen = choose(config.budget, 512, seconds)
+        chosen = choose_steps(config.budget, 512, seconds)
     quickstart.show_opening(config, cells, chosen)
     said = capsys.readouterr().out
     for stage in config.stages:
@@ -186,4 +185,4 @@ def test_the_opening_knows_what_was_done_before_and_what_is_redone(tmp_path, cap
 def test_a_record_that_cannot_be_read_names_the_way_out(tmp_path):
     (tmp_path / STEPS_FILE).write_text(json.dumps({"steps": "many"}))
     with pytest.raises(ConfigError, match=r"steps.json(.|\n)*--restart"):
-        step_budget.recorded(RunFolder(tmp_path))
+        quickstart.saved_steps(RunFolder(tmp_path))

@@ -14,7 +14,7 @@ from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTo
 
 from recipes.commands import train_teacher
 from recipes.config import ConfigError, from_values
-from recipes.runs.runtime import RunFolder
+from recipes.runs.run_folder import RunFolder
 from slm.training.checkpoints import SettingsOfThisRun
 from tokenizer.data.augmentation import AugmentationConfig
 from tokenizer.data.mixing import training_audio

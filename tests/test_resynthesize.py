@@ -22,8 +22,8 @@ from recipes import cli
 from recipes.commands import resynthesize
 from recipes.commands.resynthesize import Config
 from recipes.config import ConfigError, load_config
-from recipes.runs.output_names import distinct, labels_of
-from recipes.scoring import resynthesis_report, resynthesis_scores
+from recipes.scoring import resynthesis
+from recipes.scoring.labels import distinct, labels_of
 from tokenizer import load_tokenizer
 from tokenizer.data.utterances import AudioError
 
@@ -108,21 +108,21 @@ def test_a_long_recording_goes_in_chunks_to_the_same_sound(config, tiny_tokenize
 
 
 def test_scores_are_against_the_recording_piece_by_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(resynthesis_scores, "PIECE_S", 0.5)
+    monkeypatch.setattr(resynthesis, "PIECE_S", 0.5)
     sound = tone(2.2)
     soundfile.write(tmp_path / "a.wav", sound, 16000)
     soundfile.write(tmp_path / "half.wav", 0.5 * soxr.resample(sound, 16000, 24000), 24000)
-    same = resynthesis_scores.scores(tmp_path / "a.wav", tmp_path / "a.wav", "x")
+    same = resynthesis.scores(tmp_path / "a.wav", tmp_path / "a.wav", "x")
     assert same["mel_distance_db"] == 0 and same["level_difference_db"] == 0
     assert same["n_measured"]["mel_distance_db"] == 5 and same["scored_s"] == pytest.approx(2.2)
-    half = resynthesis_scores.scores(tmp_path / "a.wav", tmp_path / "half.wav", "x")
+    half = resynthesis.scores(tmp_path / "a.wav", tmp_path / "half.wav", "x")
     assert half["level_difference_db"] == pytest.approx(-6.02, abs=0.1)
 
 
 def test_an_hour_is_scored_in_pieces_spread_over_it():
-    pieces = resynthesis_scores.pieces(3600.0)
-    assert len(pieces) == resynthesis_scores.MOST_PIECES and pieces[0] == (0, 30) and sum(pieces[-1]) == 3600
-    assert resynthesis_scores.pieces(4.0) == [(0, 4)] and len(resynthesis_scores.pieces(30.5)) == 2
+    pieces = resynthesis.pieces(3600.0)
+    assert len(pieces) == resynthesis.MOST_PIECES and pieces[0] == (0, 30) and sum(pieces[-1]) == 3600
+    assert resynthesis.pieces(4.0) == [(0, 4)] and len(resynthesis.pieces(30.5)) == 2
 
 
 @pytest.fixture
@@ -295,7 +295,7 @@ def test_the_page_holds_excerpts_and_no_outside_resource(config, monkeypatch):
         assert (len(audio), rate) == (8000, 16000) and np.abs(audio).max() > 0.01
     assert "first 0.5 s" in page
     assert "dmel-25hz: dmel-25hz" in page  # a short name, and whose it is
-    monkeypatch.setattr(resynthesis_report, "MOST_INSIDE_S", 0.1)  # too much: the page plays the files beside it
+    monkeypatch.setattr(resynthesis, "MOST_INSIDE_S", 0.1)  # too much: the page plays the files beside it
     page = resynthesize.run(config).read_text()
     sources = re.findall(r'<audio[^>]* src="([^"]*)"', page)
     assert len(sources) == 2 and all((Path(config.output) / source).is_file() for source in sources)
@@ -334,8 +334,8 @@ def test_a_mean_says_how_many_recordings_it_is_of():
     row = {"tokenizer": "t", "way": "resynthesis", "frame_rate_hz": 25.0, "n_books": 1, "bitrate_bps": 250.0}
     row |= {"real_time_factor": 0.1, "mel_distance_db": 3.0, "pesq": None, "heard_cer": 0.5}
     rows = [row | {"stoi": stoi} for stoi in (0.8, 0.9, None)]
-    (mean,) = resynthesis_report.means({"recordings": [{"rows": [one]} for one in rows]})
-    texts = {heading: text(mean) for heading, text in resynthesis_report.COLUMNS}
+    (mean,) = resynthesis.means({"recordings": [{"rows": [one]} for one in rows]})
+    texts = {heading: text(mean) for heading, text in resynthesis.COLUMNS}
     assert (texts["STOI"], texts["mel dB"], texts["PESQ"], texts["CER %"]) == ("0.850 (2 of 3)", "3.00", "n/a", "50")
 
 

@@ -13,19 +13,12 @@ import pytest
 
 from recipes.commands.plot_training import _lines
 from recipes.config import ConfigError
-from recipes.runs import runtime
+from recipes.runs import files, machine
+from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.runs.lineage import PastRun, data_rows
-from recipes.runs.records import read_time
-from recipes.runs.runtime import (
-    MAY_CHANGE,
-    MAY_GROW,
-    NULL_MEANS,
-    RunFolder,
-    atomic_write_text,
-    disk_errors,
-    resolve_device,
-    resolve_precision,
-)
+from recipes.runs.machine import resolve_device, resolve_precision
+from recipes.runs.run_folder import MAY_CHANGE, MAY_GROW, NULL_MEANS, RunFolder
+from recipes.runs.times import read_time
 from recipes.runs.tracking import append_metrics, drop_metrics_after
 from recipes.scoring.systems import read_predictions
 
@@ -166,7 +159,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(runtime.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="no space left for .*a: .*same command goes on"):
         atomic_write_text(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "old"
@@ -182,18 +175,18 @@ def test_bf16_is_picked_only_where_it_is_fast(tmp_path, monkeypatch):
     info = tmp_path / "cpuinfo"
     for flags, fast in (("fpu avx2 avx512f", False), ("fpu avx512_bf16", True), ("fpu amx_bf16", True)):
         info.write_text(f"processor : 0\nflags\t\t: {flags}\n")
-        assert runtime.cpu_has_fast_bf16(info) is fast
-        monkeypatch.setattr(runtime, "cpu_has_fast_bf16", lambda fast=fast: fast)
-        monkeypatch.setattr(runtime, "_kernels_may_use_bf16", lambda: True)
+        assert machine.cpu_has_fast_bf16(info) is fast
+        monkeypatch.setattr(machine, "cpu_has_fast_bf16", lambda fast=fast: fast)
+        monkeypatch.setattr(machine, "_kernels_may_use_bf16", lambda: True)
         assert resolve_precision("auto", "cpu") == ("bf16" if fast else "fp32")
         monkeypatch.undo()
-    assert not runtime.cpu_has_fast_bf16(tmp_path / "absent")
+    assert not machine.cpu_has_fast_bf16(tmp_path / "absent")
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variable names instruction sets of x86")
 def test_bf16_is_not_chosen_where_the_environment_keeps_kernels_from_it():
     """Emulated, a fine-tuning step took 3.1 s where fp32 takes a tenth of that."""
-    code = "from recipes import runtime; runtime.cpu_has_fast_bf16 = lambda: True; print(runtime.resolve_precision())"
+    code = "from recipes.runs import machine as m; m.cpu_has_fast_bf16 = lambda: True; print(m.resolve_precision())"
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["fp32"]

@@ -7,8 +7,8 @@ import pytest
 from slm_tiny import tiny_tokenizer
 
 from eval.text.normalisers import get_normaliser, normalise_basic
-from recipes.voices.sentences import cut_text
-from recipes.voices.spoken_checks import longest_loop_s, longest_pause_s, looks_lost, unsayable
+from recipes.inference.long_texts import cut_text
+from recipes.inference.speech_checks import longest_loop_s, longest_pause_s, speech_warnings, unsayable
 from slm.trained_on import TrainedOn
 from slm.vocabulary import SpeechVocabulary
 
@@ -80,7 +80,7 @@ def signs(seconds: float, codes: np.ndarray | None = None, truncated: bool = Fal
     rng = np.random.default_rng(0)
     waveform = gain * rng.standard_normal(round(seconds * 16000)).clip(-1, 1)
     codes = rng.integers(0, 8, (1, round(seconds * 12.5))) if codes is None else codes
-    return looks_lost(SAID, codes, truncated, waveform, 16000, voice())
+    return speech_warnings(SAID, codes, truncated, waveform, 16000, voice())
 
 
 def test_what_looks_lost_is_told() -> None:

@@ -5,8 +5,9 @@ import torch
 from test_chunking import HOP, assert_same_sound, dac, mel, speech
 
 from tokenizer.long_form.streaming import StreamingDecoder, StreamingEncoder, algorithmic_latency_s
-from tokenizer.model.configuration import PRESETS, preset_config
+from tokenizer.model.configuration import preset_config
 from tokenizer.model.layers import ConvNeXtBlock, LocalAttention
+from tokenizer.model.presets import PRESETS
 from tokenizer.model.spectral import LogMel
 
 MODELS = {

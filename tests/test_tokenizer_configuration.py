@@ -4,7 +4,8 @@ import pytest
 from transformers import AutoConfig
 
 from tokenizer import LMSPTConfig
-from tokenizer.model.configuration import PRESETS, preset_config
+from tokenizer.model.configuration import preset_config
+from tokenizer.model.presets import PRESETS
 
 
 @pytest.mark.parametrize(("name", "rate", "hop"), [("25", 25.0, 640), ("12.5", 12.5, 1280), ("6.25", 6.25, 2560)])

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel
 
 from tokenizer import LMSPTConfig, LMSPTModel, load_tokenizer
-from tokenizer.model.configuration import PRESETS
+from tokenizer.model.presets import PRESETS
 
 HOP = 320
 SIZES = {

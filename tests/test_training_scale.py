@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from recipes.commands import train_tokenizer
 from recipes.commands.train_tokenizer import Accelerator
 from recipes.config import ConfigError
-from recipes.runs.runtime import RunFolder
+from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import make_trackers
 from tokenizer import LMSPTModel, load_tokenizer
 from tokenizer.data.crops import StepBatches

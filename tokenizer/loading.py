@@ -18,8 +18,9 @@ from tokenizer.codecs.published import PUBLISHED_REPO, is_published, load_publis
 from tokenizer.codecs.supervised import SupervisedCodec, SupervisedTokenizerConfig
 from tokenizer.codecs.transformers_codecs import TRANSFORMERS_CODECS
 from tokenizer.embedded import TOKENIZERS, embedded_folder
-from tokenizer.model.configuration import PRESETS, LMSPTConfig, preset_config
+from tokenizer.model.configuration import LMSPTConfig, preset_config
 from tokenizer.model.modeling import LMSPTModel
+from tokenizer.model.presets import PRESETS
 
 # config.json's model_type -> the wrapper that holds the model to the codec protocol; `register_codec` adds to it
 CODECS: dict[str, type[Codec]] = {**TRANSFORMERS_CODECS, SupervisedTokenizerConfig.model_type: SupervisedCodec}

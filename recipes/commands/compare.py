@@ -23,6 +23,7 @@ from eval.report.page import format_table, write_report
 from eval.schema import Results, load_results, merge_results, save_results
 from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import check_embedded
+from recipes.runs.logs import log
 from recipes.runs.pipeline import (
     PipelineConfig,
     StageError,
@@ -35,7 +36,7 @@ from recipes.runs.pipeline import (
     run_steps,
     set_aside_from,
 )
-from recipes.runs.runtime import COMPLETE_FILE, MAY_CHANGE, RunFolder, log
+from recipes.runs.run_folder import COMPLETE_FILE, MAY_CHANGE, RunFolder
 from recipes.scoring.cells import Cell, Identity, identify
 
 # What does not depend on the cell: kept once in the table.
@@ -122,7 +123,7 @@ def plan(config: Config) -> dict[str, object]:
             facts[cell] = problems.attempt(describe, steps)
         else:
             facts[cell] = f"not run (only): {missing_of(steps) or 'complete'}"
-    problems.told()
+    problems.raise_all()
     return facts | {"result": config.run_dir}
 
 

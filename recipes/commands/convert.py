@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from recipes.config import ConfigError, Problems
-from recipes.runs.runtime import disk_errors, log
+from recipes.runs.files import disk_errors
+from recipes.runs.logs import log
 from tokenizer.codecs.published import load_published, save_published
 from tokenizer.loading import load_tokenizer
 from tokenizer.model.modeling import LMSPTModel
@@ -48,7 +49,7 @@ def read(config: Config) -> LMSPTModel:
     problems = Problems("slm convert")
     problems.attempt(_check_output, config.run_dir)
     model = problems.attempt(_read_source, config)
-    problems.told()
+    problems.raise_all()
     return model
 
 

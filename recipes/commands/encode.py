@@ -25,32 +25,26 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config import ConfigError, Problems
+from recipes.encoding.encoder import Encoder, measure_agreement, return_free_memory
 from recipes.encoding.plan import (
     LENGTHS_PER_OCTAVE,
     Item,
     Shard,
+    assign_shards,
     data_fingerprint,
     deal,
     durations_of,
     interleaved,
     make_items,
     read_splits,
-    share_out,
 )
 from recipes.encoding.processes import Processes
-from recipes.encoding.stream import Encoder, measure_agreement, return_free_memory
+from recipes.runs.files import atomic_write_text, disk_errors, text_lines
 from recipes.runs.inputs import check_sources
+from recipes.runs.logs import log
+from recipes.runs.machine import resolve_precision, seed_everything
 from recipes.runs.progress import progress
-from recipes.runs.records import text_lines
-from recipes.runs.runtime import (
-    MAY_CHANGE,
-    RunFolder,
-    atomic_write_text,
-    disk_errors,
-    log,
-    resolve_precision,
-    seed_everything,
-)
+from recipes.runs.run_folder import MAY_CHANGE, RunFolder
 from slm.corpus import CodedCorpusWriter, CorpusMetadata, begun_metadata
 from tokenizer import load_tokenizer
 from tokenizer.data.utterances import AudioError, DataError, DataSource, Utterance
@@ -58,7 +52,7 @@ from tokenizer.long_form.chunking import can_chunk
 from tokenizer.precision import MIN_AGREEMENT
 
 SHOWN = 10
-SIDE_BY_SIDE = 4  # shards of a process in the works, which a kill loses
+INTERLEAVED_SHARDS = 4  # shards of a process in the works, which a kill loses
 
 
 @dataclass
@@ -159,7 +153,7 @@ def prepare(config: Config, processes: Processes) -> Job:
     utterances = problems.attempt(_utterances, config)
     if utterances is None:
         check_sources(problems, config.data, config.splits)
-    problems.told()
+    problems.raise_all()
     begun = begun_metadata(config.run_dir)
     known = [utterance for split in utterances.values() for utterance in split]
     mine = known[processes.rank :: processes.count]
@@ -267,7 +261,7 @@ def run(config: Config) -> Path:
     total = sum(1 for split in job.shards for _ in job.items(split))
     places = [(split, index) for split, shards in job.shards.items() for index in range(len(shards))]
     weights = [sum(item.duration_s for batch in job.shards[s][i] for item in batch) for s, i in todo]
-    mine = [todo[place] for place in share_out(weights, processes.count)[processes.rank]]
+    mine = [todo[place] for place in assign_shards(weights, processes.count)[processes.rank]]
     n_shards = {split: len(shards) for split, shards in job.shards.items()}
     work = {(split, index): job.shards[split][index] for split, index in mine}
     job.shards.clear()  # what the others do need not be held
@@ -339,7 +333,7 @@ def _encode_shards(
     processes: Processes,
 ) -> float:
     """Encodes and writes this process's shards; returns their seconds of audio. Writing goes on beside encoding."""
-    order = list(interleaved(work, SIDE_BY_SIDE))
+    order = list(interleaved(work, INTERLEAVED_SHARDS))
     rows: dict[tuple[str, int], list[dict]] = {key: [] for key in work}
     skipped: dict[tuple[str, int], list[dict]] = {key: [] for key in work}
     left = {key: len(shard) for key, shard in work.items()}

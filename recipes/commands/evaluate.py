@@ -18,13 +18,11 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 from eval.codes import CodeStatistics, code_statistics
-from eval.judges.config import JudgeConfig
-from eval.judges.judge import check_judge, conditions_of, load_judge
+from eval.judges.judge import conditions_of, load_judge
 from eval.judges.transcripts import CarefulJudge
 from eval.report.markdown import write_markdown
 from eval.report.page import format_table, write_report
@@ -33,21 +31,18 @@ from eval.schema import (
     Protocol,
     Results,
     Row,
-    TestSet,
     compare_rows,
     make_row,
     save_results,
-    test_set_sha256,
 )
-from eval.stats import ENOUGH_SPEAKERS
-from eval.text.normalisers import Normaliser, get_normaliser
 from eval.text.wer import score_pairs
-from recipes.config import ConfigError, Problems
+from recipes.config import ConfigError
 from recipes.runs.embedded import resolve_judge
-from recipes.runs.inputs import check_sources
-from recipes.runs.runtime import MAY_CHANGE, RunFolder, describe_run, log, read_json, resolve_device, resolve_precision
-from recipes.scoring.code_use import corpus_code_statistics
-from recipes.scoring.kept import KeptLines
+from recipes.runs.files import read_json
+from recipes.runs.logs import log
+from recipes.runs.run_folder import RunFolder, describe_run
+from recipes.scoring.answer_cache import AnswerCache
+from recipes.scoring.evaluation import Config, Job, prepare
 from recipes.scoring.listening import CLIP_S, Listening, Players, spread, write_listings
 from recipes.scoring.systems import (
     CodecSystems,
@@ -56,16 +51,9 @@ from recipes.scoring.systems import (
     System,
     Take,
     model_label,
-    precision_of,
     predicted_audio,
     predicted_system,
-    predictions_sha256,
-    read_predictions,
 )
-from slm.corpus import CodedCorpus
-from tokenizer import load_tokenizer
-from tokenizer.data.manifest import read_sources
-from tokenizer.data.utterances import DataSource, Utterance
 from tokenizer.precision import exact_fp32
 
 AUDIO_HZ = 16_000  # recordings, where no tokenizer asks for another rate, and synthesised speech
@@ -76,237 +64,6 @@ BASELINES = {
     "resynthesis": ("ground_truth",),
     "tts": ("semantic_reconstruction", "reconstruction", "ground_truth"),
 }
-
-
-@dataclass
-class Config:
-    """What is scored, by whom, and under which protocol."""
-
-    run_dir: str = field(default="runs/evaluate", metadata={"help": "where results.json and report.html go"})
-    title: str = field(default="Evaluation", metadata={"help": "heading of the report"})
-    judges: list[JudgeConfig] = field(
-        default_factory=list,
-        metadata={"help": "recognisers that read the audio; none: only ASR predictions are scored"},
-    )
-    normaliser: str = field(
-        default="basic", metadata={"help": "basic (basic:de, ...), whisper-english (read speech only) or none"}
-    )
-    data: list[DataSource] = field(
-        default_factory=list, metadata={"help": "recordings and transcripts of the test set; none: predictions alone"}
-    )
-    split: str = field(default="test", metadata={"help": "split of the data"})
-    tokenizer: str | None = field(
-        default=None,
-        metadata={"help": "embedded-12.5hz and so on, folder, preset or hub name: adds its rows and codes' statistics"},
-    )
-    predictions: list[str] = field(
-        default_factory=list, metadata={"help": "folders (or predictions.jsonl) of slm transcribe / slm synthesize"}
-    )
-    codes: list[str] = field(
-        default_factory=list,
-        metadata={"help": "coded corpora (slm encode): how much of the tokenizer's books a whole split uses"},
-    )
-    codes_split: str = field(default="train", metadata={"help": "split of `codes`; varied copies do not count"})
-    limit: int | None = field(default=None, metadata={"help": "score the first N utterances only"})
-    samples: int = field(default=4, metadata={"help": "utterances to listen to in the report"})
-    quality: bool = field(default=True, metadata={"help": "log-mel distance, STOI and PESQ of the tokenizer's audio"})
-    seed: int = field(default=0, metadata={"help": "of the bootstrap"})
-    bootstrap_samples: int = field(default=10_000, metadata={"help": "resamples of the bootstrap"})
-    batch_seconds: float = field(
-        default=60.0,
-        metadata={"help": "padded audio that is held and encoded at a time; longer recordings go in such chunks"},
-    )
-    transcripts_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "where what the judges heard is kept; evaluations that share it read no audio twice (those of a "
-            "comparison do); null: run_dir/transcripts",
-            MAY_CHANGE: True,
-        },
-    )
-    resample: Literal["auto", "utterances", "speakers"] = field(
-        default="auto",
-        metadata={"help": f"what the bootstrap draws; auto: speakers where there are {ENOUGH_SPEAKERS} or more"},
-    )
-    precision: str = field(
-        default="auto",
-        metadata={"help": "of the tokenizer: fp32, bf16 or fp16; auto: that of `codes` and `predictions`, else fp32"},
-    )
-    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
-    strict: bool = field(default=False, metadata={"help": "stop at the first recording that we or a judge cannot read"})
-    allow_untrained: bool = field(default=False, metadata={"help": "accept a preset's random weights"})
-
-    def __post_init__(self) -> None:
-        if self.bootstrap_samples < 1 or self.batch_seconds <= 0 or self.samples < 0:
-            raise ValueError("bootstrap_samples must be at least 1, batch_seconds above 0, samples 0 or more")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit={self.limit}: must be at least 1, or null for all")
-
-
-@dataclass
-class Job:
-    """Everything checked and read, but no audio yet."""
-
-    utterances: list[Utterance]  # empty where predictions alone are scored
-    texts: dict[str, str]
-    predictions: list[Predictions]
-    identities: list[dict[str, Any]]
-    tokenizer: Any
-    test_set: TestSet
-    normaliser: Normaliser
-    precision: str
-    device: str
-    code_use: list[CodeStatistics]
-    speakers: dict[str, str]  # id -> speaker, empty where unknown
-    n_speakers: int | None  # None: not known of every utterance
-    resampled: str  # by the bootstrap: utterances or speakers
-
-    @property
-    def ids(self) -> list[str]:
-        return list(self.texts)
-
-    def fingerprint(self) -> str:
-        """Digest of the inputs: the same configuration over other inputs is another evaluation."""
-        inputs = [self.test_set.sha256, *map(predictions_sha256, self.predictions), self.identities]
-        if self.tokenizer is not None:
-            inputs.append(self.tokenizer.fingerprint(self.precision))
-        if self.resampled == "speakers":
-            inputs.append(self.speakers)
-        if self.code_use:
-            inputs.append([asdict(item) for item in self.code_use])
-        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-
-    def protocol(self, config: Config, task: str, judge: dict[str, Any]) -> Protocol:
-        return Protocol(
-            task=task,
-            judge=judge,
-            normaliser=self.normaliser.name,
-            normaliser_version=self.normaliser.version,
-            test_set=self.test_set,
-            seed=config.seed,
-            bootstrap_samples=config.bootstrap_samples,
-            resampled=self.resampled,
-            n_speakers=self.n_speakers,
-        )
-
-
-def _check_parts(config: Config) -> None:
-    """Whether each part is there by itself; raises all that is not, together."""
-    problems = Problems("slm evaluate")
-    problems.attempt(RunFolder(config.run_dir).check, config)
-    problems.attempt(get_normaliser, config.normaliser)
-    device = problems.attempt(resolve_device, config.device)
-    problems.attempt(resolve_precision, config.precision, device or "cpu")
-    for name in config.predictions:
-        problems.attempt(read_predictions, name)
-    for judge in config.judges:
-        problems.attempt(lambda judge=judge: check_judge(resolve_judge(judge)))
-    for folder in config.codes:
-        problems.attempt(CodedCorpus.open, folder)
-    if config.data:
-        check_sources(problems, config.data, [config.split])
-    if problems.errors and config.tokenizer:
-        problems.attempt(load_tokenizer, config.tokenizer)
-    problems.told()
-
-
-def prepare(config: Config) -> Job:
-    """Check every setting against every other. Raises ConfigError, DataError, JudgeError."""
-    _check_parts(config)
-    if not config.data and not config.predictions:
-        raise ConfigError("nothing to score: give data (a test set), predictions, or both")
-    if config.tokenizer and not config.data:
-        raise ConfigError("tokenizer needs recordings to encode: give data as well")
-    normaliser = get_normaliser(config.normaliser)
-    predictions = [read_predictions(name) for name in config.predictions]
-    if not config.judges and (config.data and not predictions or any(p.task == "tts" for p in predictions)):
-        raise ConfigError("judges: audio needs a reader; give at least one, e.g. judges=[{name: pocketsphinx}]")
-    identities = [check_judge(resolve_judge(judge)) for judge in config.judges]
-    names = [identity["name"] for identity in identities]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"judges: two are called the same ({', '.join(names)}); set `label` to tell them apart")
-    utterances = read_sources(config.data, config.split)[: config.limit] if config.data else []
-    texts, name = _test_texts(config, utterances, predictions, normaliser)
-    tokenizer = None
-    device = resolve_device(config.device)
-    if config.tokenizer:
-        tokenizer = load_tokenizer(config.tokenizer)
-        if not tokenizer.trained and not config.allow_untrained:
-            raise ConfigError(
-                f"tokenizer {config.tokenizer} has random weights: its rows would mean nothing. Name a trained folder, "
-                "or set allow_untrained=true for a trial of the plumbing"
-            )
-    precision = resolve_precision(config.precision, device)
-    if config.precision == "auto" and tokenizer is not None:
-        coded = [CodedCorpus.open(folder).metadata.fingerprint for folder in config.codes]
-        precision = precision_of(tokenizer, [*coded, *(found.sidecar.get("fingerprint") for found in predictions)])
-    speakers = {u.id: u.speaker for u in utterances}
-    n_speakers = len(set(speakers.values())) if speakers and all(speakers.values()) else None
-    return Job(
-        utterances=utterances,
-        texts=texts,
-        predictions=predictions,
-        identities=identities,
-        tokenizer=tokenizer,
-        test_set=TestSet(name, test_set_sha256(list(texts.items())), len(texts)),
-        normaliser=normaliser,
-        precision=precision,
-        device=device,
-        code_use=_code_use(config, tokenizer, precision),
-        speakers=speakers,
-        n_speakers=n_speakers,
-        resampled=_resampled(config, n_speakers),
-    )
-
-
-def _resampled(config: Config, n_speakers: int | None) -> str:
-    """What the bootstrap draws. Raises ConfigError where speakers are asked for and there are none to draw."""
-    if config.resample == "speakers" and (n_speakers or 0) < 2:
-        found = "one speaker alone" if n_speakers else "utterances whose speaker is not known"
-        raise ConfigError(
-            f"resample=speakers: the test set has {found}; name speakers in its manifest, or set resample=utterances"
-        )
-    enough = (n_speakers or 0) >= ENOUGH_SPEAKERS
-    return "speakers" if config.resample == "speakers" or (config.resample == "auto" and enough) else "utterances"
-
-
-def _code_use(config: Config, tokenizer: Any, precision: str) -> list[CodeStatistics]:
-    """How the coded corpora use the books. Raises CorpusError, ConfigError: missing, or of another tokenizer."""
-    if not config.codes:
-        return []
-    if tokenizer is None:
-        raise ConfigError("codes: give the tokenizer that they were encoded with as well")
-    label, own = model_label(config.tokenizer), tokenizer.fingerprint(precision)
-    return [corpus_code_statistics(folder, config.codes_split, label, own) for folder in config.codes]
-
-
-def _test_texts(
-    config: Config, utterances: Sequence[Utterance], predictions: Sequence[Predictions], normaliser: Normaliser
-) -> tuple[dict[str, str], str]:
-    """Reference texts by id, and the test set's name; with data, predictions must speak of the same texts."""
-    if not utterances:
-        # All that any of them speaks of: what one of them has no line for counts as failed there.
-        every = {i: found.reference(i) for found in reversed(predictions) for i in found.lines}
-        order = dict.fromkeys(i for found in predictions for i in found.lines)
-        texts = {i: every[i] for i in list(order)[: config.limit]}
-        name = predictions[0].path.parent.name
-    else:
-        texts = {u.id: u.text for u in utterances}
-        folders = [Path(s.path).parent if Path(s.path).suffix else Path(s.path) for s in config.data]
-        name = f"{' + '.join(dict.fromkeys(folder.name for folder in folders))} {config.split}"
-    if not any(normaliser(text) for text in texts.values()):
-        raise ConfigError(f"{name}: no utterance has a transcript, so there is nothing to score against")
-    for found in predictions:
-        shared = [i for i in texts if i in found.lines]
-        if not shared:
-            raise ConfigError(f"predictions: {found.path} has none of the {len(texts)} utterances of {name}")
-        for i in shared:
-            if normaliser(found.reference(i)) != normaliser(texts[i]):
-                raise ConfigError(
-                    f"predictions: {found.path}: utterance {i!r} was {found.reference(i)!r}, the test set says "
-                    f"{texts[i]!r}; score predictions on the data they were made from"
-                )
-    return texts, name
 
 
 def plan(config: Config) -> dict[str, object]:
@@ -429,7 +186,7 @@ def _rows(config: Config, job: Job, systems: Sequence[System], judges: Sequence[
     spoken = [system for system in systems if system.kind != "asr"]
     for judge in judges:
         protocol = job.protocol(config, "speech", judge.judge.identity)
-        judged = [_row(job, protocol, system, system.heard[judge.name]) for system in spoken]
+        judged = [_row(job, protocol, system, system.transcripts[judge.name]) for system in spoken]
         _add_differences(judged, spoken)
         rows += judged
     own = [system for system in systems if system.kind == "asr"]
@@ -450,7 +207,7 @@ def _load_judges(config: Config, device: str) -> list[CarefulJudge]:
         if conditions is not None:
             number = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:12]
             path = folder / f"{judge.identity['kind']}-{number}.jsonl"
-        judges.append(CarefulJudge(judge, KeptLines(path, conditions), config.strict))
+        judges.append(CarefulJudge(judge, AnswerCache(path, conditions), config.strict))
     return judges
 
 

@@ -28,9 +28,11 @@ from eval.schema import load_results
 from recipes.config import ConfigError, Problems
 from recipes.exporting.card import CARD_FILE, Export, model_card, own_results
 from recipes.exporting.check import Agreement, compare_codes, compare_transcripts
-from recipes.runs.discriminators import DISCRIMINATOR_WEIGHTS, DISCRIMINATORS, discriminator_file
+from recipes.exporting.discriminators import DISCRIMINATOR_WEIGHTS, DISCRIMINATORS, discriminator_file
+from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.runs.lineage import PastRun, run_of
-from recipes.runs.runtime import CONFIG_FILE, atomic_write_text, disk_errors, log
+from recipes.runs.logs import log
+from recipes.runs.own_folders import CONFIG_FILE
 from recipes.scoring.systems import model_label
 from slm.modeling import load_llm
 from slm.vocabulary import FILE_NAME as VOCABULARY_FILE
@@ -110,7 +112,7 @@ def prepare(config: Config) -> Job:
     problems.attempt(_check_output, config, found[0] if found else Path(config.source).expanduser())
     if found is not None:
         problems.attempt(_check_kind, config, found[0], found[2])
-    problems.told()
+    problems.raise_all()
     folder, settings, kind, run = found
     job = Job(folder, kind, run, settings, discriminator_file(folder) if config.discriminators else None)
     own_results(_export(config, job))  # raises where it is not clear which rows the card shows

@@ -12,7 +12,6 @@ Raises: ModelError, CorpusError, VocabularyError, BatchError, TrainingError, all
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,19 +23,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from eval.text.normalisers import get_normaliser
-from recipes.config import CONFIGS, ConfigError, Problems
+from recipes.config import ConfigError, Problems
+from recipes.runs.deepspeed import engine_config
 from recipes.runs.embedded import model_path
 from recipes.runs.inputs import digest, refuse_other_inputs
-from recipes.runs.runtime import (
-    MetricsCallback,
-    RunFolder,
-    is_main_process,
-    log,
-    resolve_device,
-    resolve_precision,
-    seed_everything,
-)
-from recipes.runs.tracking import TrainerProgress
+from recipes.runs.logs import log
+from recipes.runs.machine import is_main_process, process_count, resolve_device, resolve_precision, seed_everything
+from recipes.runs.run_folder import RunFolder
+from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.corpus import INDEX_NAME, CodedCorpus
 from slm.modeling import (
     LLMFacts,
@@ -109,31 +103,6 @@ class Data:
     vocabulary: SpeechVocabulary
     train: SpeechSamples
     valid: SpeechSamples | None
-
-
-def processes_asked() -> int:
-    """The number of processes that torchrun (or accelerate) started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def engine_config(training: TrainingConfig) -> str | None:
-    """The path of the DeepSpeed configuration, a file or a shipped name.
-
-    Raises:
-        ConfigError: no such file, or an engine without a launcher.
-    """
-    if (training.deepspeed or training.fsdp) and "RANK" not in os.environ:
-        raise ConfigError(
-            "training.deepspeed and training.fsdp need a launcher: torchrun --nproc_per_node 2 -m recipes.cli "
-            "finetune ..."
-        )
-    if not training.deepspeed:
-        return None
-    for path in (Path(training.deepspeed), CONFIGS / training.deepspeed, CONFIGS / f"{training.deepspeed}.json"):
-        if path.is_file():
-            return str(path)
-    shipped = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.json")))
-    raise ConfigError(f"training.deepspeed: no file {training.deepspeed}; give a JSON or a shipped name ({shipped})")
 
 
 def open_corpus(config: Config) -> CodedCorpus:
@@ -254,7 +223,7 @@ def plan(config: Config) -> dict[str, object]:
         attempt(corpus.verify)
     if corpus is not None and facts is not None and facts.vocabulary is None:
         attempt(codebooks, config, corpus)
-    problems.told()
+    problems.raise_all()
     vocabulary = make_vocabulary(config, corpus, facts.tokenizer, facts.vocabulary)
     data = make_data(config, corpus, facts.tokenizer, vocabulary, longest_sequence(config, facts.config))
     return describe_plan(config, facts, corpus, data, device, precision)
@@ -266,7 +235,7 @@ def describe_plan(
     """The plan as a table's rows."""
     training, samples = config.training, data.train
     steps = plan_steps(samples.lengths, training.tokens_per_step, training.steps, config.seed)
-    micro = training.gradient_accumulation * processes_asked()
+    micro = training.gradient_accumulation * process_count()
     if min(map(len, steps)) < micro:
         raise TrainingError(f"training.tokens_per_step: too few sequences to deal to {micro} micro-batches; raise it")
     table = facts.skeleton.get_input_embeddings().weight
@@ -303,7 +272,7 @@ def describe_plan(
         "memory (MiB, about)": estimate_memory(config, facts, total, trainable, rows, precision),
         "device": device,
         "precision": precision,
-        "processes": processes_asked(),
+        "processes": process_count(),
         "result": str(Path(config.run_dir) / "model"),
     }
 
@@ -327,7 +296,7 @@ def estimate_memory(
     """Weights, gradients and Adam's moments, activations and logits of one micro-batch; a guide, not a promise."""
     sizes = facts.config.get_text_config()
     training = config.training
-    micro = training.tokens_per_step / training.gradient_accumulation / processes_asked()
+    micro = training.tokens_per_step / training.gradient_accumulation / process_count()
     width = 2 if precision != "fp32" else 4
     layers = 2 if training.gradient_checkpointing else sizes.num_hidden_layers
     feed_forward = getattr(sizes, "intermediate_size", None) or 4 * sizes.hidden_size
@@ -389,7 +358,7 @@ def run(config: Config) -> Path:
         seed=config.seed,
         device=device,
         precision=resolve_precision(config.precision, device),
-        processes=processes_asked(),
+        processes=process_count(),
         callbacks=[MetricsCallback(folder.metrics), TrainerProgress("finetune")],
         tensorboard=folder.path("tensorboard"),
     )

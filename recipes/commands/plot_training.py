@@ -21,8 +21,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from eval.report.plots import save_figure
 from recipes.config import ConfigError, Problems
-from recipes.runs.records import text_lines
-from recipes.runs.runtime import log
+from recipes.runs.files import text_lines
+from recipes.runs.logs import log
 
 COLOURS = ("#3d8fd1", "#e0803c", "#2aa58b", "#8f7ae0", "#d35d8a", "#7a8793", "#b8a100", "#5b6b2f")
 LINES = ("-", "--", ":", "-.")
@@ -148,7 +148,7 @@ def _read(config: Config) -> dict[str, Rows]:
     problems = Problems("slm plot-training")
     problems.attempt(_check_output, config.output)
     lines = [problems.attempt(_lines, Path(run)) for run in config.runs]
-    problems.told()
+    problems.raise_all()
     labels = config.labels or _labels(config.runs)
     if len(labels) != len(config.runs) or len(set(labels)) != len(labels):
         raise ConfigError(f"labels: {len(config.runs)} different names are needed, one per run, not {labels}")

@@ -21,9 +21,10 @@ from pathlib import Path
 
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
+from recipes.runs.files import atomic_write_text, text_lines
+from recipes.runs.logs import log
 from recipes.runs.progress import progress
-from recipes.runs.records import text_lines
-from recipes.runs.runtime import RunFolder, atomic_write_text, log
+from recipes.runs.run_folder import RunFolder
 from recipes.voices import espeak, flite, piper
 from recipes.voices.speaking import Line, engine_of, speak, voice_name
 from tokenizer.data.manifest import read_source
@@ -220,7 +221,7 @@ def plan(config: Config) -> dict[str, object]:
     problems.attempt(_check_voices, [*config.voices, config.held_out_voice])
     problems.attempt(RunFolder(config.run_dir).check, config)
     lines = problems.attempt(make_lines, config)
-    problems.told()
+    problems.raise_all()
     splits = {split: sum(line.split == split for line in lines) for split in ("train", "valid", "test")}
     return {
         "utterances": splits,

@@ -1,8 +1,8 @@
 """``slm resynthesize``: your own recordings through one or more speech tokenizers, and back to sound.
 
-For each tokenizer (the embedded ones where none is named) and each of its ways back (reconstruction, semantic
+For each tokenizer (the embedded ones where none is named) and each of its outputs (reconstruction, semantic
 reconstruction, resynthesis) a WAV, beside it the
-recording as the tokenizers heard it; ``resynthesis.json`` with frame rate, bitrate, speed and scores; ``index.html``, a
+recording as the tokenizers got it; ``resynthesis.json`` with frame rate, bitrate, speed and scores; ``index.html``, a
 page to listen to. Recordings are read, encoded, decoded, written and scored piece by piece: memory does not grow with
 their length where the tokenizer can be cut into chunks. Each start makes everything anew, once it has read every
 recording whole; nothing is written over but what `slm resynthesize` wrote.
@@ -30,21 +30,26 @@ from eval.codes import nominal_bitrate
 from eval.judges.config import JudgeConfig
 from eval.judges.judge import Judge, check_judge, load_judge
 from recipes.config import ConfigError, Problems
-from recipes.encoding.audio import encode_recording
+from recipes.encoding.encoder import encode_recording
 from recipes.runs.embedded import RECOGNISERS, TOKENIZERS, resolve_judge
-from recipes.runs.output_names import distinct, file_name, labels_of
+from recipes.runs.files import atomic_write_text, disk_errors
+from recipes.runs.logs import log
+from recipes.runs.machine import resolve_device, resolve_precision, seed_everything
 from recipes.runs.progress import progress
-from recipes.runs.runtime import (
-    atomic_write_text,
-    describe_run,
-    disk_errors,
-    log,
-    resolve_device,
-    resolve_precision,
-    seed_everything,
+from recipes.runs.run_folder import describe_run
+from recipes.scoring.labels import distinct, file_name, labels_of
+from recipes.scoring.resynthesis import (
+    MOST_PIECES,
+    PIECE_S,
+    RESULTS_FILE,
+    cer_to_recording,
+    means,
+    print_tables,
+    refuse_foreign_files,
+    scores,
+    transcribe_excerpt,
+    write_page,
 )
-from recipes.scoring.resynthesis_report import RESULTS_FILE, means, print_tables, refuse_foreign_files, write_page
-from recipes.scoring.resynthesis_scores import MOST_PIECES, PIECE_S, hear, heard_otherwise, scores
 from tokenizer import load_tokenizer
 from tokenizer.data.utterances import AudioError, Utterance
 from tokenizer.long_form.chunking import CHUNK_S, can_chunk, decode_blocks
@@ -109,7 +114,7 @@ class Codec:
     fingerprint: str
 
     def ways(self) -> Iterator[tuple[str, int, int]]:
-        """(way back, books it reads, its sampling rate)."""
+        """(output, books it reads, its sampling rate)."""
         config = self.model.config
         for way in self.model.decode_paths:
             n_books = len(config.codebook_sizes) if way == "reconstruction" else 1
@@ -165,7 +170,7 @@ def prepare(config: Config) -> Job:
     judge = problems.attempt(_judge, config.judge) if config.judge else None
     seed_everything(config.seed)
     models = [problems.attempt(_tokenizer, name, config.allow_untrained) for name in config.tokenizers]
-    problems.told()
+    problems.raise_all()
     codecs = [
         Codec(name, label, model.to(device), model.fingerprint(precision))
         for name, label, model in zip(config.tokenizers, labels_of(config.tokenizers), models, strict=True)
@@ -289,7 +294,7 @@ def _one_recording(
 ) -> dict[str, Any]:
     """One file through all tokenizers; returns its entry of the results. Raises AudioError.
 
-    `written` is told every file before it is begun.
+    `written` gets every file before it is begun.
     """
     utterance, out, name = recording.utterance, Path(config.output), recording.utterance.id
     original = out / f"{stem}-recording.wav"
@@ -303,7 +308,7 @@ def _one_recording(
         "sampling_rate": info.samplerate,
         "channels": info.channels,
         "audio": original.name,
-        "heard": hear(judge, original, config.excerpt_s),
+        "heard": transcribe_excerpt(judge, original, config.excerpt_s),
         "rows": [],
     }
     for codec in job.codecs:
@@ -331,9 +336,9 @@ def _one_recording(
                 "wall_s": wall_s,
                 "real_time_factor": wall_s / entry["duration_s"],
             }
-            heard = hear(judge, path, config.excerpt_s)
+            transcript = transcribe_excerpt(judge, path, config.excerpt_s)
             row |= scores(original, path, codec.label)
-            row |= {"heard": heard, "heard_cer": heard_otherwise(entry["heard"], heard)}
+            row |= {"heard": transcript, "heard_cer": cer_to_recording(entry["heard"], transcript)}
             entry["rows"].append(row)
     return entry
 

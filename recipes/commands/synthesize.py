@@ -2,7 +2,7 @@
 
 Speaks your own words (``slm synthesize "text" -o out.wav model=RUN/model``), or the texts of a split of a data source
 or coded corpus. A text longer than the model's training texts is said sentence by sentence, with a pause between. What
-the model cannot say is told before it speaks, and what looks lost (cut off, silent, too short for its words) after.
+the model cannot say is warned of before it speaks, and what looks lost (truncated, silent, short for its words) after.
 One sample per text, drawn from its own random stream; codes become sound by semantic reconstruction (main decoder,
 book 0) or, where the model speaks several codebooks, from all of them. Writes ``audio/*.wav``, ``predictions.jsonl``
 and ``predictions.json``.
@@ -26,23 +26,22 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from eval.text.normalisers import get_normaliser
-from recipes.commands.transcribe import (
-    Voice,
-    begun,
+from recipes.config import ConfigError, Problems
+from recipes.inference.long_texts import Part, cut_text
+from recipes.inference.predictions import begun, finished, in_chunks, write_predictions
+from recipes.inference.setup import (
+    Setup,
     check_inputs,
-    check_voice,
+    check_setup,
     corpus_rows,
-    finished,
-    in_chunks,
     require_input,
     source_utterances,
     speech_tokenizer,
-    write_predictions,
 )
-from recipes.config import ConfigError, Problems
-from recipes.runs.runtime import MAY_CHANGE, disk_errors, log
-from recipes.voices.sentences import Part, cut_text
-from recipes.voices.spoken_checks import looks_lost, unsayable
+from recipes.inference.speech_checks import speech_warnings, unsayable
+from recipes.runs.files import disk_errors
+from recipes.runs.logs import log
+from recipes.runs.run_folder import MAY_CHANGE
 from slm.generation import SpeechLM, SynthesizeOutput, SynthesizeSettings, seconds_allowed, synthesize_codes
 from slm.modeling import describe_llm
 from slm.vocabulary import SpeechVocabulary
@@ -51,7 +50,7 @@ from tokenizer.data.utterances import DataSource
 SINGLE = "text"  # the id of a text that was given by itself
 LANGUAGE = "en"  # whose abbreviations end no sentence, where the normaliser names no language
 UNKNOWN_LONGEST_TEXT = 200  # characters said in one go, where a model does not tell how long its training's texts were
-MOST_TOLD = 20  # lines of warnings
+MAX_WARNINGS = 20  # lines of warnings
 
 
 @dataclass
@@ -219,32 +218,32 @@ def read_scripts(config: Config, vocabulary: SpeechVocabulary, text_tokenizer: P
         scripts.append(script)
     if config.text and scripts[0].error:
         raise ConfigError(f"text: {scripts[0].error}")
-    if config.strict and (told := the_first(f"{s.place}{line}" for s in scripts for line in s.unsayable)):
+    if config.strict and (warnings := the_first(f"{s.place}{line}" for s in scripts for line in s.unsayable)):
         head = "the model cannot say all of the text as it is written (without strict it speaks all the same):"
-        raise ConfigError("\n  - ".join([head, *told]))
+        raise ConfigError("\n  - ".join([head, *warnings]))
     return scripts
 
 
 def the_first(lines: Iterable[str]) -> list[str]:
     """So many lines as a reader takes in, and how many more there are."""
     lines = list(lines)
-    rest = len(lines) - MOST_TOLD
-    return lines[:MOST_TOLD] + ([f"... and {rest} more"] if rest > 0 else [])
+    rest = len(lines) - MAX_WARNINGS
+    return lines[:MAX_WARNINGS] + ([f"... and {rest} more"] if rest > 0 else [])
 
 
-def prepare(config: Config) -> Voice:
+def prepare(config: Config) -> Setup:
     """Raises all that would stop a synthesis, together."""
     problems = Problems("slm synthesize")
     problems.attempt(require_input, config, config.text, '"TEXT"')
-    voice = check_voice(problems, config, decoding_tokenizer)
-    problems.told()
-    return voice
+    setup = check_setup(problems, config, decoding_tokenizer)
+    problems.raise_all()
+    return setup
 
 
 def plan(config: Config) -> dict[str, object]:
     """What would be said; raises all that would stop it, together."""
-    voice = prepare(config)
-    vocabulary, tokenizer = voice.vocabulary, voice.tokenizer
+    setup = prepare(config)
+    vocabulary, tokenizer = setup.vocabulary, setup.tokenizer
     scripts = read_scripts(config, vocabulary, describe_llm(config.model).tokenizer)
     parts = [part for script in scripts for part in script.parts]
     budget = sum(seconds_allowed(vocabulary, part.said, config.decoding) for part in parts)
@@ -260,7 +259,7 @@ def plan(config: Config) -> dict[str, object]:
         "speech tokens at most": int(budget * vocabulary.frame_rate * vocabulary.n_codebooks),
         "cannot be said": the_first(f"{s.place}{line}" for s in scripts for line in s.unsayable) or "nothing",
         "sampling rate (Hz)": tokenizer.config.sampling_rate,
-        "device": voice.device,
+        "device": setup.device,
         "result": config.run_dir or config.output_file,
     }
 
@@ -269,12 +268,12 @@ def run(config: Config) -> Path:
     """Synthesize; returns predictions.jsonl, or the audio file where no run_dir is set."""
     if (done := finished(config, [config.text])) is not None:
         return done
-    voice = prepare(config)
-    vocabulary, tokenizer, device = voice.vocabulary, voice.tokenizer, voice.device
+    setup = prepare(config)
+    vocabulary, tokenizer, device = setup.vocabulary, setup.tokenizer, setup.device
     folder = begun(config, [config.text])
     speech_lm = SpeechLM.load(config.model, device, config.weights)
     scripts = read_scripts(config, vocabulary, speech_lm.text_tokenizer)
-    tell(f"{script.place}{line}" for script in scripts for line in [*script.unsayable, *filter(None, [script.error])])
+    warn(f"{script.place}{line}" for script in scripts for line in [*script.unsayable, *filter(None, [script.error])])
     for script in scripts:
         script.audio = f"audio/{file_name(script.id)}" if folder else config.output_file
     where = folder.folder if folder else Path()
@@ -284,8 +283,8 @@ def run(config: Config) -> Path:
         started = time.perf_counter()
         write_speech(config, script, tokenizer, vocabulary, where, device)
         script.wall_s += time.perf_counter() - started
-    tell(f"{script.place}{line}" for script in scripts for line in script.lost)
-    tell_duration(scripts, vocabulary)
+    warn(f"{script.place}{line}" for script in scripts for line in script.lost)
+    log_duration(scripts, vocabulary)
     if folder is None:
         return Path(config.output_file)
     rows, good = [script.row() for script in scripts], [script for script in scripts if not script.error]
@@ -310,10 +309,10 @@ def generated(config: Config, scripts: Sequence[Script], speech_lm: SpeechLM, by
         said = [script.parts[number].said for script, number in chunk]
         keys = [script.key(number, by_text) for script, number in chunk]
         outputs = synthesize_codes(speech_lm, said, config.decoding, keys=keys)
-        share = (time.perf_counter() - started) / len(chunk)
+        seconds = (time.perf_counter() - started) / len(chunk)
         for (script, number), output in zip(chunk, outputs, strict=True):
             script.outputs[number] = output
-            script.wall_s += share
+            script.wall_s += seconds
             if len(script.outputs) == len(script.parts):
                 yield script
 
@@ -340,7 +339,7 @@ def write_speech(
                     "finish_reason": finish_reason(output.truncated),
                 }
             )
-            for warning in looks_lost(part.said, output.codes, output.truncated, waveform, rate, vocabulary):
+            for warning in speech_warnings(part.said, output.codes, output.truncated, waveform, rate, vocabulary):
                 script.lost.append(f"{warning}: {part.written!r}")
             if number + 1 < len(script.parts):
                 pause = round(rate * config.pause_s * (1.0 if part.ends_sentence else 0.5))
@@ -349,13 +348,13 @@ def write_speech(
     script.duration_s = n_samples / rate
 
 
-def tell(lines: Iterable[str]) -> None:
+def warn(lines: Iterable[str]) -> None:
     """Warns with the first of the lines."""
     for line in the_first(lines):
         log.warning("%s", line)
 
 
-def tell_duration(scripts: Sequence[Script], vocabulary: SpeechVocabulary) -> None:
+def log_duration(scripts: Sequence[Script], vocabulary: SpeechVocabulary) -> None:
     """Says how much speech there is, beside how much the training's rate of speech lets expect."""
     parts = [part for script in scripts for part in script.parts]
     cut = f", in {len(parts)} parts" if len(parts) > len(scripts) else ""

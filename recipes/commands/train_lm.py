@@ -16,19 +16,13 @@ import numpy as np
 import torch
 
 from eval.text.normalisers import get_normaliser
-from recipes.commands.finetune import engine_config, processes_asked
 from recipes.config import ConfigError, Problems
+from recipes.runs.deepspeed import engine_config
 from recipes.runs.inputs import check_sources, digest, refuse_other_inputs
-from recipes.runs.runtime import (
-    MetricsCallback,
-    RunFolder,
-    is_main_process,
-    log,
-    resolve_device,
-    resolve_precision,
-    seed_everything,
-)
-from recipes.runs.tracking import TrainerProgress
+from recipes.runs.logs import log
+from recipes.runs.machine import is_main_process, process_count, resolve_device, resolve_precision, seed_everything
+from recipes.runs.run_folder import RunFolder
+from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.modeling import save_slm
 from slm.training.batches import TextSamples, plan_steps
 from slm.training.text_lm import TextLMConfig, build_text_tokenizer, new_text_lm
@@ -92,7 +86,7 @@ def plan(config: Config) -> dict[str, object]:
     problems.attempt(get_normaliser, config.normaliser)
     check_sources(problems, config.data, ["train"])
     prepared = None if problems.errors else problems.attempt(prepare, config)
-    problems.told()
+    problems.raise_all()
     tokenizer, samples, valid, _ = prepared
     with torch.device("meta"):
         model = new_text_lm(tokenizer, config.lm, config.seed)
@@ -132,7 +126,7 @@ def run(config: Config) -> Path:
         seed=config.seed,
         device=device,
         precision=resolve_precision(config.precision, device),
-        processes=processes_asked(),
+        processes=process_count(),
         callbacks=[MetricsCallback(folder.metrics), TrainerProgress("train-lm")],
         tensorboard=folder.path("tensorboard"),
     )

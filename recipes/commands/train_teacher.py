@@ -29,17 +29,10 @@ from recipes.config import ConfigError, Problems
 from recipes.encoding.plan import duration_of
 from recipes.runs.embedded import model_path
 from recipes.runs.inputs import check_sources, digest, refuse_other_inputs
-from recipes.runs.runtime import (
-    MetricsCallback,
-    RunFolder,
-    is_main_process,
-    log,
-    process_count,
-    resolve_device,
-    resolve_precision,
-    seed_everything,
-)
-from recipes.runs.tracking import TrainerProgress
+from recipes.runs.logs import log
+from recipes.runs.machine import is_main_process, process_count, resolve_device, resolve_precision, seed_everything
+from recipes.runs.run_folder import RunFolder
+from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
 from tokenizer.data.audio import load_audio
 from tokenizer.data.augmentation import AugmentationConfig
@@ -123,7 +116,7 @@ def plan(config: Config) -> dict[str, object]:
     micro = problems.attempt(_micro_batch, config)
     check_sources(problems, config.data, ["train"])
     found = None if problems.errors else problems.attempt(_training_utterances, config)
-    problems.told()
+    problems.raise_all()
     utterances, texts = found
     seen = config.training.steps * config.training.batch_size
     parameters = sum(p.numel() for p in model.parameters())

@@ -11,6 +11,7 @@ Raises: ConfigError for settings that cannot work, ValueError for a teacher that
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
@@ -22,29 +23,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 
 from recipes.config import ConfigError, Problems
-from recipes.runs.discriminators import discriminator_file
+from recipes.exporting.discriminators import discriminator_file
 from recipes.runs.embedded import model_path
+from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.runs.inputs import check_sources, digest, refuse_other_inputs
+from recipes.runs.logs import log
+from recipes.runs.machine import process_count, resolve_device, resolve_precision, seed_everything
 from recipes.runs.progress import Progress
-from recipes.runs.runtime import (
-    MAY_CHANGE,
-    RunFolder,
-    disk_errors,
-    log,
-    process_count,
-    resolve_device,
-    resolve_precision,
-    seed_everything,
-)
-from recipes.runs.switches import (
-    distillation_weights,
-    feature_projection,
-    freeze_parts,
-    start_discriminators,
-    teacher_config,
-)
+from recipes.runs.run_folder import MAY_CHANGE, RunFolder
 from recipes.runs.tracking import Tracker, check_trackers, drop_metrics_after, make_trackers
 from tokenizer import load_tokenizer
 from tokenizer.data.augmentation import AugmentationConfig
@@ -52,11 +42,12 @@ from tokenizer.data.crops import CropConfig, TrainingCrops, micro_batch_size, va
 from tokenizer.data.manifest import read_source
 from tokenizer.data.mixing import CACHE_BYTES, TrainingAudio, training_audio, validation_utterances
 from tokenizer.data.utterances import DataError, DataSource
-from tokenizer.model.configuration import PRESETS, LMSPTConfig, preset_config
+from tokenizer.model.configuration import LMSPTConfig, preset_config
 from tokenizer.model.modeling import LMSPTModel
+from tokenizer.model.presets import PRESETS
 from tokenizer.model.stft import Padding
-from tokenizer.teacher.distillation import DistillationConfig
-from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig
+from tokenizer.teacher.distillation import DistillationConfig, FeatureProjection, pool_to_frames, teacher_frames
+from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig, at_teacher_rate, signal_variance, teacher_width
 from tokenizer.training.checkpoints import load_latest_state
 from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
 from tokenizer.training.loop import fit, frames_per_step
@@ -64,8 +55,12 @@ from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.training.objective import Objective
 from tokenizer.training.revival import CHANCE, LIVE_FRACTION, dead_rule, describe
 from tokenizer.training.state import CodecTrainingConfig, TrainState, averaged
-from tokenizer.training.surgery import transplant
+from tokenizer.training.surgery import take_discriminators, transplant
 from tokenizer.training.validation import validate
+
+DISTILLATION_PER_VARIANCE = 100.0
+VARIANCE_CROPS = 32
+SIZES = ("periods", "fft_sizes", "period_channels", "band_channels")  # keys that decide a discriminator's tensors
 
 
 @dataclass
@@ -165,7 +160,7 @@ def plan(config: Config) -> dict[str, object]:
     problems.attempt(check_trackers, config.trackers)
     precision = problems.attempt(resolve_precision, config.precision)
     micro_batch = problems.attempt(_micro_batch, config)
-    problems.told()
+    problems.raise_all()
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     if teacher and config.crops.crop_s > teacher.window_s:
         raise ConfigError(
@@ -390,3 +385,121 @@ def _validation(config: Config, min_samples: int) -> list[torch.Tensor] | None:
         log.warning("training without validation: %s", error)
         return None
     return validation_crops(sources, _model_config(config).sampling_rate, config.crops.crop_s, limit, min_samples)
+
+
+def teacher_config(config: Config) -> TeacherConfig | None:
+    """The teacher to load, None where nothing hears it.
+
+    Raises:
+        ConfigError: if one is needed and none is given.
+    """
+    if not config.distillation.needs_teacher:
+        return None
+    if config.teacher is None:
+        probe = " with distillation.probe" if config.distillation.probes else ""
+        raise ConfigError(
+            f"distillation.kind={config.distillation.kind}{probe} needs a teacher, and teacher is null: give "
+            "teacher.name=..., or take distillation.kind=none with distillation.probe=false"
+        )
+    return config.teacher
+
+
+def start_discriminators(config: Config, discriminator: Discriminator | None) -> None:
+    """Fills the discriminators with those of `init_from`.
+
+    Raises:
+        ConfigError: there is nothing to take them from or to put them in, or they are of other sizes.
+    """
+    if config.init_from is None or discriminator is None:
+        missing = "init_from" if config.init_from is None else "discriminator.enabled=true"
+        raise ConfigError(f"init_discriminators=true needs {missing}: it starts the discriminators from init_from's")
+    file, made = discriminator_file(config.init_from)
+    try:
+        take_discriminators(discriminator, file)
+    except ValueError as error:
+        now = dataclasses.asdict(config.discriminator)
+        keys = [f"discriminator.{key}={json.dumps(made[key])}" for key in SIZES if made.get(key, now[key]) != now[key]]
+        sizes = f"set {' '.join(keys)} as there" if keys else "set discriminator.* as there"
+        raise ConfigError(
+            f"init_discriminators: {error}; {sizes}, or init_discriminators=false to start anew"
+        ) from None
+    if made.get("padding", "zeros") != config.discriminator.padding:
+        log.warning("the discriminators of %s were trained with discriminator.padding=%s", file, made.get("padding"))
+    log.info("discriminators start from %s; their optimizer starts anew", file)
+
+
+def feature_projection(config: Config, sizes: LMSPTConfig) -> FeatureProjection | None:
+    """For pooled distillation; drawn from a generator of its own, so that cells share all their other first weights."""
+    if config.distillation.kind != "pooled":
+        return None
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return FeatureProjection(sizes.latent_dim, teacher_width(teacher_config(config)))
+
+
+def freeze_parts(config: Config, model: LMSPTModel) -> None:
+    """Takes the gradient from what is not to move: `freeze`, and an auxiliary decoder that nothing hears.
+
+    Raises:
+        ConfigError: for names that are no part of this tokenizer, where nothing is left to train, or for a probe that
+            has no decoder of its own.
+    """
+    for name in config.freeze:
+        try:
+            model.get_submodule(name).requires_grad_(False)
+        except AttributeError:
+            parts = ", ".join(part for part, module in model.named_children() if list(module.parameters()))
+            raise ConfigError(f"freeze: {name!r} is no part of this tokenizer; its parts: {parts}") from None
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"freeze={config.freeze} leaves nothing to train")
+    auxiliary = model.auxiliary_decoder
+    if config.distillation.probes and (auxiliary is None or not any(p.requires_grad for p in auxiliary.parameters())):
+        raise ConfigError(
+            "distillation.probe trains an auxiliary decoder: model.auxiliary_decoder=decoupled, and not in `freeze`"
+        )
+    if config.distillation.auxiliary == "skipped" and auxiliary is not None:
+        auxiliary.requires_grad_(False)
+
+
+@torch.no_grad()
+def distillation_weights(
+    config: Config, sizes: LMSPTConfig, crops: TrainingCrops, teacher: SpeechTeacher, folder: RunFolder
+) -> tuple[float, float]:
+    """Weights of distillation and probe: as configured, or what suits this teacher (a weight means something for one).
+
+    An MSE is divided by the variance of its target's signal (`signal_variance`), measured on the first crops: the
+    teacher's encoding, or its features pooled to the frame rate. The figures stay in the run folder, so that a resumed
+    run uses the same. The probe always counts what resynthesis would.
+    """
+    kind, given = config.distillation.kind, config.weights.distillation
+    weights: dict[str, float] = {} if given is None else {kind: given}
+    wanted = {kind, *(["probe"] if config.distillation.probes else [])} - {"none", *weights}
+    record = folder.path("teacher_variance.json")
+    if wanted and not record.is_file():
+        first = next(iter(DataLoader(Subset(crops, range(min(VARIANCE_CROPS, len(crops)))), VARIANCE_CROPS)))
+        atomic_write_text(record, json.dumps(_variances(kind == "pooled", sizes, first, teacher)) + "\n")
+    # Silence that pads the teacher's window adds terms to the mean that cost nothing: the weight makes up for them.
+    # Pooled features past the crop are left out.
+    padding = max(1.0, (config.teacher.pad_to_seconds or 0.0) / config.crops.crop_s)
+    for name in sorted(wanted):
+        variance = json.loads(record.read_text(encoding="utf-8"))["pooled_variance" if name == "pooled" else "variance"]
+        weights[name] = (1.0 if name == "pooled" else padding) * DISTILLATION_PER_VARIANCE / variance
+        log.info("%s weight %.3g: %g / variance %.3g", name, weights[name], DISTILLATION_PER_VARIANCE, variance)
+    return weights.get(kind, 0.0), weights.get("probe", 0.0)
+
+
+def _variances(pooled: bool, sizes: LMSPTConfig, batch: dict[str, Tensor], teacher: nn.Module) -> dict[str, float]:
+    """Variance of the teacher's encoding of a batch, and for pooled distillation that of the pooled features.
+
+    Both without what pads a short recording or the teacher's window.
+    """
+    device = next(teacher.parameters()).device
+    encoding = teacher(at_teacher_rate(batch["input_values"].to(device), sizes.sampling_rate)).float()
+    ends = batch["padding_mask"].sum(1).to(device)
+    frames = teacher_frames(ends, encoding.shape[1], sizes.sampling_rate)
+    found = {"variance": float(signal_variance(encoding, frames))}
+    if pooled:
+        starts = torch.arange(0, batch["padding_mask"].shape[1], sizes.hop_length, device=device)
+        features = pool_to_frames(encoding, len(starts), sizes)
+        found["pooled_variance"] = float(signal_variance(features, starts < ends[:, None]))
+    return found

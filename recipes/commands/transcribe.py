@@ -11,25 +11,28 @@ Not here: scores (``slm evaluate``).
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.config import ConfigError, Problems
-from recipes.runs.inputs import digest, refuse_other_inputs
+from recipes.config import Problems
+from recipes.inference.long_recordings import SHORTEST_PIECE_S, UNKNOWN_LONGEST_S, Piece, encode_pieces, longest_piece_s
+from recipes.inference.predictions import begun, finished, in_chunks, write_predictions
+from recipes.inference.setup import (
+    Setup,
+    check_inputs,
+    check_setup,
+    corpus_rows,
+    require_input,
+    source_utterances,
+    speech_tokenizer,
+)
+from recipes.runs.logs import log
 from recipes.runs.progress import progress
-from recipes.runs.runtime import RunFolder, atomic_write_text, log, resolve_device
-from recipes.voices.long_speech import SHORTEST_PIECE_S, UNKNOWN_LONGEST_S, Piece, encode_pieces, longest_piece_s
-from slm.corpus import CodedCorpus
 from slm.generation import SpeechLM, TranscribeSettings, transcribe_codes
-from slm.modeling import DTYPES, ModelError, describe_llm
-from slm.vocabulary import SpeechVocabulary
-from tokenizer import load_tokenizer
 from tokenizer.data.audio import open_audio
-from tokenizer.data.manifest import read_sources
 from tokenizer.data.utterances import AudioError, DataSource, Utterance
 
 
@@ -104,139 +107,20 @@ class Item:
         return row
 
 
-def check_inputs(config: Any, own: Any, name: str) -> None:
-    """Exactly one input, known weights, and a place for what is more than one file. Raises ValueError."""
-    given = [key for key, value in ((name, own), ("data", config.data), ("corpus", config.corpus)) if value]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)}: give one of {name}, data, corpus")
-    if config.limit is not None and config.limit < 1:
-        raise ValueError(f"limit: {config.limit} must be at least 1, or null for all")
-    if config.weights not in DTYPES:
-        raise ValueError(f"weights: {config.weights!r} is not one of {', '.join(DTYPES)}")
-    if given and given != [name] and not config.run_dir:
-        raise ValueError(f"run_dir: needed with {given[0]}; that is where the predictions go")
-
-
-def require_input(config: Any, own: Any, name: str) -> None:
-    """Raises ConfigError where nothing was given to work on."""
-    if not (own or config.data or config.corpus):
-        raise ConfigError(f"nothing to do: give {name}, data.path=... or corpus=...")
-
-
-def corpus_rows(config: Any, vocabulary: SpeechVocabulary) -> Iterator[dict[str, Any]]:
-    """A coded corpus's rows, refused if its codes are not the model's. Raises CorpusError."""
-    corpus = CodedCorpus.open(config.corpus)
-    corpus.check_fingerprint(vocabulary.fingerprint)
-    for number, row in enumerate(corpus.rows(config.split)):
-        if config.limit is not None and number >= config.limit:
-            return
-        yield row
-
-
-def source_utterances(config: Any) -> list[Utterance]:
-    """A data source's split. Raises DataError where it cannot be read, is empty, or has two of one id."""
-    return read_sources([config.data], config.split)[: config.limit]
-
-
-@dataclass
-class Voice:
-    """The parts that are needed beside the model's weights, checked: `tokenizer` is None where codes are there."""
-
-    device: str
-    vocabulary: SpeechVocabulary
-    tokenizer: Any
-
-
-def prepare(config: Config, with_files: bool = False) -> Voice:
+def prepare(config: Config, with_files: bool = False) -> Setup:
     """Raises all that would stop a transcription, together; `with_files`: and each file that is missing or empty."""
     problems = Problems("slm transcribe")
     problems.attempt(require_input, config, config.files, "FILE...")
-    voice = check_voice(problems, config, None if config.corpus else speech_tokenizer)
+    setup = check_setup(problems, config, None if config.corpus else speech_tokenizer)
     for path in config.files if with_files else ():
         problems.attempt(open_audio, Utterance(path, path))
-    problems.told()
-    return voice
+    problems.raise_all()
+    return setup
 
 
-def check_voice(problems: Problems, config: Any, tokenizer_of: Callable[..., Any] | None) -> Voice | None:
-    """Notes what is wrong with the folder, the device, the model, its speech tokenizer or what is to be worked on."""
-    if config.run_dir:
-        problems.attempt(RunFolder(config.run_dir).check, config)
-    device = problems.attempt(resolve_device, config.device)
-    vocabulary = problems.attempt(model_vocabulary, config)
-    tokenizer = None
-    if vocabulary is not None and tokenizer_of is not None:
-        tokenizer = problems.attempt(tokenizer_of, config, vocabulary, device or "cpu")
-    if config.data:
-        problems.attempt(source_utterances, config)
-    if config.corpus and vocabulary is not None:
-        problems.attempt(lambda: next(corpus_rows(config, vocabulary), None))
-    elif config.corpus:
-        problems.attempt(CodedCorpus.open, config.corpus)
-    return Voice(device, vocabulary, tokenizer) if device and vocabulary else None
-
-
-def speech_tokenizer(config: Any, vocabulary: SpeechVocabulary, device: str) -> Any:
-    """The speech tokenizer the model was trained with. Raises VocabularyError where it is another one."""
-    name = config.tokenizer or vocabulary.tokenizer
-    if not name:
-        raise ConfigError("tokenizer: the model does not name its speech tokenizer; give tokenizer=...")
-    tokenizer = load_tokenizer(name, device)
-    vocabulary.check_fingerprint(tokenizer.fingerprint(vocabulary.precision), f"tokenizer {name}")
-    return tokenizer
-
-
-def model_vocabulary(config: Any) -> SpeechVocabulary:
-    """The speech vocabulary of the model folder, checked without reading weights. Raises ModelError."""
-    if not config.model:
-        raise ConfigError("model: not set; give a model that `slm finetune` made, e.g. model=runs/finetune/model")
-    facts = describe_llm(config.model)
-    if facts.vocabulary is None:
-        raise ModelError(f"model {config.model}: a text LM that has not learnt speech; make it one with `slm finetune`")
-    return facts.vocabulary
-
-
-def begun(config: Any, own: Iterable[str | Path]) -> RunFolder | None:
-    """The run folder, refused if it was begun with another model or other inputs; None where none is set.
-
-    Args:
-        config: the recipe's configuration.
-        own: what it works on where neither a data source nor a corpus is given: texts, or paths of files, whose
-            contents count.
-
-    Raises:
-        ConfigError: the folder belongs to another configuration or to other inputs.
-    """
-    if not config.run_dir:
-        return None
-    folder = RunFolder(config.run_dir)
-    folder.check(config)
-    inputs: list[Any] = list(own)
-    if config.corpus:
-        inputs = [Path(config.corpus)]
-    elif config.data:
-        inputs = [[f"{utterance.id} {utterance.text}" for utterance in source_utterances(config)]]
-    fingerprint = digest(Path(config.model), *inputs)
-    refuse_other_inputs(folder, fingerprint, "model, files, data or corpus")
-    return folder if folder.complete else folder.start(config, fingerprint)
-
-
-def finished(config: Any, own: Iterable[str | Path]) -> Path | None:
-    """The predictions of a run that is complete, which says so; None where there is still something to do.
-
-    Raises:
-        ConfigError: as `begun`.
-    """
-    if not config.run_dir or not RunFolder(config.run_dir).complete:
-        return None
-    folder = begun(config, own)
-    log.info("%s is complete: skipped", config.run_dir)
-    return folder.path("predictions.jsonl")
-
-
-def read_items(config: Config, voice: Voice) -> list[Item]:
+def read_items(config: Config, setup: Setup) -> list[Item]:
     """Everything to transcribe, as codes."""
-    tokenizer, vocabulary, device = voice.tokenizer, voice.vocabulary, voice.device
+    tokenizer, vocabulary, device = setup.tokenizer, setup.vocabulary, setup.device
     if config.corpus:
         return [
             Item(row["id"], row["text"], row["duration"], [Piece(0.0, row["duration"], row["audio_codes"])])
@@ -259,7 +143,7 @@ def read_items(config: Config, voice: Voice) -> list[Item]:
                 item.pieces.append(piece)
             item.duration_s = item.pieces[-1].end_s
             if len(item.pieces) > 1:
-                tell_cuts(item, longest_s)
+                log_cuts(item, longest_s)
         except AudioError as error:
             item.pieces, item.error = [], str(error)
             if not config.files:  # of those the result is printed, or the error raised
@@ -269,7 +153,7 @@ def read_items(config: Config, voice: Voice) -> list[Item]:
     return items
 
 
-def tell_cuts(item: Item, longest_s: float) -> None:
+def log_cuts(item: Item, longest_s: float) -> None:
     """Says in one line that a recording was cut, and how much of it is silence."""
     silent = sum(piece.codes is None for piece in item.pieces)
     log.info(
@@ -284,8 +168,8 @@ def tell_cuts(item: Item, longest_s: float) -> None:
 
 def plan(config: Config) -> dict[str, object]:
     """What would be transcribed; raises all that would stop it, together."""
-    voice = prepare(config, with_files=True)
-    vocabulary = voice.vocabulary
+    setup = prepare(config, with_files=True)
+    vocabulary = setup.vocabulary
     facts: dict[str, object] = {"model": config.model, "speech tokenizer": config.tokenizer or vocabulary.tokenizer}
     if config.corpus:
         rows = list(corpus_rows(config, vocabulary))
@@ -294,48 +178,8 @@ def plan(config: Config) -> dict[str, object]:
     else:
         facts["utterances"] = len(source_utterances(config)) if config.data else len(config.files)
         facts["cut into pieces of at most (s)"] = longest_piece_s(vocabulary, config.piece_s)
-    facts |= {"device": voice.device, "beams": config.decoding.num_beams}
+    facts |= {"device": setup.device, "beams": config.decoding.num_beams}
     return facts | {"result": config.run_dir or "the terminal"}
-
-
-def write_predictions(
-    config: Any, task: str, rows: Sequence[dict[str, Any]], vocabulary: SpeechVocabulary, wall_s: float, audio_s: float
-) -> Path:
-    """Writes predictions.jsonl and its sidecar; returns the former."""
-    path = Path(config.run_dir) / "predictions.jsonl"
-    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    sidecar = {
-        "task": task,
-        "model": config.model,
-        "trained_steps": RunFolder(Path(config.model).parent).summary.get("steps"),
-        "tokenizer": config.tokenizer or vocabulary.tokenizer,
-        "fingerprint": vocabulary.fingerprint,
-        "frame_rate": vocabulary.frame_rate,
-        "n_codebooks": vocabulary.n_codebooks,
-        "normaliser": vocabulary.normaliser,
-        "decoding": asdict(config.decoding),
-        "seed": getattr(config.decoding, "seed", None),
-        "source": config.corpus or (config.data.path if config.data else None),
-        "split": config.split,
-        "n": len(rows),
-        "n_failed": sum(row["error"] is not None for row in rows),
-        "n_truncated": sum(row["truncated"] for row in rows),
-        "wall_s": round(wall_s, 3),
-        "audio_s": round(audio_s, 3),
-        "timed": "the LLM alone: the codes were there" if task == "asr" and config.corpus else "LLM and tokenizer",
-        "real_time_factor": round(wall_s / audio_s, 5) if audio_s else None,
-    }
-    atomic_write_text(path.with_suffix(".json"), json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n")
-    return path
-
-
-def in_chunks(items: Sequence[Any], size: int, batch_size: int, description: str) -> Iterator[Sequence[Any]]:
-    """Slices of some batches each, under a progress bar."""
-    if not items:
-        return
-    step = size * batch_size
-    for start in progress(range(0, len(items), step), description, -(-len(items) // step)):
-        yield items[start : start + step]
 
 
 def run(config: Config) -> Path | dict[str, str]:
@@ -343,23 +187,23 @@ def run(config: Config) -> Path | dict[str, str]:
     inputs = [Path(path) for path in config.files]
     if (done := finished(config, inputs)) is not None:
         return done
-    voice = prepare(config)
-    vocabulary, device = voice.vocabulary, voice.device
+    setup = prepare(config)
+    vocabulary, device = setup.vocabulary, setup.device
     folder = begun(config, inputs)
-    items = read_items(config, voice)
+    items = read_items(config, setup)
     good = [item for item in items if item.error is None]
     if config.files and not good:
         raise AudioError("\n".join(item.error for item in items))
     speech_lm = SpeechLM.load(config.model, device, config.weights)
-    heard = [(item, piece) for item in good for piece in item.pieces if piece.codes is not None]
-    heard.sort(key=lambda pair: pair[1].codes.shape[1])
-    for chunk in in_chunks(heard, 4, config.decoding.batch_size, "transcribe"):
+    audible = [(item, piece) for item in good for piece in item.pieces if piece.codes is not None]
+    audible.sort(key=lambda pair: pair[1].codes.shape[1])
+    for chunk in in_chunks(audible, 4, config.decoding.batch_size, "transcribe"):
         started = time.perf_counter()
         texts = transcribe_codes(speech_lm, [piece.codes for _, piece in chunk], config.decoding)
-        share = (time.perf_counter() - started) / len(chunk)
+        seconds = (time.perf_counter() - started) / len(chunk)
         for (item, piece), output in zip(chunk, texts, strict=True):
             piece.text, piece.truncated = output.text, output.truncated
-            item.wall_s += share
+            item.wall_s += seconds
     rows = [item.row() for item in items]
     for row in rows if config.files else ():
         text = (row["hypothesis"] or "") + ("  [cut off]" if row["truncated"] else "")

@@ -15,12 +15,54 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import soundfile
+import soxr
+import torch
+from torch import Tensor
 
-from recipes.encoding.audio import Variation
-from recipes.runs.runtime import log
+from recipes.runs.logs import log
 from tokenizer.data.manifest import read_source
 from tokenizer.data.utterances import DataError, DataSource, RowAudio, Utterance
+from tokenizer.long_form.long_audio import LongAudio
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """How a copy differs from the recording: a start inside a frame, another level, another speed."""
+
+    shift: int = 0  # samples of silence in front, up to one hop
+    gain: float = 1.0
+    speed: float = 1.0
+
+    @classmethod
+    def draw(cls, utterance_id: str, copy: int, seed: int, hop_length: int) -> Variation:
+        """The variation of a copy, a function of (seed, id, copy) alone; copy 0 is the plain recording."""
+        if copy == 0:
+            return PLAIN
+        digest = hashlib.sha256(f"{seed}\0{copy}\0{utterance_id}".encode()).digest()
+        rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+        shift = int(rng.integers(0, hop_length + 1))
+        return cls(shift, float(10 ** (rng.uniform(-6, 6) / 20)), round(float(rng.uniform(0.95, 1.05)), 3))
+
+    def apply(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
+        """(S,) -> (S',); a gain that would clip is held at full scale."""
+        if self == PLAIN:
+            return waveform
+        if self.speed != 1.0:
+            waveform = soxr.resample(waveform, sampling_rate * self.speed, sampling_rate)
+        gain = min(self.gain, 1.0 / max(float(np.abs(waveform).max()), 1e-9)) if self.gain != 1.0 else 1.0
+        return np.concatenate([np.zeros(self.shift), gain * waveform]).astype(np.float32)
+
+    def blocks(self, recording: LongAudio) -> Iterator[Tensor]:
+        """The same of a long recording, in blocks (s,) that follow each other."""
+        gain = min(self.gain, 1.0 / max(recording.peak, 1e-9)) if self.gain != 1.0 else 1.0
+        yield torch.zeros(self.shift)
+        for block in recording.blocks(self.speed):
+            yield torch.from_numpy(np.asarray(gain * block, np.float32))
+
+
+PLAIN = Variation()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +80,6 @@ class Item:
 
 
 LENGTHS_PER_OCTAVE = 16  # 2 % of a batch is padding for this
-
 K = TypeVar("K")
 Batch = list[Item]
 Shard = list[Batch]
@@ -133,15 +174,15 @@ def deal(items: list[Item], batch_seconds: float, shard_size: int) -> list[Shard
     return [batches[index::n_shards] for index in range(n_shards)]
 
 
-def share_out(weights: Sequence[float], n_processes: int) -> list[list[int]]:
+def assign_shards(weights: Sequence[float], n_processes: int) -> list[list[int]]:
     """Which shards (by their place in `weights`, seconds) each process encodes: the next largest to the least laden."""
-    shares: list[list[int]] = [[] for _ in range(n_processes)]
+    assigned: list[list[int]] = [[] for _ in range(n_processes)]
     load = [0.0] * n_processes
     for place in sorted(range(len(weights)), key=lambda place: (-weights[place], place)):
         lightest = load.index(min(load))
-        shares[lightest].append(place)
+        assigned[lightest].append(place)
         load[lightest] += weights[place]
-    return [sorted(share) for share in shares]
+    return [sorted(places) for places in assigned]
 
 
 def interleaved(shards: Mapping[K, Shard], n_together: int) -> Iterator[tuple[K, Batch]]:

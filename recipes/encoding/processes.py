@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from recipes.config import ConfigError
-from recipes.runs.runtime import process_count, resolve_device
+from recipes.runs.machine import process_count, resolve_device
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=30)

@@ -1,1 +1,5 @@
-""""""
+"""What `slm export` writes beside the weights: the model card, the check against the source, the discriminators.
+
+Begin with `card`.
+What a model came from is read by `recipes.runs.lineage`.
+"""

@@ -16,10 +16,10 @@ from eval.report.markdown import results_markdown
 from eval.schema import SYSTEMS, Results, Row, merge_results
 from recipes.config import ConfigError
 from recipes.exporting.check import Agreement
-from recipes.runs.discriminators import DISCRIMINATORS
+from recipes.exporting.discriminators import DISCRIMINATORS
 from recipes.runs.embedded import EMBEDDED
 from recipes.runs.lineage import NOT_STATED, DataRow, Lineage, PastRun, data_rows, lineage
-from recipes.runs.records import machine_text
+from recipes.runs.machine import machine_text
 from recipes.scoring.systems import STAGES
 
 CARD_FILE = "README.md"

@@ -11,7 +11,7 @@ from pathlib import Path
 from eval.judges.config import JudgeConfig
 from eval.judges.judge import load_judge
 from recipes.config import ConfigError
-from recipes.encoding.audio import encode_batch
+from recipes.encoding.encoder import encode_batch
 from tokenizer import load_tokenizer
 from tokenizer.data.audio import load_audio
 from tokenizer.data.manifest import read_source
@@ -21,20 +21,20 @@ from tokenizer.teacher.whisper import WHISPER_RATE_HZ
 
 @dataclass
 class Agreement:
-    """What stayed equal. ``shares`` are fractions: one for each book of a tokenizer, one of a recogniser's texts."""
+    """What stayed equal. ``fractions`` are fractions: one for each book of a tokenizer, one of a recogniser's texts."""
 
     what: str  # "codes" or "transcripts"
     data: str
     n_recordings: int
     n_compared: int  # code frames, or texts
-    shares: list[float]
+    fractions: list[float]
 
     def text(self) -> str:
         """One sentence for people."""
         of = f"{self.n_recordings} recordings of {self.data}"
         if self.what == "transcripts":
-            return f"After rounding, {100 * self.shares[0]:.1f} % of the transcripts are the same ({of})."
-        books = ", ".join(f"{100 * share:.2f}" for share in self.shares)
+            return f"After rounding, {100 * self.fractions[0]:.1f} % of the transcripts are the same ({of})."
+        books = ", ".join(f"{100 * fraction:.2f}" for fraction in self.fractions)
         frames = f"{self.n_compared} frames"
         return f"After rounding, this share of the codes is the same, per book: {books} % ({frames}, {of})."
 

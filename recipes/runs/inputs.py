@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from recipes.config import ConfigError, Problems
-from recipes.runs.runtime import COMPLETE_FILE, RUN_FILE, RunFolder, read_json
+from recipes.runs.files import read_json
+from recipes.runs.own_folders import RUN_FILE
+from recipes.runs.run_folder import COMPLETE_FILE, RunFolder
 from tokenizer.data.manifest import read_source
 from tokenizer.data.utterances import DataSource, check_utterances
 

@@ -16,8 +16,10 @@ from typing import Any
 import yaml
 
 from recipes.runs.embedded import EMBEDDED
-from recipes.runs.records import text_lines, wall_seconds
-from recipes.runs.runtime import COMPLETE_FILE, CONFIG_FILE, RUN_FILE, read_json
+from recipes.runs.files import read_json, text_lines
+from recipes.runs.own_folders import CONFIG_FILE, RUN_FILE
+from recipes.runs.run_folder import COMPLETE_FILE
+from recipes.runs.times import wall_seconds
 
 # Keys that tell recipes apart in a config.yaml: for runs whose run.json does not name theirs yet.
 _MARKS = {

@@ -19,7 +19,7 @@ WRITTEN = (CONFIG_FILE, "complete.json", "metrics.jsonl", "model", "base", "adap
 WRITTEN += ("manifest.jsonl", "audio", "index.json", "*.parquet", "skipped.jsonl", "precision.json")
 WRITTEN += ("predictions.json*", "results.*", "report.html", "samples", "contrasts.*", "errors-*.txt", "transcripts")
 # What a shell, a scheduler or a desktop puts beside a run, and no recipe ever writes.
-BESIDE_A_RUN = (".*", "*.log", "*.out", "*.err", "log.txt", "log-*.txt", "lost+found")
+IGNORED = (".*", "*.log", "*.out", "*.err", "log.txt", "log-*.txt", "lost+found")
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -60,7 +60,7 @@ def refuse_to_set_aside(folder: Path, own_files: Iterable[str] = ()) -> None:
             raise ConfigError(f"{folder} is a file: it is not set aside; name another folder")
         return
     own = all(any(folder.glob(name)) for name in own_files) if own_files else is_run_folder(folder)
-    names = some_of(path.name for path in sorted(folder.iterdir()) if not _beside_a_run(path))
+    names = some_of(path.name for path in sorted(folder.iterdir()) if not _is_ignored(path))
     if names and not own:
         missing = " and ".join(own_files) or f"{RUN_FILE} or {CONFIG_FILE} of a run"
         raise ConfigError(
@@ -86,8 +86,8 @@ def _is_hollow(folder: Path) -> bool:
     return all(path.is_dir() for path in folder.rglob("*"))
 
 
-def _beside_a_run(path: Path) -> bool:
-    return _fits(path, BESIDE_A_RUN)
+def _is_ignored(path: Path) -> bool:
+    return _fits(path, IGNORED)
 
 
 def _fits(path: Path, patterns: tuple[str, ...]) -> bool:

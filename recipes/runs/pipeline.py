@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config import ConfigError, Problems, load_config
-from recipes.runs.progress import clock
-from recipes.runs.records import read_time
-from recipes.runs.runtime import MAY_CHANGE, RunFolder, log
+from recipes.runs.logs import log
+from recipes.runs.run_folder import MAY_CHANGE, RunFolder
+from recipes.runs.times import clock, read_time
 
 VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
@@ -171,7 +171,7 @@ def describe(steps: list[Step]) -> dict[str, object]:
             facts[step.stage.name] += " (complete: skipped)"
         elif all(folder.complete for folder in step.inputs):
             problems.attempt(_plan_of, step)
-    problems.told()
+    problems.raise_all()
     return facts
 
 

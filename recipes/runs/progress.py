@@ -9,16 +9,17 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from recipes.runs.runtime import is_main_process, log
+from recipes.runs.logs import log
+from recipes.runs.machine import is_main_process
+from recipes.runs.times import clock
 
 T = TypeVar("T")
-
-SHARE = 0.05  # of the whole, after which the log gets another line
-SOONEST_S, LATEST_S = 10.0, 600.0  # between two lines: a short stage is not told in twenty, a long one is not silent
+LOG_FRACTION = 0.05  # of the whole, after which the log gets another line
+MIN_INTERVAL_S, MAX_INTERVAL_S = 10.0, 600.0  # between two lines of the log
 
 
 class Progress:
-    """Steps towards a total, told in the main process alone.
+    """Steps towards a total, shown by the main process alone.
 
     Args:
         description: what is being done; it opens every line.
@@ -33,7 +34,7 @@ class Progress:
         self._figures: dict[str, str] = {}
         self._silent = not is_main_process()
         self._began, self._first = time.perf_counter(), done
-        self._told_at, self._told = self._began, done  # of the newest line, the start before there is one
+        self._logged_at, self._logged = self._began, done  # of the newest line, the start before there is one
         if not self._silent and (sys.stderr.isatty() if terminal is None else terminal):
             self._bar = tqdm(total=total, initial=done, desc=description, mininterval=0.2, dynamic_ncols=True)
 
@@ -43,7 +44,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(steps)
         elif not self._silent:
-            self._tell()
+            self._log_if_due()
 
     def show(self, **figures: str) -> None:
         """The newest figures, such as the loss; they stand in the next line."""
@@ -56,14 +57,14 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def _tell(self) -> None:
+    def _log_if_due(self) -> None:
         now = time.perf_counter()
-        begun = self._told > self._first
-        waited, share = now - self._told_at, (self.done - self._told) / self.total
-        due = waited >= SOONEST_S and (not begun or share >= SHARE or waited >= LATEST_S)
+        begun = self._logged > self._first
+        waited, fraction = now - self._logged_at, (self.done - self._logged) / self.total
+        due = waited >= MIN_INTERVAL_S and (not begun or fraction >= LOG_FRACTION or waited >= MAX_INTERVAL_S)
         # A stage that was over before its first line was due needs none: its recipe says what came out.
         if due or (begun and self.done == self.total):
-            self._told, self._told_at = self.done, now
+            self._logged, self._logged_at = self.done, now
             log.info("%s", self._line(now - self._began))
 
     def _line(self, elapsed: float) -> str:
@@ -85,9 +86,3 @@ def progress(iterable: Iterable[T], description: str, total: int) -> Iterator[T]
             shown.update()
     finally:
         shown.close()
-
-
-def clock(seconds: float) -> str:
-    """``135`` -> ``2 min 15 s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

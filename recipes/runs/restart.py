@@ -13,7 +13,7 @@ import yaml
 
 from recipes.config import ConfigError
 from recipes.runs.own_folders import refuse_to_set_aside
-from recipes.runs.runtime import PROCESS_TIMEOUT_S, RunFolder
+from recipes.runs.run_folder import PROCESS_TIMEOUT_S, RunFolder
 
 # Keys whose texts are no paths: a name may be the folder's too.
 NAMES = ("name", "preset", "title", "text", "label", "notes", "rows", "only", "voices", "license")

@@ -18,9 +18,11 @@ from accelerate.tracking import GeneralTracker, WandBTracker, on_main_process
 from transformers import TrainerCallback
 
 from recipes.config import ConfigError
+from recipes.runs.files import atomic_write_text, text_lines
+from recipes.runs.logs import log
+from recipes.runs.machine import is_main_process
 from recipes.runs.progress import Progress
-from recipes.runs.records import text_lines
-from recipes.runs.runtime import RunFolder, atomic_write_text, is_main_process, log
+from recipes.runs.run_folder import RunFolder
 
 Tracker = Literal["tensorboard", "wandb"]
 PROJECT = "lmspt-slm"

@@ -17,7 +17,7 @@ from eval.speech.audio import resample
 from eval.speech.quality import Quality, QualitySummary, compare_audio, summarise_quality
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import error_listing, score_pairs
-from recipes.runs.runtime import atomic_write_text, disk_errors
+from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.scoring.systems import System, Take
 
 CLIP_HZ = 16_000
@@ -76,7 +76,7 @@ class Players:
             for number, system in enumerate(systems):
                 if (file := self._files.get((utterance_id, number))) is None:
                     continue
-                texts = {judge: str(found.get(utterance_id) or "") for judge, found in system.heard.items()}
+                texts = {judge: str(found.get(utterance_id) or "") for judge, found in system.transcripts.items()}
                 if system.kind == "ground_truth":
                     texts |= {s.name: str(s.texts.get(utterance_id) or "") for s in systems if s.kind == "asr"}
                 sample.clips.append(Clip(system.name, str(file.resolve()), texts))
@@ -90,7 +90,7 @@ class Listening:
 
     Args:
         systems: what is scored.
-        judges: they read every system's audio; the texts go to ``System.heard``.
+        judges: they read every system's audio; the texts go to ``System.transcripts``.
         players: what the report plays.
         quality: whether the tokenizer's audio is measured.
     """
@@ -104,7 +104,7 @@ class Listening:
         }
         for system in systems:
             if system.kind != "asr":
-                system.heard = {judge.name: {} for judge in judges}
+                system.transcripts = {judge.name: {} for judge in judges}
 
     def take(self, take: Take) -> None:
         """All that is done with one batch. Raises JudgeError, OSError (a full disk)."""
@@ -112,7 +112,7 @@ class Listening:
         number = next(i for i, known in enumerate(self.systems) if known is system)
         audios = {name: audio for name, audio in take.audios.items() if audio.size}
         for judge in self.judges:
-            system.heard[judge.name] |= judge.transcribe(audios, system.sampling_rate, system.name)
+            system.transcripts[judge.name] |= judge.transcribe(audios, system.sampling_rate, system.name)
         if number in self._quality:
             for name, audio in audios.items():
                 recording = take.recordings[name]

@@ -21,11 +21,12 @@ import torch
 from eval.codes import nominal_bitrate
 from eval.speech.audio import length_batches
 from recipes.config import ConfigError
-from recipes.encoding.audio import encode_batch
+from recipes.encoding.encoder import encode_batch
 from recipes.encoding.plan import durations_of
+from recipes.runs.files import text_lines
+from recipes.runs.logs import log
+from recipes.runs.machine import describe_machine, machine_text
 from recipes.runs.progress import progress
-from recipes.runs.records import describe_machine, machine_text, text_lines
-from recipes.runs.runtime import log
 from tokenizer.data.audio import load_audio
 from tokenizer.data.utterances import AudioError, Utterance
 from tokenizer.long_form.chunking import decode_long, resynthesize_long
@@ -43,7 +44,7 @@ GENERATION_ONLY = "generation only"  # a real-time factor that leaves the tokeni
 class System:
     """One thing to score: audio that judges read, or ``texts``, the SLM's own: utterance id -> text, None: failed.
 
-    ``heard``: judge -> utterance id -> what it heard. ``facts`` are further fields of :class:`eval.schema.Row`.
+    ``transcripts``: judge -> utterance id -> its transcript. ``facts`` are further fields of :class:`eval.schema.Row`.
     """
 
     name: str
@@ -51,7 +52,7 @@ class System:
     model: str
     sampling_rate: int = 0
     texts: dict[str, str | None] = field(default_factory=dict)
-    heard: dict[str, dict[str, str | None]] = field(default_factory=dict)
+    transcripts: dict[str, dict[str, str | None]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     fingerprint: str | None = None  # of the tokenizer that the audio went through
 

@@ -13,7 +13,7 @@ from types import ModuleType
 import soundfile
 import soxr
 
-from recipes.runs.runtime import disk_errors
+from recipes.runs.files import disk_errors
 from recipes.voices import espeak, flite, piper
 
 SAMPLING_RATE_HZ = 16000

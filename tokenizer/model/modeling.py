@@ -23,8 +23,9 @@ from tokenizer.model.book import DEAD_USAGE
 from tokenizer.model.configuration import LMSPTConfig
 from tokenizer.model.decoder import Decoder, decoder_receptive_field
 from tokenizer.model.encoder import Encoder, receptive_field
+from tokenizer.model.fsq import FiniteScalarQuantizer
 from tokenizer.model.layers import ConvNeXtBlock, StreamCache
-from tokenizer.model.quantizer import FiniteScalarQuantizer, SplitQuantizer, VectorQuantizer
+from tokenizer.model.quantizer import SplitQuantizer, VectorQuantizer
 from tokenizer.model.spectral import ISTFTHead, LogMel
 from tokenizer.precision import exact_fp32
 from tokenizer.protocol import (

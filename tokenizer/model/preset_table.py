@@ -10,8 +10,9 @@ from functools import cache
 
 import torch
 
-from tokenizer.model.configuration import PRESETS, preset_config
+from tokenizer.model.configuration import preset_config
 from tokenizer.model.modeling import LMSPTModel
+from tokenizer.model.presets import PRESETS
 
 PARTS = ("semantic_encoder", "acoustic_encoder", "quantizer", "decoder", "auxiliary_decoder")
 HEADING = """# Tokenizer presets

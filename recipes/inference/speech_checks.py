@@ -1,4 +1,4 @@
-"""What an SLM cannot say of a text, told before it speaks; and what of it looks lost, told afterwards.
+"""What an SLM cannot say of a text, known before it speaks; and what of it looks lost, afterwards.
 
 Shapes: n books that the SLM speaks, F code frames, S samples; codes (n, F), waveforms (S,).
 """
@@ -36,18 +36,18 @@ def unsayable(
     does not know. Symbols that the normaliser leaves out, punctuation aside. And what looks like a mark (`<...>`,
     `[...]`), whose name is read as a word.
     """
-    said, told = normalise(text), []
+    said, warnings = normalise(text), []
     if vocabulary.trained_on is not None:
         unmet = vocabulary.trained_on.unmet(said)
         if unmet:
-            told.append(f"not in the training's texts, so that what comes of it is chance: {' '.join(unmet)}")
+            warnings.append(f"not in the training's texts, so that what comes of it is chance: {' '.join(unmet)}")
     elif unknown := _unknown(said, text_tokenizer):
-        told.append(f"unknown to the model's text tokenizer, and not said: {' '.join(unknown)}")
+        warnings.append(f"unknown to the model's text tokenizer, and not said: {' '.join(unknown)}")
     if dropped := _dropped(text, normalise):
-        told.append(f"left out by the normaliser {vocabulary.normaliser!r}: {' '.join(dropped)}")
+        warnings.append(f"left out by the normaliser {vocabulary.normaliser!r}: {' '.join(dropped)}")
     if marks := [mark for mark in dict.fromkeys(_MARK.findall(text)) if normalise(mark)]:
-        told.append(f"read as words, since the model knows no marks in a text: {' '.join(marks)}")
-    return told
+        warnings.append(f"read as words, since the model knows no marks in a text: {' '.join(marks)}")
+    return warnings
 
 
 def _unknown(said: str, text_tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -71,7 +71,7 @@ def _dropped(text: str, normalise: Callable[[str], str]) -> list[str]:
     return list(found)
 
 
-def looks_lost(
+def speech_warnings(
     said: str,
     codes: np.ndarray,
     truncated: bool,
@@ -89,25 +89,25 @@ def looks_lost(
         sampling_rate: Hz.
         vocabulary: of the model; without its `trained_on` the rate of speech cannot be judged.
     """
-    seconds, told = len(waveform) / sampling_rate, []
+    seconds, warnings = len(waveform) / sampling_rate, []
     if truncated:
-        told.append(
+        warnings.append(
             f"cut off after {seconds:.1f} s, its budget (decoding.min_seconds and seconds_per_character raise it)"
         )
     if float(np.abs(waveform).max(initial=0.0)) < SILENT_PEAK:
-        return [*told, f"{seconds:.1f} s of silence"]
+        return [*warnings, f"{seconds:.1f} s of silence"]
     if (pause_s := longest_pause_s(waveform, sampling_rate)) > LONGEST_PAUSE_S:
-        told.append(f"{pause_s:.1f} s of silence in it")
+        warnings.append(f"{pause_s:.1f} s of silence in it")
     elif (loop_s := longest_loop_s(codes, vocabulary.frame_rate)) > LOOP_S:
-        told.append(f"the same sounds again and again for {loop_s:.1f} s")
+        warnings.append(f"the same sounds again and again for {loop_s:.1f} s")
     if (known := vocabulary.trained_on) is not None:
         slow, usual, fast = known.characters_per_s
         expected_s = len(said) / usual
         if seconds < len(said) / fast / LEEWAY:
-            told.append(f"{seconds:.1f} s where about {expected_s:.1f} s were expected: words look lost")
+            warnings.append(f"{seconds:.1f} s where about {expected_s:.1f} s were expected: words look lost")
         elif seconds > len(said) / slow * LEEWAY + LEEWAY_S and not truncated:
-            told.append(f"{seconds:.1f} s where about {expected_s:.1f} s were expected: something looks said twice")
-    return told
+            warnings.append(f"{seconds:.1f} s where about {expected_s:.1f} s were expected: something looks said twice")
+    return warnings
 
 
 def longest_pause_s(waveform: np.ndarray, sampling_rate: int) -> float:

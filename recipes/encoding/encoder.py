@@ -1,10 +1,10 @@
-"""Batches of recordings to rows of codes, in order: threads read ahead, threads encode.
+"""Waveforms to codes: a batch, a long recording chunk by chunk, and many batches in order, read ahead by threads.
 
-On a CPU each batch is encoded by one thread, and as many batches at a time as torch has threads. Sums are then made in
-one order whatever the number of cores, so that shards are the same bytes for one process of eight threads as for eight
-of one; and threads that share no batch do not wait for each other at every operation.
+On a CPU each batch of a stream is encoded by one thread, and as many batches at a time as torch has threads. Sums are
+then made in one order whatever the number of cores, so that shards are the same bytes for one process of eight threads
+as for eight of one; and threads that share no batch do not wait for each other at every operation.
 
-Shapes: S samples, K books, F frames; waveforms (S,), codes (K, F).
+Shapes: B items, S samples, s of one block, K books, F frames; waveforms (S,), codes (K, F).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import contextlib
 import ctypes
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,14 +21,68 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from recipes.encoding.audio import encode_batch, encode_recording, pad_batch
 from recipes.encoding.plan import Batch, Item, Shard, bucket
 from tokenizer.data.audio import load_audio
 from tokenizer.data.utterances import AudioError
-from tokenizer.long_form.chunking import can_chunk
+from tokenizer.long_form.chunking import can_chunk, encode_blocks, encode_long
 from tokenizer.long_form.long_audio import LongAudio
-from tokenizer.precision import precision_agreement
+from tokenizer.precision import autocast, precision_agreement
+
+
+def pad_batch(tokenizer: Any, waveforms: Sequence[np.ndarray], n_samples: int = 0) -> tuple[Tensor, Tensor]:
+    """Waveforms (S,) as one batch (B, 1, S) with S at least `n_samples`, and its mask (B, S).
+
+    What is too short for any code ends in silence.
+    """
+    fewest = getattr(tokenizer, "min_samples", 1)
+    lengths = torch.tensor([max(len(waveform), fewest) for waveform in waveforms])
+    values = torch.zeros(len(waveforms), 1, max(n_samples, int(lengths.max())))
+    for row, waveform in enumerate(waveforms):
+        values[row, 0, : len(waveform)] = torch.from_numpy(waveform)
+    return values, torch.arange(values.shape[-1])[None] < lengths[:, None]
+
+
+def encode_batch(
+    tokenizer: Any,
+    waveforms: list[np.ndarray],
+    precision: str,
+    device: str,
+    n_samples: int = 0,
+    chunk_s: float | None = None,
+) -> list[np.ndarray]:
+    """Codes (K, F) of each waveform (S,), encoded together; silence fills up what is too short for any code.
+
+    The batch is padded to `n_samples`, or to its longest waveform where that is longer. With `chunk_s` what is longer
+    than so many seconds goes through in chunks, where the tokenizer allows it: memory does not grow with the length.
+    """
+    values, mask = pad_batch(tokenizer, waveforms, n_samples)
+    with torch.inference_mode(), autocast(precision, device):
+        if chunk_s is not None and values.shape[-1] > chunk_s * tokenizer.config.sampling_rate:
+            output = encode_long(tokenizer, values, chunk_s, mask)
+        else:
+            output = tokenizer.encode(values.to(device), mask.to(device))
+    codes, valid = output.audio_codes.cpu().numpy(), output.audio_codes_mask.cpu().numpy()
+    return [item[:, keep] for item, keep in zip(codes, valid, strict=True)]
+
+
+def encode_recording(
+    tokenizer: Any, blocks: Iterable[Tensor], chunk_s: float, precision: str, device: str
+) -> tuple[np.ndarray, float]:
+    """Codes (K, F) of a recording that comes in blocks (s,), encoded in chunks, and its seconds."""
+    n_samples = 0
+
+    def counted() -> Iterator[Tensor]:
+        nonlocal n_samples
+        for block in blocks:
+            n_samples += len(block)
+            yield block
+
+    with torch.inference_mode(), autocast(precision, device):
+        codes = torch.cat(list(encode_blocks(tokenizer, counted(), chunk_s)), dim=1)
+    return codes.numpy(), n_samples / tokenizer.config.sampling_rate
+
 
 Rows = list[dict[str, Any]]
 

@@ -1,4 +1,4 @@
-"""Answers that are kept as they come, so that what was killed goes on where it stopped."""
+"""Transcripts that judges gave, kept on disk as they come, so that what was killed goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.runs.runtime import disk_errors, log
+from recipes.runs.files import disk_errors
+from recipes.runs.logs import log
 
 
-class KeptLines(Mapping[str, Any]):
+class AnswerCache(Mapping[str, Any]):
     """Key -> JSON value, in a JSONL file to which lines are only ever added.
 
     A kill costs what was not added yet, and at most tears the last line, which then counts as absent. Several processes

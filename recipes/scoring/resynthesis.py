@@ -1,23 +1,72 @@
-"""What ``slm resynthesize`` shows of its results: tables in the terminal, and a page with players beside them."""
+"""What ``slm resynthesize`` scores and shows: measures, transcripts, tables in the terminal, a page with players."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import soundfile
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eval.judges.judge import Judge
 from eval.report.listening import PageClip, PageRecording, audio_uri, listening_page
-from eval.speech.quality import MEASURES_EXPLAINED
+from eval.speech.quality import MEASURES_EXPLAINED, compare_audio, summarise_quality
+from eval.text.normalisers import get_normaliser
+from eval.text.wer import score_pairs
 from recipes.config import ConfigError
+from recipes.runs.files import atomic_write_text, read_json
 from recipes.runs.own_folders import some_of
-from recipes.runs.runtime import atomic_write_text, read_json
+
+PIECE_S, MOST_PIECES = 30.0, 20  # a long recording is scored in such pieces, spread over it
+
+
+def pieces(duration_s: float) -> list[tuple[float, float]]:
+    """(start, length) in seconds of the equal pieces that are scored, spread evenly where there are too many."""
+    n = max(1, math.ceil(duration_s / PIECE_S))
+    chosen = dict.fromkeys(np.linspace(0, n - 1, min(n, MOST_PIECES)).round().astype(int).tolist())
+    return [(index * duration_s / n, duration_s / n) for index in chosen]
+
+
+def scores(reference: Path, audio: Path, label: str) -> dict[str, Any]:
+    """How close a clip is to the recording, as fields of a row."""
+    compared, scored_s = [], 0.0
+    with soundfile.SoundFile(reference) as one, soundfile.SoundFile(audio) as other:
+        rates = one.samplerate, other.samplerate
+        for start_s, length_s in pieces(one.frames / one.samplerate):
+            pair = []
+            for file in (one, other):
+                file.seek(min(round(start_s * file.samplerate), file.frames))
+                pair.append(file.read(max(1, round(length_s * file.samplerate)), dtype="float32"))
+            if all(len(part) for part in pair):  # published lengths may fall a few samples short
+                compared.append(compare_audio(*pair, *rates))
+                scored_s += length_s
+    found = summarise_quality(audio.name, label, compared)
+    measures = ("mel_distance_db", "stoi", "pesq", "level_difference_db", "n_measured")
+    notes = list(dict.fromkeys(note for piece in compared for note in piece.notes))
+    return {key: getattr(found, key) for key in measures} | {"scored_s": scored_s, "notes": notes}
+
+
+def transcribe_excerpt(judge: Judge | None, path: Path, excerpt_s: float) -> str | None:
+    """The judge's transcript of the excerpt; None where there is no judge."""
+    if judge is None:
+        return None
+    with soundfile.SoundFile(path) as file:
+        return judge.transcribe([file.read(round(excerpt_s * file.samplerate), dtype="float32")], file.samplerate)[0]
+
+
+def cer_to_recording(in_recording: str | None, transcript: str | None) -> float | None:
+    """CER of what the judge hears against what it hears in the recording; None where it hears no word there."""
+    if not in_recording or transcript is None:
+        return None
+    return score_pairs([in_recording], [transcript], get_normaliser("basic")).cer
+
 
 RESULTS_FILE, PAGE_FILE = "resynthesis.json", "index.html"
 NAME_WIDTH = 25  # of "  semantic reconstruction"
@@ -64,7 +113,7 @@ COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("CER %", _fixed("heard_cer", 0, 100)),
 ]
 MEASURED = ("real_time_factor", "mel_distance_db", "stoi", "pesq", "heard_cer")
-HEARD_EXPLAINED = (
+CER_EXPLAINED = (
     "CER: how far what the judge hears is from what it hears in the recording itself; no transcript is needed."
 )
 
@@ -80,16 +129,16 @@ def _all_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def means(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each tokenizer and way back, its measures averaged over the recordings that have them."""
+    """A row for each tokenizer and output, its measures averaged over the recordings that have them."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in _all_rows(results):
         groups.setdefault((row["tokenizer"], row["way"]), []).append(row)
     found = []
     for rows in groups.values():
         values = {key: [row[key] for row in rows if row[key] is not None] for key in MEASURED}
-        kept = {key: rows[0][key] for key in ("tokenizer", "way", "frame_rate_hz", "n_books", "bitrate_bps")}
+        facts = {key: rows[0][key] for key in ("tokenizer", "way", "frame_rate_hz", "n_books", "bitrate_bps")}
         mean = {key: sum(v) / len(v) if v else None for key, v in values.items()}
-        found.append(kept | mean | {"n": len(rows), "n_with": {key: len(v) for key, v in values.items()}})
+        found.append(facts | mean | {"n": len(rows), "n_with": {key: len(v) for key, v in values.items()}})
     return found
 
 
@@ -115,10 +164,10 @@ def print_tables(results: dict[str, Any]) -> None:
     blocks = [(f"{r['file']} ({r['facts']})", r["rows"], r["heard"]) for r in recordings]
     if len(recordings) > 1:
         blocks.append((f"means over {len(recordings)} recordings", results["means"], None))
-    for title, rows, heard in blocks:
+    for title, rows, transcript in blocks:
         console.print(Text(title))
         table = Table(box=SIMPLE_HEAD)
-        table.add_column("tokenizer, way back", overflow="fold", min_width=NAME_WIDTH)
+        table.add_column("tokenizer, output", overflow="fold", min_width=NAME_WIDTH)
         for heading, _ in columns:
             table.add_column(heading, justify="right", no_wrap=True)
         for number, row in enumerate(rows):
@@ -128,15 +177,15 @@ def print_tables(results: dict[str, Any]) -> None:
             cells = (f"  {row['way'].replace('_', ' ')}", *(text(row) for _, text in columns))
             table.add_row(*map(Text, cells))
         console.print(table)
-        if heard is not None:
+        if transcript is not None:
             judge = results["protocol"]["judge"]["name"]
-            console.print(Text(f"{judge} hears in the recording: {heard or '(nothing)'}"))
+            console.print(Text(f"{judge} hears in the recording: {transcript or '(nothing)'}"))
             for row in rows:
                 way = row["way"].replace("_", " ")
                 console.print(Text(f"  {row['tokenizer']}, {way}: {row['heard'] or '(nothing)'}"))
             console.print()
     if results["protocol"]["judge"]:
-        console.print(Text(HEARD_EXPLAINED))
+        console.print(Text(CER_EXPLAINED))
     for remark in remarks(results):
         console.print(Text(remark))
 
@@ -185,7 +234,7 @@ def write_page(results: dict[str, Any], folder: Path) -> Path:
     elif any(recording["duration_s"] > excerpt_s for recording in results["recordings"]):
         about.append(f"The players hold the first {excerpt_s:g} s; the whole lies in the WAV files beside this page.")
     if judge:
-        about.append(HEARD_EXPLAINED)
+        about.append(CER_EXPLAINED)
     notes = [error["error"] for error in results["errors"]] + remarks(results)
     page = listening_page(
         "Resynthesis",

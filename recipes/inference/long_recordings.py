@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from eval.speech.audio import cut_blocks
-from recipes.encoding.audio import encode_batch
+from recipes.encoding.encoder import encode_batch
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.audio import SILENCE_PEAK, load_audio
 from tokenizer.data.utterances import Utterance
@@ -74,7 +74,7 @@ def encode_pieces(
     silent = max(SILENCE_PEAK, recording.peak * SILENT_BELOW)
     start = 0
     for waveform in cut_blocks(recording.blocks(), rate, longest_s, share=2, quiet_s=QUIET_S):
-        heard = float(np.abs(waveform).max()) >= silent
-        codes = encode_batch(tokenizer, [waveform], precision, device)[0] if heard else None
+        audible = float(np.abs(waveform).max()) >= silent
+        codes = encode_batch(tokenizer, [waveform], precision, device)[0] if audible else None
         yield Piece(start / rate, (start + len(waveform)) / rate, codes)
         start += len(waveform)

@@ -1,34 +1,29 @@
-"""Run folders, precision, devices and logging: what every recipe needs around its work."""
+"""The folder of one run: whether it may begin, go on or is complete, and what it records."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import importlib.metadata
 import json
-import logging
 import os
 import platform
-import random
 import subprocess
 import sys
 import typing
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
 
-from recipes.config import ConfigError, dump_config, from_values
+from recipes.config import ConfigError, dump_config, flatten, from_values
+from recipes.runs.files import atomic_write_text, disk_errors, read_json
+from recipes.runs.machine import describe_machine, is_main_process, process_count, resolve_device
 from recipes.runs.own_folders import CONFIG_FILE, RUN_FILE, refuse_foreign, refuse_to_set_aside
-from recipes.runs.records import TIME_FORMAT, describe_machine, wall_seconds
-
-log = logging.getLogger("slm")
-ISLANDS = (log, logging.getLogger("tokenizer"), logging.getLogger("eval"))
+from recipes.runs.times import now, wall_seconds
 
 COMPLETE_FILE = "complete.json"
 PROCESS_TIMEOUT_S = 7200.0  # where a configuration has no key for it
@@ -44,7 +39,7 @@ NULL_MEANS = "null_means"
 class RunFolder:
     """The folder of one run: ``config.yaml``, ``run.json``, ``metrics.jsonl``, ``checkpoints/``, ``complete.json``.
 
-    A run that is complete is skipped, one that was cut off goes on, one begun with another configuration is refused.
+    A complete run is skipped, an interrupted one goes on, one begun with another configuration is refused.
     """
 
     def __init__(self, run_dir: str | Path) -> None:
@@ -83,12 +78,12 @@ class RunFolder:
             raise ConfigError(f"{file} cannot be read ({error}); use another run_dir, or --restart") from error
         with contextlib.suppress(ConfigError):  # a key that came later holds its default there
             before = yaml.safe_load(dump_config(from_values(type(config), before)))
-        old, new = _flatten(before), _flatten(yaml.safe_load(dump_config(config)))
+        old, new = flatten(before), flatten(yaml.safe_load(dump_config(config)))
         grows = set(_marked(type(config), MAY_GROW))
         free = {*_marked(type(config), MAY_CHANGE), *grows}
         # A default that changed since is no change of configuration: nobody asked for either value.
         former = getattr(type(config), "former_defaults", {})
-        defaults = _flatten(yaml.safe_load(dump_config(type(config)()))) if former else {}
+        defaults = flatten(yaml.safe_load(dump_config(type(config)()))) if former else {}
         for key, value in former.items():
             if old.get(key) == value and new[key] == defaults[key]:
                 old[key] = new[key]
@@ -129,8 +124,8 @@ class RunFolder:
         """Whether the run is complete, and this configuration, which `check` has let pass, asks for no more of it."""
         if not self.complete:
             return False
-        before = _flatten(yaml.safe_load(self.path(CONFIG_FILE).read_text(encoding="utf-8")) or {})
-        now = _flatten(yaml.safe_load(dump_config(config)))
+        before = flatten(yaml.safe_load(self.path(CONFIG_FILE).read_text(encoding="utf-8")) or {})
+        now = flatten(yaml.safe_load(dump_config(config)))
         return all(now[key] <= before.get(key, now[key]) for key in _marked(type(config), MAY_GROW))
 
     def start(self, config: Any, data_fingerprint: str | None = None) -> RunFolder:
@@ -179,7 +174,7 @@ class RunFolder:
     def mark_complete(self, summary: dict[str, Any] | None = None) -> None:
         """Write the marker file: the very last thing that a run does."""
         if is_main_process():
-            marker = {"config_sha256": _sha256(self.path(CONFIG_FILE)), "finished": _now()}
+            marker = {"config_sha256": _sha256(self.path(CONFIG_FILE)), "finished": now()}
             starts = read_json(self.path(RUN_FILE)).get("starts", [])
             marker |= {"wall_s": wall_seconds(starts, self.metrics, marker["finished"]), "summary": summary or {}}
             atomic_write_text(self.path(COMPLETE_FILE), json.dumps(marker, indent=2) + "\n")
@@ -216,9 +211,9 @@ def describe_run(config: Any) -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
-        "recipe": type(config).__module__.rsplit(".", 1)[-1].replace("_", "-"),
+        "recipe": getattr(config, "recipe", type(config).__module__.rsplit(".", 1)[-1].replace("_", "-")),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "started": _now(),
+        "started": now(),
         "seed": getattr(config, "seed", None),
         "commit": git_commit(),
         "versions": versions,
@@ -238,170 +233,6 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None
-
-
-def is_main_process() -> bool:
-    """True in the process that writes (torchrun sets RANK)."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def process_count() -> int:
-    """How many processes were started for this run (torchrun sets WORLD_SIZE)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where the file is absent or torn."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file whole or not at all. Raises OSError, on a full disk with the file's name and what to do."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def atomic_write_text(path: str | Path, text: str) -> None:
-    """`atomic_write_bytes` of UTF-8 text."""
-    atomic_write_bytes(path, text.encode("utf-8"))
-
-
-@contextlib.contextmanager
-def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turn a full disk into an error that names the place and says that nothing made so far is lost."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        number = getattr(error, "errno", None)
-        if isinstance(error, SafetensorError):  # its text alone says what the system said
-            number = next((n for n in (errno.ENOSPC, errno.EDQUOT) if f"os error {n})" in str(error)), None)
-        if number in (errno.ENOSPC, errno.EDQUOT) and "the same command goes on" not in str(error):
-            message = f"no space left for {path}: free some, and the same command goes on; what was made so far is kept"
-            raise OSError(number, message) from error
-        raise
-
-
-def resolve_device(device: str = "auto") -> str:
-    """``auto`` -> ``cuda`` where there is one, else ``cpu``; anything else is checked and returned."""
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r}: torch {torch.__version__} sees no GPU; use device=cpu or device=auto")
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device {device!r} is not one that torch knows: use auto, cpu, cuda or cuda:N") from error
-    return device
-
-
-def resolve_precision(precision: str = "auto", device: str = "auto") -> str:
-    """``auto`` -> ``bf16`` only where the hardware multiplies it fast (AMX, avx512_bf16, a GPU), else ``fp32``.
-
-    Raises:
-        ConfigError: an unknown name, or fp16 on a CPU.
-    """
-    if precision not in ("auto", "fp32", "bf16", "fp16"):
-        raise ConfigError(f"precision {precision!r}: choose auto, fp32, bf16 or fp16")
-    on_gpu = resolve_device(device).startswith("cuda")
-    if precision == "fp16" and not on_gpu:
-        raise ConfigError("precision fp16 needs a GPU; use bf16, fp32 or auto")
-    if precision != "auto":
-        return precision
-    if on_gpu:
-        import torch
-
-        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
-    return "bf16" if cpu_has_fast_bf16() and _kernels_may_use_bf16() else "fp32"
-
-
-def cpu_has_fast_bf16(cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
-    """Whether the CPU's flags name AMX or AVX-512 bf16 (elsewhere bf16 is emulated, slower than fp32)."""
-    try:
-        text = Path(cpuinfo).read_text(encoding="utf-8")
-    except OSError:
-        return False
-    flags = next((line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith("flags")), [])
-    return "amx_bf16" in flags or "avx512_bf16" in flags
-
-
-def _kernels_may_use_bf16() -> bool:
-    """Whether oneDNN multiplies bf16 here; `ONEDNN_MAX_CPU_ISA` may keep it from units that the processor has."""
-    import torch
-
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, numpy's and torch's global generators (what libraries draw from)."""
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def setup_logging(level: int = logging.INFO) -> None:
-    """Send the loggers of ``slm`` and of the islands to the terminal through rich, once; quieten a library's notice."""
-    from rich.logging import RichHandler
-    from tqdm import tqdm
-
-    class Handler(RichHandler):
-        """Lines above a progress bar, not across it."""
-
-        def emit(self, record: logging.LogRecord) -> None:
-            with tqdm.external_write_mode():
-                super().emit(record)
-
-    if not log.handlers:
-        handler = Handler(show_path=False, show_level=False, markup=False, log_time_format="%H:%M:%S")
-        for logger in ISLANDS:
-            logger.addHandler(handler)
-            logger.propagate = False
-        logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
-    for logger in ISLANDS:
-        logger.setLevel(level if is_main_process() else logging.WARNING)
-
-
-def hide_loading_bars() -> None:
-    """Turn off transformers' bars over the tensors of a model being read or written; downloads keep theirs."""
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-    from transformers.utils.logging import disable_progress_bar
-
-    if not are_progress_bars_disabled():
-        disable_progress_bar()
-        enable_progress_bars()
-
-
-def __getattr__(name: str) -> Any:
-    # The trackers import accelerate and transformers, seconds that a --help should not cost.
-    if name in ("JsonlTracker", "MetricsCallback"):
-        from recipes.runs import tracking
-
-        return getattr(tracking, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {key: item for name, sub in value.items() for key, item in _flatten(sub, f"{prefix}{name}.").items()}
-    return {prefix.rstrip("."): value}
 
 
 def _marked(config_class: type, mark: str, prefix: str = "") -> Iterator[str]:
@@ -428,7 +259,3 @@ def _as_meant(values: dict[str, Any], config_class: type, prefix: str = "") -> d
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).strftime(TIME_FORMAT)  # one zone for machines that share a disk

@@ -1,0 +1,5 @@
+"""What `slm transcribe` and `slm synthesize` share: the model with its tokenizer, and the predictions they write.
+
+`long_recordings` and `long_texts` cut what is longer than a model was trained on; `speech_checks` looks for
+text that was not spoken. Begin with `setup`.
+"""

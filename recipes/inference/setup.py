@@ -1,0 +1,98 @@
+"""What ``slm transcribe`` and ``slm synthesize`` check and load alike: their input, model and tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.config import ConfigError, Problems
+from recipes.runs.machine import resolve_device
+from recipes.runs.run_folder import RunFolder
+from slm.corpus import CodedCorpus
+from slm.modeling import DTYPES, ModelError, describe_llm
+from slm.vocabulary import SpeechVocabulary
+from tokenizer import load_tokenizer
+from tokenizer.data.manifest import read_sources
+from tokenizer.data.utterances import Utterance
+
+
+def check_inputs(config: Any, own: Any, name: str) -> None:
+    """Exactly one input, known weights, and a place for what is more than one file. Raises ValueError."""
+    given = [key for key, value in ((name, own), ("data", config.data), ("corpus", config.corpus)) if value]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)}: give one of {name}, data, corpus")
+    if config.limit is not None and config.limit < 1:
+        raise ValueError(f"limit: {config.limit} must be at least 1, or null for all")
+    if config.weights not in DTYPES:
+        raise ValueError(f"weights: {config.weights!r} is not one of {', '.join(DTYPES)}")
+    if given and given != [name] and not config.run_dir:
+        raise ValueError(f"run_dir: needed with {given[0]}; that is where the predictions go")
+
+
+def require_input(config: Any, own: Any, name: str) -> None:
+    """Raises ConfigError where nothing was given to work on."""
+    if not (own or config.data or config.corpus):
+        raise ConfigError(f"nothing to do: give {name}, data.path=... or corpus=...")
+
+
+def corpus_rows(config: Any, vocabulary: SpeechVocabulary) -> Iterator[dict[str, Any]]:
+    """A coded corpus's rows, refused if its codes are not the model's. Raises CorpusError."""
+    corpus = CodedCorpus.open(config.corpus)
+    corpus.check_fingerprint(vocabulary.fingerprint)
+    for number, row in enumerate(corpus.rows(config.split)):
+        if config.limit is not None and number >= config.limit:
+            return
+        yield row
+
+
+def source_utterances(config: Any) -> list[Utterance]:
+    """A data source's split. Raises DataError where it cannot be read, is empty, or has two of one id."""
+    return read_sources([config.data], config.split)[: config.limit]
+
+
+@dataclass
+class Setup:
+    """The parts that are needed beside the model's weights, checked: `tokenizer` is None where codes are there."""
+
+    device: str
+    vocabulary: SpeechVocabulary
+    tokenizer: Any
+
+
+def check_setup(problems: Problems, config: Any, tokenizer_of: Callable[..., Any] | None) -> Setup | None:
+    """Notes what is wrong with the folder, the device, the model, its speech tokenizer or what is to be worked on."""
+    if config.run_dir:
+        problems.attempt(RunFolder(config.run_dir).check, config)
+    device = problems.attempt(resolve_device, config.device)
+    vocabulary = problems.attempt(model_vocabulary, config)
+    tokenizer = None
+    if vocabulary is not None and tokenizer_of is not None:
+        tokenizer = problems.attempt(tokenizer_of, config, vocabulary, device or "cpu")
+    if config.data:
+        problems.attempt(source_utterances, config)
+    if config.corpus and vocabulary is not None:
+        problems.attempt(lambda: next(corpus_rows(config, vocabulary), None))
+    elif config.corpus:
+        problems.attempt(CodedCorpus.open, config.corpus)
+    return Setup(device, vocabulary, tokenizer) if device and vocabulary else None
+
+
+def speech_tokenizer(config: Any, vocabulary: SpeechVocabulary, device: str) -> Any:
+    """The speech tokenizer the model was trained with. Raises VocabularyError where it is another one."""
+    name = config.tokenizer or vocabulary.tokenizer
+    if not name:
+        raise ConfigError("tokenizer: the model does not name its speech tokenizer; give tokenizer=...")
+    tokenizer = load_tokenizer(name, device)
+    vocabulary.check_fingerprint(tokenizer.fingerprint(vocabulary.precision), f"tokenizer {name}")
+    return tokenizer
+
+
+def model_vocabulary(config: Any) -> SpeechVocabulary:
+    """The speech vocabulary of the model folder, checked without reading weights. Raises ModelError."""
+    if not config.model:
+        raise ConfigError("model: not set; give a model that `slm finetune` made, e.g. model=runs/finetune/model")
+    facts = describe_llm(config.model)
+    if facts.vocabulary is None:
+        raise ModelError(f"model {config.model}: a text LM that has not learnt speech; make it one with `slm finetune`")
+    return facts.vocabulary

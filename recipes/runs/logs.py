@@ -1,0 +1,42 @@
+"""What ``slm`` says in the terminal while it works."""
+
+from __future__ import annotations
+
+import logging
+
+from recipes.runs.machine import is_main_process
+
+log = logging.getLogger("slm")
+ISLANDS = (log, logging.getLogger("tokenizer"), logging.getLogger("eval"))
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Send the loggers of ``slm`` and of the islands to the terminal through rich, once; quieten a library's notice."""
+    from rich.logging import RichHandler
+    from tqdm import tqdm
+
+    class Handler(RichHandler):
+        """Lines above a progress bar, not across it."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            with tqdm.external_write_mode():
+                super().emit(record)
+
+    if not log.handlers:
+        handler = Handler(show_path=False, show_level=False, markup=False, log_time_format="%H:%M:%S")
+        for logger in ISLANDS:
+            logger.addHandler(handler)
+            logger.propagate = False
+        logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    for logger in ISLANDS:
+        logger.setLevel(level if is_main_process() else logging.WARNING)
+
+
+def hide_loading_bars() -> None:
+    """Turn off transformers' bars over the tensors of a model being read or written; downloads keep theirs."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    if not are_progress_bars_disabled():
+        disable_progress_bar()
+        enable_progress_bars()
