@@ -129,7 +129,7 @@ def test_a_killed_evaluation_goes_on_to_the_results_of_one_that_was_not(tmp_path
     settings = {"tokenizer": "cheap", "batch_seconds": 1.5}
     whole = rows_of(evaluate.run(configure(tmp_path / "whole", manifest, **settings)))
     in_all = ear.n_read
-    assert in_all == 5 * 4  # recordings, and three ways back
+    assert in_all == 5 * 4  # recordings, and three outputs
     ear.n_read, ear.dies_after = 0, 13
     cut_off = configure(tmp_path / "cut", manifest, **settings)
     with pytest.raises(KeyboardInterrupt):

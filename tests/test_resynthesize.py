@@ -177,7 +177,7 @@ def test_a_plan_reads_all_and_writes_nothing(config, bad_files):
     config.files += list(bad_files)[:1]
     plan = resynthesize.plan(config)
     assert "1.30 s, 44100 Hz, stereo" in plan[config.files[0]] and "silent" in plan[config.files[1]]
-    assert plan["dmel-25hz"] == {"frame rate (Hz)": 25.0, "codebooks": [16] * 80, "ways back": "reconstruction"}
+    assert plan["dmel-25hz"] == {"frame rate (Hz)": 25.0, "codebooks": [16] * 80, "outputs": "reconstruction"}
     assert not Path(config.output).exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import shlex
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -100,6 +101,15 @@ def test_every_folder_says_what_lives_there():
     for folder in {file.parent for file in SOURCES}:
         page = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
         assert page and len(page) > 40, f"{folder.relative_to(ROOT)}/__init__.py: a folder is one idea; which?"
+
+
+def test_the_architecture_page_names_what_is_there():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:tokenizer|slm|eval|recipes|tests|docs)/[\w./]*)`", page))
+    assert len(named) > 15
+    assert not [path for path in named if "NAME" not in path and not (ROOT / path).exists()]
+    for folder in {file.parent for file in SOURCES if file.parent.parent != ROOT}:
+        assert f"{folder.name}/" in page, f"{folder.relative_to(ROOT)} is not on the page"
 
 
 def test_commands_are_files_of_their_own():

@@ -2,7 +2,7 @@
 
 A small corpus is synthesised; at 25, 12.5 and 6.25 Hz the embedded tokenizer encodes it, the embedded LLM is fine-tuned
 on its codes for ASR and TTS together, and all is scored by the embedded recogniser: recordings, the tokenizer's three
-ways back, and the SLM. The fine-tuning takes as many steps as fit its budget of time on this machine, the same number
+outputs, and the SLM. The fine-tuning takes as many steps as fit its budget of time on this machine, the same number
 at every rate. With ``--train-tokenizer`` nothing embedded is used: a teacher, a tokenizer at 12.5 Hz and a text LM are
 trained first (`quickstart/from-scratch`).
 """

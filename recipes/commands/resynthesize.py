@@ -201,7 +201,7 @@ def plan(config: Config) -> dict[str, object]:
         facts[codec.label] = {
             "frame rate (Hz)": codec.model.config.frame_rate,
             "codebooks": codec.model.config.codebook_sizes,
-            "ways back": ", ".join(codec.model.decode_paths),
+            "outputs": ", ".join(codec.model.decode_paths),
         }
     return facts | {"precision": job.precision, "device": job.device, "result": config.output}
 
