@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -70,7 +68,7 @@ def test_a_prompt_needs_its_own_parts_only(echo: Task) -> None:
     assert example_length(vocabulary, echo, spoken) == len(make_example(vocabulary, echo, spoken))
 
 
-def test_an_unknown_task_is_told() -> None:
+def test_an_unknown_task_is_refused() -> None:
     vocabulary = add_speech(tiny_tokenizer(), [CODES])
     with pytest.raises(BatchError, match="task_weights: task 'sing' is unknown"):
         SpeechSamples(vocabulary, [np.array([[1]])], [np.array([5])], {"sing": 1.0})
@@ -104,9 +102,9 @@ def test_a_new_task_goes_the_whole_road(tmp_path) -> None:
         rows = utterances()[: len(SENTENCES)]
         prompts = [Utterance(codes=row["audio_codes"]) for row in rows]
         answers = generate_text(speech_lm, task, prompts)
-        losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-        losses = [line["loss"] for line in losses if "loss" in line]
-        assert losses[-1] < 0.5 * losses[0] and any(output.text for output in answers)
+        ids = [speech_lm.vocabulary.encode_text(speech_lm.text_tokenizer, row["text"]) for row in rows]
+        reversed_texts = [speech_lm.text_tokenizer.decode(item[::-1]).strip() for item in ids]
+        assert [output.text for output in answers] == reversed_texts
         assert speech_lm.vocabulary.mark_id(backwards) == speech_lm.vocabulary.size - 1
         with pytest.raises(GenerationError, match="call generate_text"):
             generate_speech(speech_lm, task, prompts, [1.0] * len(prompts))

@@ -124,7 +124,7 @@ def make_vocabulary(
         VocabularyError: the model already speaks another tokenizer's codes.
     """
     facts = corpus.metadata
-    marks = [mark for name in config.task_weights for mark in get_task(name).marks]
+    marks = [mark for name, weight in config.task_weights.items() if weight > 0 for mark in get_task(name).marks]
     if own is not None:
         own.check_fingerprint(facts.fingerprint, f"the corpus {config.corpus}")
         if own.n_codebooks != config.n_codebooks:

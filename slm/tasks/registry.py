@@ -2,7 +2,7 @@
 
 A task is one function from an utterance to the parts of its prompt and of its answer. All else follows from the parts:
 the frame around them and the labels (:mod:`slm.tasks.sequences`), and from the answer's modality which ids are legal
-when the model generates, where it stops, what is written as a prediction and how that is scored.
+when the model generates and where it stops (:mod:`slm.generation`).
 """
 
 from __future__ import annotations
