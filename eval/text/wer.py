@@ -106,20 +106,20 @@ def score_pairs(
     if len(set(ids)) != len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
         raise ValueError(f"utterance id {twice!r} occurs more than once: ids must be unique within a test set")
-    said = [normaliser(text) for text in references]
-    heard = [None if text is None else normaliser(text) for text in hypotheses]
-    filled = [text or "" for text in heard]
-    words = jiwer.process_words(said, filled).alignments
-    characters = jiwer.process_characters(said, filled).alignments
+    expected = [normaliser(text) for text in references]
+    found = [None if text is None else normaliser(text) for text in hypotheses]
+    filled = [text or "" for text in found]
+    words = jiwer.process_words(expected, filled).alignments
+    characters = jiwer.process_characters(expected, filled).alignments
     utterances = [
         UtteranceErrors(
             id=ids[i],
-            reference=said[i],
-            hypothesis=heard[i],
+            reference=expected[i],
+            hypothesis=found[i],
             **dict(zip(("substitutions", "deletions", "insertions"), _counts(words[i]), strict=True)),
-            n_words=len(said[i].split()),
+            n_words=len(expected[i].split()),
             character_errors=sum(_counts(characters[i])),
-            n_characters=len(said[i]),
+            n_characters=len(expected[i]),
             speaker=speakers[i],
         )
         for i in range(len(ids))
@@ -147,11 +147,11 @@ def align_text(reference: str, hypothesis: str) -> str:
     ``(a->b)`` was heard as something else, ``(a->*)`` was missed, ``(*->b)`` was added.
     """
     output = jiwer.process_words([reference], [hypothesis])
-    said, heard = output.references[0], output.hypotheses[0]
+    expected, found = output.references[0], output.hypotheses[0]  # split into words
     parts: list[str] = []
     for chunk in output.alignments[0]:
-        reference_words = said[chunk.ref_start_idx : chunk.ref_end_idx]
-        hypothesis_words = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        reference_words = expected[chunk.ref_start_idx : chunk.ref_end_idx]
+        hypothesis_words = found[chunk.hyp_start_idx : chunk.hyp_end_idx]
         if chunk.type == "equal":
             parts += reference_words
         else:

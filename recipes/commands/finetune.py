@@ -195,8 +195,8 @@ def make_data(
     training = samples("train")
     if training is None:
         raise ConfigError(f"corpus {config.corpus}: none of the train split's utterances has a text")
-    heard = TrainedOn.of(*zip(*(spoken["train"][i] for i in np.unique(training.members)), strict=True))
-    vocabulary = dataclasses.replace(vocabulary, trained_on=heard.after(vocabulary.trained_on))
+    trained_on = TrainedOn.of(*zip(*(spoken["train"][i] for i in np.unique(training.members)), strict=True))
+    vocabulary = dataclasses.replace(vocabulary, trained_on=trained_on.after(vocabulary.trained_on))
     return Data(vocabulary, training, samples("valid"))
 
 
