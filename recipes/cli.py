@@ -64,7 +64,7 @@ COMMANDS = [
     ),
     Command(
         "prepare-corpus",
-        "Synthesise a corpus (commands, digits, sentences, phrases) with espeak-ng and flite.",
+        "Synthesise a corpus (commands, digits, sentences, phrases) with espeak-ng, flite and Piper.",
         "slm prepare-corpus --config quickstart/prepare-corpus run_dir=runs/corpus",
     ),
     Command(

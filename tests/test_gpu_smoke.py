@@ -1,20 +1,12 @@
 """The first thing to run on a machine with GPUs: here on the CPU, which takes the same way."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
-
-FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu_smoke.py"
+from test_benchmarks import load
 
 
 @pytest.fixture(scope="module")
 def smoke():
-    spec = importlib.util.spec_from_file_location("benchmarks_gpu_smoke", FILE)
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("gpu_smoke")
 
 
 def test_a_failed_check_is_told_and_those_that_need_it_are_left_out(smoke, capsys):

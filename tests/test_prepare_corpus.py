@@ -155,6 +155,10 @@ def test_sentences_of_a_file_are_spoken_as_they_stand_and_held_out_texts_are_not
     assert {line.text for line in lines} == {"The cat sat down.", "He said: no\u2028more!"}
     with pytest.raises(ConfigError, match="n_sentences=4: there are 3"):
         make_lines(Config(**none, n_sentences=4))
+    file.write_text("Chapter 5 ends.\n5 cats.\nFive cats!\n", encoding="utf-8")
+    held_out = manifest_of(tmp_path, {"test": ["chapter five ends"]})
+    (line,) = make_lines(Config(**none, n_sentences=3, texts_excluded=[held_out]))
+    assert line.text in ("5 cats.", "Five cats!")
     with pytest.raises(ConfigError, match="no such file"):
         make_lines(Config(sentences=str(tmp_path / "none.txt")))
     file.write_bytes("caf\xe9".encode("latin-1"))

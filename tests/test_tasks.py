@@ -8,7 +8,7 @@ import torch
 from slm_tiny import CODES, SENTENCES, save_llm, tiny_model, tiny_tokenizer, utterances, write_corpus
 
 from recipes.commands import finetune
-from recipes.config import from_values
+from recipes.config import ConfigError, from_values
 from slm.generation import GenerationError, SpeechLM, generate_speech, generate_text
 from slm.modeling import extend_with_speech
 from slm.tasks import Task, TaskError, get_task, register, registry, tasks
@@ -72,6 +72,13 @@ def test_an_unknown_task_is_refused() -> None:
     vocabulary = add_speech(tiny_tokenizer(), [CODES])
     with pytest.raises(BatchError, match="task_weights: task 'sing' is unknown"):
         SpeechSamples(vocabulary, [np.array([[1]])], [np.array([5])], {"sing": 1.0})
+
+
+def test_a_plan_names_the_key_of_an_unknown_task(tmp_path) -> None:
+    values = {"corpus": str(write_corpus(tmp_path / "corpus")), "model": str(save_llm(tmp_path / "llm"))}
+    values |= {"run_dir": str(tmp_path / "run"), "task_weights": {"sing": 1.0}, "precision": "fp32"}
+    with pytest.raises(ConfigError, match="task_weights: task 'sing' is unknown; there are asr, tts"):
+        finetune.plan(from_values(finetune.Config, values))
 
 
 def test_a_new_task_goes_the_whole_road(tmp_path) -> None:

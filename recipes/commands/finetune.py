@@ -44,7 +44,7 @@ from slm.modeling import (
     rows_needed,
     save_slm,
 )
-from slm.tasks import get_task
+from slm.tasks import TaskError, get_task
 from slm.trained_on import TrainedOn
 from slm.training.batches import NoiseConfig, SpeechSamples, plan_steps
 from slm.training.trainer import TrainingConfig, TrainingError, train, trained_weights
@@ -124,7 +124,10 @@ def make_vocabulary(
         VocabularyError: the model already speaks another tokenizer's codes.
     """
     facts = corpus.metadata
-    marks = [mark for name, weight in config.task_weights.items() if weight > 0 for mark in get_task(name).marks]
+    try:
+        marks = [mark for name, weight in config.task_weights.items() if weight > 0 for mark in get_task(name).marks]
+    except TaskError as error:
+        raise ConfigError(f"task_weights: {error}") from error
     if own is not None:
         own.check_fingerprint(facts.fingerprint, f"the corpus {config.corpus}")
         if own.n_codebooks != config.n_codebooks:

@@ -131,8 +131,9 @@ def make_lines(config: Config) -> list[Line]:
 
     distinct("command", config.n_commands, lambda: _command(rng))
     distinct("digits", config.n_digit_strings, lambda: _digit_string(rng))
-    drawn = rng.sample(sentences, config.n_sentences)
-    chosen = [text for text in drawn if not {text, _plain(text)} & (never | said.keys())]
+    # As they sound: "5 cats." and "five cats" are one text, which may not stand in two splits.
+    drawn = {_plain(get_normaliser("basic")(text)): text for text in rng.sample(sentences, config.n_sentences)}
+    chosen = [text for plain, text in drawn.items() if not {text, plain} & (never | said.keys())]
     kinds["sentence"] = dict(zip(chosen, _splits(len(chosen), config), strict=True))
     said.update(kinds["sentence"])
     if config.n_phrases:
@@ -166,7 +167,7 @@ def _other_texts(manifests: list[str]) -> tuple[list[str], set[str]]:
         for split in SPLITS:
             texts = training if split == "train" else held_out
             for utterance in read_source(DataSource(path=manifest), split):
-                texts.append(re.sub(r"[^a-z' ]", "", get_normaliser("basic")(utterance.text)))
+                texts.append(_plain(get_normaliser("basic")(utterance.text)))
     return training, set(held_out)
 
 
