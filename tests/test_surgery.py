@@ -52,6 +52,18 @@ def test_a_nano_tokenizer_at_half_the_rate_has_new_strides_alone(tmp_path, caplo
     assert all(torch.equal(state[name], old[name]) for name in result.reused)
 
 
+def test_a_larger_book_begins_with_the_entries_of_the_smaller(tmp_path, caplog):
+    small, large = ({"codebook_sizes": [n, *TINY["codebook_sizes"][1:]]} for n in (16, 40))
+    with caplog.at_level(logging.INFO, "tokenizer"):
+        source, model, result = grown(tmp_path, TINY | small, TINY | large)
+    old, new = (m.quantizer.books[0].codebook.weight for m in (source, model))
+    assert torch.equal(new[:16], old)
+    assert len(new.unique(dim=0)) == 40  # equal entries would never be told apart
+    assert torch.cdist(new, old).argmin(1).tolist() == [n % 16 for n in range(40)]
+    assert result.grown == ("quantizer.books.0.codebook.weight",)
+    assert "larger books, from copies of the old entries: quantizer.books.0" in caplog.text
+
+
 def test_a_nano_tokenizer_with_one_more_rung_names_it(tmp_path):
     _, model, result = grown(tmp_path, TINY, TINY, old="nano-25hz")
     added = {f"{part}_encoder.{name}.1" for part in ("semantic", "acoustic") for name in ("downs", "down_norms")}

@@ -22,7 +22,7 @@ published model (24 kHz, DAC throughout; its auxiliary decoder and teacher work 
 2506.16738 v1, which states 99.7 M for a tokenizer and 2.4 M for the auxiliary decoder: the sizes that v1 does not state
 are marked `inferred` in the presets' file and bring the total, auxiliary decoder included, within 3 % of 99.7 M.
 `nano-*` are ours, for a CPU; `*-causal` have the same sizes and read nothing of the future; `micro-*` are half as
-large, for the embedded tokenizers.
+large, `mini-*` between the two: the embedded tokenizers' sizes.
 
 Printed by `python -m tokenizer.model.preset_table`; a test compares.
 

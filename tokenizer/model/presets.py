@@ -1,10 +1,10 @@
 """The sizes of the named tokenizers: what each preset sets beside LMSPTConfig's defaults.
 
-`nano-*` are ours: small enough to train and run on a CPU; `nano-*-causal` stream. `micro-*` are half of that, so that
-the embedded tokenizers fit into the repository. `release-12.5hz` is the published
-model (kakaocorp/lmspt, configuration `lmspt_12d5hz_16384_4096_8vq`). `paper-*` follow arXiv 2506.16738 v1; what v1 does
-not state is marked `inferred` and brings the tokenizer, auxiliary decoder included, within 3 % of v1's 99.7 M
-parameters.
+`nano-*` are ours: small enough to train and run on a CPU; `nano-*-causal` stream. `micro-*` are half of that, and
+`mini-*` lie between, with their depth at the frame rate, where it costs least: the sizes of the embedded tokenizers.
+`release-12.5hz` is the published model (kakaocorp/lmspt, configuration `lmspt_12d5hz_16384_4096_8vq`). `paper-*` follow
+arXiv 2506.16738 v1; what v1 does not state is marked `inferred` and brings the tokenizer, auxiliary decoder included,
+within 3 % of v1's 99.7 M parameters.
 `docs/tokenizer-presets.md` counts them.
 """
 
@@ -43,6 +43,10 @@ _MICRO: dict[str, Any] = {
     "head_dim": 32,
 }
 
+# The same widths with more layers at the frame rate: about 5.8 M parameters. Semantic books as large as the paper's at
+# each rate: an entry has more to say where frames are fewer.
+_MINI = _MICRO | {"semantic_encoder_layers": 4, "acoustic_encoder_layers": 3, "decoder_layers": 3}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "micro-25hz": _MICRO
     | {
@@ -68,6 +72,37 @@ PRESETS: dict[str, dict[str, Any]] = {
         "semantic_encoder_depths": [0, 1, 0],
         "semantic_encoder_layers": 1,
         "acoustic_encoder_depths": [1, 1, 0],
+        "decoder_depths": [4, 0, 0],
+        "auxiliary_decoder_depths": [2, 1, 0],
+        "attention_window": 8,
+    },
+    "mini-25hz": _MINI
+    | {
+        "strides": [160, 4],
+        "codebook_sizes": [1024] + [2048] * 7,
+        "semantic_encoder_depths": [0, 3],
+        "acoustic_encoder_depths": [1, 1],
+        "decoder_depths": [4, 0],
+        "auxiliary_decoder_depths": [2, 1],
+        "attention_window": 32,
+    },
+    "mini-12.5hz": _MINI
+    | {
+        "strides": [160, 4, 2],
+        "codebook_sizes": [2048] * 8,
+        "semantic_encoder_depths": [0, 3, 0],
+        "acoustic_encoder_depths": [1, 1, 0],
+        "decoder_depths": [4, 0, 0],
+        "auxiliary_decoder_depths": [2, 1, 0],
+        "attention_window": 16,
+    },
+    "mini-6.25hz": _MINI
+    | {
+        "strides": [160, 4, 4],
+        "codebook_sizes": [4096] + [2048] * 7,
+        "semantic_encoder_depths": [0, 3, 0],
+        "acoustic_encoder_depths": [1, 1, 0],
+        "acoustic_encoder_layers": 2,
         "decoder_depths": [4, 0, 0],
         "auxiliary_decoder_depths": [2, 1, 0],
         "attention_window": 8,

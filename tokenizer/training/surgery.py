@@ -4,9 +4,10 @@ discriminators from those that it was trained against.
 What fits by name and shape is taken over, the rest keeps its first weights. For another frame rate that rest is the
 changed or added stride: the convolution of the stage next to the codes in each encoder and decoder. DAC parts number
 their blocks along the signal, so that a stage added at the codes' end moves the numbers behind it: those are matched
-by their distance from the waveform.
+by their distance from the waveform. A larger codebook begins as copies of the smaller one's entries, parted by a little
+noise: the encoder before it and the decoder behind it know where these lie.
 
-Shapes: tensors keep theirs; nothing is cut or interpolated.
+Shapes: other tensors keep theirs; nothing is cut or interpolated. N entries of a book, E its dimension.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from tokenizer.loading import load_tokenizer
 from tokenizer.model.configuration import LMSPTConfig
 from tokenizer.model.modeling import LMSPTModel
 
 logger = logging.getLogger(__name__)
+
+SPREAD = 0.1  # of the entries' own standard deviation: what parts the copies of an entry in a larger book
 
 STRIDES = {  # a part's key in the model -> the configuration's field with its strides
     "semantic_encoder": "strides",
@@ -37,11 +40,15 @@ STRIDES = {  # a part's key in the model -> the configuration's field with its s
 
 @dataclass(frozen=True)
 class Transplant:
-    """Names of tensors: of the new model those reused and those new, of the old model those dropped."""
+    """Names of tensors: of the new model those reused and those new, of the old model those dropped.
+
+    `grown` are those of the reused that hold a larger book's entries.
+    """
 
     reused: tuple[str, ...]
     new: tuple[str, ...]
     dropped: tuple[str, ...]
+    grown: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """What happened, for a log: counts, and the modules that are new or dropped by name."""
@@ -50,6 +57,8 @@ class Transplant:
             if names:
                 modules = dict.fromkeys(_module(name) for name in names)
                 lines.append(f"{word}: {', '.join(modules)}")
+        if self.grown:
+            lines.append(f"larger books, from copies of the old entries: {', '.join(map(_module, self.grown))}")
         return lines
 
 
@@ -71,24 +80,45 @@ def transplant(model: LMSPTModel, source: str | Path) -> Transplant:
         raise ValueError(f"{source}: not a tokenizer folder of LM-SPT, but of {type(old).__name__}")
     offered = {_renamed(name, old.config, model.config): (name, value) for name, value in old.state_dict().items()}
     state = model.state_dict()
-    reused = [name for name, value in state.items() if name in offered and offered[name][1].shape == value.shape]
+    grown = [name for name, value in state.items() if name in offered and _fits_larger_book(name, offered, value)]
+    reused = [
+        name
+        for name, value in state.items()
+        if name in offered and (offered[name][1].shape == value.shape or name in grown)
+    ]
     # a bias may fit by chance
     if not any(name.split(".")[0] in STRIDES and state[name].ndim > 1 for name in reused):
         raise ValueError(f"{source}: no weight of its encoders and decoders fits this model, of other sizes throughout")
     taken = {offered[name][0] for name in reused}
     with torch.no_grad():
         for name in reused:
-            state[name].copy_(offered[name][1])
+            value = offered[name][1]
+            state[name].copy_(_more_entries(value, len(state[name])) if name in grown else value)
     result = Transplant(
         reused=tuple(reused),
         new=tuple(name for name in state if name not in set(reused)),
         dropped=tuple(name for name, _ in offered.values() if name not in taken),
+        grown=tuple(grown),
     )
     if old.config.strides != model.config.strides:
         logger.info("%s: strides %s become %s", source, old.config.strides, model.config.strides)
     for line in result.lines():
         logger.info("%s: %s", source, line)
     return result
+
+
+def _fits_larger_book(name: str, offered: dict[str, tuple[str, Tensor]], wanted: Tensor) -> bool:
+    """Whether a tensor holds a book's entries (N, E), more of them than are offered."""
+    old = offered[name][1]
+    return name.endswith("codebook.weight") and old.shape[1:] == wanted.shape[1:] and len(old) < len(wanted)
+
+
+def _more_entries(entries: Tensor, size: int) -> Tensor:
+    """Entries (N, E) repeated to (size, E): the first N as they are, their copies apart from them by some noise."""
+    repeated = entries.repeat(-(-size // len(entries)), 1)[:size]
+    noise = torch.randn(repeated.shape, generator=torch.Generator().manual_seed(0)) * (SPREAD * float(entries.std()))
+    noise[: len(entries)] = 0.0
+    return repeated + noise.to(repeated)
 
 
 def take_discriminators(discriminator: nn.Module, file: str | Path) -> None:
