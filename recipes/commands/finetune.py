@@ -32,15 +32,13 @@ from recipes.runs.machine import is_main_process, process_count, resolve_device,
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.corpus import INDEX_NAME, CodedCorpus
+from slm.lora import LoraSettings, add_lora, merge_lora
 from slm.modeling import (
     LLMFacts,
-    LoraSettings,
-    add_lora,
     describe_llm,
     extend_with_speech,
     has_tied_head,
     load_llm,
-    merge_lora,
     rows_needed,
     save_slm,
 )

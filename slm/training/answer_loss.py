@@ -3,8 +3,8 @@
 A vocabulary of 263,232 rows takes a megabyte of logits for each position, and twice that for their gradient; most
 positions are prompts, which have no loss. Here the head and the loss of a chunk of answer tokens are computed together
 with their gradients, and the logits are gone before the next chunk: memory grows with neither the batch nor, beyond
-one chunk, the vocabulary. It is the idea of the fused losses of GPU kernels (Liger, cut cross-entropy) in plain torch, for
-any head: a bias, adapters and tied tables are the head's own business.
+one chunk, the vocabulary. It is the idea of the fused losses of GPU kernels (Liger, cut cross-entropy) in plain torch,
+for any head: a bias, adapters and tied tables are the head's own business.
 
 Shapes: N answer tokens of a batch, D width, V vocabulary; hidden states (R, L, D) of R rows of length L.
 """
@@ -30,42 +30,90 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        head: Callable[[Tensor], Tensor],
-        labels: Tensor,
-        weights: Tensor,
-        chunk: int,
-        *parameters: Tensor,
+        ctx: Any, hidden: Tensor, head: Head, labels: Tensor, weights: Tensor, chunk: int, *parameters: Tensor
     ) -> Tensor:
-        needed = [hidden.requires_grad, *(p.requires_grad for p in parameters)]
-        sums = [torch.zeros_like(p) if p.requires_grad else None for p in parameters]
-        of_hidden = torch.empty_like(hidden) if needed[0] else None
-        total = hidden.new_zeros((), dtype=torch.float32)
         learnt = [p for p in parameters if p.requires_grad]
+        sums = [torch.zeros_like(p) for p in learnt]
+        of_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
+        gradients = head.gradients if hidden.requires_grad or learnt else head.loss_alone
+        total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), chunk):
             span = slice(start, start + chunk)
-            with torch.set_grad_enabled(any(needed)):
-                part = hidden[span].detach().requires_grad_(needed[0])
-                losses = F.cross_entropy(head(part).float(), labels[span], reduction="none")
-                loss = (losses * weights[span]).sum()
-            total += loss.detach()
-            if not any(needed):
-                continue
-            wanted = ([part] if needed[0] else []) + learnt
-            found = list(torch.autograd.grad(loss, wanted))
-            if needed[0]:
-                of_hidden[span] = found.pop(0)
-            for target, value in zip([s for s in sums if s is not None], found, strict=True):
-                target += value
-        ctx.gradients = [of_hidden, *sums]
+            loss, of_part = gradients(hidden[span].detach(), labels[span], weights[span], learnt, sums)
+            total += loss
+            if of_hidden is not None:
+                of_hidden[span] = of_part
+        given = iter(sums)
+        ctx.gradients = [of_hidden, *(next(given) if p.requires_grad else None for p in parameters)]
         return total
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        of_hidden, *sums = (None if g is None else g * scale.to(g.dtype) for g in ctx.gradients)
+        # In place: another table of gradients would be as large as the logits that were saved.
+        of_hidden, *sums = (None if g is None else g.mul_(scale.to(g.dtype)) for g in ctx.gradients)
         ctx.gradients = None
         return (of_hidden, None, None, None, None, *sums)
+
+
+class Head:
+    """A head whose gradients torch finds: adapters, and whatever else it may be."""
+
+    def __init__(self, logits_of: Callable[[Tensor], Tensor]) -> None:
+        self.logits_of = logits_of
+
+    def gradients(
+        self, hidden: Tensor, labels: Tensor, weights: Tensor, learnt: list[Tensor], sums: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of some tokens (N, D) and its gradient there; that of what is learnt is added to `sums`."""
+        with torch.enable_grad():
+            part = hidden.requires_grad_()
+            loss = _weighted(self.logits_of(part), labels, weights)
+        of_part, *found = torch.autograd.grad(loss, [part, *learnt])
+        for target, value in zip(sums, found, strict=True):
+            target += value
+        return loss.detach(), of_part
+
+    def loss_alone(self, hidden: Tensor, labels: Tensor, weights: Tensor, *_: Any) -> tuple[Tensor, None]:
+        """The loss of some tokens (N, D)."""
+        return _weighted(self.logits_of(hidden), labels, weights), None
+
+
+class LinearHead(Head):
+    """A plain linear head: the gradient of its table is added where it belongs, without a second table."""
+
+    def __init__(self, linear: nn.Linear, logits_of: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(logits_of)
+        self.linear = linear
+        device = linear.weight.device.type
+        autocast = torch.is_autocast_enabled(device)
+        self.dtype = torch.get_autocast_dtype(device) if autocast else linear.weight.dtype
+        self.table = linear.weight.detach().to(self.dtype)
+
+    def gradients(
+        self, hidden: Tensor, labels: Tensor, weights: Tensor, learnt: list[Tensor], sums: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """As `Head.gradients`; the derivative of a cross-entropy by its logits is softmax - one-hot."""
+        part = hidden.to(self.dtype)
+        bias = None if self.linear.bias is None else self.linear.bias.detach().to(self.dtype)
+        logits = F.linear(part, self.table, bias).float()
+        loss = _weighted(logits, labels, weights)
+        slope = logits.softmax(-1)
+        del logits
+        slope[torch.arange(len(labels), device=labels.device), labels] -= 1
+        slope *= weights[:, None]
+        slope = slope.to(self.dtype)
+        for parameter, target in zip(learnt, sums, strict=True):
+            if parameter is self.linear.bias:
+                target += slope.sum(0)
+            elif target.dtype == self.dtype:
+                target.addmm_(slope.t(), part)
+            else:
+                target += slope.t() @ part
+        return loss, (slope @ self.table).to(hidden.dtype)
+
+
+def _weighted(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    return (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
 
 
 class AnswerLoss:
@@ -99,9 +147,11 @@ class AnswerLoss:
         chunk = max(1, CHUNK_ELEMENTS // self.rows)
 
         logits_of = self.head.forward
+        plain = type(self.head) is nn.Linear and "forward" not in self.head.__dict__
 
         def loss(hidden: Tensor) -> Tensor:
-            return _ChunkedLoss.apply(hidden[:, :-1][answered], logits_of, targets, counts, chunk, *self.parameters)
+            head = LinearHead(self.head, logits_of) if plain else Head(logits_of)
+            return _ChunkedLoss.apply(hidden[:, :-1][answered], head, targets, counts, chunk, *self.parameters)
 
         with _in_place_of(self.head, loss):
             return model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
