@@ -1,5 +1,6 @@
 """The quickstart: steps that fit the machine, chosen once; what it opens and ends with."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -148,6 +149,12 @@ def test_the_lines_that_matter_name_the_best_rate_its_cost_and_the_one_seed():
     assert seed.startswith("One seed")
     one = quickstart.headlines(results(r12_5=1))
     assert one[0].startswith("SLM TTS: 12.5 Hz, WER 10.0 %") and not any("best" in line for line in one)
+
+
+def test_a_further_task_has_a_line_of_its_own():
+    found = results(r25=3, r12_5=1)
+    found.rows += [dataclasses.replace(row, system="slm-st") for row in found.rows[2:]]
+    assert quickstart.headlines(found)[2].startswith("SLM st: best at 12.5 Hz, WER 10.0 %")
 
 
 def test_the_shipped_quickstart_contrasts_its_rates():

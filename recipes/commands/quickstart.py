@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
-from eval.schema import SYSTEM_NAMES, Results, Row, load_results
+from eval.schema import Results, Row, is_task, load_results, system_name, systems_of
 from eval.text.normalisers import get_normaliser
 from recipes.commands import compare, finetune, prepare_corpus
 from recipes.config import ConfigError, from_values
@@ -221,18 +221,18 @@ def what_it_does(steps: Sequence[Step]) -> str:
 
 
 def headlines(results: Results) -> list[str]:
-    """The three lines that matter first: the best rate for TTS, that for ASR, and what each rate costs."""
+    """The lines that matter first: each task's best rate, TTS and ASR before others, and what each rate costs."""
     lines = []
-    for system in ("tts", "asr"):
+    for system in systems_of(row.system for row in results.rows if is_task(row.system)):
         rows = [row for row in results.rows if row.system == system and row.frame_rate_hz]
         rows = sorted((row for row in rows if row.protocol.key() == rows[0].protocol.key()), key=lambda row: row.wer)
         if rows:
             best, *others = rows
             low, high = best.interval or (best.wer, best.wer)
             beside = "".join(f", {_rate(row)} {100 * row.wer:.1f} %" for row in others)
-            head = f"{SYSTEM_NAMES[system]}: " + (f"best at {_rate(best)}, WER" if others else f"{_rate(best)}, WER")
+            head = f"{system_name(system)}: " + (f"best at {_rate(best)}, WER" if others else f"{_rate(best)}, WER")
             lines.append(f"{head} {100 * best.wer:.1f} % [{100 * low:.1f}, {100 * high:.1f}]{beside}")
-    costs = {_rate(row): row.tokens_per_second for row in results.rows if row.system in ("tts", "asr")}
+    costs = {_rate(row): row.tokens_per_second for row in results.rows if is_task(row.system)}
     shown = ", ".join(f"{rate} {tokens:g}" for rate, tokens in costs.items() if tokens)
     if shown:
         lines.append(f"Cost in tokens per second of speech: {shown}")
