@@ -40,7 +40,7 @@ from recipes.runs.times import clock
 from slm.modeling import extend_with_speech, load_llm
 from slm.training.batches import SpeechSamples
 from slm.training.trainer import train
-from slm.vocabulary import add_speech
+from slm.vocabulary import add_marks, add_speech
 from tokenizer import load_tokenizer
 
 STAGES = ("prepare-corpus", "encode", "finetune")  # what a budget needs: texts, a speech tokenizer, steps
@@ -299,18 +299,25 @@ def time_step(config: finetune.Config, speech_tokenizer: str, texts: Sequence[st
     speech = load_tokenizer(speech_tokenizer).config
     seed_everything(config.seed)
     model, text_tokenizer, vocabulary = load_llm(config.model, config.weights)
+    tasks = finetune.used_tasks(config)
+    marks = [mark for task in tasks for mark in task.marks]
     if vocabulary is None:
-        vocabulary = add_speech(text_tokenizer, speech.codebook_sizes, n_codebooks=config.n_codebooks)
+        vocabulary = add_speech(text_tokenizer, speech.codebook_sizes, n_codebooks=config.n_codebooks, marks=marks)
         extend_with_speech(model, vocabulary, config.seed)
+    elif (larger := add_marks(text_tokenizer, vocabulary, marks)).size > vocabulary.size:
+        extend_with_speech(model, larger, config.seed, first_id=vocabulary.size)
+        vocabulary = larger
     rng, normalise = np.random.default_rng(config.seed), get_normaliser(config.normaliser)
     shortest = min(vocabulary.codebook_sizes)
     frames = [max(1, round(len(text) * SECONDS_PER_CHARACTER * speech.frame_rate)) for text in texts]
+    ids = [vocabulary.encode_text(text_tokenizer, normalise(text)) for text in texts]
     samples = SpeechSamples(
         vocabulary,
         [rng.integers(0, shortest, (vocabulary.n_codebooks, n)) for n in frames],
-        [vocabulary.encode_text(text_tokenizer, normalise(text)) for text in texts],
+        ids,
         config.task_weights,
         config.noise,
+        columns={name: ids for task in tasks for name in task.columns},  # as long as the text, for want of better
     )
     timer, device = _Timer(), resolve_device(config.device)
     settings = dataclasses.replace(config.training, steps=WARM_UP + TIMED, eval_steps=0, keep="last")
