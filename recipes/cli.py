@@ -217,6 +217,7 @@ def execute(
 ) -> None:
     """Run one command, or print its plan."""
     from recipes.runs.logs import hide_loading_bars, log, setup_logging
+    from recipes.runs.plugins import import_plugins
     from recipes.runs.process_settings import keep_compiled_kernels, keep_freed_memory
     from recipes.runs.restart import start_over
 
@@ -224,6 +225,7 @@ def execute(
     keep_freed_memory()
     keep_compiled_kernels()
     recipe, settings = build_config(command, arguments, config, output, strict, backwards)
+    import_plugins(settings)
     hide_loading_bars()
     if restart and not dry_run and (aside := start_over(recipe, settings)):
         log.info("the earlier %s is now %s", settings.run_dir, aside)

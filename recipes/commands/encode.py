@@ -43,6 +43,7 @@ from recipes.runs.files import atomic_write_text, disk_errors, text_lines
 from recipes.runs.inputs import check_sources
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_precision, seed_everything
+from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
 from recipes.runs.run_folder import MAY_CHANGE, RunFolder
 from slm.corpus import CodedCorpusWriter, CorpusMetadata, begun_metadata
@@ -94,6 +95,7 @@ class Config:
             MAY_CHANGE: True,
         },
     )
+    plugins: list[str] = plugins_key()
 
     # Of finished folders. Memory no longer grows with a recording's length, so the limit went; smaller shards give
     # several processes something to do.

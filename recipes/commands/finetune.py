@@ -30,6 +30,7 @@ from recipes.runs.embedded import model_path
 from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log
 from recipes.runs.machine import is_main_process, process_count, resolve_device, resolve_precision, seed_everything
+from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.corpus import INDEX_NAME, CodedCorpus
@@ -89,6 +90,7 @@ class Config:
     seed: int = field(default=0, metadata={"help": "of new rows, order and noise"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
     precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16: what is computed in"})
+    plugins: list[str] = plugins_key()
 
     def __post_init__(self) -> None:
         if self.weights != "fp32" and self.lora is None:

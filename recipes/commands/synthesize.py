@@ -45,6 +45,7 @@ from recipes.inference.speech_checks import speech_warnings, unsayable
 from recipes.inference.tasks import prompt_utterance, reference_of
 from recipes.runs.files import disk_errors
 from recipes.runs.logs import log
+from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
 from recipes.runs.run_folder import MAY_CHANGE
 from slm.generation import SpeechLM, SynthesizeOutput, SynthesizeSettings, generate_speech, seconds_allowed
@@ -99,6 +100,7 @@ class Config:
     )
     weights: str = field(default="fp32", metadata={"help": "how the model is held: fp32, bf16, fp16"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
+    plugins: list[str] = plugins_key()
 
     former_defaults = {"decoding.seconds_per_character": 0.25}  # of finished folders
 

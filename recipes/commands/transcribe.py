@@ -37,6 +37,7 @@ from recipes.inference.setup import (
 )
 from recipes.inference.tasks import prompt_utterance, reference_of
 from recipes.runs.logs import log
+from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
 from slm.generation import SpeechLM, TranscribeSettings, generate_text
 from slm.tasks import Task, TaskError
@@ -70,6 +71,7 @@ class Config:
     max_duration_s: float | None = field(default=None, metadata={"help": "longer recordings are refused; null: none"})
     weights: str = field(default="fp32", metadata={"help": "how the model is held: fp32, bf16, fp16"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
+    plugins: list[str] = plugins_key()
 
     former_defaults = {"max_duration_s": 120.0}  # of finished folders; what is long is cut since
 

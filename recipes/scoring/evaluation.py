@@ -23,6 +23,7 @@ from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import resolve_judge
 from recipes.runs.inputs import check_sources
 from recipes.runs.machine import resolve_device, resolve_precision
+from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import MAY_CHANGE, RunFolder
 from recipes.scoring.code_use import corpus_code_statistics
 from recipes.scoring.systems import (
@@ -96,6 +97,7 @@ class Config:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
     strict: bool = field(default=False, metadata={"help": "stop at the first recording that we or a judge cannot read"})
     allow_untrained: bool = field(default=False, metadata={"help": "accept a preset's random weights"})
+    plugins: list[str] = plugins_key()
 
     recipe = "evaluate"  # what run.json calls the command
 
