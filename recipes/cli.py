@@ -133,11 +133,14 @@ COMMANDS = [
         "finetune",
         "Extend an LLM with speech tokens and fine-tune it for ASR and TTS, in full or by LoRA.",
         "slm finetune --config quickstart/finetune model=Qwen/Qwen2.5-0.5B-Instruct --dry-run",
+        "Tasks of your own are trained beside them: plugins=[my_tasks] task_weights={asr: 1, my_task: 1}, where "
+        "my_tasks.py registers my_task (docs/architecture.md tells how).",
     ),
     Command(
         "transcribe",
         "Speech to text with a fine-tuned SLM: your own files, or a coded corpus.",
         "slm transcribe recording.wav model=runs/quickstart/12.5hz/finetune/model",
+        "task=NAME runs another task that answers in text; plugins=[MODULE] brings tasks of your own.",
         positional="files",
         metavar="FILE... KEY=VALUE",
         goes_on=False,
@@ -146,6 +149,7 @@ COMMANDS = [
         "synthesize",
         "Text to speech with a fine-tuned SLM: your own words, or a coded corpus's texts.",
         'slm synthesize "set white at b four now" -o out.wav model=runs/quickstart/12.5hz/finetune/model',
+        "task=NAME runs another task that answers in speech; plugins=[MODULE] brings tasks of your own.",
         positional="text",
         metavar="TEXT KEY=VALUE",
         output="output",

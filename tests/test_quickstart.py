@@ -16,6 +16,8 @@ from recipes.commands.quickstart import STEPS_FILE, StepBudget, choose_steps
 from recipes.config import ConfigError, load_config
 from recipes.runs.pipeline import make_steps
 from recipes.runs.run_folder import RunFolder
+from slm.tasks import Task, register, registry
+from slm.tasks.registry import Mark, Speech, Text, Turn
 
 
 @pytest.fixture
@@ -125,6 +127,15 @@ def test_a_step_is_timed_on_rows_of_the_real_shape(tmp_path, monkeypatch):
     assert model.get_input_embeddings().weight.shape[0] >= 1024  # the tokenizer's codes have rows
     assert samples.utterances[0].codes.shape == (1, round(23 * quickstart.SECONDS_PER_CHARACTER * 12.5))
     assert set(samples.task_weights) == {1.0}
+    # A further task's mark and column are there too, before any corpus is.
+    turn = lambda u: Turn([Speech(u.codes), Mark("<|translate|>")], [Text(u.columns["translation"])])  # noqa: E731
+    register(Task("st", "text", turn, ("<|translate|>",), ("translation",), "translation"))
+    try:
+        config = load_config(finetune.Config, None, [*settings, "task_weights.st=2", "device=cpu", "precision=fp32"])
+        quickstart.time_step(config, "embedded-12.5hz", ["set white at b four now"] * 20)
+    finally:
+        registry._TASKS.pop("st")
+    assert seen[-1][1].task_names == ("st",)
 
 
 def results(**wers):

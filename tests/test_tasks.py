@@ -307,4 +307,5 @@ def test_plugins_are_found_in_the_working_directory_and_by_stages_of_a_pipeline(
     assert "st" not in tasks()
     make_steps(PipelineConfig(str(tmp_path / "runs"), [Stage("finetune", set=["plugins=[my_tasks]"])]))
     assert {"st", "parrot"} <= set(tasks())
-    assert "plugins=[]" in slm("finetune", "--help")
+    told = slm("finetune", "--help")
+    assert "plugins=[my_tasks]" in told and "my_tasks.py in the working directory" in told

@@ -51,7 +51,7 @@ from recipes.runs.run_folder import MAY_CHANGE
 from slm.generation import SpeechLM, SynthesizeOutput, SynthesizeSettings, generate_speech, seconds_allowed
 from slm.modeling import describe_llm
 from slm.tasks import Task, TaskError
-from slm.tasks.registry import Utterance as Prompted
+from slm.tasks.registry import Utterance as TaskUtterance
 from slm.tasks.sequences import prompt_size
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.audio import load_audio
@@ -229,7 +229,7 @@ def longest_text(config: Config, vocabulary: SpeechVocabulary) -> int:
     return vocabulary.trained_on.longest_text if vocabulary.trained_on else UNKNOWN_LONGEST_TEXT
 
 
-def cuts(task: Task) -> bool:
+def may_be_cut(task: Task) -> bool:
     """Whether a long text may be asked part by part: it is all that the prompt holds."""
     return task.prompt_holds_text and not task.prompt_holds_speech and not task.columns
 
@@ -247,7 +247,7 @@ def read_scripts(
     language = LANGUAGE if language in ("", "any") else language
     scripts: list[Script] = []
     for script in read_inputs(config, task, vocabulary):
-        if cuts(task):
+        if may_be_cut(task):
             script.parts = cut_text(script.text, normalise, longest, language)
         else:
             script.parts = [Part(script.reference, normalise(script.reference))]
@@ -324,14 +324,14 @@ def run(config: Config) -> Path:
     speech_lm = SpeechLM.load(config.model, device, config.weights)
     scripts = read_scripts(config, task, vocabulary, speech_lm.text_tokenizer)
     encode_recordings(scripts, tokenizer, vocabulary.precision, device)
-    asked = ask(config, task, scripts, speech_lm)
+    requests = make_requests(config, task, scripts, speech_lm)
     warn(f"{script.place}{line}" for script in scripts for line in [*script.unsayable, *filter(None, [script.error])])
     for script in scripts:
         script.audio = f"audio/{file_name(script.id)}" if folder else config.output_file
     where = folder.folder if folder else Path()
     with disk_errors(where / scripts[0].audio):
         (where / scripts[0].audio).parent.mkdir(parents=True, exist_ok=True)
-    for script in generated(config, task, asked, speech_lm, by_text=folder is None):
+    for script in generated(config, task, requests, speech_lm, by_text=folder is None):
         started = time.perf_counter()
         write_speech(config, script, tokenizer, vocabulary, where, device)
         script.wall_s += time.perf_counter() - started
@@ -363,25 +363,28 @@ def encode_recordings(scripts: Sequence[Script], tokenizer: Any, precision: str,
 
 def allowed_s(config: Config, task: Task, script: Script, part: Part, vocabulary: SpeechVocabulary) -> float:
     """The most seconds of speech for a part; a recording that is not encoded yet counts as its source says."""
-    speech_s = 0.0
+    text, speech_s = "", 0.0
+    if task.prompt_holds_text:
+        columns = (script.columns.get(name, "") for name in task.columns)
+        text = part.said if may_be_cut(task) else " ".join([script.text, *columns])
     if script.codes is not None:
         speech_s = script.codes.shape[1] / vocabulary.frame_rate
     elif script.recording is not None:
         speech_s = script.recording.duration or 0.0
-    return seconds_allowed(vocabulary, part.said if task.prompt_holds_text else "", config.decoding, speech_s)
+    return seconds_allowed(vocabulary, text, config.decoding, speech_s)
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """One part of a text, what its prompt is made of, and the seconds that its answer may last."""
 
     script: Script
     number: int
-    prompted: Prompted
+    utterance: TaskUtterance
     seconds: float
 
 
-def ask(config: Config, task: Task, scripts: Sequence[Script], speech_lm: SpeechLM) -> list[Asked]:
+def make_requests(config: Config, task: Task, scripts: Sequence[Script], speech_lm: SpeechLM) -> list[Request]:
     """What the model is asked, the shortest first.
 
     A text that lacks what its prompt is made of gets the error that says so.
@@ -392,33 +395,34 @@ def ask(config: Config, task: Task, scripts: Sequence[Script], speech_lm: Speech
     vocabulary = speech_lm.vocabulary
     normalise = get_normaliser(vocabulary.normaliser)
     encode = functools.partial(vocabulary.encode_text, speech_lm.text_tokenizer)
-    asked = []
+    requests: list[Request] = []
     for script in scripts:
-        columns = {name: normalise(text) for name, text in script.columns.items()}
+        columns = {name: normalise(script.columns.get(name, "")) for name in task.columns}
         try:
             for number, part in enumerate(script.parts):
-                text = part.said if cuts(task) else normalise(script.text)
-                prompted = prompt_utterance(task, script.codes, text, columns, encode)
-                asked.append(Asked(script, number, prompted, allowed_s(config, task, script, part, vocabulary)))
+                text = part.said if may_be_cut(task) else normalise(script.text)
+                utterance = prompt_utterance(task, script.codes, text, columns, encode)
+                seconds = allowed_s(config, task, script, part, vocabulary)
+                requests.append(Request(script, number, utterance, seconds))
         except TaskError as error:
             if config.text:
                 raise ConfigError(f"text: {error}") from error
             script.fail(str(error))
     return sorted(
-        asked, key=lambda one: (prompt_size(task, one.prompted)[0], len(one.script.parts[one.number].written))
+        requests, key=lambda one: (prompt_size(task, one.utterance)[0], len(one.script.parts[one.number].written))
     )
 
 
 def generated(
-    config: Config, task: Task, asked: Sequence[Asked], speech_lm: SpeechLM, by_text: bool
+    config: Config, task: Task, requests: Sequence[Request], speech_lm: SpeechLM, by_text: bool
 ) -> Iterator[Script]:
     """Draws the codes of all parts in batches of like length; yields each text whose parts are all there."""
-    for chunk in in_chunks(asked, 2, config.decoding.batch_size, "synthesize"):
+    for chunk in in_chunks(requests, 2, config.decoding.batch_size, "synthesize"):
         started = time.perf_counter()
         outputs = generate_speech(
             speech_lm,
             task,
-            [one.prompted for one in chunk],
+            [one.utterance for one in chunk],
             [one.seconds for one in chunk],
             config.decoding,
             [one.script.key(one.number, by_text) for one in chunk],

@@ -41,7 +41,7 @@ from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
 from slm.generation import SpeechLM, TranscribeSettings, generate_text
 from slm.tasks import Task, TaskError
-from slm.tasks.registry import Utterance as Prompted
+from slm.tasks.registry import Utterance as TaskUtterance
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.audio import open_audio
 from tokenizer.data.utterances import AudioError, DataSource, Utterance
@@ -187,9 +187,9 @@ def read_items(config: Config, setup: Setup) -> list[Item]:
     return items
 
 
-def ask(
+def make_requests(
     task: Task, items: Sequence[Item], vocabulary: SpeechVocabulary, text_tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[Item, Piece, Prompted]]:
+) -> list[tuple[Item, Piece, TaskUtterance]]:
     """What the model is asked: each piece that is not silent, and what its prompt is made of.
 
     An utterance that lacks what the prompt is made of gets the error that says so.
@@ -252,9 +252,9 @@ def run(config: Config) -> Path | dict[str, str]:
     if config.files and all(item.error for item in items):
         raise AudioError("\n".join(item.error for item in items))
     speech_lm = SpeechLM.load(config.model, device, config.weights)
-    asked = ask(task, items, vocabulary, speech_lm.text_tokenizer)
-    asked.sort(key=lambda one: one[1].codes.shape[1])
-    for chunk in in_chunks(asked, 4, config.decoding.batch_size, "transcribe"):
+    requests = make_requests(task, items, vocabulary, speech_lm.text_tokenizer)
+    requests.sort(key=lambda one: one[1].codes.shape[1])
+    for chunk in in_chunks(requests, 4, config.decoding.batch_size, "transcribe"):
         started = time.perf_counter()
         texts = generate_text(speech_lm, task, [utterance for *_, utterance in chunk], config.decoding)
         seconds = (time.perf_counter() - started) / len(chunk)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recipes.config import ConfigError, Problems
-from recipes.inference.tasks import asked_task, check_marks
+from recipes.inference.tasks import check_marks, resolve_task
 from recipes.runs.machine import resolve_device
 from recipes.runs.run_folder import RunFolder
 from slm.corpus import CodedCorpus
@@ -75,7 +75,7 @@ def check_setup(
     """Notes what is wrong with the folder, the task, the device, the model, its speech tokenizer or the inputs."""
     if config.run_dir:
         problems.attempt(RunFolder(config.run_dir).check, config)
-    task = problems.attempt(asked_task, config.task, answers)
+    task = problems.attempt(resolve_task, config.task, answers)
     device = problems.attempt(resolve_device, config.device)
     vocabulary = problems.attempt(model_vocabulary, config)
     if task is not None and vocabulary is not None:

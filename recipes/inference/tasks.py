@@ -1,4 +1,4 @@
-"""The task that ``slm transcribe`` and ``slm synthesize`` ask of a model, and what its prompts are made of."""
+"""The task that ``slm transcribe`` and ``slm synthesize`` run, and what its prompts are made of."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slm.vocabulary import SpeechVocabulary
 COMMANDS: dict[Modality, str] = {"text": "slm transcribe", "speech": "slm synthesize"}
 
 
-def asked_task(name: str, answers: Modality) -> Task:
+def resolve_task(name: str, answers: Modality) -> Task:
     """The task of a name that answers in text or speech.
 
     Raises:

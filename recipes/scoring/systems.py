@@ -44,11 +44,11 @@ GENERATION_ONLY = "generation only"  # a real-time factor that leaves the tokeni
 
 @dataclass
 class System:
-    """One thing to score: ``speech`` that judges read, or ``texts``, the SLM's own: utterance id -> text, None: failed.
+    """One thing to score: audio that judges read, or ``texts``, the SLM's own: utterance id -> text, None: failed.
 
     ``transcripts``: judge -> utterance id -> its transcript. ``facts`` are further fields of :class:`eval.schema.Row`.
-    ``references``: utterance id -> what it is scored against, where those are not the texts of the test set;
-    ``column`` says what they are.
+    ``answers`` says which of the two. ``references``: utterance id -> what it is scored against, where those are not
+    the test set's texts but another ``column``.
     """
 
     name: str
