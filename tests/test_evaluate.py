@@ -305,6 +305,21 @@ def test_tasks_are_scored_by_what_they_answer(tmp_path, corpus, asr, tts, length
     assert row.wer == st.wer and row.protocol.test_set.name == "st"
 
 
+def test_speech_with_references_of_its_own_is_read_by_the_judge_and_compared_with_nothing_else(
+    tmp_path, corpus, tts, length_judge
+) -> None:
+    spoken = predictions_of(tmp_path, "s2st", "speech", reference="translation")
+    text = (spoken / "predictions.jsonl").read_text()
+    (spoken / "predictions.jsonl").write_text(text.replace(TEXTS[0], "eins zwei drei"))
+    folder = evaluate.run(configure(tmp_path, corpus, predictions=[str(spoken), str(tts)]))
+    rows = {row.name: row for row in load_results(folder).rows}
+    row = rows["SLM s2st"]
+    assert [(u.id, u.reference) for u in row.utterances] == [("u0", "eins zwei drei"), ("u1", TEXTS[1])]
+    assert row.utterances[0].hypothesis == TEXTS[0] and row.utterances[1].errors == 0
+    assert row.protocol.task == "speech" and row.protocol.test_set.name == "mini test, translation"
+    assert row.difference is None and rows["SLM TTS"].difference.against == "ground truth"
+
+
 def test_what_a_task_answers_must_be_known(tmp_path, corpus, length_judge) -> None:
     st = predictions_of(tmp_path, "st", "text", reference="translation")
     sidecar = (st / "predictions.json").read_text()
