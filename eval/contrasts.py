@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.report.plots import contrast_figure, save_figure
-from eval.schema import SYSTEM_NAMES, SYSTEMS, Contrast, Row, by_groups, refuse_other_protocol, speakers_of
+from eval.schema import Contrast, Row, by_groups, refuse_other_protocol, speakers_of, system_name, systems_of
 from eval.stats import pooled_bootstrap, smallest_detectable_difference
 
 __all__ = [
@@ -55,8 +55,9 @@ def make_contrasts(name: str, a: Mapping[str, Sequence[Row]], b: Mapping[str, Se
     tables = {cell: _by_kind(cell, rows) for cell, rows in [*a.items(), *b.items()]}
     shared = [key for key in next(iter(tables.values())) if all(key in table for table in tables.values())]
     test_sets = list(dict.fromkeys(test_set for _, _, test_set in shared))
+    systems = systems_of(system for system, _, _ in shared)
     found = []
-    for key in sorted(shared, key=lambda key: (test_sets.index(key[2]), SYSTEMS.index(key[0]))):
+    for key in sorted(shared, key=lambda key: (test_sets.index(key[2]), systems.index(key[0]))):
         system, judge, test_set = key
         rows_a, rows_b = ([tables[cell][key] for cell in group] for group in (a, b))
         ids, words = _utterances(rows_a[0])
@@ -163,7 +164,7 @@ def blocks(contrasts: Sequence[Contrast], each: bool = True) -> list[dict[str, o
     for mine in by_groups(contrasts):
         lines = [
             [
-                SYSTEM_NAMES[c.system],
+                system_name(c.system),
                 c.judge or "own transcript",
                 _wers(c.wers_a, each),
                 _wers(c.wers_b, each),

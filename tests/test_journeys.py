@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from typer.testing import CliRunner
 
+from recipes import cli
 from recipes.commands import encode
 from recipes.config import from_values
 from slm.corpus import CodedCorpus
@@ -89,6 +92,35 @@ def test_a_codec_is_added_from_outside(level_codec, make_corpus, tmp_path):
     assert corpus.metadata.fingerprint == tokenizer.fingerprint() and corpus.metadata.codebook_sizes == [16, 16]
     rows = {row["id"]: row["audio_codes"] for row in corpus.rows("train")}
     assert {name: codes.shape for name, codes in rows.items()} == {f"train{n}": (2, 15 + 5 * n) for n in range(3)}
+
+
+PLUGIN = """
+from test_journeys import LevelCodec, LevelConfig, LevelModel
+from transformers import AutoConfig, AutoModel
+
+from tokenizer.loading import register_codec
+
+AutoConfig.register(LevelConfig.model_type, LevelConfig, exist_ok=True)
+AutoModel.register(LevelConfig, LevelModel, exist_ok=True)
+register_codec(LevelConfig.model_type, LevelCodec)
+"""
+
+
+def test_a_codec_comes_to_a_command_from_a_plugin(make_corpus, tmp_path, monkeypatch):
+    (tmp_path / "my_codec.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    LevelModel(LevelConfig()).save_pretrained(tmp_path / "levels")
+    words = ["encode", "run_dir=codes", "tokenizer=levels", f"data=[{{path: {make_corpus(2)}}}]", "precision=fp32"]
+    try:
+        assert "toy_levels" in CliRunner().invoke(cli.app, words).output
+        assert LevelConfig.model_type not in CODECS  # without the plugin it cannot be loaded
+        found = CliRunner().invoke(cli.app, [*words, "num_workers=0", "plugins=[my_codec]"])
+        assert found.exit_code == 0, found.output
+        assert CodedCorpus.open("codes").count("train") == 2
+    finally:
+        CODECS.pop(LevelConfig.model_type, None)
+        sys.modules.pop("my_codec", None)
 
 
 def test_a_model_type_has_one_wrapper(level_codec):

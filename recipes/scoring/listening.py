@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 
 from eval.judges.transcripts import CarefulJudge
-from eval.schema import SYSTEMS, Clip, Row, Sample
+from eval.schema import SYSTEMS, TASK_PREFIX, Clip, Row, Sample
 from eval.speech.audio import resample
 from eval.speech.quality import Quality, QualitySummary, compare_audio, summarise_quality
 from eval.text.normalisers import get_normaliser
@@ -45,7 +45,7 @@ class Players:
         self.folder, self.ids, self.cut = folder, list(ids), False
         self._files: dict[tuple[str, int], Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        own = re.compile(rf"\d+-\d+-({'|'.join(map(slug, SYSTEMS))})\.flac")
+        own = re.compile(rf"\d+-\d+-({'|'.join(map(slug, SYSTEMS))}|{TASK_PREFIX}[a-z0-9.-]+)\.flac")
         for path in folder.iterdir():
             if own.fullmatch(path.name):
                 path.unlink()
@@ -78,7 +78,7 @@ class Players:
                     continue
                 texts = {judge: str(found.get(utterance_id) or "") for judge, found in system.transcripts.items()}
                 if system.kind == "ground_truth":
-                    texts |= {s.name: str(s.texts.get(utterance_id) or "") for s in systems if s.kind == "asr"}
+                    texts |= {s.name: str(s.texts.get(utterance_id) or "") for s in systems if s.answers == "text"}
                 sample.clips.append(Clip(system.name, str(file.resolve()), texts))
             if sample.clips:
                 samples.append(sample)
@@ -103,7 +103,7 @@ class Listening:
             number: {} for number, system in enumerate(systems) if quality and system.kind in MEASURED
         }
         for system in systems:
-            if system.kind != "asr":
+            if system.answers == "speech":
                 system.transcripts = {judge.name: {} for judge in judges}
 
     def take(self, take: Take) -> None:
