@@ -96,6 +96,7 @@ def load_config(config_class: type[ConfigT], path: str | Path | None = None, ove
     """
     values = read_yaml(path) if path is not None else {}
     for override in overrides:
+        _put_default(config_class, values, override.partition("=")[0].strip().split("."))
         apply_override(values, override)
     return from_values(config_class, values, where=f"{path}" if path else "the command line")
 
@@ -217,6 +218,25 @@ def apply_override(values: dict[str, Any], override: str) -> None:
             here = here[part]
         else:
             raise ConfigError(f"override {override!r}: `{'.'.join(parts[: depth + 1])}` has no keys under it")
+
+
+def _put_default(config_class: type, values: dict[str, Any], parts: list[str]) -> None:
+    """Puts a mapping's default under an override of one of its keys: `task_weights.asr=2` leaves TTS as it was.
+
+    A mapping that a YAML gives is what it says, and so is one that an override gives whole.
+    """
+    hints = typing.get_type_hints(config_class)
+    field = next((field for field in dataclasses.fields(config_class) if field.name == parts[0]), None)
+    if field is None or len(parts) == 1:
+        return
+    nested, given = _dataclass_in(hints[field.name]), values.get(field.name)
+    if nested is None and field.name not in values and isinstance(default := default_of(field), dict):
+        values[field.name] = dict(default)
+    elif nested is not None and nested is hints[field.name] and (given is None or isinstance(given, dict)):
+        inner = given or {}
+        _put_default(nested, inner, parts[1:])
+        if inner:
+            values[field.name] = inner
 
 
 def describe_fields(config_class: type, prefix: str = "", instance: Any = None) -> Iterator[tuple[str, str, str, str]]:

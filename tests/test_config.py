@@ -39,11 +39,17 @@ class Config:
     data: list[Source] = field(default_factory=list)
     sizes: list[int] = field(default_factory=lambda: [1, 2])
     weights: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=lambda: {"a": 1.0, "b": 1.0})
     betas: tuple[float, float] = (0.9, 0.98)
 
     def __post_init__(self) -> None:
         if 13 in self.sizes:
             raise ValueError("sizes: 13 is unlucky")
+
+
+@dataclass
+class Nested:
+    inner: Config = field(default_factory=Config)
 
 
 def write(path, text):
@@ -107,6 +113,26 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, text, message):
 def test_a_missing_file_names_the_shipped_ones():
     with pytest.raises(ConfigError, match="no configuration file quickstart/encod.*Did you mean `quickstart/encode`"):
         load_config(Config, "quickstart/encod")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "wanted"),
+    [
+        ("", ["shares.a=2"], {"a": 2.0, "b": 1.0}),
+        ("", ["shares.b=0", "shares.c=3"], {"a": 1.0, "b": 0.0, "c": 3.0}),
+        ("", ["shares={a: 2}"], {"a": 2.0}),
+        ("shares: {c: 1}", ["shares.a=2"], {"a": 2.0, "c": 1.0}),
+        ("shares: {c: 1}", [], {"c": 1.0}),
+    ],
+)
+def test_an_override_of_one_key_of_a_mapping_leaves_the_others(tmp_path, text, overrides, wanted):
+    """task_weights.asr=2 once dropped TTS without a word."""
+    path = write(tmp_path / "config.yaml", text)
+    assert load_config(Config, path, overrides).shares == wanted
+    assert load_config(Nested, write(tmp_path / "n.yaml", ""), ["inner.shares.a=2"]).inner.shares == {
+        "a": 2.0,
+        "b": 1.0,
+    }
 
 
 def test_the_first_entry_of_a_list_may_come_from_an_override_alone():
