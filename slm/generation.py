@@ -148,28 +148,44 @@ class LegalIds(LogitsProcessor):
     """
 
     def __init__(self, legal: Sequence[torch.Tensor], end_id: int, prompt_length: int, min_new: int = 0) -> None:
-        self.legal, self.end_id, self.prompt_length, self.min_new = list(legal), end_id, prompt_length, min_new
+        self.end_id, self.prompt_length, self.min_new = end_id, prompt_length, min_new
+        self._masks: dict[tuple[int, bool], torch.Tensor] = {}
+        self._columns: dict[tuple[int, bool], torch.Tensor] = {}
+        for place, mask in enumerate(legal):
+            for with_end in (False, True):
+                allowed = mask.clone()
+                allowed[end_id] = with_end
+                self._masks[place, with_end], self._columns[place, with_end] = ~allowed, allowed.nonzero()[:, 0]
+        self._n_places = len(legal)
+
+    def _place(self, input_ids: torch.Tensor) -> tuple[int, bool]:
+        done = input_ids.shape[1] - self.prompt_length
+        place = done % self._n_places
+        return place, place == 0 and done >= self.min_new
+
+    def columns(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The legal ids (C,) after the tokens so far, in order."""
+        return self._columns[self._place(input_ids)]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        done = input_ids.shape[1] - self.prompt_length
-        place = done % len(self.legal)
-        allowed = self.legal[place].clone()
-        allowed[self.end_id] = place == 0 and done >= self.min_new
-        return scores.float().masked_fill(~allowed, -math.inf)
+        return scores.float().masked_fill(self._masks[self._place(input_ids)], -math.inf)
 
 
 class SeededSampling(LogitsProcessor):
-    """Turns greedy search into sampling with one random stream per row.
+    """Turns greedy search into sampling among the legal ids, with one random stream per row.
 
     The likeliest id of scores plus Gumbel noise is a draw from their softmax; each row's noise comes from its own
     generator, so the other rows of a batch do not change what is drawn (their padding moves scores by rounding alone).
+    Drawn on the CPU, and for legal ids alone: the same on every device, and no cost that grows with the vocabulary.
 
     Args:
+        legal: Which ids there are to draw from.
         seeds: One per row.
         settings: Temperature, top k, top p.
     """
 
-    def __init__(self, seeds: Sequence[int], settings: SynthesizeSettings) -> None:
+    def __init__(self, legal: LegalIds, seeds: Sequence[int], settings: SynthesizeSettings) -> None:
+        self.legal = legal
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.warpers = [TemperatureLogitsWarper(settings.temperature)]
         if settings.top_k:
@@ -178,11 +194,14 @@ class SeededSampling(LogitsProcessor):
             self.warpers.append(TopPLogitsWarper(settings.top_p))
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        columns = self.legal.columns(input_ids)
+        own = scores[:, columns].float()
         for warper in self.warpers:
-            scores = warper(input_ids, scores)
-        uniform = torch.stack([torch.rand(scores.shape[1], generator=generator) for generator in self.generators])
+            own = warper(input_ids, own)
+        uniform = torch.stack([torch.rand(own.shape[1], generator=generator) for generator in self.generators])
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
-        return scores + gumbel.to(scores)
+        drawn = columns[(own + gumbel.to(own)).argmax(-1)]
+        return torch.full_like(scores, -math.inf).scatter_(1, drawn[:, None], 0.0)
 
 
 def transcribe_codes(
@@ -313,9 +332,10 @@ def generate_speech(
     outputs: list[SynthesizeOutput | None] = [None] * len(prompts)
     for batch in _buckets(prompts, settings.batch_size):
         length = max(len(prompts[i]) for i in batch)
-        processors: list[LogitsProcessor] = [LegalIds(legal, vocabulary.speech_end_id, length, min_new=n)]
+        guard = LegalIds(legal, vocabulary.speech_end_id, length, min_new=n)
+        processors: list[LogitsProcessor] = [guard]
         if settings.temperature > 0:
-            processors.append(SeededSampling([_seed(settings.seed, keys[i]) for i in batch], settings))
+            processors = [SeededSampling(guard, [_seed(settings.seed, keys[i]) for i in batch], settings)]
         budget = max(budgets[i] for i in batch) + 1
         for i, row in zip(
             batch,

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from tokenizers import AddedToken
@@ -198,7 +199,7 @@ class SpeechVocabulary:
 
     def encode_text(self, text_tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
         """A user's text -> (T,) int64 ids of plain text, whatever it spells: no mark, no speech token, no special
-        token.
+        token, nor one that was added to the tokenizer's own for another purpose (`<tool_call>`).
 
         Raises:
             VocabularyError: The text tokenizer makes a special id of plain text all the same.
@@ -206,6 +207,8 @@ class SpeechVocabulary:
         ids = np.asarray(
             text_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], dtype=np.int64
         )
+        if _added_ids(text_tokenizer).intersection(ids.tolist()):
+            ids = _of_its_own_pieces(text_tokenizer, text)
         reserved = {self.end_id, text_tokenizer.bos_token_id, text_tokenizer.eos_token_id}
         if ids.size and (ids.max() >= self.first_id or reserved & set(ids.tolist())):
             raise VocabularyError(
@@ -215,9 +218,9 @@ class SpeechVocabulary:
         return ids
 
     def text_ids(self, text_tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-        """(T,) int64: the ids that may stand in a transcript: the text tokenizer's own less its special ones."""
+        """(T,) int64: the ids that may stand in a transcript: the text tokenizer's own less special and added ones."""
         own = {i for i in text_tokenizer.get_vocab().values() if i < self.first_id}
-        return np.asarray(sorted(own - _special_ids(text_tokenizer)), dtype=np.int64)
+        return np.asarray(sorted(own - _special_ids(text_tokenizer) - _added_ids(text_tokenizer)), dtype=np.int64)
 
     def check_text_tokenizer(self, text_tokenizer: PreTrainedTokenizerBase) -> None:
         """Compares every new id with the text tokenizer's.
@@ -407,6 +410,26 @@ def _add_tokens(text_tokenizer: PreTrainedTokenizerBase, names: Sequence[str], v
             f"the text tokenizer gave the new token {name} the id {found}, not {expected}, the one after its last: "
             "speech tokens need ids on end. Take a model whose tokenizer is a fast one (tokenizer.json)"
         )
+
+
+_ADDED: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, set[int]]] = WeakKeyDictionary()
+
+
+def _added_ids(text_tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids beside a tokenizer's own pieces, special or not: an instruct model's `<tool_call>` is not marked special."""
+    size, ids = _ADDED.get(text_tokenizer, (-1, set()))
+    if size != len(text_tokenizer):  # a property that builds thousands of objects, asked for each text
+        ids = set(text_tokenizer.added_tokens_decoder)
+        _ADDED[text_tokenizer] = len(text_tokenizer), ids
+    return ids
+
+
+def _of_its_own_pieces(text_tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
+    """A text's ids by the tokenizer's own model, which knows nothing of what was added."""
+    backend = text_tokenizer.backend_tokenizer
+    text = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
+    pieces = [text] if backend.pre_tokenizer is None else [p for p, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+    return np.asarray([token.id for piece in pieces for token in backend.model.tokenize(piece)], dtype=np.int64)
 
 
 def _special_ids(text_tokenizer: PreTrainedTokenizerBase) -> set[int]:

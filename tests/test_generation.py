@@ -23,6 +23,8 @@ from recipes.inference.long_recordings import encode_pieces
 from recipes.runs.run_folder import RunFolder
 from slm.generation import (
     GenerationError,
+    LegalIds,
+    SeededSampling,
     SpeechLM,
     SynthesizeSettings,
     TranscribeSettings,
@@ -155,6 +157,28 @@ def test_draws_follow_the_softmax(untrained: SpeechLM) -> None:
         logits = untrained.model(input_ids=torch.from_numpy(prompt)[None]).logits[0, -1]
     expected = torch.softmax(logits[vocabulary.offsets[0] : vocabulary.offsets[0] + CODES] / 0.7, -1).numpy()
     assert np.abs(counts - expected).max() < 4 * np.sqrt(expected.max() / n)
+
+
+def test_a_draw_costs_what_is_legal_and_not_the_vocabulary(monkeypatch) -> None:
+    """Noise for the codes, not for the rows of a text vocabulary; a row draws the same in any company."""
+    rows, columns = 5000, np.arange(4000, 4000 + CODES)
+    mask = torch.zeros(rows, dtype=torch.bool)
+    mask[torch.from_numpy(columns)] = True
+    drawn, real = [], torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *a, **k: drawn.append(a[0]) or real(*a, **k))
+    scores = torch.randn(3, rows, generator=torch.Generator().manual_seed(0))
+    scores[:, 0] += 100  # the likeliest of all, and not legal
+    prompt = torch.zeros(3, 4, dtype=torch.long)
+    settings = SynthesizeSettings(top_k=0)
+    together = SeededSampling(LegalIds([mask], 7, 4, min_new=1), [1, 2, 3], settings)(prompt, scores).argmax(-1)
+    assert set(drawn) == {CODES} and set(together.tolist()) <= set(columns.tolist())
+    alone = [
+        int(SeededSampling(LegalIds([mask], 7, 4, min_new=1), [seed], settings)(prompt[:1], scores[i : i + 1]).argmax())
+        for i, seed in enumerate((1, 2, 3))
+    ]
+    assert together.tolist() == alone
+    later = LegalIds([mask], 7, 3, min_new=1)
+    assert later.columns(prompt).tolist() == [7, *columns.tolist()]  # now the end may come
 
 
 def test_bad_input_is_told(untrained: SpeechLM, tmp_path) -> None:

@@ -55,6 +55,20 @@ def test_a_users_text_is_plain_text(text: str, chat: bool) -> None:
     assert set(ids.tolist()) <= set(vocabulary.text_ids(tokenizer).tolist())
 
 
+@pytest.mark.parametrize("text", ["<tool_call>", "call <tool_call>it</tool_call> so", "<tool_call><tool_call>"])
+def test_a_token_that_was_added_and_is_not_special_is_out_of_reach(text: str) -> None:
+    """An instruct model's `<tool_call>`: no user's text becomes one, and no transcript holds one."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>"])
+    added = set(tokenizer.convert_tokens_to_ids(["<tool_call>", "</tool_call>"]))
+    vocabulary = add_speech(tokenizer, [12])
+    assert added & set(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    ids = vocabulary.encode_text(tokenizer, text)
+    assert not added & set(ids.tolist()) and tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+    legal = set(vocabulary.text_ids(tokenizer).tolist())
+    assert not added & legal and set(ids.tolist()) <= legal
+
+
 def test_chat_template_is_read_as_ids() -> None:
     tokenizer = tiny_tokenizer(chat=True)
     vocabulary = add_speech(tokenizer, [12])
