@@ -37,7 +37,11 @@ class LoraSettings:
 
 
 def add_lora(
-    base_folder: str | Path, vocabulary: SpeechVocabulary, settings: LoraSettings, dtype: str = "fp32"
+    base_folder: str | Path,
+    vocabulary: SpeechVocabulary,
+    settings: LoraSettings,
+    dtype: str = "fp32",
+    attention: str = "auto",
 ) -> nn.Module:
     """Attaches adapters to a grown model that lies on disk.
 
@@ -48,13 +52,14 @@ def add_lora(
         vocabulary: Its new ids, whose rows are trained.
         settings: Rank and the like.
         dtype: How the base's weights are held.
+        attention: As `load_llm` takes it.
 
     Returns:
         A `peft.PeftModel`.
     """
     from peft import LoraConfig, get_peft_model
 
-    base, _, _ = load_llm(str(base_folder), dtype)
+    base, _, _ = load_llm(str(base_folder), dtype, attention)
     modules = [base.get_input_embeddings()] + ([] if has_tied_head(base) else [base.get_output_embeddings()])
     names = {id(module): name.rsplit(".", 1)[-1] for name, module in base.named_modules()}
     config = LoraConfig(

@@ -27,6 +27,7 @@ from slm.embedded import EMBEDDED, embedded_folder
 from slm.vocabulary import FILE_NAME, SpeechVocabulary
 
 PAD_ROWS_TO = 64
+ATTENTIONS = ("auto", "sdpa", "eager")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -94,8 +95,12 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def describe_llm(name: str) -> LLMFacts:
+def describe_llm(name: str, attention: str = "auto") -> LLMFacts:
     """Configuration, tokenizer and shape of a model, without reading weights.
+
+    Args:
+        name: A hub name or a local folder.
+        attention: As `load_llm` takes it.
 
     Raises:
         ModelError: The model cannot be had or is no causal LM with a tokenizer.
@@ -104,18 +109,21 @@ def describe_llm(name: str) -> LLMFacts:
     tokenizer = _load_tokenizer(where)
     config = _loading(name, AutoConfig.from_pretrained, where)
     with torch.device("meta"):
-        skeleton = _loading(name, AutoModelForCausalLM.from_config, config)
+        skeleton = _loading(
+            name, AutoModelForCausalLM.from_config, config, attn_implementation=_attention(attention, config)
+        )
     return LLMFacts(config, tokenizer, skeleton, _own_vocabulary(where, tokenizer))
 
 
 def load_llm(
-    name: str, dtype: str = "fp32"
+    name: str, dtype: str = "fp32", attention: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, SpeechVocabulary | None]:
     """Loads a causal LM and its tokenizer.
 
     Args:
         name: A hub name or a local folder.
         dtype: "fp32", "bf16" or "fp16": how the weights are held.
+        attention: How attention is computed: "sdpa" (fused), "eager" (written out), "auto": fused where the model can.
 
     Returns:
         The model, its text tokenizer, and its speech vocabulary where it already has one.
@@ -125,9 +133,23 @@ def load_llm(
     """
     where = resolve_model(name)
     tokenizer = _load_tokenizer(where)
-    # SDPA is the implementation that keeps packed sequences apart by their position ids alone.
-    model = _loading(name, AutoModelForCausalLM.from_pretrained, where, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    implementation = _attention(attention, _loading(name, AutoConfig.from_pretrained, where))
+    model = _loading(
+        name,
+        AutoModelForCausalLM.from_pretrained,
+        where,
+        dtype=DTYPES[dtype],
+        attn_implementation=implementation,
+    )
     return model, tokenizer, _own_vocabulary(where, tokenizer)
+
+
+def _attention(attention: str, config: PreTrainedConfig) -> str:
+    """What transformers is asked for; Gemma 2, Bloom and Mamba have no fused attention."""
+    if attention != "auto":
+        return attention
+    model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    return "sdpa" if getattr(model_class, "_supports_sdpa", True) else "eager"
 
 
 def _load_tokenizer(where: str) -> PreTrainedTokenizerBase:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import PeftModel
 from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_model, tiny_tokenizer, utterances
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 from slm.generation import SpeechLM, SynthesizeSettings, synthesize_codes, transcribe_codes
 from slm.lora import LoraSettings, add_lora, merge_lora
@@ -178,3 +178,19 @@ def test_saved_vocabulary_survives(tmp_path) -> None:
     assert SpeechVocabulary.load(folder, loaded) == vocabulary
     ids = vocabulary.encode_text(loaded, "<|speech_0_1|> x")
     assert np.all(ids < vocabulary.first_id)
+
+
+def test_attention_is_what_the_model_can(tmp_path) -> None:
+    """Gemma 2 has no fused attention: it was refused, after a dry run had said yes."""
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, head_dim=16)
+    tokenizer = tiny_tokenizer()
+    config = Gemma2Config(vocab_size=len(tokenizer), num_key_value_heads=1, **sizes)
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "gemma2")
+    tokenizer.save_pretrained(tmp_path / "gemma2")
+    save_llm(tmp_path / "qwen2")
+    for name, attention, used in (("gemma2", "auto", "eager"), ("qwen2", "auto", "sdpa"), ("qwen2", "eager", "eager")):
+        assert describe_llm(str(tmp_path / name), attention).skeleton.config._attn_implementation == used
+        assert load_llm(str(tmp_path / name), attention=attention)[0].config._attn_implementation == used
+    for load in (describe_llm, lambda *a: load_llm(a[0], "fp32", a[1])):
+        with pytest.raises(ModelError, match="does not support an attention implementation"):
+            load(str(tmp_path / "gemma2"), "sdpa")

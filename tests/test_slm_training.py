@@ -102,6 +102,17 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(tmp_path) -> None:
     assert losses(whole)[4:] == losses(resumed)[-2:]
 
 
+def test_a_run_goes_on_with_less_memory(tmp_path) -> None:
+    """One that ran out of it: more accumulation and checkpointing change nothing but rounding, from any step on."""
+    whole = fit(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "killed", callbacks=[KillAt(5)])
+    resumed = fit(tmp_path / "killed", gradient_accumulation=4, gradient_checkpointing=True, attention="sdpa")
+    assert losses(whole)[4:] == pytest.approx(losses(resumed)[-2:], abs=1e-4)
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "missing", "unmarked"])
 def test_a_torn_checkpoint_is_set_aside(tmp_path, damage: str) -> None:
     whole = fit(tmp_path / "whole")

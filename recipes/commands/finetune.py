@@ -46,6 +46,7 @@ from slm.modeling import (
 )
 from slm.tasks import Task, TaskError, get_task
 from slm.trained_on import TrainedOn
+from slm.training.answer_loss import CHUNK_ELEMENTS
 from slm.training.batches import NoiseConfig, SpeechSamples, plan_steps
 from slm.training.trainer import TrainingConfig, TrainingError, train, trained_weights
 from slm.vocabulary import SpeechVocabulary, add_marks, add_speech
@@ -244,7 +245,7 @@ def plan(config: Config) -> dict[str, object]:
     precision = attempt(resolve_precision, config.precision, device) or "fp32"
     attempt(engine_config, config.training)
     attempt(get_normaliser, config.normaliser)
-    facts: LLMFacts | None = attempt(describe_llm, config.model)
+    facts: LLMFacts | None = attempt(describe_llm, config.model, config.training.attention)
     corpus: CodedCorpus | None = attempt(open_corpus, config)
     if corpus is not None:
         attempt(corpus.verify)
@@ -333,8 +334,8 @@ def estimate_memory(
         "weights": total * (4 if config.weights == "fp32" else 2),
         "gradients and optimizer": trainable * 12,
         "activations": activations,
-        # Logits, and for the answer's half of them the fp32 copy, its softmax and its gradient.
-        "logits": micro * rows * (width + 6),
+        # Of a chunk of answer tokens, softmax and slope in fp32; engines that hold the head in parts take them all.
+        "logits": (micro if training.deepspeed or training.fsdp else min(micro, CHUNK_ELEMENTS / rows)) * rows * 12,
     }
     mib = {name: int(value / 2**20) for name, value in parts.items()}
     return mib | {"together": sum(mib.values())}
@@ -342,7 +343,7 @@ def estimate_memory(
 
 def build_model(config: Config, folder: RunFolder, corpus: CodedCorpus) -> tuple[Any, Any, SpeechVocabulary]:
     """The grown model (with adapters, for LoRA), its text tokenizer and its vocabulary."""
-    model, tokenizer, own = load_llm(config.model, config.weights)
+    model, tokenizer, own = load_llm(config.model, config.weights, config.training.attention)
     vocabulary = make_vocabulary(config, corpus, tokenizer, own)
     if own is None:
         extend_with_speech(model, vocabulary, config.seed, codebooks(config, corpus))
@@ -356,7 +357,7 @@ def build_model(config: Config, folder: RunFolder, corpus: CodedCorpus) -> tuple
         save_slm(model, tokenizer, vocabulary, base)
     while not base.exists():
         time.sleep(0.2)  # the main process renames it into place; if that fails, torchrun ends this one
-    return add_lora(base, vocabulary, config.lora, config.weights), tokenizer, vocabulary
+    return add_lora(base, vocabulary, config.lora, config.weights, config.training.attention), tokenizer, vocabulary
 
 
 def run(config: Config) -> Path:

@@ -49,12 +49,14 @@ class TrainingConfig:
     tokens_per_step: int = field(
         default=4096, metadata={"help": "tokens a step sees, over all processes and micro-batches"}
     )
-    gradient_accumulation: int = field(default=1, metadata={"help": "micro-batches a step is split into, per process"})
+    gradient_accumulation: int = field(
+        default=1, metadata={"help": "micro-batches a step is split into, per process", **FREE}
+    )
     pack_length: int = field(
         default=512, metadata={"help": "length of a row that sequences are packed into; 0: each has a row of its own"}
     )
     learning_rate: float = field(
-        default=5e-4, metadata={"help": "highest learning rate (for a pretrained LLM about 1e-4)"}
+        default=1e-4, metadata={"help": "highest learning rate (of a small LM from random weights about 1e-3)"}
     )
     schedule: Literal["cosine", "linear", "constant"] = field(
         default="cosine", metadata={"help": "how the learning rate falls after the warm-up"}
@@ -87,7 +89,15 @@ class TrainingConfig:
             "may_change": True,
         },
     )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
+    attention: Literal["auto", "sdpa", "eager"] = field(
+        default="auto",
+        metadata={
+            "help": "sdpa: fused; eager: written out; auto: fused where the model can, but for rows of up to "
+            f"{SHORT_ROW} tokens on a CPU, where written out is faster",
+            **FREE,
+        },
+    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory", **FREE})
     deepspeed: str | None = field(
         default=None, metadata={"help": "a DeepSpeed JSON (shipped: deepspeed-zero2); needs torchrun"}
     )
@@ -325,7 +335,7 @@ def train(
         evaluation = evaluation_batches(valid_samples, micro_tokens, config.pack_length)
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     attention = bare.config._attn_implementation
-    if device == "cpu" and 0 < config.pack_length <= SHORT_ROW:
+    if config.attention == "auto" and device == "cpu" and 0 < config.pack_length <= SHORT_ROW:
         bare.set_attn_implementation("eager")
     trainer = SpeechTrainer(
         model=model,
