@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from conftest import tone
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from recipes.commands import encode
+from eval.report.markdown import results_markdown
+from eval.report.page import format_table, write_report
+from eval.schema import Results, load_results, save_results
+from eval.speech.measures import registry
+from eval.speech.measures.registry import Measure, register_measure
+from eval.speech.quality import compare_audio, summarise_quality
+from recipes.commands import encode, resynthesize
 from recipes.config import from_values
 from slm.corpus import CodedCorpus
 from tokenizer import load_tokenizer
@@ -98,3 +108,56 @@ def test_a_model_type_has_one_wrapper(level_codec):
             register_codec(taken, wrapper)
     with pytest.raises(ValueError, match="toy_levels"):  # what can be loaded names it
         load_tokenizer("no-such-tokenizer")
+
+
+@pytest.fixture
+def peak_measure(monkeypatch) -> Measure:
+    """A toy measure, as a module of one's own registers it: how much louder the clip's peak is than the recording's."""
+
+    def peak_ratio(audio: np.ndarray, reference: np.ndarray) -> float:
+        return float(np.abs(audio).max() / np.abs(reference).max())
+
+    monkeypatch.setattr(registry, "_MEASURES", dict(registry._MEASURES))
+    return register_measure(
+        Measure("peak_ratio", "peak", "Ratio of the peaks", "higher", peak_ratio, unit="times", digits=4)
+    )
+
+
+def test_a_measure_is_added_from_outside(peak_measure, tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", tone(0.6), RATE_HZ)
+    values = {"files": [str(tmp_path / "a.wav")], "tokenizers": "dmel-25hz", "judge": None, "precision": "fp32"}
+    page = resynthesize.run(from_values(resynthesize.Config, values | {"output": str(tmp_path / "out")})).read_text()
+    results = json.loads((tmp_path / "out" / "resynthesis.json").read_text())
+    ratio = results["recordings"][0]["rows"][0]["peak_ratio"]
+    assert 0 < ratio != 1 and results["means"][0]["peak_ratio"] == ratio
+    for shown in (capsys.readouterr().out, page):
+        assert "peak times" in shown and f"{ratio:.4f}" in shown
+    assert "Ratio of the peaks: higher is better." in page
+
+    clips = [compare_audio(tone(0.6), gain * tone(0.6), RATE_HZ) for gain in (0.5, 0.25)]
+    summary = summarise_quality("reconstruction", "toy", clips, system="reconstruction")
+    path = save_results(Results("T", [], quality=[summary]), tmp_path)
+    assert json.loads(path.read_text())["quality"][0]["peak_ratio"] == pytest.approx(0.375)
+    found = load_results(path)
+    assert found.quality == [summary]
+    for shown in (format_table(found), results_markdown(found), write_report(found, tmp_path).read_text()):
+        assert "peak times" in shown and "0.3750 [0.2500, 0.5000]" in shown
+        assert "Ratio of the peaks: higher is better." in shown
+
+
+def test_results_of_a_measure_that_is_not_here_are_shown(peak_measure, tmp_path, monkeypatch):
+    clips = [compare_audio(tone(0.6), gain * tone(0.6), RATE_HZ) for gain in (0.5, 0.25)]
+    path = save_results(Results("T", [], quality=[summarise_quality("reconstruction", "toy", clips)]), tmp_path)
+    monkeypatch.setattr(registry, "_MEASURES", {k: m for k, m in registry._MEASURES.items() if m != peak_measure})
+    assert "peak_ratio" in (table := format_table(load_results(path))) and "0.375 [0.250, 0.500]" in table
+
+
+def test_measures_are_chosen_by_name(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(0.6), RATE_HZ)
+    values = {"files": [str(tmp_path / "a.wav")], "tokenizers": "dmel-25hz", "judge": None, "precision": "fp32"}
+    values["output"] = str(tmp_path / "out")
+    resynthesize.run(from_values(resynthesize.Config, values | {"measures": ["mel_distance_db"]}))
+    row = json.loads((tmp_path / "out" / "resynthesis.json").read_text())["recordings"][0]["rows"][0]
+    assert "mel_distance_db" in row and not {"stoi", "pesq", "level_difference_db"} & set(row)
+    with pytest.raises(ValueError, match="measures: mel unknown; there are mel_distance_db"):
+        resynthesize.plan(from_values(resynthesize.Config, values | {"measures": ["mel"]}))

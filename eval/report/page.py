@@ -20,7 +20,7 @@ from rich.text import Text
 from eval.codes import most_frames
 from eval.contrasts import COLUMNS, EXPLANATION, blocks
 from eval.report.plots import book_use_figure, contrast_figure, rate_figure, svg_of, wer_figure
-from eval.report.tables import measure_tables
+from eval.report.tables import MeasureTable, measure_tables
 from eval.schema import SYSTEM_NAMES, SYSTEMS, Protocol, Results, Row, Sample
 from eval.text.wer import align_text
 
@@ -204,15 +204,16 @@ def format_table(results: Results, width: int = 110) -> str:
             console.print()
     for measures in measure_tables(results, briefly=True):
         console.print(Text(f"{measures.title}. {measures.note}"))
-        table = Table(box=SIMPLE_HEAD)
-        for i in measures.narrow:
-            words = i < measures.names
-            table.add_column(
-                measures.headings[i], justify="left" if words else "right", overflow="fold", no_wrap=not words
-            )
-        for line in measures.lines:
-            table.add_row(*(Text(line[i]) for i in measures.narrow))
-        console.print(table)
+        for columns in _fitting(measures, width):
+            table = Table(box=SIMPLE_HEAD)
+            for i in columns:
+                words = i < measures.names
+                table.add_column(
+                    measures.headings[i], justify="left" if words else "right", overflow="fold", no_wrap=not words
+                )
+            for line in measures.lines:
+                table.add_row(*(Text(line[i]) for i in columns))
+            console.print(table)
     for block in blocks(results.contrasts, each=False):
         console.print(Text(f"{block['name']} (a: {block['a']}; b: {block['b']}): {block['scope']}"))
         table = Table(box=SIMPLE_HEAD)
@@ -224,6 +225,19 @@ def format_table(results: Results, width: int = 110) -> str:
             table.add_row(*(Text(line[i]) for i in shown))
         console.print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def _fitting(table: MeasureTable, width: int) -> list[list[int]]:
+    """The columns that a terminal shows, in as many tables as its width asks for, each with the columns of words."""
+    words = [i for i in table.narrow if i < table.names]
+    needs = {i: 3 + max(len(line[i]) for line in [table.headings, *table.lines]) for i in table.narrow}
+    needs |= {i: min(3 + _NAME_WIDTH, needs[i]) for i in words}  # a longer name is folded
+    tables = [words]
+    for i in (i for i in table.narrow if i not in words):
+        if tables[-1] != words and 1 + sum(needs[j] for j in [*tables[-1], i]) > width:
+            tables.append(words)
+        tables[-1] = [*tables[-1], i]
+    return tables
 
 
 def _natural_width(names: Sequence[str], columns: dict[str, list[str]]) -> int:

@@ -35,6 +35,7 @@ from eval.schema import (
     make_row,
     save_results,
 )
+from eval.speech.measures.registry import chosen_measures
 from eval.text.wer import score_pairs
 from recipes.config import ConfigError
 from recipes.runs.embedded import resolve_judge
@@ -114,7 +115,7 @@ def run(config: Config) -> Path:
     playable = set(work.recordings.readable if work.recordings else ())
     playable |= {i for found, _ in work.spoken for i, line in found.lines.items() if line.get("audio")}
     players = Players(folder.path("samples"), spread([i for i in job.texts if i in playable], config.samples))
-    listening = Listening(work.systems, judges, players, config.quality)
+    listening = Listening(work.systems, judges, players, chosen_measures(config.measures) if config.quality else [])
     for take in work.takes(job.ids, config.batch_seconds):
         listening.take(take)
     if work.codec is not None:
