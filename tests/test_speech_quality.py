@@ -144,7 +144,9 @@ def test_a_measure_gets_what_it_asks_for() -> None:
         quality = compare_audio(voice(1.0), voice(2.0), RATE, measures=toys)
     assert quality.values == {"a_low": 1.0, "a_high": 2.0, "b": 2.0} and quality.notes == []
     assert loads == [1] and seen == [("model", 16_000)] * 2
-    assert compare_audio(None, voice(2.0), RATE, measures=toys).values == {"a_low": 1.0, "a_high": 2.0}
+    alone_quality = compare_audio(None, voice(2.0), RATE, measures=toys)
+    assert alone_quality.values == {"a_low": 1.0, "a_high": 2.0, "b": None}
+    assert alone_quality.notes == ["B: there is no recording to compare with"]
     summary = summarise_quality("x", "m", [quality, None], measures=toys)
     assert summary.values["a_high"] == 2.0 and summary.n_measured == {"a_low": 1, "a_high": 1, "b": 1}
 

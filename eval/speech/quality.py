@@ -77,7 +77,7 @@ def compare_audio(
     """Measure a waveform, against its recording where there is one.
 
     Args:
-        reference: the recording (S,) at ``sampling_rate``; None: measures that need one are left out.
+        reference: the recording (S,) at ``sampling_rate``; None: measures that need one have no value.
         audio: the waveform to be judged (S',). More than 60 s are measured in equal pieces of at most 30 s; the means
             of those for which a measure exists count.
         sampling_rate: Hz.
@@ -96,6 +96,8 @@ def compare_audio(
     notes: dict[str, None] = {}
     for measure in chosen_measures() if measures is None else measures:
         if measure.needs_reference and reference is None:
+            values |= dict.fromkeys((column.key for column in measure.columns), None)
+            notes[f"{measure.title}: there is no recording to compare with"] = None
             continue
         if (rate := measure.sampling_rate) not in signals:
             signals[rate] = [resample(audio, audio_hz, rate)]

@@ -93,7 +93,8 @@ class Listening:
         systems: what is scored.
         judges: they read every system's audio; the texts go to ``System.transcripts``.
         players: what the report plays.
-        measures: what is measured of the tokenizer's audio, and of all other audio where it needs no recording.
+        measures: what is measured of the tokenizer's audio; of synthesised speech what needs no recording, or none that
+            it runs in step with; of the recordings what needs none.
     """
 
     def __init__(
@@ -104,12 +105,8 @@ class Listening:
         measures: Sequence[Measure],
     ) -> None:
         self.systems, self.judges, self.players = list(systems), judges, players
-        alone = [measure for measure in measures if not measure.needs_reference]
-        self._measures: dict[int, list[Measure]] = {}
-        for number, system in enumerate(systems):
-            if found := list(measures) if system.kind in MEASURED else alone if system.kind != "asr" else []:
-                self._measures[number] = found
-        self._quality: dict[int, dict[str, Quality]] = {number: {} for number in self._measures}
+        self._measures = {number: _applicable(measures, system.kind) for number, system in enumerate(systems)}
+        self._quality: dict[int, dict[str, Quality]] = {number: {} for number, some in self._measures.items() if some}
         for system in systems:
             if system.kind != "asr":
                 system.transcripts = {judge.name: {} for judge in judges}
@@ -153,6 +150,15 @@ class Listening:
             facts = (system.name, system.model, clips, test_set, samples, seed, system.kind, who)
             summaries.append(summarise_quality(*facts, self._measures[number]))
         return summaries
+
+
+def _applicable(measures: Sequence[Measure], kind: str) -> list[Measure]:
+    """The measures that say something of such a system's audio."""
+    if kind == "asr":
+        return []
+    if kind == "ground_truth":
+        return [measure for measure in measures if not measure.needs_reference]
+    return [m for m in measures if kind in MEASURED or not (m.needs_reference and m.time_aligned)]
 
 
 def slug(text: str) -> str:
