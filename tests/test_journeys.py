@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from eval.report.page import format_table, write_report
 from eval.schema import Results, load_results, save_results
 from eval.speech.measures import registry
 from eval.speech.measures.registry import Measure, register_measure
-from eval.speech.quality import compare_audio, summarise_quality
+from eval.speech.quality import QualitySummary, compare_audio, summarise_quality
 from recipes.commands import encode, resynthesize
 from recipes.config import from_values
 from slm.corpus import CodedCorpus
@@ -128,7 +129,10 @@ def test_a_measure_is_added_from_outside(peak_measure, tmp_path, capsys):
     values = {"files": [str(tmp_path / "a.wav")], "tokenizers": "dmel-25hz", "judge": None, "precision": "fp32"}
     page = resynthesize.run(from_values(resynthesize.Config, values | {"output": str(tmp_path / "out")})).read_text()
     results = json.loads((tmp_path / "out" / "resynthesis.json").read_text())
-    ratio = results["recordings"][0]["rows"][0]["peak_ratio"]
+    row = results["recordings"][0]["rows"][0]
+    assert {*row} - {*row["n_measured"]} <= registry.RESERVED  # no measure may take another field's key
+    assert {field.name for field in dataclasses.fields(QualitySummary)} - {"values"} <= registry.RESERVED
+    ratio = row["peak_ratio"]
     assert 0 < ratio != 1 and results["means"][0]["peak_ratio"] == ratio
     for shown in (capsys.readouterr().out, page):
         assert "peak times" in shown and f"{ratio:.4f}" in shown
@@ -161,3 +165,16 @@ def test_measures_are_chosen_by_name(tmp_path):
     assert "mel_distance_db" in row and not {"stoi", "pesq", "level_difference_db"} & set(row)
     with pytest.raises(ValueError, match="measures: mel unknown; there are mel_distance_db"):
         resynthesize.plan(from_values(resynthesize.Config, values | {"measures": ["mel"]}))
+
+
+def test_a_narrow_terminal_gets_many_measures_in_several_tables(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "_MEASURES", dict(registry._MEASURES))
+    names = [f"measure{i}" for i in range(8)]
+    for i, name in enumerate(names):
+        register_measure(Measure(name, f"measure no. {i}", "One of many", "higher", lambda *_: 0.5))
+    soundfile.write(tmp_path / "a.wav", tone(0.6), RATE_HZ)
+    values = {"files": [str(tmp_path / "a.wav")], "tokenizers": "dmel-25hz", "judge": None, "measures": names}
+    resynthesize.run(from_values(resynthesize.Config, values | {"output": str(tmp_path / "out")}))
+    printed = capsys.readouterr().out
+    assert all(f"measure no. {i}" in printed for i in range(8)) and "\u2026" not in printed
+    assert printed.count("dmel-25hz, 25 Hz") == printed.count("  reconstruction") > 1

@@ -20,7 +20,7 @@ from rich.text import Text
 from eval.codes import most_frames
 from eval.contrasts import COLUMNS, EXPLANATION, blocks
 from eval.report.plots import book_use_figure, contrast_figure, rate_figure, svg_of, wer_figure
-from eval.report.tables import MeasureTable, measure_tables
+from eval.report.tables import MeasureTable, fitting, measure_tables
 from eval.schema import SYSTEM_NAMES, SYSTEMS, Protocol, Results, Row, Sample
 from eval.text.wer import align_text
 
@@ -230,14 +230,10 @@ def format_table(results: Results, width: int = 110) -> str:
 def _fitting(table: MeasureTable, width: int) -> list[list[int]]:
     """The columns that a terminal shows, in as many tables as its width asks for, each with the columns of words."""
     words = [i for i in table.narrow if i < table.names]
-    needs = {i: 3 + max(len(line[i]) for line in [table.headings, *table.lines]) for i in table.narrow}
-    needs |= {i: min(3 + _NAME_WIDTH, needs[i]) for i in words}  # a longer name is folded
-    tables = [words]
-    for i in (i for i in table.narrow if i not in words):
-        if tables[-1] != words and 1 + sum(needs[j] for j in [*tables[-1], i]) > width:
-            tables.append(words)
-        tables[-1] = [*tables[-1], i]
-    return tables
+    numbers = [i for i in table.narrow if i >= table.names]
+    needs = {i: max(len(line[i]) for line in [table.headings, *table.lines]) for i in table.narrow}
+    taken = sum(min(_NAME_WIDTH, needs[i]) + 3 for i in words)  # a longer name is folded
+    return [[*words, *(numbers[i] for i in group)] for group in fitting([needs[i] for i in numbers], width - taken)]
 
 
 def _natural_width(names: Sequence[str], columns: dict[str, list[str]]) -> int:

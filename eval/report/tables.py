@@ -10,7 +10,7 @@ from eval.schema import SYSTEMS, Results
 from eval.speech.measures.registry import Column, columns_of, explanation_of
 from eval.speech.quality import QualitySummary
 
-__all__ = ["MeasureTable", "code_table", "measure_tables", "quality_table"]
+__all__ = ["MeasureTable", "code_table", "fitting", "measure_tables", "quality_table"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,21 @@ _CODES: list[tuple[str, Callable[[CodeStatistics], str], bool]] = [
 ]
 
 _AGAINST_RECORDINGS = ("", "reconstruction", "semantic_reconstruction", "resynthesis")  # "": of older results
+
+
+def fitting(widths: Sequence[int], width: int) -> list[list[int]]:
+    """Positions of columns in groups that fit a terminal, for a table each; a column that is too wide is alone.
+
+    Args:
+        widths: of each column's text, to which a table adds three characters.
+        width: characters that there are, without those for the columns that stand in every table.
+    """
+    groups: list[list[int]] = [[]]
+    for position, needed in enumerate(widths):
+        if groups[-1] and 1 + sum(widths[i] + 3 for i in groups[-1]) + needed + 3 > width:
+            groups.append([])
+        groups[-1].append(position)
+    return groups
 
 
 def code_table(codes: Sequence[CodeStatistics]) -> MeasureTable:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from eval.judges.judge import Judge
 from eval.report.listening import PageClip, PageRecording, audio_uri, listening_page
+from eval.report.tables import fitting
 from eval.speech.measures.registry import Measure, columns_of, explanation_of
 from eval.speech.quality import compare_audio, summarise_quality
 from eval.text.normalisers import get_normaliser
@@ -176,17 +177,9 @@ def print_tables(results: dict[str, Any]) -> None:
         blocks.append((f"means over {len(recordings)} recordings", results["means"], None))
     for title, rows, transcript in blocks:
         console.print(Text(title))
-        table = Table(box=SIMPLE_HEAD)
-        table.add_column("tokenizer, output", overflow="fold", min_width=NAME_WIDTH)
-        for heading, _ in columns:
-            table.add_column(heading, justify="right", no_wrap=True)
-        for number, row in enumerate(rows):
-            if number == 0 or rows[number - 1]["tokenizer"] != row["tokenizer"]:
-                table.add_section()
-                table.add_row(Text(f"{row['tokenizer']}, {row['frame_rate_hz']:.4g} Hz", style="bold"))
-            cells = (f"  {row['way'].replace('_', ' ')}", *(text(row) for _, text in columns))
-            table.add_row(*map(Text, cells))
-        console.print(table)
+        widths = [max(map(len, [heading, *map(text, rows)])) for heading, text in columns]
+        for group in fitting(widths, console.width - NAME_WIDTH - 3):
+            _print_table(console, rows, [columns[i] for i in group])
         if transcript is not None:
             judge = results["protocol"]["judge"]["name"]
             console.print(Text(f"{judge} hears in the recording: {transcript or '(nothing)'}"))
@@ -198,6 +191,23 @@ def print_tables(results: dict[str, Any]) -> None:
         console.print(Text(CER_EXPLAINED))
     for remark in remarks(results):
         console.print(Text(remark))
+
+
+def _print_table(
+    console: Console, rows: list[dict[str, Any]], columns: list[tuple[str, Callable[[dict[str, Any]], str]]]
+) -> None:
+    """A line for each output of each tokenizer, below its tokenizer's name."""
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("tokenizer, output", overflow="fold", min_width=NAME_WIDTH)
+    for heading, _ in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for number, row in enumerate(rows):
+        if number == 0 or rows[number - 1]["tokenizer"] != row["tokenizer"]:
+            table.add_section()
+            table.add_row(Text(f"{row['tokenizer']}, {row['frame_rate_hz']:.4g} Hz", style="bold"))
+        cells = (f"  {row['way'].replace('_', ' ')}", *(text(row) for _, text in columns))
+        table.add_row(*map(Text, cells))
+    console.print(table)
 
 
 def write_page(results: dict[str, Any], folder: Path) -> Path:
