@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.codes import most_frames
-from eval.contrasts import COLUMNS, EXPLANATION, blocks
+from eval.report.contrasts import COLUMNS, EXPLANATION, blocks
 from eval.report.plots import book_use_figure, contrast_figure, rate_figure, svg_of, wer_figure
 from eval.report.tables import MeasureTable, fitting, measure_tables
 from eval.schema import SYSTEM_NAMES, SYSTEMS, Protocol, Results, Row, Sample
