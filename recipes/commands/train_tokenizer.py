@@ -43,7 +43,6 @@ from tokenizer.data.utterances import DataError, DataSource
 from tokenizer.model.configuration import LMSPTConfig, preset_config
 from tokenizer.model.modeling import LMSPTModel
 from tokenizer.model.presets import PRESETS
-from tokenizer.model.stft import Padding
 from tokenizer.teacher.default_weight import default_weight, target_variances
 from tokenizer.teacher.distillation import DistillationConfig, FeatureProjection
 from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig, teacher_width
@@ -54,6 +53,7 @@ from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.training.objective import Objective
 from tokenizer.training.revival import CHANCE, LIVE_FRACTION, dead_rule, describe
 from tokenizer.training.state import CodecTrainingConfig, TrainState, averaged
+from tokenizer.training.stft import Padding
 from tokenizer.training.surgery import take_discriminators, transplant
 from tokenizer.training.validation import validate
 
