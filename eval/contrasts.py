@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eval.schema import SYSTEMS, Contrast, Row, refuse_other_protocol, speakers_of
+from eval.schema import Contrast, Row, refuse_other_protocol, speakers_of, systems_of
 from eval.stats import pooled_bootstrap, smallest_detectable_difference
 
 __all__ = ["make_contrasts", "seeds_of_one_method"]
@@ -30,8 +30,9 @@ def make_contrasts(name: str, a: Mapping[str, Sequence[Row]], b: Mapping[str, Se
     tables = {cell: _by_kind(cell, rows) for cell, rows in [*a.items(), *b.items()]}
     shared = [key for key in next(iter(tables.values())) if all(key in table for table in tables.values())]
     test_sets = list(dict.fromkeys(test_set for _, _, test_set in shared))
+    systems = systems_of(system for system, _, _ in shared)
     found = []
-    for key in sorted(shared, key=lambda key: (test_sets.index(key[2]), SYSTEMS.index(key[0]))):
+    for key in sorted(shared, key=lambda key: (test_sets.index(key[2]), systems.index(key[0]))):
         system, judge, test_set = key
         rows_a, rows_b = ([tables[cell][key] for cell in group] for group in (a, b))
         ids, words = _utterances(rows_a[0])

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "SYSTEMS",
     "SYSTEM_NAMES",
+    "TASK_PREFIX",
     "Clip",
     "Contrast",
     "Difference",
@@ -38,12 +39,16 @@ __all__ = [
     "TestSet",
     "by_groups",
     "compare_rows",
+    "is_task",
     "load_results",
     "make_row",
     "merge_results",
     "refuse_other_protocol",
     "save_results",
     "speakers_of",
+    "system_name",
+    "systems_of",
+    "task_system",
     "test_set_sha256",
 ]
 
@@ -61,6 +66,36 @@ SYSTEM_NAMES = {
     "asr": "SLM ASR",
 }
 SYSTEMS = tuple(SYSTEM_NAMES)
+TASK_PREFIX = "slm-"  # a kind that begins so is a further task of the SLM; what follows is the task's name
+
+
+def task_system(task: str) -> str:
+    """The kind of the rows of one of the SLM's tasks.
+
+    >>> task_system("asr"), task_system("st")
+    ('asr', 'slm-st')
+    """
+    return task if task in ("asr", "tts") else TASK_PREFIX + task
+
+
+def is_task(system: str) -> bool:
+    """Whether a kind of system is a task of the SLM."""
+    return system in ("asr", "tts") or system.startswith(TASK_PREFIX)
+
+
+def system_name(system: str) -> str:
+    """A kind of system as tables call it.
+
+    >>> system_name("asr"), system_name("slm-st")
+    ('SLM ASR', 'SLM st')
+    """
+    return SYSTEM_NAMES.get(system) or f"SLM {system.removeprefix(TASK_PREFIX)}"
+
+
+def systems_of(systems: Iterable[str]) -> list[str]:
+    """Each kind once, in the order of tables: those of SYSTEMS, then further tasks by name."""
+    found = set(systems)
+    return [*(system for system in SYSTEMS if system in found), *sorted(found - set(SYSTEMS))]
 
 
 @dataclass(frozen=True)
@@ -76,8 +111,9 @@ class TestSet:
 class Protocol:
     """Under which conditions a score holds.
 
-    ``task`` is "speech" (a judge reads audio) or "asr" (the system's own transcript of the recordings, no judge).
-    ``judge`` is the identity of :class:`eval.judges.judge.Judge`, decoding settings included; empty for "asr".
+    ``task`` is "speech" (a judge reads audio), or the kind of system whose own text is scored with no judge between:
+    "asr" (the transcript of the recordings) or that of a further task. ``judge`` is the identity of
+    :class:`eval.judges.judge.Judge`, decoding settings included; empty where there is none.
     ``resampled`` is what the intervals' bootstrap draws, "utterances" or "speakers"; ``n_speakers`` is None where the
     test set does not say who speaks in all of its utterances.
     """
@@ -268,10 +304,11 @@ def make_row(name: str, system: str, model: str, protocol: Protocol, rates: Erro
     """A row from error rates, with its bootstrap interval; ``facts`` are further fields of :class:`Row`.
 
     Raises:
-        ValueError: ``system`` is not one of SYSTEMS.
+        ValueError: ``system`` is neither one of SYSTEMS nor a further task's.
     """
-    if system not in SYSTEMS:
-        raise ValueError(f"system {system!r} is unknown: choose one of {', '.join(SYSTEMS)}")
+    if system not in SYSTEMS and not is_task(system):
+        known = ", ".join(SYSTEMS)
+        raise ValueError(f"system {system!r} is unknown: choose one of {known}, or {TASK_PREFIX}TASK of a further task")
     drawing = {"speakers": speakers_of(protocol, rates.utterances)}
     drawing |= {"samples": protocol.bootstrap_samples, "seed": protocol.seed}
     return Row(

@@ -133,11 +133,14 @@ COMMANDS = [
         "finetune",
         "Extend an LLM with speech tokens and fine-tune it for ASR and TTS, in full or by LoRA.",
         "slm finetune --config quickstart/finetune model=Qwen/Qwen2.5-0.5B-Instruct --dry-run",
+        "Tasks of your own are trained beside them: plugins=[my_tasks] task_weights={asr: 1, my_task: 1}, where "
+        "my_tasks.py registers my_task (docs/architecture.md tells how).",
     ),
     Command(
         "transcribe",
         "Speech to text with a fine-tuned SLM: your own files, or a coded corpus.",
         "slm transcribe recording.wav model=runs/quickstart/12.5hz/finetune/model",
+        "task=NAME runs another task that answers in text; plugins=[MODULE] brings tasks of your own.",
         positional="files",
         metavar="FILE... KEY=VALUE",
         goes_on=False,
@@ -146,6 +149,7 @@ COMMANDS = [
         "synthesize",
         "Text to speech with a fine-tuned SLM: your own words, or a coded corpus's texts.",
         'slm synthesize "set white at b four now" -o out.wav model=runs/quickstart/12.5hz/finetune/model',
+        "task=NAME runs another task that answers in speech; plugins=[MODULE] brings tasks of your own.",
         positional="text",
         metavar="TEXT KEY=VALUE",
         output="output",
@@ -217,6 +221,7 @@ def execute(
 ) -> None:
     """Run one command, or print its plan."""
     from recipes.runs.logs import hide_loading_bars, log, setup_logging
+    from recipes.runs.plugins import import_plugins
     from recipes.runs.process_settings import keep_compiled_kernels, keep_freed_memory
     from recipes.runs.restart import start_over
 
@@ -224,6 +229,7 @@ def execute(
     keep_freed_memory()
     keep_compiled_kernels()
     recipe, settings = build_config(command, arguments, config, output, strict, backwards)
+    import_plugins(settings)
     hide_loading_bars()
     if restart and not dry_run and (aside := start_over(recipe, settings)):
         log.info("the earlier %s is now %s", settings.run_dir, aside)

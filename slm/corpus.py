@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -35,7 +35,10 @@ class CorpusError(ValueError):
 
 
 class CodedRow(TypedDict):
-    """One utterance of a coded corpus. `audio_codes` is a (K, F) int64 array, `duration` is in seconds."""
+    """One utterance of a coded corpus. `audio_codes` is a (K, F) int64 array, `duration` is in seconds.
+
+    `columns` are the corpus's further columns of text by name, such as a translation.
+    """
 
     id: str
     text: str
@@ -43,6 +46,10 @@ class CodedRow(TypedDict):
     duration: float
     split: str
     audio_codes: np.ndarray
+    columns: dict[str, str]
+
+
+OWN_COLUMNS = ("id", "text", "speaker", "duration", "split", "audio_codes")
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class CorpusMetadata:
         precision: Arithmetic the encoder ran in.
         plan: Whatever else decides the shards (source, limits, augmentation); a folder begun with another plan is
             refused.
+        columns: Names of further columns of text, beside id, text and speaker.
     """
 
     fingerprint: str
@@ -67,6 +75,7 @@ class CorpusMetadata:
     tokenizer: str = ""
     precision: str = "fp32"
     plan: dict[str, Any] = field(default_factory=dict)
+    columns: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.fingerprint:
@@ -75,6 +84,8 @@ class CorpusMetadata:
             raise CorpusError(f"codebook_sizes: {self.codebook_sizes} must be one positive size per codebook")
         if not (self.frame_rate > 0 and math.isfinite(self.frame_rate)):
             raise CorpusError(f"frame_rate: {self.frame_rate} must be positive")
+        if taken := [name for name in self.columns if name in OWN_COLUMNS or self.columns.count(name) > 1]:
+            raise CorpusError(f"columns: {', '.join(taken)} is a column of every corpus, or stands there twice")
 
     @property
     def n_codebooks(self) -> int:
@@ -82,7 +93,10 @@ class CorpusMetadata:
 
     def as_dict(self) -> dict[str, Any]:
         """The metadata as JSON would give it back, so that two of them compare equal across a save."""
-        return json.loads(json.dumps(asdict(self)))
+        values = json.loads(json.dumps(asdict(self)))
+        if not self.columns:  # as corpora say it that are older than the key
+            del values["columns"]
+        return values
 
 
 def begun_metadata(folder: str | Path) -> dict[str, Any]:
@@ -150,7 +164,8 @@ class CodedCorpusWriter:
             split: The split's name.
             index: Which shard, from 0 to `n_shards` - 1.
             n_shards: How many the split has; the same in every call.
-            rows: `id`, `text`, `speaker`, `duration` and `audio_codes` (K, F) of each utterance, in order.
+            rows: `id`, `text`, `speaker`, `duration` and `audio_codes` (K, F) of each utterance, in order, and further
+                texts by name in `columns`; empty where a row lacks one.
 
         Raises:
             CorpusError: A row's codes have another number of codebooks or lie outside them.
@@ -159,9 +174,7 @@ class CodedCorpusWriter:
             raise CorpusError(f"shard {index} of {n_shards}: out of range")
         small = max(self.metadata.codebook_sizes) <= np.iinfo(np.int16).max + 1
         dtype = np.int16 if small else np.int32
-        columns: dict[str, list[Any]] = {
-            name: [] for name in ("id", "text", "speaker", "duration", "split", "audio_codes")
-        }
+        columns: dict[str, list[Any]] = {name: [] for name in (*OWN_COLUMNS, *self.metadata.columns)}
         for row in rows:
             codes = np.asarray(row["audio_codes"])
             self._check_codes(str(row["id"]), codes)
@@ -171,7 +184,9 @@ class CodedCorpusWriter:
             columns["duration"].append(float(row["duration"]))
             columns["split"].append(split)
             columns["audio_codes"].append([book for book in codes.astype(dtype)])
-        table = pa.table(columns, schema=_schema(small))
+            for name in self.metadata.columns:
+                columns[name].append(str(row.get("columns", {}).get(name) or ""))
+        table = pa.table(columns, schema=_schema(small, self.metadata.columns))
         path = self.folder / f"{split}-{index:05d}-of-{n_shards:05d}.parquet"
         temporary = self.folder / f".{path.name}.tmp"
         with temporary.open("wb") as stream:
@@ -321,21 +336,28 @@ class CodedCorpus:
             raise CorpusError(f"{self.folder}: no split {split!r}; it has {', '.join(self.splits)}")
         for shard in self.index["splits"][split]["shards"]:
             for batch in pq.ParquetFile(self.folder / shard["name"]).iter_batches():
-                columns = [batch.column(name).to_pylist() for name in ("id", "text", "speaker", "duration", "split")]
+                columns = [batch.column(name).to_pylist() for name in OWN_COLUMNS[:-1]]
+                further = {name: batch.column(name).to_pylist() for name in self.metadata.columns}
                 for i, (name, text, speaker, duration, own_split) in enumerate(zip(*columns, strict=True)):
                     books = batch.column("audio_codes")[i].values
                     codes = np.stack([book.values.to_numpy(zero_copy_only=False) for book in books]).astype(np.int64)
                     yield CodedRow(
-                        id=name, text=text, speaker=speaker, duration=duration, split=own_split, audio_codes=codes
+                        id=name,
+                        text=text,
+                        speaker=speaker,
+                        duration=duration,
+                        split=own_split,
+                        audio_codes=codes,
+                        columns={column: values[i] for column, values in further.items()},
                     )
 
 
-def _schema(small: bool) -> pa.Schema:
+def _schema(small: bool, columns: Sequence[str]) -> pa.Schema:
     code = pa.int16() if small else pa.int32()
     text = [(name, pa.string()) for name in ("id", "text", "speaker")]
-    return pa.schema(
-        [*text, ("duration", pa.float64()), ("split", pa.string()), ("audio_codes", pa.list_(pa.list_(code)))]
-    )
+    further = [(name, pa.string()) for name in columns]
+    own = [("duration", pa.float64()), ("split", pa.string()), ("audio_codes", pa.list_(pa.list_(code)))]
+    return pa.schema([*text, *own, *further])
 
 
 def _glob_escape(text: str) -> str:

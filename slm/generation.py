@@ -26,10 +26,12 @@ from transformers import (
 from slm.modeling import load_llm
 from slm.tasks import Task, get_task
 from slm.tasks.registry import Utterance
-from slm.tasks.sequences import make_prompt
+from slm.tasks.sequences import make_prompt, prompt_size
 from slm.vocabulary import SpeechVocabulary, VocabularyError
 
 UNKNOWN_SECONDS_PER_CHARACTER = 0.25  # allowed where a model does not tell its training's rate: about four times it
+TOKENS_PER_TOKEN = 2  # of text allowed for each text token of a prompt
+SECONDS_PER_SECOND = 2.0  # of speech allowed for each second of speech in a prompt
 
 
 class GenerationError(ValueError):
@@ -45,8 +47,13 @@ class TranscribeSettings:
         default=480.0, metadata={"help": "seconds of speech decoded together, padding included, at most"}
     )
     num_beams: int = field(default=1, metadata={"help": "beams; 1 is greedy"})
-    tokens_per_s: float = field(default=25.0, metadata={"help": "text tokens allowed per second of speech"})
-    min_tokens: int = field(default=24, metadata={"help": "text tokens allowed to however short a clip"})
+    tokens_per_s: float = field(
+        default=25.0,
+        metadata={
+            "help": f"text tokens allowed per second of a prompt's speech; {TOKENS_PER_TOKEN} per text token there"
+        },
+    )
+    min_tokens: int = field(default=24, metadata={"help": "text tokens allowed to however short a prompt"})
 
     def __post_init__(self) -> None:
         settings = (self.batch_size, self.batch_seconds, self.num_beams, self.tokens_per_s, self.min_tokens)
@@ -72,7 +79,13 @@ class SynthesizeSettings:
             f"or {UNKNOWN_SECONDS_PER_CHARACTER} where the model does not tell"
         },
     )
-    min_seconds: float = field(default=4.0, metadata={"help": "speech allowed to however short a text"})
+    min_seconds: float = field(
+        default=4.0,
+        metadata={
+            "help": "speech allowed to however short a prompt; speech in a prompt allows "
+            f"{SECONDS_PER_SECOND:g} times its length beside"
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
@@ -226,7 +239,8 @@ def generate_text(
     Args:
         speech_lm: The model.
         task: Whose prompts.
-        utterances: What the prompts are made of. An answer's budget of tokens follows from the speech among it.
+        utterances: What the prompts are made of. An answer's budget of tokens follows from the speech and text that
+            its prompt holds.
         settings: Decoding.
 
     Returns:
@@ -240,8 +254,7 @@ def generate_text(
     settings = settings or TranscribeSettings()
     vocabulary, model = speech_lm.vocabulary, speech_lm.model
     prompts = [make_prompt(vocabulary, task, item) for item in utterances]
-    frames = [0 if item.codes is None else item.codes.shape[1] for item in utterances]
-    budgets = [settings.min_tokens + math.ceil(n / vocabulary.frame_rate * settings.tokens_per_s) for n in frames]
+    budgets = [tokens_allowed(vocabulary, task, item, settings) for item in utterances]
     legal = _mask(model, vocabulary.text_ids(speech_lm.text_tokenizer))
     outputs: list[TranscribeOutput | None] = [None] * len(prompts)
     most = settings.batch_seconds * vocabulary.frame_rate * vocabulary.n_codebooks
@@ -319,13 +332,33 @@ def _check_modality(task: Task, modality: str) -> None:
         raise GenerationError(f"task {task.name} answers in {task.answers}: call {other}")
 
 
-def seconds_allowed(vocabulary: SpeechVocabulary, text: str, settings: SynthesizeSettings) -> float:
-    """The most seconds of speech that may come of a text before it counts as cut off."""
+def tokens_allowed(vocabulary: SpeechVocabulary, task: Task, utterance: Utterance, settings: TranscribeSettings) -> int:
+    """The most text tokens that may come of a prompt before the answer counts as cut off.
+
+    Raises:
+        TaskError: The utterance lacks a part of the prompt.
+    """
+    frames, tokens = prompt_size(task, utterance)
+    seconds = frames / vocabulary.frame_rate
+    return settings.min_tokens + math.ceil(seconds * settings.tokens_per_s) + TOKENS_PER_TOKEN * tokens
+
+
+def seconds_allowed(
+    vocabulary: SpeechVocabulary, text: str, settings: SynthesizeSettings, speech_s: float = 0.0
+) -> float:
+    """The most seconds of speech that may come of a prompt before the answer counts as cut off.
+
+    Args:
+        vocabulary: Of the model.
+        text: The text in the prompt.
+        settings: Decoding.
+        speech_s: Seconds of speech in the prompt.
+    """
     per_character = settings.seconds_per_character
     if per_character is None:
         known = vocabulary.trained_on
         per_character = 2 / known.characters_per_s[0] if known else UNKNOWN_SECONDS_PER_CHARACTER
-    return settings.min_seconds + per_character * len(text)
+    return settings.min_seconds + per_character * len(text) + SECONDS_PER_SECOND * speech_s
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""A pretrained LLM, by name or folder, given speech: its embedding grown, trained in full or by LoRA, saved whole.
+"""A pretrained LLM, by name or folder, given speech: its embedding grown, saved whole.
 
 Shapes: V rows of the embedding table, D its width.
 """
@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -33,23 +32,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 class ModelError(ValueError):
     """A model is missing or cannot be used; the message names it, what is missing, and the way out."""
-
-
-@dataclass
-class LoraSettings:
-    """Low-rank adapters. The new rows of the embedding (and of an untied head) are trained beside them."""
-
-    rank: int = field(default=16, metadata={"help": "rank of the adapters"})
-    alpha: float = field(default=32.0, metadata={"help": "their scale is alpha / rank"})
-    dropout: float = field(default=0.0, metadata={"help": "dropout in front of the adapters"})
-    target_modules: list[str] | str = field(
-        default="all-linear", metadata={"help": "names of the layers that get one, or all-linear"}
-    )
-    merge: bool = field(default=True, metadata={"help": "write the merged model too, not the adapter alone"})
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ModelError(f"lora.rank: {self.rank} must be at least 1")
 
 
 @dataclass
@@ -225,46 +207,6 @@ def has_tied_head(model: PreTrainedModel) -> bool:
     """Whether embedding and output head are one matrix."""
     head = model.get_output_embeddings()
     return head is None or head.weight is model.get_input_embeddings().weight
-
-
-def add_lora(
-    base_folder: str | Path, vocabulary: SpeechVocabulary, settings: LoraSettings, dtype: str = "fp32"
-) -> nn.Module:
-    """Attaches adapters to a grown model that lies on disk.
-
-    The adapter's folder names its base, so the base must be saved, with its new rows, before (`save_slm`).
-
-    Args:
-        base_folder: The grown base.
-        vocabulary: Its new ids, whose rows are trained.
-        settings: Rank and the like.
-        dtype: How the base's weights are held.
-
-    Returns:
-        A `peft.PeftModel`.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    base, _, _ = load_llm(str(base_folder), dtype)
-    modules = [base.get_input_embeddings()] + ([] if has_tied_head(base) else [base.get_output_embeddings()])
-    names = {id(module): name.rsplit(".", 1)[-1] for name, module in base.named_modules()}
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=settings.target_modules,
-        trainable_token_indices={names[id(module)]: vocabulary.new_ids for module in modules},
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(base, config)
-
-
-def merge_lora(base_folder: str | Path, adapter_folder: str | Path, dtype: str = "fp32") -> PreTrainedModel:
-    """The base with the adapter's weights folded in: a plain model again."""
-    from peft import PeftModel
-
-    base, _, _ = load_llm(str(base_folder), dtype)
-    return PeftModel.from_pretrained(base, str(adapter_folder)).merge_and_unload()
 
 
 def save_slm(

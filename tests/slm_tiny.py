@@ -61,8 +61,13 @@ def save_llm(folder: Path, kind: str = "qwen2", chat: bool = False) -> Path:
     return folder
 
 
+def translation(text: str) -> str:
+    """A text in another language, so to speak: its words the other way round."""
+    return " ".join(reversed(text.split()))
+
+
 def utterances(n: int = 12, books: int = 2, seed: int = 0) -> list[dict]:
-    """Rows whose codes follow from their text, so that there is something to learn."""
+    """Rows whose codes follow from their text, so that there is something to learn; the text's translation too."""
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(n):
@@ -70,6 +75,7 @@ def utterances(n: int = 12, books: int = 2, seed: int = 0) -> list[dict]:
         book0 = np.array([(ord(c) + j) % CODES for j, c in enumerate(text)])[: 8 + i % 5]
         codes = np.stack([book0, *(rng.integers(0, CODES, len(book0)) for _ in range(books - 1))])
         rows.append({"id": f"u{i}", "text": text, "speaker": "s", "duration": len(book0) / 12.5, "audio_codes": codes})
+        rows[-1]["columns"] = {"translation": translation(text)}
     return rows
 
 

@@ -60,6 +60,19 @@ def test_every_row_by_every_judge_is_contrasted_with_seeds_pooled() -> None:
     assert (one.a, one.b) == (["a-s0", "a-s1"], ["b-s0"]) and one.smallest_detectable > 0
 
 
+def test_a_further_task_is_contrasted_behind_the_known_ones(tmp_path) -> None:
+    def rows(wrong: int) -> list[Row]:
+        asr = cell(wrong)[-1]
+        st = dataclasses.replace(asr, system="slm-st", protocol=dataclasses.replace(asr.protocol, task="slm-st"))
+        return [st, *cell(wrong)]
+
+    found = make_contrasts("a - b", {"a": rows(1)}, {"b": rows(3)})
+    assert [c.system for c in found][-2:] == ["asr", "slm-st"] and len(found) == 10
+    assert blocks(found)[0]["lines"][-1][0] == "SLM st"
+    assert "SLM st" in write_contrasts(found, "Tasks", tmp_path).read_text()
+    assert "SLM st" in (tmp_path / "contrasts.svg").read_text()
+
+
 def test_utterances_are_matched_by_id() -> None:
     other = cell(3)
     for row in other:

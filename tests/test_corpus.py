@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from slm_tiny import CODES, metadata, utterances, write_corpus
+from slm_tiny import CODES, metadata, translation, utterances, write_corpus
 
 from slm.corpus import CodedCorpus, CodedCorpusWriter, CorpusError
 
@@ -30,6 +31,21 @@ def test_round_trip(tmp_path) -> None:
         corpus.check_fingerprint("0")
     with pytest.raises(CorpusError, match="train, valid|test, train"):
         list(corpus.rows("dev"))
+
+
+def test_further_columns_are_kept_and_a_corpus_without_them_is_as_before(tmp_path) -> None:
+    plain, more = write_corpus(tmp_path / "plain"), write_corpus(tmp_path / "more", columns=["translation", "topic"])
+    assert "columns" not in json.loads((plain / "index.json").read_text())["metadata"]
+    assert next(CodedCorpus.open(plain).rows("test"))["columns"] == {}
+    assert "translation" not in pq.read_schema(plain / "test-00000-of-00001.parquet").names
+    corpus = CodedCorpus.open(more)
+    assert corpus.metadata.columns == ["translation", "topic"]
+    for row in corpus.rows("test"):
+        assert row["columns"] == {"translation": translation(row["text"]), "topic": ""}
+    with pytest.raises(CorpusError, match="columns: None there.*another folder"):
+        CodedCorpusWriter(plain, metadata(columns=["translation"]))
+    with pytest.raises(CorpusError, match="columns: text is a column of every corpus"):
+        metadata(columns=["text"])
 
 
 def test_large_codebooks_fit(tmp_path) -> None:

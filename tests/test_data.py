@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from tokenizer.data.audio import load_audio
-from tokenizer.data.augmentation import AugmentationConfig, augment
+from tokenizer.data.augmentation import AugmentationConfig, augment, move_formants, reverberate
 from tokenizer.data.manifest import read_source, read_sources
 from tokenizer.data.mixing import epoch_item
 from tokenizer.data.pieces import AudioStore
@@ -195,18 +195,73 @@ def test_every_epoch_visits_each_item_once_in_a_new_order():
 
 def test_augmentation_is_drawn_from_the_generator_alone_and_zero_changes_nothing():
     config = AugmentationConfig()
-    first = augment(tone(1.0), config, np.random.default_rng((1, 2)))
-    again = augment(tone(1.0), config, np.random.default_rng((1, 2)))
-    other = augment(tone(1.0), config, np.random.default_rng((1, 3)))
+    first = augment(tone(1.0), config, np.random.default_rng((1, 2)), 16000)
+    again = augment(tone(1.0), config, np.random.default_rng((1, 2)), 16000)
+    other = augment(tone(1.0), config, np.random.default_rng((1, 3)), 16000)
     assert np.array_equal(first, again)
     assert len(first) != len(other)
     nothing = AugmentationConfig(speed=0, level_db=0, noise_probability=0)
-    assert np.array_equal(augment(tone(1.0), nothing, np.random.default_rng(0)), tone(1.0))
-    assert np.abs(augment(tone(1.0), AugmentationConfig(level_db=40.0), np.random.default_rng(5))).max() <= 1.0
+    assert np.array_equal(augment(tone(1.0), nothing, np.random.default_rng(0), 16000), tone(1.0))
+    assert np.abs(augment(tone(1.0), AugmentationConfig(level_db=40.0), np.random.default_rng(5), 16000)).max() <= 1.0
+
+
+def vowel(pitch_hz: float = 100.0, formant_hz: float = 1000.0) -> np.ndarray:
+    """One second at 16 kHz: harmonics of a pitch under one formant."""
+    time_s = np.arange(16000) / 16000
+    harmonics = np.arange(1, int(7000 / pitch_hz)) * pitch_hz
+    levels = np.exp(-(((harmonics - formant_hz) / 300) ** 2)) + 1e-3
+    return (0.1 * levels[:, None] * np.sin(2 * np.pi * harmonics[:, None] * time_s)).sum(0).astype(np.float32)
+
+
+@pytest.mark.parametrize("factor", [0.85, 1.15])
+def test_formants_move_and_the_pitch_stays(factor):
+    moved = move_formants(vowel(), factor, 16000)
+    power = np.abs(np.fft.rfft(moved[2000:14000] * np.hanning(12000))) ** 2
+    frequencies = np.fft.rfftfreq(12000, 1 / 16000)
+    centre = (power * frequencies).sum() / power.sum()
+    assert centre == pytest.approx(1000 * factor, rel=0.04)
+    at_harmonics = np.abs(frequencies / 100 - np.round(frequencies / 100)) < 0.05
+    assert power[at_harmonics].sum() > 0.98 * power.sum()
+    assert np.sqrt(np.mean(moved**2) / np.mean(vowel() ** 2)) == pytest.approx(1, abs=0.2)
+
+
+def test_formants_by_a_factor_of_one_are_the_waveform_itself():
+    assert np.abs(move_formants(vowel(), 1.0, 16000) - vowel()).max() < 1e-5
+
+
+def test_a_room_decays_as_long_as_it_was_asked_to_and_leaves_the_direct_sound():
+    click = np.zeros(16000, np.float32)
+    click[0] = 1.0
+    room = reverberate(click, 0.3, 10.0, 16000, np.random.default_rng(0))
+    assert len(room) == len(click) and room[0] == pytest.approx(1.0, abs=1e-5)
+    tail = room[1:].astype(np.float64) ** 2
+    assert 10 * np.log10(tail.sum()) == pytest.approx(-10, abs=0.1)
+    left = 10 * np.log10(tail[::-1].cumsum()[::-1] / tail.sum())
+    assert (left < -30).argmax() / 16000 == pytest.approx(0.15, rel=0.15)  # half of the way to -60 dB
+
+
+def test_room_and_formants_leave_the_other_draws_alone():
+    """A training that was begun before there were any goes on with the same crops."""
+    plain, rich = AugmentationConfig(), AugmentationConfig(formants=0.15, reverb_probability=1.0)
+    for config in (plain, rich):
+        rng = np.random.default_rng((1, 2))
+        augment(tone(1.0), config, rng, 16000)
+        config.next_draw = rng.uniform()
+    assert plain.next_draw == rich.next_draw
+    changed = augment(tone(1.0), rich, np.random.default_rng((1, 2)), 16000)
+    assert len(changed) == len(augment(tone(1.0), plain, np.random.default_rng((1, 2)), 16000))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"formants": 0.6}, {"reverb_probability": 2}, {"reverb_t60_s": (0, 1)}, {"reverb_drr_db": (2, 1)}]
+)
+def test_augmentation_that_cannot_be_names_its_key(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        AugmentationConfig(**settings)
 
 
 def test_added_noise_has_the_level_asked_for():
     config = AugmentationConfig(speed=0, level_db=0, noise_probability=1, noise_snr_db=(20, 20))
-    noise = augment(tone(1.0), config, np.random.default_rng(0)) - tone(1.0)
+    noise = augment(tone(1.0), config, np.random.default_rng(0), 16000) - tone(1.0)
     snr = 10 * np.log10(np.mean(tone(1.0) ** 2) / np.mean(noise**2))
     assert abs(snr - 20) < 0.1

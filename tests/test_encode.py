@@ -1,5 +1,7 @@
 """slm encode: what goes in comes out coded, bad files are named and counted, a killed run ends in the same bytes."""
 
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from recipes.commands import encode
 from recipes.commands.encode import Config
 from recipes.config import ConfigError, dump_config, load_config
-from recipes.encoding.plan import Item, Variation, assign_shards, bucket, deal, interleaved
+from recipes.encoding.plan import Item, Variation, assign_shards, bucket, data_fingerprint, deal, interleaved
 from recipes.runs.files import text_lines
 from slm.corpus import CodedCorpus
 from tokenizer import LMSPTModel, load_tokenizer
@@ -51,6 +53,32 @@ def test_codes_are_the_tokenizer_s(config, tiny_tokenizer):
     assert rows["train3"]["text"] == "text 3" and rows["train3"]["speaker"] == "anna"
     assert rows["train3"]["duration"] == pytest.approx(0.6)
     assert corpus.metadata.fingerprint == tokenizer.fingerprint("fp32")
+
+
+def test_columns_that_a_source_is_asked_for_are_kept(config, tmp_path):
+    manifest = Path(config.data[0].path)
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    rows = [row | ({"translation": f"Satz {i}", "topic": 7} if i else {}) for i, row in enumerate(rows)]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    plain = CodedCorpus.open(encode.run(config))
+    assert plain.metadata.columns == [] and next(plain.rows("train"))["columns"] == {}
+    config.run_dir, config.data[0].columns = str(tmp_path / "more"), ["translation", "topic"]
+    corpus = CodedCorpus.open(encode.run(config))
+    found = {row["id"]: row["columns"] for row in corpus.rows("train")}
+    assert found["train0"] == {"translation": "", "topic": ""}
+    assert found["train5"] == {"translation": "Satz 5", "topic": "7"}
+    assert corpus.metadata.plan["data"] != plain.metadata.plan["data"]
+    config.run_dir, config.data[0].columns = str(tmp_path / "none"), ["translatoin"]
+    with pytest.raises(ConfigError, match="no utterance has a column 'translatoin'"):
+        encode.run(config)
+
+
+def test_a_hash_of_the_data_knows_columns_only_where_there_are_any():
+    told = json.dumps(["test", "a", "one", "anna", 1.5])
+    plain = Utterance("a", "a.wav", "one", "anna")
+    assert data_fingerprint({"test": [plain]}, [1.5]) == hashlib.sha256(told.encode()).hexdigest()
+    more = dataclasses.replace(plain, columns={"translation": "eins"})
+    assert data_fingerprint({"test": [more]}, [1.5]) != data_fingerprint({"test": [plain]}, [1.5])
 
 
 def test_texts_of_any_alphabet_are_encoded_where_the_locale_knows_none(config, tmp_path):

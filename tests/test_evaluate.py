@@ -283,6 +283,85 @@ def test_complete_runs_are_skipped_and_changed_inputs_noticed(tmp_path, corpus, 
         evaluate.run(config)
 
 
+def predictions_of(tmp_path: Path, task: str, answers: str, **sidecar: Any) -> Path:
+    """Predictions of a further task: texts of its own for the first two utterances, or their speech as it is."""
+    folder = tmp_path / task
+    folder.mkdir()
+    lines: list[dict] = []
+    for k, i in enumerate(IDS[:2]):
+        if answers == "text":
+            lines.append({"reference": f"eins zwei haus{'ab'[k]}", "hypothesis": f"eins drei haus{'ab'[k]}"})
+        else:
+            tone = 0.1 * np.random.default_rng(k).standard_normal(int(seconds(k) * RATE))
+            soundfile.write(folder / f"{k}.wav", tone, RATE)
+            lines.append({"text": TEXTS[k], "audio": f"{k}.wav"})
+        lines[-1] |= {"id": i, "task": task, "truncated": False, "error": None}
+    return write_predictions(folder, lines, answers=answers, **sidecar)
+
+
+def test_tasks_are_scored_by_what_they_answer(tmp_path, corpus, asr, tts, length_judge) -> None:
+    echo = predictions_of(tmp_path, "echo", "speech")
+    st = predictions_of(tmp_path, "st", "text", reference="translation")
+    config = configure(tmp_path, corpus, predictions=[str(st), str(echo), str(tts), str(asr)], samples=4)
+    folder = evaluate.run(config)
+    results = load_results(folder)
+    rows = {row.name: row for row in results.rows}
+    assert {name: (row.system, row.protocol.task) for name, row in rows.items()} == {
+        "ground truth": ("ground_truth", "speech"), "SLM echo": ("slm-echo", "speech"), "SLM TTS": ("tts", "speech"),
+        "SLM ASR": ("asr", "asr"), "SLM st": ("slm-st", "slm-st"),
+    }  # fmt: skip
+    # What echo says is the recordings' own text; it was asked for two of the five.
+    assert (rows["SLM echo"].n_scored, rows["SLM echo"].n_failed) == (2, 3)
+    assert rows["SLM echo"].difference.against == "ground truth"
+    # A translation is scored against the translations, on a test set of that name.
+    st = rows["SLM st"]
+    assert (st.wer, st.n_scored, st.n_failed) == (pytest.approx(1 / 3), 2, 0)
+    assert (st.protocol.test_set.name, st.protocol.test_set.n) == ("mini test, translation", 2)
+    assert st.protocol.test_set.sha256 != rows["SLM ASR"].protocol.test_set.sha256
+    assert any("no prediction for 3 of 5 utterances, not scored" in note for note in results.notes)
+    (truth, *others) = results.samples[0].clips
+    assert [clip.label for clip in (truth, *others)] == ["ground truth", "SLM echo", "SLM TTS"]
+    assert truth.heard["SLM st"] == "eins drei hausa" and truth.heard["SLM ASR"].startswith("bin <b>white")
+    assert {path.name for path in (folder / "samples").iterdir() if path.name.startswith("0-")} == {
+        "0-0-ground-truth.flac", "0-2-slm-echo.flac", "0-3-tts.flac",
+    }  # fmt: skip
+    listening.Players(folder / "samples", [])  # a later start of an evaluation takes away what this one left
+    assert not list((folder / "samples").iterdir())
+    html = (folder / "report.html").read_text()
+    assert "What SLM st writes" in html and "SLM echo" in html
+    alone = configure(tmp_path / "alone", corpus, data=[], judges=[], predictions=[str(tmp_path / "st")])
+    (row,) = load_results(evaluate.run(alone)).rows
+    assert row.wer == st.wer and row.protocol.test_set.name == "st"
+
+
+def test_speech_with_references_of_its_own_is_read_by_the_judge_and_compared_with_nothing_else(
+    tmp_path, corpus, tts, length_judge
+) -> None:
+    spoken = predictions_of(tmp_path, "s2st", "speech", reference="translation")
+    text = (spoken / "predictions.jsonl").read_text()
+    (spoken / "predictions.jsonl").write_text(text.replace(TEXTS[0], "eins zwei drei"))
+    folder = evaluate.run(configure(tmp_path, corpus, predictions=[str(spoken), str(tts)]))
+    rows = {row.name: row for row in load_results(folder).rows}
+    row = rows["SLM s2st"]
+    assert [(u.id, u.reference) for u in row.utterances] == [("u0", "eins zwei drei"), ("u1", TEXTS[1])]
+    assert row.utterances[0].hypothesis == TEXTS[0] and row.utterances[1].errors == 0
+    assert row.protocol.task == "speech" and row.protocol.test_set.name == "mini test, translation"
+    assert row.difference is None and rows["SLM TTS"].difference.against == "ground truth"
+
+
+def test_what_a_task_answers_must_be_known(tmp_path, corpus, length_judge) -> None:
+    st = predictions_of(tmp_path, "st", "text", reference="translation")
+    sidecar = (st / "predictions.json").read_text()
+    (st / "predictions.json").write_text(sidecar.replace('"answers": "text", ', ""))
+    with pytest.raises(ConfigError, match="'st' answers in text or speech is not known; `answers` in predictions.json"):
+        evaluate.run(configure(tmp_path, corpus, predictions=[str(st)]))
+    (st / "predictions.json").write_text(sidecar)
+    lines = (st / "predictions.jsonl").read_text()
+    (st / "predictions.jsonl").write_text(lines.replace("eins zwei hausa", "").replace("eins zwei hausb", ""))
+    with pytest.raises(ConfigError, match="task st is scored against 'translation', which no utterance has"):
+        evaluate.run(configure(tmp_path, corpus, predictions=[str(st)]))
+
+
 def test_limit_and_predictions_alone(tmp_path, corpus, asr, length_judge) -> None:
     limited = load_results(evaluate.run(configure(tmp_path / "a", corpus, limit=2, predictions=[str(asr)])))
     assert {row.protocol.test_set.n for row in limited.rows} == {2}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from slm_tiny import save_llm
 
 from eval.codes import code_statistics
-from eval.schema import Protocol, Results, TestSet, load_results, make_row, save_results
+from eval.schema import Protocol, Results, TestSet, is_task, load_results, make_row, save_results
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.commands import export
@@ -88,7 +88,7 @@ def scores(tmp_path: Path, rows: list[tuple[str, str, str, float]] | None = None
     for name, system, model, rate in wanted:
         cell, _, own = name.rpartition(": ")
         found.append(make_row(own, system, model, protocol, rates, frame_rate_hz=rate, cell=cell))
-        if system in ("tts", "asr"):  # as transcribe and synthesize leave it: the SLM, and its tokenizer
+        if is_task(system):  # as transcribe and synthesize leave it: the SLM, and its tokenizer
             found[-1].model, found[-1].generation = "slm", {"tokenizer": model}
     statistics = []
     for name, rate in codes:
@@ -204,6 +204,13 @@ def test_an_slm_s_card_shows_its_own_rows_and_its_tokenizer_s(tmp_path):
     export.labels = ["c/finetune"]
     with pytest.raises(ConfigError, match="a/finetune, b/finetune"):
         own_results(export)
+
+
+def test_cards_show_the_rows_of_further_tasks(tmp_path):
+    rows = [*cell_rows("a", "tok-a"), ("a: SLM st", "slm-st", "tok-a", 12.5)]
+    assert shown(tmp_path, rows, name="tok-a")[0] == ["ground truth", *(name for name, _, _, _ in rows)]
+    export = Export("slm", "slm", {}, None, "fp16", "", results=[load_results(scores(tmp_path, rows))])
+    assert own_results(export).rows[-1].label == "a: SLM st"
 
 
 def test_an_export_whose_rows_are_unclear_stops_before_it_begins(runs, tmp_path):

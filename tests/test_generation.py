@@ -31,10 +31,12 @@ from slm.generation import (
     transcribe_codes,
 )
 from slm.modeling import extend_with_speech, load_llm, save_slm
+from slm.tasks import Task, get_task, register, registry
+from slm.tasks.registry import Mark, Speech, Text, Turn
 from slm.trained_on import TrainedOn
 from slm.training.batches import SpeechSamples
 from slm.training.trainer import TrainingConfig, train
-from slm.vocabulary import VocabularyError, add_speech
+from slm.vocabulary import SYNTHESIZE, VocabularyError, add_speech
 from tokenizer.data.utterances import Utterance
 
 
@@ -467,6 +469,83 @@ def test_a_user_s_slips_are_told_with_the_way_out(recipe, tmp_path, capsys, capl
     shutil.copytree(tmp_path / "slm", tmp_path / "run" / "model")
     with pytest.raises(ValueError, match=f"give {tmp_path / 'run' / 'model'}$"):
         transcribe.plan(recipe(transcribe, f"files={json.dumps(good)}", f"model={tmp_path / 'run'}"))
+
+
+@pytest.fixture
+def own_tasks():
+    """`say`, whose prompt is that of `tts`; `ask`, which asks about speech in words; `sing`, whose text is a column."""
+    register(Task("say", "speech", get_task("tts").turn))
+    register(
+        Task(
+            "ask",
+            "text",
+            lambda u: Turn([Speech(u.codes), Text(u.text)], [Text(u.columns["answer"])]),
+            columns=("answer",),
+            reference="answer",
+        )
+    )
+    sing = lambda u: Turn([Text(u.columns["notes"]), Mark(SYNTHESIZE)], [Speech(u.codes)])  # noqa: E731
+    register(Task("sing", "speech", sing, columns=("notes",)))
+    yield
+    for name in ("say", "ask", "sing"):
+        registry._TASKS.pop(name)
+
+
+def test_a_task_with_the_prompt_of_tts_says_the_same(recipe, tmp_path, own_tasks) -> None:
+    for name in ("tts", "say"):
+        config = recipe(synthesize, "text=lay red by a. set white in z", f"task={name}", "max_characters=14")
+        config.output = str(tmp_path / f"{name}.wav")
+        assert synthesize.plan(config)["parts they are cut into"] == 2
+        synthesize.run(config)
+    assert (tmp_path / "tts.wav").read_bytes() == (tmp_path / "say.wav").read_bytes()
+    rows = lines(synthesize.run(recipe(synthesize, f"corpus={tmp_path / 'codes'}", f"run_dir={tmp_path / 'r'}")))
+    said = lines(
+        synthesize.run(recipe(synthesize, f"corpus={tmp_path / 'codes'}", f"run_dir={tmp_path / 's'}", "task=say"))
+    )
+    assert {row["task"] for row in said} == {"say"}
+    assert [row["n_codes"] for row in said] == [row["n_codes"] for row in rows]
+    sidecars = [json.loads((tmp_path / run / "predictions.json").read_text()) for run in ("r", "s")]
+    assert [(one["task"], one["answers"], one["reference"]) for one in sidecars] == [
+        ("tts", "speech", "text"), ("say", "speech", "text"),
+    ]  # fmt: skip
+
+
+def test_the_text_of_a_prompt_may_be_a_column(recipe, tmp_path, own_tasks) -> None:
+    rows = [{"id": i, "audio": "none.wav", "split": "test", "text": "la la"} for i in ("a", "b")]
+    rows[0]["notes"] = "c d e f g a b c"
+    (tmp_path / "songs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [f"data.path={tmp_path / 'songs.jsonl'}", "task=sing", "max_characters=5", f"run_dir={tmp_path / 'r'}"]
+    config = recipe(synthesize, *given, "decoding.min_seconds=1", "decoding.seconds_per_character=0.5")
+    assert synthesize.plan(config)["speech tokens at most"] == int((1 + 0.5 * 21 + 1 + 0.5 * 6) * 12.5)
+    song, noteless = lines(synthesize.run(config))
+    assert song["error"] is None and song["n_codes"] > 0 and "segments" not in song
+    assert "task sing: an utterance without text" in noteless["error"]
+    with pytest.raises(ConfigError, match="text: task sing: an utterance without text"):
+        synthesize.run(recipe(synthesize, "text=la la", "task=sing", f"output={tmp_path / 'o.wav'}"))
+
+
+def test_a_recording_beside_a_text_is_asked_about_as_a_whole(recipe, tmp_path, own_tasks) -> None:
+    soundfile.write(tmp_path / "a.wav", spoken(0, 4.0), 16000)
+    rows = [{"id": "a", "audio": "a.wav", "split": "test", "text": "what is it", "answer": "a tone"}]
+    rows.append(rows[0] | {"id": "b", "text": ""})
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(task: str) -> list[dict]:
+        given = [f"data.path={manifest}", f"run_dir={tmp_path / task}", f"task={task}", "piece_s=1.0"]
+        return lines(transcribe.run(recipe(transcribe, *given)))
+
+    assert all(row["reference"] == rows[i]["text"] and row["segments"] for i, row in enumerate(run("asr")))
+    asked, wordless = run("ask")
+    assert (asked["reference"], asked["error"], "segments" in asked) == ("a tone", None, False)
+    assert asked["hypothesis"] is not None and wordless["hypothesis"] is None
+    assert wordless["error"] == "b: task ask: an utterance without text, which its sequence is made of"
+    # The answers belong to what was asked: others need another folder.
+    manifest.write_text(manifest.read_text().replace("a tone", "a hum"))
+    with pytest.raises(ConfigError, match="files, data or corpus"):
+        run("ask")
+    with pytest.raises(ConfigError, match="a prompt of ask holds a text, which FILE has not"):
+        transcribe.plan(recipe(transcribe, f"files=[{tmp_path / 'a.wav'}]", "task=ask"))
 
 
 def test_file_names_never_meet() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from conftest import tone
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from typer.testing import CliRunner
 
 from eval.report.markdown import results_markdown
 from eval.report.page import format_table, write_report
@@ -21,6 +23,7 @@ from eval.schema import Results, load_results, save_results
 from eval.speech.measures import registry
 from eval.speech.measures.registry import Measure, register_measure
 from eval.speech.quality import QualitySummary, compare_audio, summarise_quality
+from recipes import cli
 from recipes.commands import encode, resynthesize
 from recipes.config import from_values
 from slm.corpus import CodedCorpus
@@ -102,6 +105,35 @@ def test_a_codec_is_added_from_outside(level_codec, make_corpus, tmp_path):
     assert {name: codes.shape for name, codes in rows.items()} == {f"train{n}": (2, 15 + 5 * n) for n in range(3)}
 
 
+PLUGIN = """
+from test_journeys import LevelCodec, LevelConfig, LevelModel
+from transformers import AutoConfig, AutoModel
+
+from tokenizer.loading import register_codec
+
+AutoConfig.register(LevelConfig.model_type, LevelConfig, exist_ok=True)
+AutoModel.register(LevelConfig, LevelModel, exist_ok=True)
+register_codec(LevelConfig.model_type, LevelCodec)
+"""
+
+
+def test_a_codec_comes_to_a_command_from_a_plugin(make_corpus, tmp_path, monkeypatch):
+    (tmp_path / "my_codec.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    LevelModel(LevelConfig()).save_pretrained(tmp_path / "levels")
+    words = ["encode", "run_dir=codes", "tokenizer=levels", f"data=[{{path: {make_corpus(2)}}}]", "precision=fp32"]
+    try:
+        assert "toy_levels" in CliRunner().invoke(cli.app, words).output
+        assert LevelConfig.model_type not in CODECS  # without the plugin it cannot be loaded
+        found = CliRunner().invoke(cli.app, [*words, "num_workers=0", "plugins=[my_codec]"])
+        assert found.exit_code == 0, found.output
+        assert CodedCorpus.open("codes").count("train") == 2
+    finally:
+        CODECS.pop(LevelConfig.model_type, None)
+        sys.modules.pop("my_codec", None)
+
+
 def test_a_model_type_has_one_wrapper(level_codec):
     register_codec(LevelConfig.model_type, LevelCodec)  # the same again is no error
     for taken, wrapper in ((LevelConfig.model_type, Codec), ("lmspt", LevelCodec), ("mimi", LevelCodec)):
@@ -147,6 +179,28 @@ def test_a_measure_is_added_from_outside(peak_measure, tmp_path, capsys):
     for shown in (format_table(found), results_markdown(found), write_report(found, tmp_path).read_text()):
         assert "peak times" in shown and "0.3750 [0.2500, 0.5000]" in shown
         assert "Ratio of the peaks: higher is better." in shown
+
+
+def test_a_measure_comes_to_a_command_from_a_plugin(tmp_path, monkeypatch):
+    (tmp_path / "my_measure.py").write_text(
+        "from eval.speech.measures.registry import Measure, register_measure\n"
+        "def samples(audio): return len(audio)\n"
+        "register_measure(Measure('samples', 'samples', 'Length', 'none', samples, needs_reference=False))\n"
+    )
+    monkeypatch.setattr(registry, "_MEASURES", dict(registry._MEASURES))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    soundfile.write(tmp_path / "a.wav", tone(0.6), RATE_HZ)
+    words = ["resynthesize", "a.wav", "-o", "out", "tokenizers=dmel-25hz", "judge=null", "measures=[samples]"]
+    try:
+        refused = CliRunner().invoke(cli.app, words)
+        assert refused.exit_code == 2 and "measures: samples unknown; there are mel_distance_db" in refused.output
+        found = CliRunner().invoke(cli.app, [*words, "plugins=[my_measure]"])
+        assert found.exit_code == 0, found.output
+    finally:
+        sys.modules.pop("my_measure", None)
+    entry = json.loads(Path("out/resynthesis.json").read_text())["recordings"][0]
+    assert entry["measured"]["samples"] == entry["rows"][0]["samples"] == 0.6 * RATE_HZ
 
 
 def test_results_of_a_measure_that_is_not_here_are_shown(peak_measure, tmp_path, monkeypatch):

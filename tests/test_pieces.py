@@ -126,7 +126,7 @@ def drawn(crops, whole, position):
     speed = draw_speed(crops.augmentation, rng)
     length = round(crops.samples * speed) + 64
     start = int(rng.integers(0, max(1, len(whole) - length + 1)))
-    crop = augment(whole[start : start + length], crops.augmentation, rng, speed)[: crops.samples]
+    crop = augment(whole[start : start + length], crops.augmentation, rng, 16000, speed)[: crops.samples]
     return np.pad(crop, (0, crops.samples - len(crop)))
 
 

@@ -1,5 +1,6 @@
 """The quickstart: steps that fit the machine, chosen once; what it opens and ends with."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -15,6 +16,8 @@ from recipes.commands.quickstart import STEPS_FILE, StepBudget, choose_steps
 from recipes.config import ConfigError, load_config
 from recipes.runs.pipeline import make_steps
 from recipes.runs.run_folder import RunFolder
+from slm.tasks import Task, register, registry
+from slm.tasks.registry import Mark, Speech, Text, Turn
 
 
 @pytest.fixture
@@ -124,6 +127,15 @@ def test_a_step_is_timed_on_rows_of_the_real_shape(tmp_path, monkeypatch):
     assert model.get_input_embeddings().weight.shape[0] >= 1024  # the tokenizer's codes have rows
     assert samples.utterances[0].codes.shape == (1, round(23 * quickstart.SECONDS_PER_CHARACTER * 12.5))
     assert set(samples.task_weights) == {1.0}
+    # A further task's mark and column are there too, before any corpus is.
+    turn = lambda u: Turn([Speech(u.codes), Mark("<|translate|>")], [Text(u.columns["translation"])])  # noqa: E731
+    register(Task("st", "text", turn, ("<|translate|>",), ("translation",), "translation"))
+    try:
+        config = load_config(finetune.Config, None, [*settings, "task_weights.st=2", "device=cpu", "precision=fp32"])
+        quickstart.time_step(config, "embedded-12.5hz", ["set white at b four now"] * 20)
+    finally:
+        registry._TASKS.pop("st")
+    assert seen[-1][1].task_names == ("st",)
 
 
 def results(**wers):
@@ -148,6 +160,12 @@ def test_the_lines_that_matter_name_the_best_rate_its_cost_and_the_one_seed():
     assert seed.startswith("One seed")
     one = quickstart.headlines(results(r12_5=1))
     assert one[0].startswith("SLM TTS: 12.5 Hz, WER 10.0 %") and not any("best" in line for line in one)
+
+
+def test_a_further_task_has_a_line_of_its_own():
+    found = results(r25=3, r12_5=1)
+    found.rows += [dataclasses.replace(row, system="slm-st") for row in found.rows[2:]]
+    assert quickstart.headlines(found)[2].startswith("SLM st: best at 12.5 Hz, WER 10.0 %")
 
 
 def test_the_shipped_quickstart_contrasts_its_rates():

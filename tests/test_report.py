@@ -14,7 +14,7 @@ import soundfile
 
 from eval.codes import code_statistics
 from eval.report.markdown import results_markdown
-from eval.report.page import format_table, write_report
+from eval.report.page import format_table, groups_of, write_report
 from eval.report.plots import rate_figure
 from eval.schema import (
     Clip,
@@ -29,6 +29,8 @@ from eval.schema import (
     make_row,
     merge_results,
     save_results,
+    system_name,
+    systems_of,
     test_set_sha256,
 )
 from eval.speech.quality import QualitySummary
@@ -50,8 +52,8 @@ def protocol(task: str = "speech", judge: dict | None = None, **changes) -> Prot
 
 def row(system: str, heard: list[str | None], rate: float | None = None, **changes) -> Row:
     rates = score_pairs(TEXTS, heard, get_normaliser("basic"), IDS)
-    name = {"ground_truth": "ground truth", "tts": "SLM TTS", "asr": "SLM ASR"}.get(system, system.replace("_", " "))
-    task = "asr" if system == "asr" else "speech"
+    name = changes.pop("name", None) or system_name(system)
+    task = system if system in ("asr", "slm-st") else "speech"
     facts = {"protocol": protocol(task), "model": "", "frame_rate_hz": rate, "tokens_per_second": rate, **changes}
     return make_row(name, system, rates=rates, **facts)
 
@@ -182,6 +184,24 @@ def test_report_is_escaped_and_self_contained(results: Results, tmp_path: Path) 
     assert all(value.startswith(("data:", "#")) for value in outside)
     assert not re.search(r"url\((?!#)", html) and "@import" not in html
     assert "By frame rate" in page.text and "failed: lay green" in page.text
+
+
+def test_a_further_task_stands_behind_the_known_ones_with_a_name_a_table_and_a_colour(tmp_path: Path) -> None:
+    kinds = ["slm-st", "slm-echo", "asr", "tts", "ground_truth"]
+    rows = [row(kind, TEXTS, rate, name=system_name(kind)) for kind in kinds for rate in (12.5, 6.25)]
+    assert systems_of(one.system for one in rows) == ["ground_truth", "tts", "asr", "slm-echo", "slm-st"]
+    speech, asr, st = groups_of(rows)
+    assert [one.name for one in speech.rows[::2]] == ["ground truth", "SLM TTS", "SLM echo"]
+    assert (asr.heading, st.heading) == ("Speech recognition by the SLM", "What SLM st writes")
+    assert [one.system for one in st.beside] == ["ground_truth"] * 2  # the same texts, as a judge reads the recordings
+    (save_results(Results("Tasks", rows), tmp_path), write_report(load_results(tmp_path), tmp_path))
+    page = Page((tmp_path / "report.html").read_text())
+    assert "SLM st" in page.text and "What SLM st writes" in format_table(load_results(tmp_path))
+    texts = [text.get_text() for text in rate_figure(speech.rows).legends[0].texts]
+    assert texts == ["ground truth", "SLM TTS", "SLM echo"]
+    assert set(lines_of(rate_figure(speech.rows))) == set(texts)  # by colour: no two share one
+    with pytest.raises(ValueError, match="'st' is unknown: choose one of ground_truth.*or slm-TASK"):
+        row("st", TEXTS)
 
 
 def test_report_needs_its_clips(results: Results, tmp_path: Path) -> None:

@@ -10,15 +10,13 @@ from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_model, tiny_tokenizer, u
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slm.generation import SpeechLM, SynthesizeSettings, synthesize_codes, transcribe_codes
+from slm.lora import LoraSettings, add_lora, merge_lora
 from slm.modeling import (
-    LoraSettings,
     ModelError,
-    add_lora,
     describe_llm,
     extend_with_speech,
     has_tied_head,
     load_llm,
-    merge_lora,
     resolve_model,
     save_slm,
 )

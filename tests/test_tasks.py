@@ -1,16 +1,35 @@
-"""A task added from here alone: its sequences, its training, its marks in a model that speaks already."""
+"""A task added from here alone: its sequences, its training, its marks in a model that speaks already, its scores."""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import soundfile
 import torch
-from slm_tiny import CODES, SENTENCES, save_llm, tiny_model, tiny_tokenizer, utterances, write_corpus
+from slm_tiny import CODES, SENTENCES, save_llm, tiny_model, tiny_tokenizer, translation, utterances, write_corpus
+from typer.testing import CliRunner
 
-from recipes.commands import finetune
+from eval.schema import load_results
+from recipes import cli
+from recipes.commands import evaluate, finetune
 from recipes.config import ConfigError, from_values
-from slm.generation import GenerationError, SpeechLM, generate_speech, generate_text
-from slm.modeling import extend_with_speech
+from recipes.runs.pipeline import PipelineConfig, Stage, make_steps
+from recipes.scoring import evaluation
+from slm.generation import (
+    GenerationError,
+    SpeechLM,
+    TranscribeSettings,
+    generate_speech,
+    generate_text,
+    tokens_allowed,
+)
+from slm.modeling import extend_with_speech, save_slm
 from slm.tasks import Task, TaskError, get_task, register, registry, tasks
 from slm.tasks.registry import Mark, Speech, Text, Turn, Utterance
 from slm.tasks.sequences import example_length, make_example, make_prompt
@@ -130,3 +149,163 @@ def test_a_model_that_speaks_keeps_what_it_has_learnt(echo: Task) -> None:
     for old, module in zip(tables, (model.get_input_embeddings(), model.get_output_embeddings()), strict=True):
         assert torch.equal(module.weight[: before.size], old[: before.size])
         assert module.weight[after.mark_id(ECHO)].abs().sum() > 0
+
+
+def test_a_text_s_budget_counts_what_the_prompt_holds(echo: Task) -> None:
+    vocabulary = add_speech(tiny_tokenizer(), [CODES], marks=echo.marks, frame_rate=12.5)
+    spoken = Utterance(codes=np.zeros((1, 25), int), text=np.zeros(7, int))
+    settings = TranscribeSettings(min_tokens=3, tokens_per_s=10.0)
+    ask = {
+        "speech": Task("a", "text", lambda u: Turn([Speech(u.codes)], [Text(u.text)])),
+        "text": Task("b", "text", lambda u: Turn([Text(u.text)], [Text(u.text)])),
+        "both": Task("c", "text", lambda u: Turn([Speech(u.codes), Text(u.text)], [Text(u.text)])),
+    }
+    allowed = {name: tokens_allowed(vocabulary, task, spoken, settings) for name, task in ask.items()}
+    assert allowed == {"speech": 3 + 20, "text": 3 + 2 * 7, "both": 3 + 20 + 2 * 7}
+    assert [(task.prompt_holds_speech, task.prompt_holds_text) for task in ask.values()] == [
+        (True, False), (False, True), (True, True),
+    ]  # fmt: skip
+
+
+PLUGIN = """
+from slm.tasks import Task, register
+from slm.tasks.registry import Mark, Speech, Text, Turn
+
+register(Task(
+    "st",
+    "text",
+    lambda u: Turn([Speech(u.codes), Mark("<|translate|>")], [Text(u.columns["translation"])]),
+    marks=("<|translate|>",),
+    columns=("translation",),
+    reference="translation",
+))
+register(Task(
+    "parrot",
+    "speech",
+    lambda u: Turn([Speech(u.codes), Mark("<|parrot|>")], [Speech(u.codes)]),
+    marks=("<|parrot|>",),
+))
+"""
+
+
+@pytest.fixture
+def slm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """The command line in a working directory that holds `my_tasks.py`; what it says where it succeeds."""
+    (tmp_path / "my_tasks.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*words: str, code: int = 0) -> str:
+        found = CliRunner().invoke(cli.app, list(words))
+        assert found.exit_code == code, found.output
+        return " ".join(found.output.split())
+
+    yield run
+    for name in ("st", "parrot"):
+        registry._TASKS.pop(name, None)
+    sys.modules.pop("my_tasks", None)
+
+
+def learn(slm: Callable[..., str], task: str, corpus: Path, steps: int = 150) -> str:
+    """Fine-tunes the tiny LLM for one task of the plugin; returns the model's folder."""
+    training = f"{{steps: {steps}, tokens_per_step: 512, pack_length: 128, learning_rate: 5e-3}}"
+    slm(
+        "finetune", "run_dir=slm", f"corpus={corpus}", f"model={save_llm(Path('llm'))}", "plugins=[my_tasks]",
+        f"task_weights={{{task}: 1}}", f"training={training}", "noise={replace: 0, drop: 0}", "precision=fp32",
+    )  # fmt: skip
+    return "slm/model"
+
+
+def test_a_task_that_writes_goes_from_a_corpus_to_the_report(slm, tmp_path) -> None:
+    """Speech translation, from a file outside: its column, its mark, its answers and a row for them."""
+    corpus = write_corpus(tmp_path / "codes", columns=["translation"])
+    model = learn(slm, "st", corpus)
+    slm("transcribe", "task=st", f"model={model}", f"corpus={corpus}", "run_dir=said", "plugins=[my_tasks]")
+    lines = [json.loads(line) for line in (tmp_path / "said" / "predictions.jsonl").read_text().splitlines()]
+    assert [line["task"] for line in lines] == ["st"] * 4
+    assert [line["reference"] for line in lines] == [translation(text) for text in SENTENCES]
+    assert [line["hypothesis"] for line in lines] == [translation(text) for text in SENTENCES]
+    slm("evaluate", "predictions=[said]", "run_dir=scores", "bootstrap_samples=50")  # needs no plugin
+    (row,) = load_results(tmp_path / "scores").rows
+    assert (row.name, row.system, row.wer, row.n_scored) == ("SLM st", "slm-st", 0.0, 4)
+    assert row.generation["answers"] == "text" and row.generation["reference"] == "translation"
+    page = (tmp_path / "scores" / "report.html").read_text()
+    assert "What SLM st writes" in page and ">SLM st<" in page
+
+
+class OneText:
+    """A judge that reads the same in all it hears."""
+
+    sampling_rate = 16_000
+    name = "one text"
+    identity: dict[str, Any] = {"name": "one text", "kind": "test", "revision": "1", "decoding": "none"}
+
+    def transcribe(self, audios: list[np.ndarray], sampling_rate: int) -> list[str]:
+        return ["text one"] * len(audios)
+
+
+def test_a_task_that_speaks_goes_from_recordings_to_the_report(
+    slm, tmp_path, tiny_tokenizer, make_corpus, monkeypatch
+) -> None:
+    """A parrot, from a file outside: recordings to codes, its answers to sound, and a row for what a judge reads."""
+    manifest = make_corpus(3)
+    data = f"[{{path: {manifest}}}]"
+    slm("encode", "run_dir=codes", f"tokenizer={tiny_tokenizer}", f"data={data}", "precision=fp32", "num_workers=0")
+    model = learn(slm, "parrot", tmp_path / "codes", steps=3)
+    common = ["synthesize", "task=parrot", f"model={model}", "plugins=[my_tasks]", "split=train"]
+    slm(*common, "corpus=codes", "run_dir=coded")
+    slm(*common, f"data.path={manifest}", "run_dir=recorded")  # the same codes, made anew
+    for n in range(3):
+        coded, recorded = (soundfile.read(f"{run}/audio/train{n}.wav")[0] for run in ("coded", "recorded"))
+        assert len(coded) and np.array_equal(coded, recorded)
+    first = json.loads((tmp_path / "coded" / "predictions.jsonl").read_text().splitlines()[0])
+    assert (first["task"], first["error"]) == ("parrot", None) and first["text"].startswith("text ")
+    monkeypatch.setattr(evaluation, "check_judge", lambda config: OneText.identity)
+    monkeypatch.setattr(evaluate, "load_judge", lambda config, device: OneText())
+    slm(
+        "evaluate", "predictions=[recorded]", f"data={data}", "split=train", "judges=[{name: one text}]",
+        "run_dir=scores", "bootstrap_samples=50", "normaliser=none",
+    )  # fmt: skip
+    results = load_results(tmp_path / "scores")
+    assert [(row.name, row.system) for row in results.rows] == [
+        ("ground truth", "ground_truth"), ("SLM parrot", "slm-parrot"),
+    ]  # fmt: skip
+    assert results.rows[1].n_scored == 3 and results.rows[1].difference.against == "ground truth"
+    assert [clip.label for clip in results.samples[0].clips] == ["ground truth", "SLM parrot"]
+    assert "SLM parrot" in (tmp_path / "scores" / "report.html").read_text()
+
+
+def test_what_cannot_be_asked_is_said_with_the_way_out(slm, tmp_path) -> None:
+    corpus = write_corpus(tmp_path / "codes")
+    model = str(save_llm(tmp_path / "llm"))
+    tokenizer, llm = tiny_tokenizer(), tiny_model("qwen2", len(tiny_tokenizer()) + 5)
+    vocabulary = add_speech(tokenizer, [CODES], fingerprint="f" * 64, tokenizer="tiny")
+    extend_with_speech(llm, vocabulary, seed=0)
+    save_slm(llm, tokenizer, vocabulary, tmp_path / "slm")
+
+    def refuses(*words: str) -> str:
+        return slm(*words, "plugins=[my_tasks]", code=2)
+
+    asked = [f"model={tmp_path / 'slm'}", f"corpus={corpus}", "run_dir=out"]
+    assert "answers in speech: `slm synthesize task=tts` asks it" in refuses("transcribe", "task=tts", *asked)
+    assert "answer in text: asr, st" in refuses("transcribe", "task=tts", *asked)
+    assert "`slm transcribe task=st` asks it" in refuses("synthesize", "task=st", *asked)
+    assert "'sing' is unknown; there are asr, parrot, st, tts" in refuses("synthesize", "task=sing", *asked)
+    assert "has not learnt st (its vocabulary has no <|translate|>)" in refuses("transcribe", "task=st", *asked)
+    one = refuses("synthesize", "say this", "task=parrot", asked[0])
+    assert "a prompt of parrot holds speech, which TEXT has not" in one
+    one = refuses("finetune", f"model={model}", f"corpus={corpus}", "task_weights={st: 1}", "run_dir=run")
+    assert "st reads translation, and corpus" in one and "encode it with data.0.columns=[translation]" in one
+    with pytest.raises(TaskError, match="'x': reference 'topic' must be text or one of its columns"):
+        register(Task("x", "text", get_task("asr").turn, reference="topic"))
+
+
+def test_plugins_are_found_in_the_working_directory_and_by_stages_of_a_pipeline(slm, tmp_path) -> None:
+    assert "no module 'my_task'" in slm("transcribe", "x.wav", "plugins=[my_task]", code=2)
+    (tmp_path / "broken.py").write_text("import a_library_that_is_not_there")
+    assert "broken imports a_library_that_is_not_there" in slm("transcribe", "x.wav", "plugins=[broken]", code=2)
+    assert "st" not in tasks()
+    make_steps(PipelineConfig(str(tmp_path / "runs"), [Stage("finetune", set=["plugins=[my_tasks]"])]))
+    assert {"st", "parrot"} <= set(tasks())
+    told = slm("finetune", "--help")
+    assert "plugins=[my_tasks]" in told and "my_tasks.py in the working directory" in told

@@ -80,8 +80,8 @@ def _choices() -> str:
     return (
         f"give an embedded tokenizer ({', '.join(TOKENIZERS)}), a preset ({', '.join(sorted(PRESETS))}), a dMel "
         f"({', '.join(HOPS)}), a folder with config.json (model_type "
-        f"{', '.join([LMSPTConfig.model_type, *sorted(CODECS)])}) and model.safetensors as save_pretrained writes them, or a "
-        "hub name (owner/name)"
+        f"{', '.join([LMSPTConfig.model_type, *sorted(CODECS)])}) and model.safetensors as save_pretrained writes "
+        "them, or a hub name (owner/name)"
     )
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
+
+from eval.judges.no_speech import NoSpeechRule
 
 
 class JudgeError(ValueError):
@@ -36,7 +39,15 @@ class JudgeConfig:
         default=None, metadata={"help": "commit or tag of a hub model; pin it to compare scores"}
     )
     language: str | None = field(
-        default=None, metadata={"help": "language code for a multilingual Whisper, such as 'en'"}
+        default=None,
+        metadata={"help": "of a multilingual Whisper: a code such as 'de'; null: en; 'auto': guessed for each clip"},
+    )
+    no_speech: NoSpeechRule = field(
+        default="v1",
+        metadata={
+            "help": "rule for what is no speech and is read as nothing: 'v1' (level; Whisper's own probabilities; "
+            "repetition, see eval/judges/no_speech.py), or 'off'"
+        },
     )
     max_tokens_per_second: float = field(
         default=25.0,
@@ -47,6 +58,9 @@ class JudgeConfig:
         ways = ("auto", "attention", "ctc", "joint")
         if self.decoding not in ways:
             raise JudgeError(f"judge {self.name!r}: decoding must be one of {', '.join(ways)}, not {self.decoding!r}")
+        if self.no_speech not in get_args(NoSpeechRule):
+            rules = ", ".join(get_args(NoSpeechRule))
+            raise JudgeError(f"judge {self.name!r}: no_speech must be one of {rules}, not {self.no_speech!r}")
         if not 0 <= self.ctc_weight <= 1:
             raise JudgeError(f"judge {self.name!r}: ctc_weight={self.ctc_weight} must lie between 0 and 1")
         for key in ("num_beams", "batch_size", "batch_seconds", "max_tokens_per_second", "processes"):

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from eval.judges.config import JudgeConfig, JudgeError
+from eval.judges.no_speech import NoSpeechRule, active_part, without_repetition
 from eval.judges.readers import (
     CTC_HEAD_FILE,
     OPEN_WINDOW_S,
@@ -41,7 +42,7 @@ _FRAME_S = 0.02  # one frame of a Whisper encoder
 _SHORTEST_S = 0.1  # shorter clips are padded: convolutional front ends need some input
 # Raise it with every change in this folder or in eval.speech.audio that changes a transcript: transcripts that were
 # kept under another rule are not used.
-READING_RULE = 1
+READING_RULE = 2
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Judge:
         window_s: longest piece read at once; longer audio is cut in its quietest places.
         batch_size: pieces read together, at most.
         batch_seconds: their seconds with padding, at most.
+        no_speech: the rule for what is read as nothing (:mod:`eval.judges.no_speech`).
     """
 
     identity: dict[str, Any]
@@ -62,6 +64,7 @@ class Judge:
     batch_size: int
     batch_seconds: float
     _read: Reader
+    no_speech: NoSpeechRule = "off"
 
     @property
     def name(self) -> str:
@@ -88,6 +91,10 @@ class Judge:
                     f"waveform {position} (shape {audio.shape}) must be one-dimensional, not empty and finite"
                 )
             audio = resample(audio, sampling_rate, self.sampling_rate)
+            if self.no_speech != "off":
+                audio = active_part(audio, self.sampling_rate)
+                if audio is None:
+                    continue
             shortest = math.ceil(_SHORTEST_S * self.sampling_rate)
             for piece in split_at_quiet(audio, self.sampling_rate, self.window_s):
                 pieces.append((position, np.pad(piece, (0, max(0, shortest - len(piece))))))
@@ -99,6 +106,7 @@ class Judge:
                 texts[i] = text
         found: list[list[str]] = [[] for _ in audios]
         for (position, _), text in zip(pieces, texts, strict=True):
+            text = text if self.no_speech == "off" else without_repetition(text)
             found[position].append(text.strip())
         return [" ".join(filter(None, parts)) for parts in found]
 
@@ -182,7 +190,7 @@ def check_judge(config: JudgeConfig) -> dict[str, Any]:
         raise JudgeError(f"judge {config.name!r}: num_beams={config.num_beams} needs decoding=attention, not {kind}")
     if config.processes > 1 and kind != "pocketsphinx":
         raise JudgeError(f"judge {config.name!r}: processes={config.processes} is for pocketsphinx alone")
-    identity: dict[str, Any] = {"name": config.display_name(), "kind": kind}
+    identity: dict[str, Any] = {"name": config.display_name(), "kind": kind, "no_speech": config.no_speech}
     if kind == "pocketsphinx":
         if config.decoding != "auto":
             raise JudgeError(f"judge 'pocketsphinx': decoding={config.decoding} is not for it; leave it at auto")
@@ -195,8 +203,35 @@ def check_judge(config: JudgeConfig) -> dict[str, Any]:
     if config.decoding == "joint":
         identity |= {"decoding": "joint", "ctc_weight": config.ctc_weight}
     if kind == "seq2seq":
-        identity |= {"language": config.language, "max_tokens_per_second": config.max_tokens_per_second}
+        identity |= {"language": spoken_language(config), "max_tokens_per_second": config.max_tokens_per_second}
+        if identity["language"] is not None:
+            identity["task"] = "transcribe"
     return identity
+
+
+def spoken_language(config: JudgeConfig) -> str | None:
+    """The language that a judge is told of: a code, "auto" where it guesses each clip's, None where it knows one only.
+
+    Raises:
+        JudgeError: for a language that the judge does not know.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        settings = GenerationConfig.from_pretrained(config.name, revision=config.revision)
+    except OSError:  # a model may have none
+        settings = GenerationConfig()
+    codes = [token.strip("<|>") for token in getattr(settings, "lang_to_id", None) or {}]
+    if not getattr(settings, "is_multilingual", bool(codes)) or not codes:
+        if config.language not in (None, "en", "auto"):
+            raise JudgeError(f"judge {config.name!r} knows one language and cannot be told language={config.language}")
+        return None
+    language = config.language or "en"
+    if language not in ("auto", *codes):
+        raise JudgeError(
+            f"judge {config.name!r}: language={language} is not one of its {len(codes)}: {', '.join(codes)}"
+        )
+    return language
 
 
 def conditions_of(identity: dict[str, Any], device: str) -> dict[str, Any] | None:
@@ -225,7 +260,7 @@ def load_judge(config: JudgeConfig, device: str = "cpu") -> Judge:
     identity = check_judge(config)
     if identity["kind"] == "pocketsphinx":
         read = pocketsphinx_reader(config.processes)
-        return Judge(identity, 16_000, OPEN_WINDOW_S, config.batch_size, config.batch_seconds, read)
+        return Judge(identity, 16_000, OPEN_WINDOW_S, config.batch_size, config.batch_seconds, read, config.no_speech)
     kind, model_config = _kind(config)
     from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoModelForSpeechSeq2Seq, AutoTokenizer
 
@@ -253,7 +288,7 @@ def load_judge(config: JudgeConfig, device: str = "cpu") -> Judge:
     elif kind == "ctc-head":
         read = ctc_head_reader(model, features, tokenizer, Path(config.name))
     else:
-        read = seq2seq_reader(model, features, tokenizer, config, rate, whisper)
+        read = seq2seq_reader(model, features, tokenizer, config, rate, whisper, identity["language"])
     # To a Whisper encoder every clip is as long as its window.
     count = min(config.batch_size, max(1, int(config.batch_seconds / window_s))) if whisper else config.batch_size
-    return Judge(identity, rate, window_s, count, config.batch_seconds, read)
+    return Judge(identity, rate, window_s, count, config.batch_seconds, read, config.no_speech)

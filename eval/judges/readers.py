@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from eval.judges.config import JudgeConfig, JudgeError
 from eval.judges.joint import CTCPrefixScores
+from eval.judges.no_speech import StopAtRepetition, WhisperConfidence, is_no_speech, without_repeated_tail
 
 CTC_HEAD_FILE = "ctc_head.safetensors"
 OPEN_WINDOW_S = 30.0  # pieces for models that have no window of their own
@@ -26,11 +27,13 @@ Reader = Callable[[list[np.ndarray]], list[str]]
 
 @contextmanager
 def quiet_whisper() -> Iterator[None]:
-    """Drops one notice: Whisper's own generate hands the library's two kinds of settings, and is warned for it."""
+    """Drops two notices: Whisper's own generate hands the library's two kinds of settings, and needs no attention mask
+    (its features are padded by sound, to the whole window)."""
     logger = logging.getLogger("transformers.generation.utils")
+    dropped = ("Passing `generation_config` together with", "The attention mask is not set")
 
     def keep(record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith("Passing `generation_config` together with")
+        return not str(record.msg).startswith(dropped)
 
     logger.addFilter(keep)
     try:
@@ -46,7 +49,9 @@ def seq2seq_reader(
     config: JudgeConfig,
     rate: int,
     whisper: bool,
+    language: str | None,
 ) -> Reader:
+    """Reads by `generate`, with the CTC head's say where decoding is joint; `language` is `spoken_language`'s."""
     settings = model.generation_config
     for key in ("suppress_tokens", "begin_suppress_tokens"):
         # Whisper's configuration suppresses ids of its own vocabulary by default; a smaller one does not have them.
@@ -56,8 +61,14 @@ def seq2seq_reader(
     extra: dict[str, Any] = {"return_timestamps": False} if whisper else {}
     joint = config.decoding == "joint"
     head = CTCHead(model, Path(config.name), tokenizer.pad_token_id) if joint else None
-    if config.language is not None:
-        extra |= {"language": config.language, "task": "transcribe"}
+    if language is not None:
+        extra |= {"language": None if language == "auto" else language, "task": "transcribe"}
+    # Only Whisper's own vocabulary has a token for no speech, before the one that turns timestamps off.
+    rule = config.no_speech != "off"
+    sure = whisper and rule and getattr(settings, "no_timestamps_token_id", None) is not None
+    confidence = WhisperConfidence(model) if sure else None
+    if rule:
+        extra["stopping_criteria"] = StoppingCriteriaList([StopAtRepetition()])
     # Room for the prompt: start, language, task, no timestamps.
     room = max(1, (getattr(model.config, "max_target_positions", None) or 448) - 8)
     eos, special = settings.eos_token_id, set(tokenizer.all_special_ids)
@@ -78,17 +89,34 @@ def seq2seq_reader(
                 second = CTCPrefixScores(scores, head.blank, eos, config.ctc_weight)
                 extra["logits_processor"] = LogitsProcessorList([second])
             output = model.generate(**inputs, num_beams=config.num_beams, do_sample=False, **limit, **extra)  # (B, L)
-        texts = []
+        answers = []
         for ids, length in zip(output.tolist(), bounds, strict=True):
             # The batch ran under its longest clip's bound; each answer is cut to its own, so batching changes nothing.
             start = next((i for i, token in enumerate(ids) if token not in special), len(ids))
             answer = ids[start : start + length]
             if eos in answer:
                 answer = answer[: answer.index(eos)]
-            texts.append(to_text(tokenizer, answer))
+            answers.append(without_repeated_tail(answer) if rule else answer)
+        texts = [to_text(tokenizer, answer) for answer in answers]
+        if confidence is not None:
+            with torch.inference_mode():
+                prompts = _prompts(model, inputs["input_features"], language)
+                sure_of = confidence(answers, prompts)
+            texts = ["" if is_no_speech(*values) else text for text, values in zip(texts, sure_of, strict=True)]
         return texts
 
     return read
+
+
+def _prompts(model: Any, input_features: torch.Tensor, language: str | None) -> list[list[int]]:
+    """Language and task of each clip, as a Whisper is prompted; empty where it knows one language."""
+    settings = model.generation_config
+    if language is None:
+        return [[] for _ in input_features]
+    task = settings.task_to_id["transcribe"]
+    if language == "auto":
+        return [[int(i), task] for i in model.detect_language(input_features)]
+    return [[settings.lang_to_id[f"<|{language}|>"], task] for _ in input_features]
 
 
 def to_text(tokenizer: Any, ids: list[int], **options: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.report.plots import contrast_figure, save_figure
-from eval.schema import SYSTEM_NAMES, Contrast, by_groups
+from eval.schema import Contrast, by_groups, system_name
 
 __all__ = ["COLUMNS", "EXPLANATION", "blocks", "contrasts_markdown", "reading", "scope", "write_contrasts"]
 
@@ -54,7 +54,7 @@ def blocks(contrasts: Sequence[Contrast], each: bool = True) -> list[dict[str, o
     for mine in by_groups(contrasts):
         lines = [
             [
-                SYSTEM_NAMES[c.system],
+                system_name(c.system),
                 c.judge or "own transcript",
                 _wers(c.wers_a, each),
                 _wers(c.wers_b, each),

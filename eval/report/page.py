@@ -21,7 +21,7 @@ from eval.codes import most_frames
 from eval.report.contrasts import COLUMNS, EXPLANATION, blocks
 from eval.report.plots import book_use_figure, contrast_figure, rate_figure, svg_of, wer_figure
 from eval.report.tables import MeasureTable, fitting, measure_tables
-from eval.schema import SYSTEM_NAMES, SYSTEMS, Protocol, Results, Row, Sample
+from eval.schema import Protocol, Results, Row, Sample, is_task, system_name, systems_of
 from eval.text.wer import align_text
 
 __all__ = [
@@ -56,26 +56,34 @@ class Group:
     def heading(self) -> str:
         if self.protocol.task == "asr":
             return "Speech recognition by the SLM"
+        if self.protocol.task != "speech":
+            return f"What {system_name(self.protocol.task)} writes"
         return f"Speech as judge {self.protocol.judge.get('name', '?')} reads it"
 
 
-def _order(row: Row) -> tuple[Any, ...]:
-    rate = row.system != "ground_truth" and -(row.frame_rate_hz or 0)
-    return (SYSTEMS.index(row.system), rate, row.label, row.model)
+def _ordered(rows: Sequence[Row]) -> list[Row]:
+    systems = systems_of(row.system for row in rows)
+
+    def place(row: Row) -> tuple[Any, ...]:
+        rate = row.system != "ground_truth" and -(row.frame_rate_hz or 0)
+        return (systems.index(row.system), rate, row.label, row.model)
+
+    return sorted(rows, key=place)
 
 
 def groups_of(rows: Sequence[Row]) -> list[Group]:
-    """One group for each protocol, judges before the SLM's own transcripts, in order of first appearance."""
+    """One group for each protocol, judges before the SLM's own texts, those by task, in order of first appearance."""
     by_key: dict[str, Group] = {}
     for row in rows:
         by_key.setdefault(row.protocol.key(), Group(row.protocol, [])).rows.append(row)
-    groups = sorted(by_key.values(), key=lambda group: group.protocol.task != "speech")
+    tasks = ["speech", *systems_of({group.protocol.task for group in by_key.values()} - {"speech"})]
+    groups = sorted(by_key.values(), key=lambda group: tasks.index(group.protocol.task))
     for group in groups:
-        group.rows.sort(key=_order)
-        if group.protocol.task == "asr":
+        group.rows = _ordered(group.rows)
+        if group.protocol.task != "speech":
             # What a judge hears in the recordings and in the codes is where the SLM's own loss begins.
             same = [g for g in groups if g.protocol.task == "speech" and _same_test(g.protocol, group.protocol)]
-            group.beside = [row for row in same[0].rows if row.system != "tts"] if same else []
+            group.beside = [row for row in same[0].rows if not is_task(row.system)] if same else []
     return groups
 
 
@@ -264,10 +272,10 @@ def _frame_rate_table(group: Group) -> dict[str, Any] | None:
             at.setdefault(row.system, []).append(row)
     if len({rate for rate, _ in cells}) < 2:
         return None
-    systems = [system for system in SYSTEMS if any(system in by_system for by_system in cells.values())]
+    systems = systems_of(system for by_system in cells.values() for system in by_system)
     methods = list(dict.fromkeys(method for _, method in cells))
     return {
-        "systems": [SYSTEM_NAMES[system] for system in systems],
+        "systems": [system_name(system) for system in systems],
         "methods": methods != [""],
         "lines": [
             (_number(rate), method, [_pooled(cells[rate, method].get(system, [])) for system in systems])

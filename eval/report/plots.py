@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from eval.codes import CodeStatistics
-from eval.schema import SYSTEM_NAMES, SYSTEMS, Contrast, Row, by_groups
+from eval.schema import Contrast, Row, by_groups, system_name, systems_of
 
 __all__ = [
     "SYSTEM_COLOURS",
@@ -33,6 +33,7 @@ SYSTEM_COLOURS = {
     "tts": "#e0803c",
     "asr": "#d35d8a",
 }
+_TASK_COLOURS = ("#b39b2e", "#8a6a55", "#4f9da6", "#c75d5d")  # of further tasks, in their order
 _METHOD_COLOURS = ("#3d8fd1", "#e0803c", "#2aa58b", "#d35d8a", "#8f7ae0", "#7a8793")
 _MARKERS = "osD^v"
 _TEXT = "#010203"  # stands for the page's own text colour
@@ -70,15 +71,22 @@ def _svg(figure: Figure, name: str) -> str:
     return re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
 
 
+def _colours_of(systems: Iterable[str]) -> dict[str, str]:
+    """A colour for each kind of system."""
+    further = [system for system in systems_of(systems) if system not in SYSTEM_COLOURS]
+    return SYSTEM_COLOURS | dict(zip(further, itertools.cycle(_TASK_COLOURS), strict=False))
+
+
 def wer_figure(rows: Sequence[Row], labels: Sequence[str], name: str) -> str | None:
     """Bars of WER with their intervals, one per row; None where no row has a rate."""
     shown = [(row, label) for row, label in zip(rows, labels, strict=True) if row.wer is not None]
     if not shown:
         return None
     figure, axes = _figure(6.4, 0.6 + 0.34 * len(shown))
+    colours = _colours_of(row.system for row, _ in shown)
     for position, (row, _) in enumerate(shown):
         wer = 100 * row.wer
-        axes.barh(position, wer, height=0.62, color=SYSTEM_COLOURS[row.system])
+        axes.barh(position, wer, height=0.62, color=colours[row.system])
         end = wer
         if row.interval is not None:
             low, high = (100 * edge for edge in row.interval)
@@ -115,11 +123,12 @@ def rate_figure(rows: Sequence[Row]) -> Figure | None:
     if len({row.tokens_per_second for row in points}) < 2:
         return None
     lines = _lines_of(points)
-    systems = [system for system in SYSTEMS if any(row.system == system for row in points)]
+    systems = systems_of(row.system for row in points)
     methods = list(dict.fromkeys(method for _, method in lines))
     by_method = len(methods) > 1
     entries = methods if by_method else systems
-    colours = dict(zip(methods, itertools.cycle(_METHOD_COLOURS), strict=False)) if by_method else SYSTEM_COLOURS
+    by_methods = dict(zip(methods, itertools.cycle(_METHOD_COLOURS), strict=False))
+    colours = by_methods if by_method else _colours_of(systems)
     markers = dict(zip(entries, itertools.cycle(_MARKERS), strict=False))
     panels = systems if by_method else [""]
     legend_rows = -(-len(entries) // 3)
@@ -139,7 +148,7 @@ def rate_figure(rows: Sequence[Row]) -> Figure | None:
         axes.margins(x=0.15)
         axes.grid(axis="y", color=_GRID, linewidth=0.8)
         if panel:
-            axes.set_title(SYSTEM_NAMES[panel], color=_TEXT, fontsize=9, weight="bold")
+            axes.set_title(system_name(panel), color=_TEXT, fontsize=9, weight="bold")
     grid[0].set_ylim(0, None)  # of all panels, once all lines are there
     grid[0].set_ylabel("WER, %", color=_TEXT, fontsize=9)
     figure.supxlabel(
@@ -149,7 +158,7 @@ def rate_figure(rows: Sequence[Row]) -> Figure | None:
         fontsize=9,
     )
     for entry in entries:
-        label = entry or "no method stated" if by_method else SYSTEM_NAMES[entry]
+        label = entry or "no method stated" if by_method else system_name(entry)
         grid[0].plot([], [], color=colours[entry], marker=markers[entry], markersize=5, label=label)
     # Above the panels, where it hides no point.
     figure.legend(loc="outside upper center", ncols=3, frameon=False, labelcolor=_TEXT, fontsize=9)
@@ -236,19 +245,19 @@ def contrast_figure(contrasts: Sequence[Contrast]) -> Figure | None:
         about = "" if block[0].of_methods else " (these models, not the methods)"
         headings.append((y, block[0].name + about))
         y += 1
-        for system in SYSTEMS:
+        for system in systems_of(c.system for c in block):
             found = [c for c in block if c.system == system]
-            if found:
-                height = 0.55 * len(found)
-                lines += [(y + 0.55 * i, contrast) for i, contrast in enumerate(found)]
-                ticks.append((y + (height - 0.55) / 2, SYSTEM_NAMES[system]))
-                y += height + 0.35
+            height = 0.55 * len(found)
+            lines += [(y + 0.55 * i, contrast) for i, contrast in enumerate(found)]
+            ticks.append((y + (height - 0.55) / 2, system_name(system)))
+            y += height + 0.35
         spans.append((headings[-1][0] + 0.6, y - 0.3))
         y += 0.4
     figure, axes = _figure(7.2, 1.2 + 0.24 * y)
     axes.use_sticky_edges = False  # a pale bar ends before the frame does
+    colours = _colours_of(contrast.system for contrast in contrasts)
     for at, contrast in lines:
-        colour = SYSTEM_COLOURS[contrast.system]
+        colour = colours[contrast.system]
         if contrast.smallest_detectable is not None:
             bound = 100 * contrast.smallest_detectable
             axes.barh(at, 2 * bound, left=-bound, height=0.46, color="#88888833")

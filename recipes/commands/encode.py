@@ -43,6 +43,7 @@ from recipes.runs.files import atomic_write_text, disk_errors, text_lines
 from recipes.runs.inputs import check_sources
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_precision, seed_everything
+from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
 from recipes.runs.run_folder import MAY_CHANGE, RunFolder
 from slm.corpus import CodedCorpusWriter, CorpusMetadata, begun_metadata
@@ -94,6 +95,7 @@ class Config:
             MAY_CHANGE: True,
         },
     )
+    plugins: list[str] = plugins_key()
 
     # Of finished folders. Memory no longer grows with a recording's length, so the limit went; smaller shards give
     # several processes something to do.
@@ -140,7 +142,16 @@ def _trained_tokenizer(config: Config) -> Any:
 def _utterances(config: Config) -> dict[str, list[Utterance]]:
     if not config.data:
         raise ConfigError("data: missing; give at least one source, e.g. data=[{path: corpus/manifest.jsonl}]")
-    return read_splits(config.data, config.splits)
+    found = read_splits(config.data, config.splits)
+    for name in further_columns(config):
+        if not any(utterance.columns.get(name) for members in found.values() for utterance in members):
+            raise ConfigError(f"data: no utterance has a column {name!r}, which `columns` of a source asks for")
+    return found
+
+
+def further_columns(config: Config) -> list[str]:
+    """The columns of text that the corpus holds beside the transcript."""
+    return list(dict.fromkeys(name for source in config.data for name in source.columns))
 
 
 def prepare(config: Config, processes: Processes) -> Job:
@@ -203,6 +214,7 @@ def prepare(config: Config, processes: Processes) -> Job:
         tokenizer=config.tokenizer,
         precision=encoder.precision,
         plan=plan | {key: value for key, value in asdict(config).items() if key in settings},
+        columns=further_columns(config),
     )
     if hasattr(tokenizer, "fold_weight_norm"):
         tokenizer.fold_weight_norm()  # after the fingerprint, which is that of the weights as they are loaded

@@ -1,10 +1,13 @@
 """``slm evaluate``: scores for recordings, a tokenizer and an SLM's predictions, in ``results.json`` and a report.
 
 Each judge reads every system's audio: the recordings (ground truth), the tokenizer's reconstruction, semantic
-reconstruction and resynthesis, and synthesised speech. The SLM's own transcripts are scored text against text. Every
-row has S, D, I, N, its interval and its protocol; whatever fails is counted and scored as all words missed. Audio is
-made once, however many judges read it, a batch at a time, and not kept: memory follows the longest recording, not their
-number. What judges heard is kept as they go: an evaluation that was killed goes on.
+reconstruction and resynthesis, and what the SLM says. What the SLM writes is scored text against text. Every row has S,
+D, I, N, its interval and its protocol; whatever fails is counted and scored as all words missed. Audio is made once,
+however many judges read it, a batch at a time, and not kept: memory follows the longest recording, not their number.
+What judges heard is kept as they go: an evaluation that was killed goes on.
+
+A task of the SLM whose reference is no transcript but another column, such as a translation, is scored on a test set of
+its own: the same utterances with the texts that its predictions bring.
 
 Real-time factors: (encode + generate) / seconds heard for ASR, (generate + decode) / seconds spoken for TTS, (encode +
 decode) / seconds for a tokenizer's own rows; reading and writing of files is not counted.
@@ -20,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from eval.codes import CodeStatistics, code_statistics
 from eval.judges.judge import conditions_of, load_judge
@@ -28,10 +32,10 @@ from eval.report.markdown import write_markdown
 from eval.report.page import format_table, write_report
 from eval.schema import (
     Difference,
-    Protocol,
     Results,
     Row,
     compare_rows,
+    is_task,
     make_row,
     save_results,
 )
@@ -58,7 +62,7 @@ from recipes.scoring.systems import (
 from tokenizer.precision import exact_fp32
 
 AUDIO_HZ = 16_000  # recordings, where no tokenizer asks for another rate, and synthesised speech
-# Row kinds against which a row's difference is drawn, the first that there is.
+# Row kinds against which a row's difference is drawn, the first that there is; speech of every task as that of TTS.
 BASELINES = {
     "reconstruction": ("ground_truth",),
     "semantic_reconstruction": ("ground_truth",),
@@ -149,7 +153,7 @@ def run(config: Config) -> Path:
     write_markdown(results, folder.folder)
     write_listings(folder.folder, rows)
     print(format_table(results), flush=True)
-    folder.mark_complete({f"{row.protocol.judge.get('name', 'asr')}: {row.name}": row.wer for row in rows})
+    folder.mark_complete({f"{row.protocol.judge.get('name', row.protocol.task)}: {row.name}": row.wer for row in rows})
     log.info("report: %s", folder.path("report.html"))
     return folder.folder
 
@@ -184,16 +188,16 @@ def _codes(config: Config, job: Job, codec: CodecSystems | None) -> list[CodeSta
 
 
 def _rows(config: Config, job: Job, systems: Sequence[System], judges: Sequence[CarefulJudge]) -> list[Row]:
-    """Every judge's rows of all that it read, then the SLM's own transcripts."""
+    """Every judge's rows of all that it read, then the SLM's own texts."""
     rows: list[Row] = []
-    spoken = [system for system in systems if system.kind != "asr"]
+    spoken = [system for system in systems if system.answers == "speech"]
     for judge in judges:
-        protocol = job.protocol(config, "speech", judge.judge.identity)
-        judged = [_row(job, protocol, system, system.transcripts[judge.name]) for system in spoken]
+        identity = judge.judge.identity
+        judged = [_row(config, job, "speech", identity, system, system.transcripts[judge.name]) for system in spoken]
         _add_differences(judged, spoken)
         rows += judged
-    own = [system for system in systems if system.kind == "asr"]
-    return rows + [_row(job, job.protocol(config, "asr", {}), system, system.texts) for system in own]
+    own = [system for system in systems if system.answers == "text"]
+    return rows + [_row(config, job, system.kind, {}, system, system.texts) for system in own]
 
 
 def _load_judges(config: Config, device: str) -> list[CarefulJudge]:
@@ -255,10 +259,10 @@ def _gather(config: Config, job: Job) -> Work:
             work.codec = CodecSystems(tokenizer, label, config.batch_seconds, job.precision, job.device)
             work.systems += work.codec.systems
     for predictions in job.predictions:
-        system, more = predicted_system(predictions, job.ids, AUDIO_HZ)
+        system, more = predicted_system(predictions, job.ids, AUDIO_HZ, job.column)
         work.systems.append(system)
         work.notes += more
-        if predictions.task == "tts":
+        if predictions.answers == "speech":
             work.spoken.append((predictions, system))
         own = job.tokenizer.fingerprint(job.precision) if job.tokenizer is not None else None
         if own and system.fingerprint and system.fingerprint != own:
@@ -289,24 +293,30 @@ def _speed_notes(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _row(job: Job, protocol: Protocol, system: System, texts: dict[str, str | None]) -> Row:
-    speakers = [job.speakers.get(i, "") for i in job.ids]
-    rates = score_pairs(list(job.texts.values()), [texts.get(i) for i in job.ids], job.normaliser, job.ids, speakers)
+def _row(
+    config: Config, job: Job, task: str, judge: dict[str, Any], system: System, texts: dict[str, str | None]
+) -> Row:
+    protocol = job.protocol(config, task, judge, job.test_set_of(system))
+    references = system.references or job.texts
+    ids, speakers = list(references), [job.speakers.get(i, "") for i in references]
+    rates = score_pairs(list(references.values()), [texts.get(i) for i in ids], job.normaliser, ids, speakers)
     return make_row(system.name, system.kind, system.model, protocol, rates, **system.facts)
 
 
 def _add_differences(rows: list[Row], systems: list[System]) -> None:
     """Draw each row's difference from its topline.
 
-    A TTS row's is the decoder it speaks with (same tokenizer, as many books), if that was scored.
+    That of speech by the SLM is the decoder it speaks with (same tokenizer, as many books), if that was scored on the
+    same references.
     """
     for row, system in zip(rows, systems, strict=True):
-        for kind in BASELINES.get(row.system, ()):
+        for kind in BASELINES.get("tts" if is_task(row.system) else row.system, ()):
             against = next(
                 (
                     other
                     for other, source in zip(rows, systems, strict=True)
                     if other.system == kind
+                    and other.protocol == row.protocol
                     and (
                         kind == "ground_truth"
                         or (source.fingerprint, other.tokens_per_second) == (system.fingerprint, row.tokens_per_second)

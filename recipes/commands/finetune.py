@@ -1,9 +1,10 @@
 """``slm finetune``: a pretrained LLM learns to hear and to speak on a coded corpus.
 
-Any transformers causal LM by hub name or folder; ASR and TTS together or alone; full or LoRA; packing; one process or
-many (``torchrun --nproc_per_node N -m recipes.cli finetune ...``), plain DDP, DeepSpeed or FSDP. The result,
-``run_dir/model``, loads with AutoModelForCausalLM and AutoTokenizer and holds all that ``slm transcribe`` and ``slm
-synthesize`` need. A LoRA run also keeps the grown base (``run_dir/base``) and the adapter (``run_dir/adapter``).
+Any transformers causal LM by hub name or folder; ASR, TTS and tasks of your own, together or alone; full or LoRA;
+packing; one process or many (``torchrun --nproc_per_node N -m recipes.cli finetune ...``), plain DDP, DeepSpeed or
+FSDP. The result, ``run_dir/model``, loads with AutoModelForCausalLM and AutoTokenizer and holds all that ``slm
+transcribe`` and ``slm synthesize`` need. A LoRA run also keeps the grown base (``run_dir/base``) and the adapter
+(``run_dir/adapter``).
 
 Raises: ModelError, CorpusError, VocabularyError, BatchError, TrainingError, all ValueErrors that name the key or the
     file.
@@ -29,22 +30,21 @@ from recipes.runs.embedded import model_path
 from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log
 from recipes.runs.machine import is_main_process, process_count, resolve_device, resolve_precision, seed_everything
+from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.corpus import INDEX_NAME, CodedCorpus
+from slm.lora import LoraSettings, add_lora, merge_lora
 from slm.modeling import (
     LLMFacts,
-    LoraSettings,
-    add_lora,
     describe_llm,
     extend_with_speech,
     has_tied_head,
     load_llm,
-    merge_lora,
     rows_needed,
     save_slm,
 )
-from slm.tasks import TaskError, get_task
+from slm.tasks import Task, TaskError, get_task
 from slm.trained_on import TrainedOn
 from slm.training.batches import NoiseConfig, SpeechSamples, plan_steps
 from slm.training.trainer import TrainingConfig, TrainingError, train, trained_weights
@@ -63,7 +63,7 @@ class Config:
     corpus: str = field(default="", metadata={"help": "coded corpus: the run_dir of `slm encode`"})
     task_weights: dict[str, float] = field(
         default_factory=lambda: {"asr": 1.0, "tts": 1.0},
-        metadata={"help": "weight of a token of each task in the loss"},
+        metadata={"help": "weight of a token of each task in the loss; tasks of your own come from `plugins`"},
     )
     n_codebooks: int = field(default=1, metadata={"help": "codebooks that become speech tokens, from book 0 on"})
     speech_rows: Literal["noise", "codebook"] = field(
@@ -76,7 +76,7 @@ class Config:
     normaliser: str = field(
         default="basic", metadata={"help": "applied to the texts: basic (basic:de, ...), whisper-english, none"}
     )
-    noise: NoiseConfig = field(default_factory=NoiseConfig, metadata={"help": "changes to the speech of ASR prompts"})
+    noise: NoiseConfig = field(default_factory=NoiseConfig, metadata={"help": "changes to the speech of prompts"})
     max_length: int | None = field(default=None, metadata={"help": "longer sequences are left out; null: the model's"})
     lora: LoraSettings | None = field(
         default=None, metadata={"help": "train adapters, e.g. lora.rank=16; null: in full"}
@@ -88,6 +88,7 @@ class Config:
     seed: int = field(default=0, metadata={"help": "of new rows, order and noise"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
     precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16: what is computed in"})
+    plugins: list[str] = plugins_key()
 
     def __post_init__(self) -> None:
         if self.weights != "fp32" and self.lora is None:
@@ -115,6 +116,27 @@ def open_corpus(config: Config) -> CodedCorpus:
     return corpus
 
 
+def used_tasks(config: Config) -> list[Task]:
+    """The tasks that are trained. Raises ConfigError where one is unknown."""
+    try:
+        return [get_task(name) for name, weight in config.task_weights.items() if weight > 0]
+    except TaskError as error:
+        raise ConfigError(f"task_weights: {error}") from error
+
+
+def columns_of(config: Config, corpus: CodedCorpus) -> list[str]:
+    """The corpus's columns, beside codes and text, that the tasks read. Raises ConfigError where it lacks one."""
+    columns = list(dict.fromkeys(name for task in used_tasks(config) for name in task.columns))
+    if missing := [name for name in columns if name not in corpus.metadata.columns]:
+        has = ", ".join(corpus.metadata.columns) or "none beside the text"
+        readers = ", ".join(task.name for task in used_tasks(config) if set(task.columns) & set(missing))
+        raise ConfigError(
+            f"task_weights: {readers} reads {', '.join(missing)}, and corpus {config.corpus} has no such column (it "
+            f"has {has}); encode it with data.0.columns=[{','.join(missing)}]"
+        )
+    return columns
+
+
 def make_vocabulary(
     config: Config, corpus: CodedCorpus, tokenizer: PreTrainedTokenizerBase, own: SpeechVocabulary | None
 ) -> SpeechVocabulary:
@@ -124,10 +146,7 @@ def make_vocabulary(
         VocabularyError: the model already speaks another tokenizer's codes.
     """
     facts = corpus.metadata
-    try:
-        marks = [mark for name, weight in config.task_weights.items() if weight > 0 for mark in get_task(name).marks]
-    except TaskError as error:
-        raise ConfigError(f"task_weights: {error}") from error
+    marks = [mark for task in used_tasks(config) for mark in task.marks]
     if own is not None:
         own.check_fingerprint(facts.fingerprint, f"the corpus {config.corpus}")
         if own.n_codebooks != config.n_codebooks:
@@ -170,34 +189,39 @@ def make_data(
 ) -> Data:
     """The sequences of the train and valid splits, and the vocabulary that tells what they are like.
 
-    Texts that normalise to nothing are left out, and told.
+    Utterances whose text, or a column that a task reads, normalises to nothing are left out, and told.
     """
-    normalise = get_normaliser(config.normaliser)
+    normalise, columns = get_normaliser(config.normaliser), columns_of(config, corpus)
     spoken: dict[str, list[tuple[str, float]]] = {}
 
     def samples(split: str) -> SpeechSamples | None:
-        codes, texts, n_empty = [], [], 0
+        codes, n_empty = [], 0
+        ids: dict[str, list[np.ndarray]] = {name: [] for name in ("text", *columns)}
         spoken[split] = []
         for row in corpus.rows(split) if corpus.count(split) else ():
-            text = normalise(row["text"])
-            if not text:
+            texts = {"text": normalise(row["text"])} | {name: normalise(row["columns"][name]) for name in columns}
+            if not all(texts.values()):
                 n_empty += 1
                 continue
             codes.append(row["audio_codes"].astype(np.int32))
-            texts.append(vocabulary.encode_text(tokenizer, text))
-            spoken[split].append((text, row["audio_codes"].shape[1] / vocabulary.frame_rate))
+            for name, text in texts.items():
+                ids[name].append(vocabulary.encode_text(tokenizer, text))
+            spoken[split].append((texts["text"], row["audio_codes"].shape[1] / vocabulary.frame_rate))
         if n_empty:
-            log.warning("%s: %d utterances without text are left out", split, n_empty)
+            log.warning("%s: %d utterances without %s are left out", split, n_empty, " or ".join(ids))
         if not codes:
             return None
-        made = SpeechSamples(vocabulary, codes, texts, config.task_weights, config.noise, longest)
+        own = ids.pop("text")
+        made = SpeechSamples(vocabulary, codes, own, config.task_weights, config.noise, longest, ids)
         if made.n_too_long:
             log.warning("%s: %d utterances longer than %d tokens are left out", split, made.n_too_long, longest)
         return made
 
     training = samples("train")
     if training is None:
-        raise ConfigError(f"corpus {config.corpus}: none of the train split's utterances has a text")
+        raise ConfigError(
+            f"corpus {config.corpus}: none of the train split's utterances has {' and '.join(['a text', *columns])}"
+        )
     trained_on = TrainedOn.of(*zip(*(spoken["train"][i] for i in np.unique(training.members)), strict=True))
     vocabulary = dataclasses.replace(vocabulary, trained_on=trained_on.after(vocabulary.trained_on))
     return Data(vocabulary, training, samples("valid"))
@@ -224,6 +248,7 @@ def plan(config: Config) -> dict[str, object]:
     corpus: CodedCorpus | None = attempt(open_corpus, config)
     if corpus is not None:
         attempt(corpus.verify)
+        attempt(columns_of, config, corpus)
     if corpus is not None and facts is not None and facts.vocabulary is None:
         attempt(codebooks, config, corpus)
     problems.raise_all()

@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
-from eval.schema import SYSTEM_NAMES, Results, Row, load_results
+from eval.schema import Results, Row, is_task, load_results, system_name, systems_of
 from eval.text.normalisers import get_normaliser
 from recipes.commands import compare, finetune, prepare_corpus
 from recipes.config import ConfigError, from_values
@@ -40,7 +40,7 @@ from recipes.runs.times import clock
 from slm.modeling import extend_with_speech, load_llm
 from slm.training.batches import SpeechSamples
 from slm.training.trainer import train
-from slm.vocabulary import add_speech
+from slm.vocabulary import add_marks, add_speech
 from tokenizer import load_tokenizer
 
 STAGES = ("prepare-corpus", "encode", "finetune")  # what a budget needs: texts, a speech tokenizer, steps
@@ -221,18 +221,18 @@ def what_it_does(steps: Sequence[Step]) -> str:
 
 
 def headlines(results: Results) -> list[str]:
-    """The three lines that matter first: the best rate for TTS, that for ASR, and what each rate costs."""
+    """The lines that matter first: each task's best rate, TTS and ASR before others, and what each rate costs."""
     lines = []
-    for system in ("tts", "asr"):
+    for system in systems_of(row.system for row in results.rows if is_task(row.system)):
         rows = [row for row in results.rows if row.system == system and row.frame_rate_hz]
         rows = sorted((row for row in rows if row.protocol.key() == rows[0].protocol.key()), key=lambda row: row.wer)
         if rows:
             best, *others = rows
             low, high = best.interval or (best.wer, best.wer)
             beside = "".join(f", {_rate(row)} {100 * row.wer:.1f} %" for row in others)
-            head = f"{SYSTEM_NAMES[system]}: " + (f"best at {_rate(best)}, WER" if others else f"{_rate(best)}, WER")
+            head = f"{system_name(system)}: " + (f"best at {_rate(best)}, WER" if others else f"{_rate(best)}, WER")
             lines.append(f"{head} {100 * best.wer:.1f} % [{100 * low:.1f}, {100 * high:.1f}]{beside}")
-    costs = {_rate(row): row.tokens_per_second for row in results.rows if row.system in ("tts", "asr")}
+    costs = {_rate(row): row.tokens_per_second for row in results.rows if is_task(row.system)}
     shown = ", ".join(f"{rate} {tokens:g}" for rate, tokens in costs.items() if tokens)
     if shown:
         lines.append(f"Cost in tokens per second of speech: {shown}")
@@ -299,18 +299,25 @@ def time_step(config: finetune.Config, speech_tokenizer: str, texts: Sequence[st
     speech = load_tokenizer(speech_tokenizer).config
     seed_everything(config.seed)
     model, text_tokenizer, vocabulary = load_llm(config.model, config.weights)
+    tasks = finetune.used_tasks(config)
+    marks = [mark for task in tasks for mark in task.marks]
     if vocabulary is None:
-        vocabulary = add_speech(text_tokenizer, speech.codebook_sizes, n_codebooks=config.n_codebooks)
+        vocabulary = add_speech(text_tokenizer, speech.codebook_sizes, n_codebooks=config.n_codebooks, marks=marks)
         extend_with_speech(model, vocabulary, config.seed)
+    elif (larger := add_marks(text_tokenizer, vocabulary, marks)).size > vocabulary.size:
+        extend_with_speech(model, larger, config.seed, first_id=vocabulary.size)
+        vocabulary = larger
     rng, normalise = np.random.default_rng(config.seed), get_normaliser(config.normaliser)
     shortest = min(vocabulary.codebook_sizes)
     frames = [max(1, round(len(text) * SECONDS_PER_CHARACTER * speech.frame_rate)) for text in texts]
+    ids = [vocabulary.encode_text(text_tokenizer, normalise(text)) for text in texts]
     samples = SpeechSamples(
         vocabulary,
         [rng.integers(0, shortest, (vocabulary.n_codebooks, n)) for n in frames],
-        [vocabulary.encode_text(text_tokenizer, normalise(text)) for text in texts],
+        ids,
         config.task_weights,
         config.noise,
+        columns={name: ids for task in tasks for name in task.columns},  # as long as the text, for want of better
     )
     timer, device = _Timer(), resolve_device(config.device)
     settings = dataclasses.replace(config.training, steps=WARM_UP + TIMED, eval_steps=0, keep="last")

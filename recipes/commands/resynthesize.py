@@ -36,6 +36,7 @@ from recipes.runs.embedded import RECOGNISERS, TOKENIZERS, resolve_judge
 from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device, resolve_precision, seed_everything
+from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
 from recipes.runs.run_folder import describe_run
 from recipes.scoring.labels import distinct, file_name, labels_of
@@ -90,6 +91,7 @@ class Config:
     seed: int = field(default=0, metadata={"help": "of a preset's random weights"})
     allow_untrained: bool = field(default=False, metadata={"help": "accept a preset's random weights"})
     strict: bool = field(default=False, metadata={"help": "stop at the first file that cannot be used"})
+    plugins: list[str] = plugins_key()
 
     def __post_init__(self) -> None:
         if isinstance(self.tokenizers, str):

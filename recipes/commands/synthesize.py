@@ -1,21 +1,23 @@
-"""``slm synthesize``: text to speech with a fine-tuned SLM.
+"""``slm synthesize``: text to speech with a fine-tuned SLM, or what another task answers in speech.
 
 Speaks your own words (``slm synthesize "text" -o out.wav model=RUN/model``), or the texts of a split of a data source
-or coded corpus. A text longer than the model's training texts is said sentence by sentence, with a pause between. What
-the model cannot say is warned of before it speaks, and what looks lost (truncated, silent, short for its words) after.
-One sample per text, drawn from its own random stream; codes become sound by semantic reconstruction (main decoder,
-book 0) or, where the model speaks several codebooks, from all of them. Writes ``audio/*.wav``, ``predictions.jsonl``
-and ``predictions.json``.
+or coded corpus. A text longer than the model's training texts is said sentence by sentence, with a pause between. A
+task whose prompt holds speech takes that from the corpus, or encodes the data source's recordings. What the model
+cannot say is warned of before it speaks, and what looks lost (truncated, silent, short for its words) after. One sample
+per text, drawn from its own random stream; codes become sound by semantic reconstruction (main decoder, book 0) or,
+where the model speaks several codebooks, from all of them. Writes ``audio/*.wav``, ``predictions.jsonl`` and
+``predictions.json``.
 
 Not here: scores (``slm evaluate``), choice among samples.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
+from recipes.encoding.encoder import encode_batch
 from recipes.inference.long_texts import Part, cut_text
 from recipes.inference.predictions import begun, finished, in_chunks, write_predictions
 from recipes.inference.setup import (
@@ -39,13 +42,20 @@ from recipes.inference.setup import (
     speech_tokenizer,
 )
 from recipes.inference.speech_checks import speech_warnings, unsayable
+from recipes.inference.tasks import prompt_utterance, reference_of
 from recipes.runs.files import disk_errors
 from recipes.runs.logs import log
+from recipes.runs.plugins import plugins_key
+from recipes.runs.progress import progress
 from recipes.runs.run_folder import MAY_CHANGE
-from slm.generation import SpeechLM, SynthesizeOutput, SynthesizeSettings, seconds_allowed, synthesize_codes
+from slm.generation import SpeechLM, SynthesizeOutput, SynthesizeSettings, generate_speech, seconds_allowed
 from slm.modeling import describe_llm
+from slm.tasks import Task, TaskError
+from slm.tasks.registry import Utterance as TaskUtterance
+from slm.tasks.sequences import prompt_size
 from slm.vocabulary import SpeechVocabulary
-from tokenizer.data.utterances import DataSource
+from tokenizer.data.audio import load_audio
+from tokenizer.data.utterances import AudioError, DataSource, Utterance
 
 SINGLE = "text"  # the id of a text that was given by itself
 LANGUAGE = "en"  # whose abbreviations end no sentence, where the normaliser names no language
@@ -59,6 +69,7 @@ class Config:
 
     run_dir: str = field(default="", metadata={"help": "where audio and predictions go; may be empty with a text"})
     model: str = field(default="", metadata={"help": "folder of a fine-tuned model (RUN_DIR/model of `slm finetune`)"})
+    task: str = field(default="tts", metadata={"help": "what is asked of the model: a task that answers in speech"})
     text: str = field(default="", metadata={"help": "what to say"})
     output: str = field(
         default="",
@@ -89,6 +100,7 @@ class Config:
     )
     weights: str = field(default="fp32", metadata={"help": "how the model is held: fp32, bf16, fp16"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
+    plugins: list[str] = plugins_key()
 
     former_defaults = {"decoding.seconds_per_character": 0.25}  # of finished folders
 
@@ -113,11 +125,19 @@ class Config:
 
 @dataclass
 class Script:
-    """One text on its way to speech, and what became of it."""
+    """One text on its way to speech, and what became of it.
+
+    `reference` is what its speech should say, `parts` are that as it is said. `codes` (K, F) or the `recording` are the
+    speech of its prompt, where there is any.
+    """
 
     id: str
     text: str
-    parts: list[Part]
+    reference: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    codes: np.ndarray | None = None
+    recording: Utterance | None = None
+    parts: list[Part] = field(default_factory=list)
     unsayable: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     error: str | None = None
@@ -139,12 +159,16 @@ class Script:
         whole = self.parts[number].said if by_text else self.id
         return whole if len(self.parts) == 1 else f"{whole} {number}"
 
-    def row(self) -> dict[str, Any]:
+    def fail(self, error: str) -> None:
+        """It is not said, for this reason."""
+        self.parts, self.error = [], error
+
+    def row(self, task: Task) -> dict[str, Any]:
         """Its line of predictions.jsonl; ``segments`` where it was cut."""
         row = {
             "id": self.id,
-            "task": "tts",
-            "text": self.text,
+            "task": task.name,
+            "text": self.reference,
             "audio": None if self.error else self.audio,
             "n_codes": self.n_codes,
             "truncated": self.truncated,
@@ -156,13 +180,20 @@ class Script:
         return row | ({"segments": self.segments} if len(self.segments) > 1 else {})
 
 
-def read_texts(config: Config, vocabulary: SpeechVocabulary) -> list[tuple[str, str]]:
-    """(id, text) of everything to say."""
+def read_inputs(config: Config, task: Task, vocabulary: SpeechVocabulary) -> Iterator[Script]:
+    """Everything to say, not cut yet, and its recording not encoded."""
     if config.corpus:
-        return [(row["id"], row["text"]) for row in corpus_rows(config, vocabulary)]
-    if config.data:
-        return [(utterance.id, utterance.text) for utterance in source_utterances(config)]
-    return [(SINGLE, config.text)]
+        for row in corpus_rows(config, vocabulary):
+            reference = reference_of(task, row["text"], row["columns"])
+            codes = row["audio_codes"] if task.prompt_holds_speech else None
+            yield Script(row["id"], row["text"], reference, row["columns"], codes)
+    elif config.data:
+        for utterance in source_utterances(config):
+            reference = reference_of(task, utterance.text, utterance.columns)
+            recording = utterance if task.prompt_holds_speech else None
+            yield Script(utterance.id, utterance.text, reference, utterance.columns, recording=recording)
+    else:
+        yield Script(SINGLE, config.text, reference_of(task, config.text, {}))
 
 
 def file_name(utterance_id: str) -> str:
@@ -198,8 +229,15 @@ def longest_text(config: Config, vocabulary: SpeechVocabulary) -> int:
     return vocabulary.trained_on.longest_text if vocabulary.trained_on else UNKNOWN_LONGEST_TEXT
 
 
-def read_scripts(config: Config, vocabulary: SpeechVocabulary, text_tokenizer: PreTrainedTokenizerBase) -> list[Script]:
-    """Everything to say, cut into parts, with what the model cannot say of it.
+def may_be_cut(task: Task) -> bool:
+    """Whether a long text may be asked part by part: it is all that the prompt holds."""
+    return task.prompt_holds_text and not task.prompt_holds_speech and not task.columns
+
+
+def read_scripts(
+    config: Config, task: Task, vocabulary: SpeechVocabulary, text_tokenizer: PreTrainedTokenizerBase
+) -> list[Script]:
+    """Everything to say, cut into parts where it may be, with what the model cannot say of it.
 
     Raises:
         ConfigError: `strict`, and there is such a thing; or the only text holds nothing to say.
@@ -207,14 +245,17 @@ def read_scripts(config: Config, vocabulary: SpeechVocabulary, text_tokenizer: P
     normalise, longest = get_normaliser(vocabulary.normaliser), longest_text(config, vocabulary)
     language = vocabulary.normaliser.partition(":")[2]
     language = LANGUAGE if language in ("", "any") else language
-    scripts = []
-    for name, text in read_texts(config, vocabulary):
-        script = Script(
-            name, text, cut_text(text, normalise, longest, LANGUAGE if language in ("", "any") else language)
-        )
+    scripts: list[Script] = []
+    for script in read_inputs(config, task, vocabulary):
+        if may_be_cut(task):
+            script.parts = cut_text(script.text, normalise, longest, language)
+        else:
+            script.parts = [Part(script.reference, normalise(script.reference))]
         if not script.parts:
-            script.error = f"nothing to say: {text!r} holds no word after the normaliser {vocabulary.normaliser!r}"
-        script.unsayable = unsayable(text, normalise, vocabulary, text_tokenizer)
+            holds = f"{script.text!r} holds no word after the normaliser {vocabulary.normaliser!r}"
+            script.error = f"nothing to say: {holds}"
+        if task.prompt_holds_text:
+            script.unsayable = unsayable(script.text, normalise, vocabulary, text_tokenizer)
         scripts.append(script)
     if config.text and scripts[0].error:
         raise ConfigError(f"text: {scripts[0].error}")
@@ -231,11 +272,20 @@ def the_first(lines: Iterable[str]) -> list[str]:
     return lines[:MAX_WARNINGS] + ([f"... and {rest} more"] if rest > 0 else [])
 
 
+def refuse_text(task: Task) -> None:
+    """Raises ConfigError: a text by itself has no speech."""
+    raise ConfigError(
+        f"task: a prompt of {task.name} holds speech, which TEXT has not; give data.path=... or corpus=..."
+    )
+
+
 def prepare(config: Config) -> Setup:
     """Raises all that would stop a synthesis, together."""
     problems = Problems("slm synthesize")
     problems.attempt(require_input, config, config.text, '"TEXT"')
-    setup = check_setup(problems, config, decoding_tokenizer)
+    setup = check_setup(problems, config, "speech", decoding_tokenizer)
+    if setup is not None and setup.task.prompt_holds_speech and config.text:
+        problems.attempt(refuse_text, setup.task)
     problems.raise_all()
     return setup
 
@@ -243,10 +293,10 @@ def prepare(config: Config) -> Setup:
 def plan(config: Config) -> dict[str, object]:
     """What would be said; raises all that would stop it, together."""
     setup = prepare(config)
-    vocabulary, tokenizer = setup.vocabulary, setup.tokenizer
-    scripts = read_scripts(config, vocabulary, describe_llm(config.model).tokenizer)
+    task, vocabulary, tokenizer = setup.task, setup.vocabulary, setup.tokenizer
+    scripts = read_scripts(config, task, vocabulary, describe_llm(config.model).tokenizer)
     parts = [part for script in scripts for part in script.parts]
-    budget = sum(seconds_allowed(vocabulary, part.said, config.decoding) for part in parts)
+    budget = sum(allowed_s(config, task, script, part, vocabulary) for script in scripts for part in script.parts)
     facts: dict[str, object] = {
         "model": config.model,
         "speech tokenizer": config.tokenizer or vocabulary.tokenizer,
@@ -269,17 +319,19 @@ def run(config: Config) -> Path:
     if (done := finished(config, [config.text])) is not None:
         return done
     setup = prepare(config)
-    vocabulary, tokenizer, device = setup.vocabulary, setup.tokenizer, setup.device
+    task, vocabulary, tokenizer, device = setup.task, setup.vocabulary, setup.tokenizer, setup.device
     folder = begun(config, [config.text])
     speech_lm = SpeechLM.load(config.model, device, config.weights)
-    scripts = read_scripts(config, vocabulary, speech_lm.text_tokenizer)
+    scripts = read_scripts(config, task, vocabulary, speech_lm.text_tokenizer)
+    encode_recordings(scripts, tokenizer, vocabulary.precision, device)
+    requests = make_requests(config, task, scripts, speech_lm)
     warn(f"{script.place}{line}" for script in scripts for line in [*script.unsayable, *filter(None, [script.error])])
     for script in scripts:
         script.audio = f"audio/{file_name(script.id)}" if folder else config.output_file
     where = folder.folder if folder else Path()
     with disk_errors(where / scripts[0].audio):
         (where / scripts[0].audio).parent.mkdir(parents=True, exist_ok=True)
-    for script in generated(config, scripts, speech_lm, by_text=folder is None):
+    for script in generated(config, task, requests, speech_lm, by_text=folder is None):
         started = time.perf_counter()
         write_speech(config, script, tokenizer, vocabulary, where, device)
         script.wall_s += time.perf_counter() - started
@@ -287,9 +339,9 @@ def run(config: Config) -> Path:
     log_duration(scripts, vocabulary)
     if folder is None:
         return Path(config.output_file)
-    rows, good = [script.row() for script in scripts], [script for script in scripts if not script.error]
+    rows, good = [script.row(task) for script in scripts], [script for script in scripts if not script.error]
     wall_s, audio_s = sum(script.wall_s for script in good), sum(script.duration_s for script in good)
-    path = write_predictions(config, "tts", rows, vocabulary, wall_s, audio_s)
+    path = write_predictions(config, task, rows, vocabulary, wall_s, audio_s)
     truncated = sum(row["truncated"] for row in rows)
     log.info("said %d of %d texts, %d cut off", len(good), len(rows), truncated)
     warned = sum(bool(row["warnings"]) for row in rows)
@@ -298,20 +350,87 @@ def run(config: Config) -> Path:
     return path
 
 
-def generated(config: Config, scripts: Sequence[Script], speech_lm: SpeechLM, by_text: bool) -> Iterator[Script]:
-    """Draws the codes of all parts in batches of like length; yields each text whose parts are all there."""
-    waiting = sorted(
-        ((script, number) for script in scripts for number in range(len(script.parts))),
-        key=lambda item: len(item[0].parts[item[1]].written),
+def encode_recordings(scripts: Sequence[Script], tokenizer: Any, precision: str, device: str) -> None:
+    """Puts the codes of each recording into its script; of one that cannot be used the error."""
+    todo = [script for script in scripts if script.recording is not None and script.parts]
+    for script in progress(todo, "encode", len(todo)) if todo else ():
+        try:
+            waveform = load_audio(script.recording, tokenizer.config.sampling_rate)
+            script.codes = encode_batch(tokenizer, [waveform], precision, device)[0]
+        except AudioError as error:
+            script.fail(str(error))
+
+
+def allowed_s(config: Config, task: Task, script: Script, part: Part, vocabulary: SpeechVocabulary) -> float:
+    """The most seconds of speech for a part; a recording that is not encoded yet counts as its source says."""
+    text, speech_s = "", 0.0
+    if task.prompt_holds_text:
+        columns = (script.columns.get(name, "") for name in task.columns)
+        text = part.said if may_be_cut(task) else " ".join([script.text, *columns])
+    if script.codes is not None:
+        speech_s = script.codes.shape[1] / vocabulary.frame_rate
+    elif script.recording is not None:
+        speech_s = script.recording.duration or 0.0
+    return seconds_allowed(vocabulary, text, config.decoding, speech_s)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One part of a text, what its prompt is made of, and the seconds that its answer may last."""
+
+    script: Script
+    number: int
+    utterance: TaskUtterance
+    seconds: float
+
+
+def make_requests(config: Config, task: Task, scripts: Sequence[Script], speech_lm: SpeechLM) -> list[Request]:
+    """What the model is asked, the shortest first.
+
+    A text that lacks what its prompt is made of gets the error that says so.
+
+    Raises:
+        ConfigError: that is the only one, given by itself.
+    """
+    vocabulary = speech_lm.vocabulary
+    normalise = get_normaliser(vocabulary.normaliser)
+    encode = functools.partial(vocabulary.encode_text, speech_lm.text_tokenizer)
+    requests: list[Request] = []
+    for script in scripts:
+        columns = {name: normalise(script.columns.get(name, "")) for name in task.columns}
+        try:
+            for number, part in enumerate(script.parts):
+                text = part.said if may_be_cut(task) else normalise(script.text)
+                utterance = prompt_utterance(task, script.codes, text, columns, encode)
+                seconds = allowed_s(config, task, script, part, vocabulary)
+                requests.append(Request(script, number, utterance, seconds))
+        except TaskError as error:
+            if config.text:
+                raise ConfigError(f"text: {error}") from error
+            script.fail(str(error))
+    return sorted(
+        requests, key=lambda one: (prompt_size(task, one.utterance)[0], len(one.script.parts[one.number].written))
     )
-    for chunk in in_chunks(waiting, 2, config.decoding.batch_size, "synthesize"):
+
+
+def generated(
+    config: Config, task: Task, requests: Sequence[Request], speech_lm: SpeechLM, by_text: bool
+) -> Iterator[Script]:
+    """Draws the codes of all parts in batches of like length; yields each text whose parts are all there."""
+    for chunk in in_chunks(requests, 2, config.decoding.batch_size, "synthesize"):
         started = time.perf_counter()
-        said = [script.parts[number].said for script, number in chunk]
-        keys = [script.key(number, by_text) for script, number in chunk]
-        outputs = synthesize_codes(speech_lm, said, config.decoding, keys=keys)
+        outputs = generate_speech(
+            speech_lm,
+            task,
+            [one.utterance for one in chunk],
+            [one.seconds for one in chunk],
+            config.decoding,
+            [one.script.key(one.number, by_text) for one in chunk],
+        )
         seconds = (time.perf_counter() - started) / len(chunk)
-        for (script, number), output in zip(chunk, outputs, strict=True):
-            script.outputs[number] = output
+        for one, output in zip(chunk, outputs, strict=True):
+            script = one.script
+            script.outputs[one.number] = output
             script.wall_s += seconds
             if len(script.outputs) == len(script.parts):
                 yield script
@@ -358,10 +477,10 @@ def log_duration(scripts: Sequence[Script], vocabulary: SpeechVocabulary) -> Non
     """Says how much speech there is, beside how much the training's rate of speech lets expect."""
     parts = [part for script in scripts for part in script.parts]
     cut = f", in {len(parts)} parts" if len(parts) > len(scripts) else ""
-    expected = ""
-    if (known := vocabulary.trained_on) is not None:
-        seconds = sum(len(part.said) for part in parts) / known.characters_per_s[1]
-        expected = f"; about {seconds:.1f} s were expected of {sum(len(part.said) for part in parts)} characters"
+    expected, characters = "", sum(len(part.said) for part in parts)
+    if characters and (known := vocabulary.trained_on) is not None:
+        seconds = characters / known.characters_per_s[1]
+        expected = f"; about {seconds:.1f} s were expected of {characters} characters"
     log.info("%.1f s of speech%s%s", sum(script.duration_s for script in scripts), cut, expected)
 
 

@@ -1,8 +1,9 @@
-"""``slm transcribe``: speech to text with a fine-tuned SLM.
+"""``slm transcribe``: speech to text with a fine-tuned SLM: its transcript, or what another task answers in text.
 
 Reads your own files (``slm transcribe a.wav b.flac model=RUN/model``), a split of a data source, or of a coded corpus,
 which needs no speech tokenizer. A recording longer than the model's training utterances is cut at quiet places, its
-pieces transcribed and joined; a coded one has no sound to cut by and goes through whole. Writes ``predictions.jsonl``
+pieces transcribed and joined; a coded one has no sound to cut by and goes through whole, and so does one that stands in
+the prompt beside a text. Writes ``predictions.jsonl``
 and, beside it, ``predictions.json`` with the model, the decoding settings and the real-time factor. A recording that
 cannot be used gets an ``error`` and no hypothesis: it is counted, never dropped.
 
@@ -11,13 +12,18 @@ Not here: scores (``slm evaluate``).
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.config import Problems
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from eval.text.normalisers import get_normaliser
+from recipes.config import ConfigError, Problems
 from recipes.inference.long_recordings import SHORTEST_PIECE_S, UNKNOWN_LONGEST_S, Piece, encode_pieces, longest_piece_s
 from recipes.inference.predictions import begun, finished, in_chunks, write_predictions
 from recipes.inference.setup import (
@@ -29,9 +35,14 @@ from recipes.inference.setup import (
     source_utterances,
     speech_tokenizer,
 )
+from recipes.inference.tasks import prompt_utterance, reference_of
 from recipes.runs.logs import log
+from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
-from slm.generation import SpeechLM, TranscribeSettings, transcribe_codes
+from slm.generation import SpeechLM, TranscribeSettings, generate_text
+from slm.tasks import Task, TaskError
+from slm.tasks.registry import Utterance as TaskUtterance
+from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.audio import open_audio
 from tokenizer.data.utterances import AudioError, DataSource, Utterance
 
@@ -42,6 +53,7 @@ class Config:
 
     run_dir: str = field(default="", metadata={"help": "where predictions go; may be empty with files"})
     model: str = field(default="", metadata={"help": "folder of a fine-tuned model (RUN_DIR/model of `slm finetune`)"})
+    task: str = field(default="asr", metadata={"help": "what is asked of the model: a task that answers in text"})
     files: list[str] = field(default_factory=list, metadata={"help": "recordings"})
     data: DataSource | None = field(default=None, metadata={"help": "or a data source, e.g. data.path=manifest.jsonl"})
     corpus: str | None = field(default=None, metadata={"help": "or a coded corpus: the run_dir of `slm encode`"})
@@ -59,6 +71,7 @@ class Config:
     max_duration_s: float | None = field(default=None, metadata={"help": "longer recordings are refused; null: none"})
     weights: str = field(default="fp32", metadata={"help": "how the model is held: fp32, bf16, fp16"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
+    plugins: list[str] = plugins_key()
 
     former_defaults = {"max_duration_s": 120.0}  # of finished folders; what is long is cut since
 
@@ -75,18 +88,19 @@ class Item:
     """One utterance on its way: its pieces, or the error why there are none."""
 
     id: str
-    reference: str
+    text: str
+    columns: Mapping[str, str]
     duration_s: float | None
     pieces: list[Piece] = field(default_factory=list)
     error: str | None = None
     wall_s: float = 0.0
 
-    def row(self) -> dict[str, Any]:
+    def row(self, task: Task) -> dict[str, Any]:
         """Its line of predictions.jsonl; ``segments`` where it was cut."""
         row = {
             "id": self.id,
-            "task": "asr",
-            "reference": self.reference,
+            "task": task.name,
+            "reference": reference_of(task, self.text, self.columns),
             "hypothesis": None if self.error else " ".join(piece.text for piece in self.pieces if piece.text),
             "truncated": any(piece.truncated for piece in self.pieces),
             "error": self.error,
@@ -111,11 +125,25 @@ def prepare(config: Config, with_files: bool = False) -> Setup:
     """Raises all that would stop a transcription, together; `with_files`: and each file that is missing or empty."""
     problems = Problems("slm transcribe")
     problems.attempt(require_input, config, config.files, "FILE...")
-    setup = check_setup(problems, config, None if config.corpus else speech_tokenizer)
+    setup = check_setup(problems, config, "text", None if config.corpus else speech_tokenizer)
+    if setup is not None and setup.task.prompt_holds_text and config.files:
+        problems.attempt(refuse_files, setup.task)
     for path in config.files if with_files else ():
         problems.attempt(open_audio, Utterance(path, path))
     problems.raise_all()
     return setup
+
+
+def refuse_files(task: Task) -> None:
+    """Raises ConfigError: a recording by itself has no text."""
+    raise ConfigError(
+        f"task: a prompt of {task.name} holds a text, which FILE has not; give data.path=... or corpus=..."
+    )
+
+
+def longest_s_of(config: Config, setup: Setup) -> float:
+    """The most seconds of a recording that are asked about at once: all, where a text in the prompt is about it."""
+    return math.inf if setup.task.prompt_holds_text else longest_piece_s(setup.vocabulary, config.piece_s)
 
 
 def read_items(config: Config, setup: Setup) -> list[Item]:
@@ -123,7 +151,13 @@ def read_items(config: Config, setup: Setup) -> list[Item]:
     tokenizer, vocabulary, device = setup.tokenizer, setup.vocabulary, setup.device
     if config.corpus:
         return [
-            Item(row["id"], row["text"], row["duration"], [Piece(0.0, row["duration"], row["audio_codes"])])
+            Item(
+                row["id"],
+                row["text"],
+                row["columns"],
+                row["duration"],
+                [Piece(0.0, row["duration"], row["audio_codes"])],
+            )
             for row in corpus_rows(config, vocabulary)
         ]
     utterances: Sequence[Utterance]
@@ -131,11 +165,11 @@ def read_items(config: Config, setup: Setup) -> list[Item]:
         utterances = source_utterances(config)
     else:
         utterances = [Utterance(id=str(path), audio=str(path), split="test") for path in config.files]
-    longest_s = longest_piece_s(vocabulary, config.piece_s)
+    longest_s = longest_s_of(config, setup)
     items = []
     for utterance in progress(utterances, "encode", len(utterances)):
         started = time.perf_counter()
-        item = Item(utterance.id, utterance.text, utterance.duration)
+        item = Item(utterance.id, utterance.text, utterance.columns, utterance.duration)
         try:
             for piece in encode_pieces(
                 tokenizer, utterance, longest_s, config.max_duration_s, vocabulary.precision, device
@@ -151,6 +185,30 @@ def read_items(config: Config, setup: Setup) -> list[Item]:
         item.wall_s = time.perf_counter() - started
         items.append(item)
     return items
+
+
+def make_requests(
+    task: Task, items: Sequence[Item], vocabulary: SpeechVocabulary, text_tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[Item, Piece, TaskUtterance]]:
+    """What the model is asked: each piece that is not silent, and what its prompt is made of.
+
+    An utterance that lacks what the prompt is made of gets the error that says so.
+    """
+    normalise = get_normaliser(vocabulary.normaliser)
+
+    def encode(text: str) -> np.ndarray:
+        return vocabulary.encode_text(text_tokenizer, normalise(text))
+
+    found = []
+    for item in items:
+        audible = [piece for piece in item.pieces if piece.codes is not None]
+        try:
+            prompts = [prompt_utterance(task, piece.codes, item.text, item.columns, encode) for piece in audible]
+            found += [(item, *both) for both in zip(audible, prompts, strict=True)]
+        except TaskError as error:
+            item.pieces, item.error = [], f"{item.id}: {error}"
+            log.warning("%s", item.error)
+    return found
 
 
 def log_cuts(item: Item, longest_s: float) -> None:
@@ -177,7 +235,7 @@ def plan(config: Config) -> dict[str, object]:
         facts["speech tokens"] = sum(row["audio_codes"].shape[1] for row in rows) * vocabulary.n_codebooks
     else:
         facts["utterances"] = len(source_utterances(config)) if config.data else len(config.files)
-        facts["cut into pieces of at most (s)"] = longest_piece_s(vocabulary, config.piece_s)
+        facts["cut into pieces of at most (s)"] = longest_s_of(config, setup)
     facts |= {"device": setup.device, "beams": config.decoding.num_beams}
     return facts | {"result": config.run_dir or "the terminal"}
 
@@ -188,30 +246,30 @@ def run(config: Config) -> Path | dict[str, str]:
     if (done := finished(config, inputs)) is not None:
         return done
     setup = prepare(config)
-    vocabulary, device = setup.vocabulary, setup.device
+    task, vocabulary, device = setup.task, setup.vocabulary, setup.device
     folder = begun(config, inputs)
     items = read_items(config, setup)
-    good = [item for item in items if item.error is None]
-    if config.files and not good:
+    if config.files and all(item.error for item in items):
         raise AudioError("\n".join(item.error for item in items))
     speech_lm = SpeechLM.load(config.model, device, config.weights)
-    audible = [(item, piece) for item in good for piece in item.pieces if piece.codes is not None]
-    audible.sort(key=lambda pair: pair[1].codes.shape[1])
-    for chunk in in_chunks(audible, 4, config.decoding.batch_size, "transcribe"):
+    requests = make_requests(task, items, vocabulary, speech_lm.text_tokenizer)
+    requests.sort(key=lambda one: one[1].codes.shape[1])
+    for chunk in in_chunks(requests, 4, config.decoding.batch_size, "transcribe"):
         started = time.perf_counter()
-        texts = transcribe_codes(speech_lm, [piece.codes for _, piece in chunk], config.decoding)
+        texts = generate_text(speech_lm, task, [utterance for *_, utterance in chunk], config.decoding)
         seconds = (time.perf_counter() - started) / len(chunk)
-        for (item, piece), output in zip(chunk, texts, strict=True):
+        for (item, piece, _), output in zip(chunk, texts, strict=True):
             piece.text, piece.truncated = output.text, output.truncated
             item.wall_s += seconds
-    rows = [item.row() for item in items]
+    good = [item for item in items if item.error is None]
+    rows = [item.row(task) for item in items]
     for row in rows if config.files else ():
         text = (row["hypothesis"] or "") + ("  [cut off]" if row["truncated"] else "")
         print(row["error"] or (text if len(rows) == 1 else f"{row['id']}: {text}"))
     if folder is None:
         return {row["id"]: row["hypothesis"] for row in rows}
     wall, audio = sum(item.wall_s for item in good), sum(item.duration_s or 0 for item in good)
-    path = write_predictions(config, "asr", rows, vocabulary, wall, audio)
+    path = write_predictions(config, task, rows, vocabulary, wall, audio)
     truncated = sum(row["truncated"] for row in rows)
     log.info("transcribed %d of %d utterances, %d cut off", len(good), len(rows), truncated)
     folder.mark_complete({"n": len(rows), "n_failed": len(rows) - len(good), "n_truncated": truncated})

@@ -197,7 +197,7 @@ def return_free_memory() -> None:
 def _row(item: Item, codes: np.ndarray, duration: float) -> dict[str, Any]:
     utterance = item.utterance
     row = {"id": item.id, "text": utterance.text, "speaker": utterance.speaker, "duration": duration}
-    return row | {"audio_codes": codes}
+    return row | {"audio_codes": codes, "columns": utterance.columns}
 
 
 def measure_agreement(encoder: Encoder, shards: dict[str, list[Shard]]) -> list[float] | None:

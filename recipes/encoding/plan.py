@@ -129,11 +129,14 @@ def durations_of(utterances: Sequence[Utterance], n_threads: int) -> list[float]
 
 
 def data_fingerprint(splits: dict[str, list[Utterance]], durations: Iterable[float]) -> str:
-    """A hash of what is said by whom and for how long; `durations` in the order of all splits' utterances."""
+    """A hash of what is said by whom and for how long, and of further columns; `durations` in the order of all splits'
+    utterances.
+    """
     digest, seconds = hashlib.sha256(), iter(durations)
     for split, utterances in splits.items():
         for u in utterances:
-            digest.update(json.dumps([split, u.id, u.text, u.speaker, next(seconds)]).encode())
+            further = [dict(u.columns)] if u.columns else []
+            digest.update(json.dumps([split, u.id, u.text, u.speaker, next(seconds), *further]).encode())
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from eval.codes import CodeStatistics, nominal_bitrate
 from eval.report.markdown import results_markdown
-from eval.schema import SYSTEMS, Results, Row, merge_results
+from eval.schema import Results, Row, is_task, merge_results
 from recipes.config import ConfigError
 from recipes.exporting.check import Agreement
 from recipes.exporting.discriminators import DISCRIMINATORS
@@ -64,11 +64,8 @@ LIMITS = {
     "text-lm": ["It knows the sentences of its corpora and hardly any other language."],
     "slm": ["It speaks the codes of its own tokenizer only (fingerprint in speech_vocabulary.json)."],
 }
-# Row kinds that say something of each kind of model.
-ROWS = {
-    "tokenizer": ("ground_truth", "reconstruction", "semantic_reconstruction", "resynthesis", "tts", "asr"),
-    "recogniser": ("ground_truth",),
-}
+# Row kinds that say something of a kind of model; of others all do.
+ROWS = {"recogniser": ("ground_truth",)}
 
 GOING_ON = """## Going on
 
@@ -234,7 +231,7 @@ def _fits(export: Export, row: Row) -> bool:
     if export.rows:
         names = (row.label, f"{row.protocol.judge.get('name', '')}: {row.label}")
         return any(fnmatchcase(name, pattern) for name in names for pattern in export.rows)
-    if row.system not in ROWS.get(export.kind, SYSTEMS):
+    if row.system not in ROWS.get(export.kind, (row.system,)):
         return False
     return None in (export.frame_rate, row.frame_rate_hz) or abs(row.frame_rate_hz - export.frame_rate) < 1e-6
 
@@ -255,12 +252,12 @@ def _own_rows(export: Export, part: Results, own: set[str], cells: set[str]) -> 
 
 def _about(export: Export, row: Row) -> str:
     """Which model of the exported one's kind a row is about; empty where it does not say."""
-    spoken = row.system in ("asr", "tts")
+    by_slm = is_task(row.system)
     if export.kind == "slm":
-        return _label(row.model) if spoken else ""
+        return _label(row.model) if by_slm else ""
     if export.kind not in ("tokenizer", "supervised-tokenizer"):
         return ""
-    return _label(str(row.generation.get("tokenizer") or "") if spoken else row.model)
+    return _label(str(row.generation.get("tokenizer") or "") if by_slm else row.model)
 
 
 def _label(name: str) -> str:

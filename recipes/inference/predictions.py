@@ -14,6 +14,7 @@ from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log
 from recipes.runs.progress import progress
 from recipes.runs.run_folder import RunFolder
+from slm.tasks import Task
 from slm.vocabulary import SpeechVocabulary
 
 
@@ -36,7 +37,7 @@ def begun(config: Any, own: Iterable[str | Path]) -> RunFolder | None:
     if config.corpus:
         inputs = [Path(config.corpus)]
     elif config.data:
-        inputs = [[f"{utterance.id} {utterance.text}" for utterance in source_utterances(config)]]
+        inputs = [[" ".join([u.id, u.text, *u.columns.values()]) for u in source_utterances(config)]]
     fingerprint = digest(Path(config.model), *inputs)
     refuse_other_inputs(folder, fingerprint, "model, files, data or corpus")
     return folder if folder.complete else folder.start(config, fingerprint)
@@ -56,13 +57,15 @@ def finished(config: Any, own: Iterable[str | Path]) -> Path | None:
 
 
 def write_predictions(
-    config: Any, task: str, rows: Sequence[dict[str, Any]], vocabulary: SpeechVocabulary, wall_s: float, audio_s: float
+    config: Any, task: Task, rows: Sequence[dict[str, Any]], vocabulary: SpeechVocabulary, wall_s: float, audio_s: float
 ) -> Path:
-    """Writes predictions.jsonl and its sidecar; returns the former."""
+    """Writes predictions.jsonl and its sidecar, which says what the task answers in; returns the former."""
     path = Path(config.run_dir) / "predictions.jsonl"
     atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     sidecar = {
-        "task": task,
+        "task": task.name,
+        "answers": task.answers,
+        "reference": task.reference,
         "model": config.model,
         "trained_steps": RunFolder(Path(config.model).parent).summary.get("steps"),
         "tokenizer": config.tokenizer or vocabulary.tokenizer,
@@ -79,7 +82,9 @@ def write_predictions(
         "n_truncated": sum(row["truncated"] for row in rows),
         "wall_s": round(wall_s, 3),
         "audio_s": round(audio_s, 3),
-        "timed": "the LLM alone: the codes were there" if task == "asr" and config.corpus else "LLM and tokenizer",
+        "timed": "the LLM alone: the codes were there"
+        if task.answers == "text" and config.corpus
+        else "LLM and tokenizer",
         "real_time_factor": round(wall_s / audio_s, 5) if audio_s else None,
     }
     atomic_write_text(path.with_suffix(".json"), json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n")

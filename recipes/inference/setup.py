@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from recipes.config import ConfigError, Problems
+from recipes.inference.tasks import check_marks, resolve_task
 from recipes.runs.machine import resolve_device
 from recipes.runs.run_folder import RunFolder
 from slm.corpus import CodedCorpus
 from slm.modeling import DTYPES, ModelError, describe_llm
+from slm.tasks import Task, get_task
+from slm.tasks.registry import Modality
 from slm.vocabulary import SpeechVocabulary
 from tokenizer import load_tokenizer
 from tokenizer.data.manifest import read_sources
@@ -47,35 +50,46 @@ def corpus_rows(config: Any, vocabulary: SpeechVocabulary) -> Iterator[dict[str,
 
 
 def source_utterances(config: Any) -> list[Utterance]:
-    """A data source's split. Raises DataError where it cannot be read, is empty, or has two of one id."""
-    return read_sources([config.data], config.split)[: config.limit]
+    """A data source's split, with the columns that the task reads, where it has them.
+
+    Raises:
+        DataError: it cannot be read, is empty, or has two of one id.
+    """
+    columns = list(dict.fromkeys([*config.data.columns, *get_task(config.task).columns]))
+    return read_sources([replace(config.data, columns=columns)], config.split)[: config.limit]
 
 
 @dataclass
 class Setup:
     """The parts that are needed beside the model's weights, checked: `tokenizer` is None where codes are there."""
 
+    task: Task
     device: str
     vocabulary: SpeechVocabulary
     tokenizer: Any
 
 
-def check_setup(problems: Problems, config: Any, tokenizer_of: Callable[..., Any] | None) -> Setup | None:
-    """Notes what is wrong with the folder, the device, the model, its speech tokenizer or what is to be worked on."""
+def check_setup(
+    problems: Problems, config: Any, answers: Modality, tokenizer_of: Callable[..., Any] | None
+) -> Setup | None:
+    """Notes what is wrong with the folder, the task, the device, the model, its speech tokenizer or the inputs."""
     if config.run_dir:
         problems.attempt(RunFolder(config.run_dir).check, config)
+    task = problems.attempt(resolve_task, config.task, answers)
     device = problems.attempt(resolve_device, config.device)
     vocabulary = problems.attempt(model_vocabulary, config)
+    if task is not None and vocabulary is not None:
+        problems.attempt(check_marks, task, vocabulary, config.model)
     tokenizer = None
     if vocabulary is not None and tokenizer_of is not None:
         tokenizer = problems.attempt(tokenizer_of, config, vocabulary, device or "cpu")
-    if config.data:
+    if config.data and task is not None:
         problems.attempt(source_utterances, config)
     if config.corpus and vocabulary is not None:
         problems.attempt(lambda: next(corpus_rows(config, vocabulary), None))
     elif config.corpus:
         problems.attempt(CodedCorpus.open, config.corpus)
-    return Setup(device, vocabulary, tokenizer) if device and vocabulary else None
+    return Setup(task, device, vocabulary, tokenizer) if task and device and vocabulary else None
 
 
 def speech_tokenizer(config: Any, vocabulary: SpeechVocabulary, device: str) -> Any:

@@ -82,7 +82,7 @@ def speech_warnings(
     """What suggests that a text was not said, or not said once, in one line each; none where all looks well.
 
     Args:
-        said: the text, normalised.
+        said: the text, normalised; empty where nobody knows it, and then the rate of speech cannot be judged.
         codes: (n, F) what the model drew for it.
         truncated: whether the model was stopped by its budget.
         waveform: (S,) what became of the codes.
@@ -100,7 +100,7 @@ def speech_warnings(
         warnings.append(f"{pause_s:.1f} s of silence in it")
     elif (loop_s := longest_loop_s(codes, vocabulary.frame_rate)) > LOOP_S:
         warnings.append(f"the same sounds again and again for {loop_s:.1f} s")
-    if (known := vocabulary.trained_on) is not None:
+    if said and (known := vocabulary.trained_on) is not None:
         slow, usual, fast = known.characters_per_s
         expected_s = len(said) / usual
         if seconds < len(said) / fast / LEEWAY:

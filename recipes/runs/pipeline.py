@@ -16,6 +16,7 @@ from typing import Any
 
 from recipes.config import ConfigError, Problems, load_config
 from recipes.runs.logs import log
+from recipes.runs.plugins import import_plugins
 from recipes.runs.run_folder import MAY_CHANGE, RunFolder
 from recipes.runs.times import clock, read_time
 
@@ -141,6 +142,7 @@ def make_steps(config: PipelineConfig, cell: str | None = None, cell_set: list[s
             named = dict.fromkeys(name for item in overrides for name in VARIABLE.findall(item))
             inputs = tuple(RunFolder(known[name]) for name in named)
             steps.append(Step(stage, recipe, load_config(recipe.Config, stage.config, filled), inputs))
+            import_plugins(steps[-1].config)
         except ConfigError as error:
             raise ConfigError(f"stage {stage.name}: {error}") from error
     return steps

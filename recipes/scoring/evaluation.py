@@ -24,10 +24,12 @@ from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import resolve_judge
 from recipes.runs.inputs import check_sources
 from recipes.runs.machine import resolve_device, resolve_precision
+from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import MAY_CHANGE, RunFolder
 from recipes.scoring.code_use import corpus_code_statistics
 from recipes.scoring.systems import (
     Predictions,
+    System,
     model_label,
     precision_of,
     predictions_sha256,
@@ -47,7 +49,7 @@ class Config:
     title: str = field(default="Evaluation", metadata={"help": "heading of the report"})
     judges: list[JudgeConfig] = field(
         default_factory=list,
-        metadata={"help": "recognisers that read the audio; none: only ASR predictions are scored"},
+        metadata={"help": "recognisers that read the audio; none: only predictions in text are scored"},
     )
     normaliser: str = field(
         default="basic", metadata={"help": "basic (basic:de, ...), whisper-english (read speech only) or none"}
@@ -100,6 +102,7 @@ class Config:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
     strict: bool = field(default=False, metadata={"help": "stop at the first recording that we or a judge cannot read"})
     allow_untrained: bool = field(default=False, metadata={"help": "accept a preset's random weights"})
+    plugins: list[str] = plugins_key()
 
     recipe = "evaluate"  # what run.json calls the command
 
@@ -120,6 +123,7 @@ class Job:
     identities: list[dict[str, Any]]
     tokenizer: Any
     test_set: TestSet
+    column: str  # what the test set's texts are; predictions with another reference bring their own texts
     normaliser: Normaliser
     precision: str
     device: str
@@ -143,13 +147,20 @@ class Job:
             inputs.append([asdict(item) for item in self.code_use])
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
-    def protocol(self, config: Config, task: str, judge: dict[str, Any]) -> Protocol:
+    def test_set_of(self, system: System) -> TestSet:
+        """What a system is scored on: the test set, or its utterances with the system's own references."""
+        if not system.references:
+            return self.test_set
+        pairs = list(system.references.items())
+        return TestSet(f"{self.test_set.name}, {system.column}", test_set_sha256(pairs), len(pairs))
+
+    def protocol(self, config: Config, task: str, judge: dict[str, Any], test_set: TestSet | None = None) -> Protocol:
         return Protocol(
             task=task,
             judge=judge,
             normaliser=self.normaliser.name,
             normaliser_version=self.normaliser.version,
-            test_set=self.test_set,
+            test_set=test_set or self.test_set,
             seed=config.seed,
             bootstrap_samples=config.bootstrap_samples,
             resampled=self.resampled,
@@ -187,14 +198,16 @@ def prepare(config: Config) -> Job:
         raise ConfigError("tokenizer needs recordings to encode: give data as well")
     normaliser = get_normaliser(config.normaliser)
     predictions = [read_predictions(name) for name in config.predictions]
-    if not config.judges and (config.data and not predictions or any(p.task == "tts" for p in predictions)):
+    if not config.judges and (config.data and not predictions or any(p.answers == "speech" for p in predictions)):
         raise ConfigError("judges: audio needs a reader; give at least one, e.g. judges=[{name: pocketsphinx}]")
     identities = [check_judge(resolve_judge(judge)) for judge in config.judges]
     names = [identity["name"] for identity in identities]
     if len(set(names)) != len(names):
         raise ConfigError(f"judges: two are called the same ({', '.join(names)}); set `label` to tell them apart")
     utterances = read_sources(config.data, config.split)[: config.limit] if config.data else []
-    texts, name = _test_texts(config, utterances, predictions, normaliser)
+    column = _column(config, predictions)
+    texts, name = _test_texts(config, utterances, [p for p in predictions if p.column == column], normaliser)
+    _check_references(texts, name, predictions, column)
     tokenizer = None
     device = resolve_device(config.device)
     if config.tokenizer:
@@ -217,6 +230,7 @@ def prepare(config: Config) -> Job:
         identities=identities,
         tokenizer=tokenizer,
         test_set=TestSet(name, test_set_sha256(list(texts.items())), len(texts)),
+        column=column,
         normaliser=normaliser,
         precision=precision,
         device=device,
@@ -248,6 +262,25 @@ def _code_use(config: Config, tokenizer: Any, precision: str) -> list[CodeStatis
     return [corpus_code_statistics(folder, config.codes_split, label, own) for folder in config.codes]
 
 
+def _column(config: Config, predictions: Sequence[Predictions]) -> str:
+    """What the test set's texts are: the utterances' own, or what all the predictions have as their reference."""
+    columns = list(dict.fromkeys(found.column for found in predictions))
+    return "text" if config.data or "text" in columns else columns[0]
+
+
+def _check_references(texts: dict[str, str], name: str, predictions: Sequence[Predictions], column: str) -> None:
+    """Raises ConfigError where predictions are of no utterance of the test set, or bring no texts of their own."""
+    for found in predictions:
+        shared = [i for i in texts if i in found.lines]
+        if not shared:
+            raise ConfigError(f"predictions: {found.path} has none of the {len(texts)} utterances of {name}")
+        if found.column != column and not any(found.reference(i) for i in shared):
+            raise ConfigError(
+                f"predictions: {found.path}: task {found.task} is scored against {found.column!r}, which no utterance "
+                "has; make the predictions from a corpus or data source that has that column"
+            )
+
+
 def _test_texts(
     config: Config, utterances: Sequence[Utterance], predictions: Sequence[Predictions], normaliser: Normaliser
 ) -> tuple[dict[str, str], str]:
@@ -265,10 +298,7 @@ def _test_texts(
     if not any(normaliser(text) for text in texts.values()):
         raise ConfigError(f"{name}: no utterance has a transcript, so there is nothing to score against")
     for found in predictions:
-        shared = [i for i in texts if i in found.lines]
-        if not shared:
-            raise ConfigError(f"predictions: {found.path} has none of the {len(texts)} utterances of {name}")
-        for i in shared:
+        for i in (i for i in texts if i in found.lines):
             if normaliser(found.reference(i)) != normaliser(texts[i]):
                 raise ConfigError(
                     f"predictions: {found.path}: utterance {i!r} was {found.reference(i)!r}, the test set says "

@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 
 from eval.judges.transcripts import CarefulJudge
-from eval.schema import SYSTEMS, Clip, Row, Sample
+from eval.schema import SYSTEMS, TASK_PREFIX, Clip, Row, Sample
 from eval.speech.audio import resample
 from eval.speech.measures.registry import Measure
 from eval.speech.quality import Quality, QualitySummary, compare_audio, summarise_quality
@@ -46,7 +46,7 @@ class Players:
         self.folder, self.ids, self.cut = folder, list(ids), False
         self._files: dict[tuple[str, int], Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        own = re.compile(rf"\d+-\d+-({'|'.join(map(slug, SYSTEMS))})\.flac")
+        own = re.compile(rf"\d+-\d+-({'|'.join(map(slug, SYSTEMS))}|{TASK_PREFIX}[a-z0-9.-]+)\.flac")
         for path in folder.iterdir():
             if own.fullmatch(path.name):
                 path.unlink()
@@ -79,7 +79,7 @@ class Players:
                     continue
                 texts = {judge: str(found.get(utterance_id) or "") for judge, found in system.transcripts.items()}
                 if system.kind == "ground_truth":
-                    texts |= {s.name: str(s.texts.get(utterance_id) or "") for s in systems if s.kind == "asr"}
+                    texts |= {s.name: str(s.texts.get(utterance_id) or "") for s in systems if s.answers == "text"}
                 sample.clips.append(Clip(system.name, str(file.resolve()), texts))
             if sample.clips:
                 samples.append(sample)
@@ -105,10 +105,10 @@ class Listening:
         measures: Sequence[Measure],
     ) -> None:
         self.systems, self.judges, self.players = list(systems), judges, players
-        self._measures = {number: _applicable(measures, system.kind) for number, system in enumerate(systems)}
+        self._measures = {number: _applicable(measures, system) for number, system in enumerate(systems)}
         self._quality: dict[int, dict[str, Quality]] = {number: {} for number, some in self._measures.items() if some}
         for system in systems:
-            if system.kind != "asr":
+            if system.answers == "speech":
                 system.transcripts = {judge.name: {} for judge in judges}
 
     def take(self, take: Take) -> None:
@@ -152,13 +152,13 @@ class Listening:
         return summaries
 
 
-def _applicable(measures: Sequence[Measure], kind: str) -> list[Measure]:
-    """The measures that say something of such a system's audio."""
-    if kind == "asr":
+def _applicable(measures: Sequence[Measure], system: System) -> list[Measure]:
+    """The measures that say something of a system's audio."""
+    if system.answers == "text":
         return []
-    if kind == "ground_truth":
+    if system.kind == "ground_truth":
         return [measure for measure in measures if not measure.needs_reference]
-    return [m for m in measures if kind in MEASURED or not (m.needs_reference and m.time_aligned)]
+    return [m for m in measures if system.kind in MEASURED or not (m.needs_reference and m.time_aligned)]
 
 
 def slug(text: str) -> str:

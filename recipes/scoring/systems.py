@@ -13,12 +13,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from eval.codes import nominal_bitrate
+from eval.schema import system_name, task_system
 from eval.speech.audio import length_batches
 from recipes.config import ConfigError
 from recipes.encoding.encoder import encode_batch
@@ -36,7 +37,8 @@ PREDICTIONS_FILE, SIDECAR_FILE = "predictions.jsonl", "predictions.json"
 # Folder names that say what a model is but not which one: a label takes the folder above along.
 STAGES = ("train-teacher", "train-tokenizer", "train-lm", "finetune", "teacher", "tokenizer", "lm", "slm")
 
-
+ANSWERS = {"asr": "text", "tts": "speech"}  # of predictions that do not say it
+ANSWER_KEYS = {"text": ("reference", "hypothesis"), "speech": ("text", "audio")}  # of a line
 GENERATION_ONLY = "generation only"  # a real-time factor that leaves the tokenizer's part out
 
 
@@ -45,12 +47,17 @@ class System:
     """One thing to score: audio that judges read, or ``texts``, the SLM's own: utterance id -> text, None: failed.
 
     ``transcripts``: judge -> utterance id -> its transcript. ``facts`` are further fields of :class:`eval.schema.Row`.
+    ``answers`` says which of the two. ``references``: utterance id -> what it is scored against, where those are not
+    the test set's texts but another ``column``.
     """
 
     name: str
     kind: str
     model: str
     sampling_rate: int = 0
+    answers: Literal["text", "speech"] = "speech"
+    column: str = "text"
+    references: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str | None] = field(default_factory=dict)
     transcripts: dict[str, dict[str, str | None]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -71,20 +78,29 @@ class Take:
 
 @dataclass
 class Predictions:
-    """The lines of one ``predictions.jsonl`` and what its sidecar says of how they were made."""
+    """The lines of one ``predictions.jsonl`` and what its sidecar says of how they were made.
+
+    ``answers`` is what the task answers in, ``column`` what its reference is: the utterance's text, or another column
+    of the corpus.
+    """
 
     path: Path
     task: str
+    answers: Literal["text", "speech"]
     lines: dict[str, dict[str, Any]]
     sidecar: dict[str, Any]
+
+    @property
+    def column(self) -> str:
+        return str(self.sidecar.get("reference") or "text")
 
     @property
     def model(self) -> str:
         return model_label(str(self.sidecar.get("model", self.path.parent.name)))
 
     def reference(self, utterance_id: str) -> str:
-        line = self.lines[utterance_id]
-        return str(line["reference"] if self.task == "asr" else line["text"])
+        """The text that the answer is scored against."""
+        return str(self.lines[utterance_id][ANSWER_KEYS[self.answers][0]])
 
 
 def model_label(name: str) -> str:
@@ -104,36 +120,44 @@ def read_predictions(name: str) -> Predictions:
     """Read what ``slm transcribe`` or ``slm synthesize`` wrote, from its folder or the file itself.
 
     Raises:
-        ConfigError: the file is missing, empty, torn, of an unknown task, or has an id twice.
+        ConfigError: the file is missing, empty or torn, has an id twice, or is of several tasks or of one that does not
+            say what it answers in.
     """
     path = Path(name) / PREDICTIONS_FILE if Path(name).is_dir() else Path(name)
     if not path.is_file():
         raise ConfigError(f"predictions: {path} does not exist; `slm transcribe` and `slm synthesize` write it")
+    sidecar = _read_sidecar(path.with_name(SIDECAR_FILE))
     lines: dict[str, dict[str, Any]] = {}
     for number, text in enumerate(text_lines(path), start=1):
         try:
             line = json.loads(text)
             utterance_id, task = str(line["id"]), line["task"]
-            needed = {"asr": ("reference", "hypothesis"), "tts": ("text", "audio")}[task]
-            missing = [key for key in needed if key not in line]
+            answers = ANSWERS.get(task) or sidecar.get("answers")
+            missing = [key for key in ANSWER_KEYS.get(answers, ()) if key not in line]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"predictions: {path}, line {number}: not a prediction ({error!r})") from error
         if missing:
             raise ConfigError(f"predictions: {path}, line {number}: {', '.join(missing)} is missing")
+        if answers not in ANSWER_KEYS:
+            raise ConfigError(
+                f"predictions: {path}, line {number}: whether task {task!r} answers in text or speech is not known; "
+                f"`answers` in {SIDECAR_FILE} beside it says so, which `slm transcribe` and `slm synthesize` write"
+            )
         if utterance_id in lines:
             raise ConfigError(f"predictions: {path}, line {number}: id {utterance_id!r} occurs twice")
         lines[utterance_id] = line
     tasks = {line["task"] for line in lines.values()}
     if len(tasks) != 1:
-        raise ConfigError(f"predictions: {path} holds {len(tasks)} tasks; write one file for each of asr and tts")
-    sidecar = path.with_name(SIDECAR_FILE)
+        raise ConfigError(f"predictions: {path} holds {len(tasks)} tasks; write one file for each, such as asr and tts")
+    return Predictions(path, task, answers, lines, sidecar)
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    """How predictions were made; empty where nothing says it. Raises ConfigError where the file is damaged."""
     try:
-        facts = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise ConfigError(
-            f"predictions: {sidecar}: not readable as JSON ({error}); make the predictions anew"
-        ) from error
-    return Predictions(path, tasks.pop(), lines, facts)
+        raise ConfigError(f"predictions: {path}: not readable as JSON ({error}); make the predictions anew") from error
 
 
 def predictions_sha256(predictions: Predictions) -> str:
@@ -284,7 +308,9 @@ class CodecSystems:
 def predicted_audio(
     predictions: Predictions, system: System, ids: Sequence[str], batch_seconds: float, notes: list[str]
 ) -> Iterator[Take]:
-    """The waveforms of a TTS system, some seconds at a time; what cannot be read is noted and counts as failed."""
+    """The waveforms that the SLM answered with, some seconds at a time; one that cannot be read is noted and counts as
+    failed.
+    """
     audios: dict[str, np.ndarray] = {}
     for utterance_id in ids:
         line = predictions.lines.get(utterance_id, {})
@@ -302,16 +328,27 @@ def predicted_audio(
         yield Take(system, audios)
 
 
-def predicted_system(predictions: Predictions, ids: Sequence[str], sampling_rate: int) -> tuple[System, list[str]]:
+def predicted_system(
+    predictions: Predictions, ids: Sequence[str], sampling_rate: int, column: str = "text"
+) -> tuple[System, list[str]]:
     """The SLM's answers for the test set; an utterance without an answer counts as failed.
 
+    Args:
+        predictions: what it answered.
+        ids: the utterances of the test set.
+        sampling_rate: to read speech at, in Hz.
+        column: what the test set's texts are; predictions with another reference bring their own.
+
     Returns:
-        The system, with its ASR texts (`predicted_audio` reads TTS waveforms); and notes on what failed.
+        The system, with its texts where it answers in text (`predicted_audio` reads speech); and notes on what failed.
     """
     facts, notes = predictions.sidecar, []
-    names = {"asr": "SLM ASR", "tts": "SLM TTS"}
-    system = System(names[predictions.task], predictions.task, predictions.model, sampling_rate)
+    kind = task_system(predictions.task)
+    system = System(system_name(kind), kind, predictions.model, sampling_rate, predictions.answers)
     system.fingerprint = facts.get("fingerprint")
+    if predictions.column != column:
+        system.column = predictions.column
+        system.references = {i: predictions.reference(i) for i in ids if i in predictions.lines}
     times = ("encode_s", "generate_s", "decode_s", "audio_s", "wall_s", "real_time_factor", "timed", "machine")
     system.facts = {key: facts[key] for key in times if facts.get(key) is not None}
     if str(facts.get("timed", "")).startswith("the LLM alone"):  # as earlier predictions say it
@@ -325,10 +362,11 @@ def predicted_system(predictions: Predictions, ids: Sequence[str], sampling_rate
     )
     absent = [i for i in ids if i not in predictions.lines]
     if absent:
-        notes.append(f"{predictions.path}: no prediction for {len(absent)} of {len(ids)} utterances, counted as failed")
+        what = "not scored" if system.references else "counted as failed"
+        notes.append(f"{predictions.path}: no prediction for {len(absent)} of {len(ids)} utterances, {what}")
     if outside := len(predictions.lines) - (len(ids) - len(absent)):
         notes.append(f"{predictions.path}: {outside} further predictions are not of these utterances, not scored")
-    if predictions.task == "asr":
+    if predictions.answers == "text":
         lines = {i: predictions.lines.get(i, {}) for i in ids}
         system.texts = {i: None if line.get("error") else line.get("hypothesis") for i, line in lines.items()}
     errors = [i for i in ids if predictions.lines.get(i, {}).get("error")]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -22,17 +23,17 @@ class TaskError(ValueError):
 
 @dataclass(frozen=True)
 class Utterance:
-    """What a task may take its parts from. A part that is to be generated may be missing.
+    """What a task may take its parts from. A part that is to be generated may be missing, which is None.
 
     Args:
         codes: (K, F) codes of the speech.
         text: (T,) text ids of the transcript.
-        columns: Whatever else the corpus holds of it, such as a translation's ids.
+        columns: (T,) text ids of further columns of the corpus, such as a translation: those that the task names.
     """
 
     codes: np.ndarray | None = None
     text: np.ndarray | None = None
-    columns: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, np.ndarray | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,33 @@ class Task:
         turn: From an utterance to the parts of prompt and answer. It is called without the answer's material when the
             model generates, and then only the prompt is used.
         marks: Marks that it needs beside the vocabulary's own; they go behind all ids that there are.
+        columns: Columns of the corpus, beside codes and text, whose ids `turn` finds in the utterance's `columns`.
+        reference: What an answer is scored against, as it is written or as a judge should read it: the utterance's
+            `text`, or one of `columns`.
     """
 
     name: str
     answers: Modality
     turn: Callable[[Utterance], Turn]
     marks: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    reference: str = "text"
+
+    @cached_property
+    def prompt_holds_speech(self) -> bool:
+        """Whether there is speech in the prompt."""
+        return any(isinstance(part, Speech) for part in self._sample_prompt)
+
+    @cached_property
+    def prompt_holds_text(self) -> bool:
+        """Whether there is text in the prompt."""
+        return any(isinstance(part, Text) for part in self._sample_prompt)
+
+    @cached_property
+    def _sample_prompt(self) -> list[Part]:
+        text = np.zeros(8, dtype=np.int64)
+        utterance = Utterance(np.zeros((1, 8), dtype=np.int64), text, dict.fromkeys(self.columns, text))
+        return self.turn(utterance).prompt
 
 
 _TASKS: dict[str, Task] = {}
@@ -92,12 +114,14 @@ def register(task: Task) -> Task:
     """Make a task known under its name.
 
     Raises:
-        TaskError: another task has that name, or its modality is none.
+        TaskError: another task has that name, its modality is none, or its reference is a column that it does not read.
     """
     if _TASKS.get(task.name, task) != task:
         raise TaskError(f"task {task.name!r} is there already; give the new one another name")
     if task.answers not in ("text", "speech"):
         raise TaskError(f"task {task.name!r}: answers {task.answers!r} must be text or speech")
+    if task.reference not in ("text", *task.columns):
+        raise TaskError(f"task {task.name!r}: reference {task.reference!r} must be text or one of its columns")
     _TASKS[task.name] = task
     return task
 

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slm.tasks.registry import Mark, Part, Speech, Task, TaskError, Utterance
+from slm.tasks.registry import Mark, Part, Speech, Task, TaskError, Text, Utterance
 from slm.vocabulary import SpeechVocabulary
 
 IGNORE = -100
@@ -94,6 +94,17 @@ def make_example(
             raise TaskError(f"task {task.name}: an answer of speech must begin with Speech")
         ids = ids[1:]  # stands in the prompt
     return answer(prompt, np.array([*ids, vocabulary.end_id], dtype=np.int64))
+
+
+def prompt_size(task: Task, utterance: Utterance) -> tuple[int, int]:
+    """Frames of speech and tokens of text that a task's prompt holds, from which the length of an answer follows.
+
+    Raises:
+        TaskError: The utterance lacks a part of the prompt.
+    """
+    parts = task.turn(utterance).prompt
+    frames = sum(_given(task, part.codes, "codes").shape[1] for part in parts if isinstance(part, Speech))
+    return frames, sum(len(_given(task, part.ids, "text")) for part in parts if isinstance(part, Text))
 
 
 def example_length(vocabulary: SpeechVocabulary, task: Task, utterance: Utterance) -> int:

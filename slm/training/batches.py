@@ -9,7 +9,7 @@ number of processes and a resume change nothing but the rounding of sums.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -84,6 +84,7 @@ class SpeechSamples:
         task_weights: Weight of a token of each task in the loss, by name; 0 leaves the task out.
         noise: What is done to speech in a prompt in training.
         max_length: Longer sequences are left out, and counted in `n_too_long`.
+        columns: One (T,) array of text ids per utterance of each further column, by name.
 
     Raises:
         BatchError: Unknown tasks, or nothing is left.
@@ -97,6 +98,7 @@ class SpeechSamples:
         task_weights: dict[str, float],
         noise: NoiseConfig | None = None,
         max_length: int | None = None,
+        columns: Mapping[str, Sequence[np.ndarray]] | None = None,
     ) -> None:
         try:
             self._tasks = [get_task(name) for name in sorted(task_weights)]
@@ -109,8 +111,12 @@ class SpeechSamples:
         self.vocabulary, self.noise = vocabulary, noise
         # The smallest type that fits: a thousand hours at 25 Hz are 90 million codes.
         self.utterances = [
-            Utterance(np.asarray(c[: vocabulary.n_codebooks]).astype(np.int32), np.asarray(t).astype(np.int32))
-            for c, t in zip(codes, texts, strict=True)
+            Utterance(
+                np.asarray(c[: vocabulary.n_codebooks]).astype(np.int32),
+                np.asarray(t).astype(np.int32),
+                {name: np.asarray(ids[i]).astype(np.int32) for name, ids in (columns or {}).items()},
+            )
+            for i, (c, t) in enumerate(zip(codes, texts, strict=True))
         ]
         used = [number for number, weight in enumerate(self.task_weights) if weight > 0]
         lengths = np.array(

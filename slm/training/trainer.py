@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import TensorBoardCallback
 
 from slm.tasks.sequences import IGNORE
+from slm.training.answer_loss import AnswerLoss
 from slm.training.batches import Batch, PackedBatches, Samples, evaluation_batches
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
 from slm.training.packing import packing_leaks
@@ -120,6 +121,7 @@ class SpeechTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.evaluation, self.task_weights = evaluation, task_weights
+        self.answer_loss = self._answer_loss()
         # Tells the Trainer that compute_loss below already divides by the whole step.
         self.model_accepts_loss_kwargs = True
 
@@ -152,8 +154,22 @@ class SpeechTrainer(Trainer):
         loss = total / num_items_in_batch.clamp_min(1e-8) * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    @staticmethod
-    def _weighted_sum(model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, Any]:
+    def _answer_loss(self) -> AnswerLoss | None:
+        """The loss that makes no logits of the whole batch; None where the model or its engine cannot have it."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return None  # they hold parts of the head's weights, and only while the model itself runs
+        bare = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        loss = AnswerLoss(bare)
+        if loss.fits(self.model):
+            return loss
+        log.info("%s changes its logits after the head: the loss takes those of the whole batch", type(bare).__name__)
+        return None
+
+    def _weighted_sum(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, Any]:
+        if self.answer_loss is not None:
+            names = ("input_ids", "position_ids", "labels")
+            parts = (inputs[name] for name in names)
+            return self.answer_loss(model, *parts, inputs["loss_weights"], ignored=IGNORE), None
         outputs = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False)
         labels, weights = inputs["labels"][:, 1:], inputs["loss_weights"][:, 1:]
         answered = labels != IGNORE

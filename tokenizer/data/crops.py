@@ -101,7 +101,7 @@ class TrainingCrops(Dataset):
 
     def __getitem__(self, key: int | Key) -> dict[str, Tensor]:
         _, piece, speed, rng = self._draw(self.audio.key(key) if isinstance(key, int) else key)
-        crop = augment(piece, self.augmentation, rng, speed)[: self.samples]
+        crop = augment(piece, self.augmentation, rng, self.audio.sampling_rate, speed)[: self.samples]
         keeps_some = rng.uniform() < self.config.quantizer_dropout
         kept = int(rng.integers(1, self.n_books)) if keeps_some else self.n_books - 1
         semantic_only = bool(rng.uniform() < self.config.semantic_only)

@@ -97,6 +97,7 @@ def _read_manifest(path: Path, source: DataSource, split: str) -> list[Utterance
                 speaker=str(row.get("speaker") or ""),
                 duration=check_duration(row.get("duration"), f"{path}, line {number}"),
                 split=split,
+                columns={name: str(row.get(name) or "") for name in source.columns},
             )
         )
     return utterances

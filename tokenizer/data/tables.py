@@ -93,6 +93,7 @@ def read_table(source: DataSource, split: str, local: Path | None, needs_text: b
                 speaker=str(row.get("speaker") or row.get("speaker_id") or ""),
                 duration=check_duration(row.get("duration"), f"{source.path}, row {index}"),
                 split=split,
+                columns={name: str(row.get(name) or "") for name in source.columns},
             )
         )
     return utterances

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,10 @@ class RowAudio:
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recording and its transcript. `duration` is in seconds, None where the source does not say."""
+    """One recording and its transcript. `duration` is in seconds, None where the source does not say.
+
+    `columns` are the texts of the further columns that its source was asked for, by name.
+    """
 
     id: str
     audio: str | bytes | RowAudio
@@ -44,6 +47,7 @@ class Utterance:
     speaker: str = ""
     duration: float | None = None
     split: str = "train"
+    columns: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
@@ -75,6 +79,12 @@ class DataSource:
     )
     audio_column: str = field(default="audio", metadata={"help": "Parquet and hub: the column that holds the audio"})
     text_column: str = field(default="text", metadata={"help": "Parquet and hub: the column that holds the text"})
+    columns: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "manifest, Parquet, hub: further columns of text, for tasks that read them, such as [translation]"
+        },
+    )
     weight: float | None = field(
         default=None,
         metadata={

@@ -100,7 +100,7 @@ class TrainingUtterances(Dataset):
     def __getitem__(self, position: int) -> dict[str, np.ndarray]:
         utterance, samples = self.audio.recording(self.audio.key(position))
         rng = np.random.default_rng((self.seed, position))
-        changed = augment(samples, self.augmentation, rng)
+        changed = augment(samples, self.augmentation, rng, WHISPER_RATE_HZ)
         if len(changed) > self.window_samples:  # slowed past the window: the words would be cut
             changed = samples
         return {"samples": changed, "labels": self.labels[utterance.id], "padding": rng.uniform()}

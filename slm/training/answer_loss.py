@@ -1,0 +1,206 @@
+"""The loss of the answers without logits of the whole batch: the head runs where an answer is, some tokens at a time.
+
+A vocabulary of 263,232 rows takes a megabyte of logits for each position, and twice that for their gradient; most
+positions are prompts, which have no loss. Here the head and the loss of a chunk of answer tokens are computed together
+with their gradients, and the logits are gone before the next chunk: memory grows with neither the batch nor, beyond
+one chunk, the vocabulary. It is the idea of the fused losses of GPU kernels (Liger, cut cross-entropy) in plain torch,
+for any head: a bias, adapters and tied tables are the head's own business.
+
+Shapes: N answer tokens of a batch, D width, V vocabulary; hidden states (R, L, D) of R rows of length L.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHUNK_ELEMENTS = 1 << 25  # of a chunk's logits: 128 MiB in fp32
+TOLERANCE = (
+    1e-3  # relative, between this loss and that of whole logits: rounding, or the model does more after its head
+)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Sum of weighted cross-entropies of a head's logits; its gradients are made on the way forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Head, labels: Tensor, weights: Tensor, chunk: int, *parameters: Tensor
+    ) -> Tensor:
+        learnt = [p for p in parameters if p.requires_grad]
+        sums = [torch.zeros_like(p) for p in learnt]
+        of_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
+        gradients = head.gradients if hidden.requires_grad or learnt else head.loss_alone
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(hidden), chunk):
+            span = slice(start, start + chunk)
+            loss, of_part = gradients(hidden[span].detach(), labels[span], weights[span], learnt, sums)
+            total += loss
+            if of_hidden is not None:
+                of_hidden[span] = of_part
+        given = iter(sums)
+        ctx.gradients = [of_hidden, *(next(given) if p.requires_grad else None for p in parameters)]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        # In place: another table of gradients would be as large as the logits that were saved.
+        of_hidden, *sums = (None if g is None else g.mul_(scale.to(g.dtype)) for g in ctx.gradients)
+        ctx.gradients = None
+        return (of_hidden, None, None, None, None, *sums)
+
+
+class Head:
+    """A head whose gradients torch finds: adapters, and whatever else it may be."""
+
+    def __init__(self, logits_of: Callable[[Tensor], Tensor]) -> None:
+        self.logits_of = logits_of
+
+    def gradients(
+        self, hidden: Tensor, labels: Tensor, weights: Tensor, learnt: list[Tensor], sums: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of some tokens (N, D) and its gradient there; that of what is learnt is added to `sums`."""
+        with torch.enable_grad():
+            part = hidden.requires_grad_()
+            loss = _weighted(self.logits_of(part), labels, weights)
+        of_part, *found = torch.autograd.grad(loss, [part, *learnt])
+        for target, value in zip(sums, found, strict=True):
+            target += value
+        return loss.detach(), of_part
+
+    def loss_alone(self, hidden: Tensor, labels: Tensor, weights: Tensor, *_: Any) -> tuple[Tensor, None]:
+        """The loss of some tokens (N, D)."""
+        return _weighted(self.logits_of(hidden), labels, weights), None
+
+
+class LinearHead(Head):
+    """A plain linear head: the gradient of its table is added where it belongs, without a second table."""
+
+    def __init__(self, linear: nn.Linear, logits_of: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(logits_of)
+        self.linear = linear
+        device = linear.weight.device.type
+        autocast = torch.is_autocast_enabled(device)
+        self.dtype = torch.get_autocast_dtype(device) if autocast else linear.weight.dtype
+        self.table = linear.weight.detach().to(self.dtype)
+
+    def gradients(
+        self, hidden: Tensor, labels: Tensor, weights: Tensor, learnt: list[Tensor], sums: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """As `Head.gradients`; the derivative of a cross-entropy by its logits is softmax - one-hot."""
+        part = hidden.to(self.dtype)
+        bias = None if self.linear.bias is None else self.linear.bias.detach().to(self.dtype)
+        logits = F.linear(part, self.table, bias).float()
+        loss = _weighted(logits, labels, weights)
+        slope = logits.softmax(-1)
+        del logits
+        slope[torch.arange(len(labels), device=labels.device), labels] -= 1
+        slope *= weights[:, None]
+        slope = slope.to(self.dtype)
+        for parameter, target in zip(learnt, sums, strict=True):
+            if parameter is self.linear.bias:
+                target += slope.sum(0)
+            elif target.dtype == self.dtype:
+                target.addmm_(slope.t(), part)
+            else:
+                target += slope.t() @ part
+        return loss, (slope @ self.table).to(hidden.dtype)
+
+
+def _weighted(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    return (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
+
+
+class AnswerLoss:
+    """Sum of the weighted cross-entropies of the answer tokens of a causal LM, through its own head.
+
+    Args:
+        model: a transformers causal LM, adapters and all, not wrapped by an engine.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.head = model.get_output_embeddings()
+        weight = getattr(self.head, "weight", None)
+        self.rows = model.config.get_text_config().vocab_size if weight is None else weight.shape[0]
+        self.parameters = _leaves(self.head, model.get_input_embeddings().weight)
+
+    def __call__(
+        self, model: nn.Module, input_ids: Tensor, position_ids: Tensor, labels: Tensor, weights: Tensor, ignored: int
+    ) -> Tensor:
+        """The loss of a batch, as a scalar in fp32.
+
+        Args:
+            model: the one given before, as its engine wraps it.
+            input_ids: (R, L).
+            position_ids: (R, L).
+            labels: (R, L), `ignored` where there is no answer; position j is predicted at j - 1.
+            weights: (R, L) of the labels.
+            ignored: the label of positions without loss.
+        """
+        answered = labels[:, 1:] != ignored
+        targets, counts = labels[:, 1:][answered], weights[:, 1:][answered]
+        chunk = max(1, CHUNK_ELEMENTS // self.rows)
+
+        logits_of = self.head.forward
+        plain = type(self.head) is nn.Linear and "forward" not in self.head.__dict__
+
+        def loss(hidden: Tensor) -> Tensor:
+            head = LinearHead(self.head, logits_of) if plain else Head(logits_of)
+            return _ChunkedLoss.apply(hidden[:, :-1][answered], head, targets, counts, chunk, *self.parameters)
+
+        with _in_place_of(self.head, loss):
+            return model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+
+    def fits(self, model: nn.Module) -> bool:
+        """Whether the model gives the loss of its whole logits this way: not where it changes them after the head."""
+        ids = torch.arange(1, 9, device=next(model.parameters()).device)[None] % self.rows
+        weights = torch.linspace(0.5, 1.5, ids.shape[1], device=ids.device)[None]
+        positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                whole = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, :-1].float()
+                wanted = (F.cross_entropy(whole, ids[0, 1:], reduction="none") * weights[0, 1:]).sum()
+                got = self(model, ids, positions, ids, weights, ignored=-100)
+        except (RuntimeError, TypeError, AttributeError, IndexError):  # it does something else with its logits
+            return False
+        finally:
+            model.train(was_training)
+        return got.ndim == 0 and bool((got - wanted).abs() <= TOLERANCE * wanted.abs())
+
+
+def _leaves(head: nn.Module, like: Tensor) -> list[Tensor]:
+    """The trainable tensors behind a head's output, those that it shares with other modules too."""
+    with torch.enable_grad():
+        output = head(torch.zeros(1, like.shape[-1], dtype=like.dtype, device=like.device))
+    leaves: dict[int, Tensor] = {}
+    nodes, seen = [output.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves[id(node.variable)] = node.variable
+        nodes += [following for following, _ in node.next_functions]
+    return list(leaves.values())
+
+
+@contextmanager
+def _in_place_of(head: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Lets a function stand for the head's forward pass, inside the hooks of engines."""
+    own = head.__dict__.get("forward")
+    head.forward = function
+    try:
+        yield
+    finally:
+        if own is None:
+            del head.forward
+        else:
+            head.forward = own
