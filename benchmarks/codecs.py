@@ -175,8 +175,8 @@ def quality(results: Path | None, names: Sequence[str]) -> dict[str, str]:
     for name in names:
         parts = []
         clips = [q for q in found.quality if of(name, q)]
-        if clips and clips[0].stoi is not None:
-            parts.append(f"STOI {clips[0].stoi:.2f}")
+        if clips and (stoi := clips[0].values.get("stoi")) is not None:
+            parts.append(f"STOI {stoi:.2f}")
         rows = [r for r in found.rows if of(name, r)]
         if rows:
             low, high = rows[0].interval

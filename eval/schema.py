@@ -54,6 +54,8 @@ __all__ = [
 
 SCHEMA_VERSION = 2
 RESULTS_FILE = "results.json"
+# An entry of `quality` holds a number under the key of each measure beside these: a new measure is one key more.
+_QUALITY_FIELDS = {field.name for field in dataclasses.fields(QualitySummary)}
 # Kinds of system, in the order of tables.
 SYSTEM_NAMES = {
     "ground_truth": "ground truth",
@@ -445,6 +447,8 @@ def save_results(results: Results, folder: Path | str) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     content = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(results)}
+    for item in content["quality"]:
+        item |= item.pop("values")
     for sample in content["samples"]:
         for clip in sample["clips"]:
             clip["audio"] = (
@@ -481,6 +485,8 @@ def load_results(path: Path | str) -> Results:
     try:
         if version == 1:
             _upgrade(content)
+        for item in content.get("quality", []):
+            item["values"] = {key: item.pop(key) for key in [key for key in item if key not in _QUALITY_FIELDS]}
         results = TypeAdapter(Results).validate_python(content)
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a results file of version {version}: {error!r}") from error

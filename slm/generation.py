@@ -327,8 +327,7 @@ def generate_speech(
     prompts = [make_prompt(vocabulary, task, item) for item in utterances]
     n = vocabulary.n_codebooks
     budgets = [math.ceil(item * vocabulary.frame_rate) * n for item in seconds]
-    sizes = zip(vocabulary.offsets, vocabulary.codebook_sizes, strict=True)
-    legal = [_mask(model, np.arange(offset, offset + size)) for offset, size in sizes]
+    legal = [_mask(model, ids) for ids in vocabulary.speech_ids()]
     outputs: list[SynthesizeOutput | None] = [None] * len(prompts)
     for batch in _buckets(prompts, settings.batch_size):
         length = max(len(prompts[i]) for i in batch)

@@ -143,6 +143,10 @@ class SpeechVocabulary:
         """(n,) int64: the id of code 0 of each codebook used."""
         return self.first_id + len(MARKS) + np.concatenate([[0], np.cumsum(self.codebook_sizes)[:-1]]).astype(np.int64)
 
+    def speech_ids(self) -> list[np.ndarray]:
+        """The ids of each codebook used, (size,) int64 in the order of its codes."""
+        return [offset + np.arange(n) for offset, n in zip(self.offsets, self.codebook_sizes, strict=True)]
+
     @property
     def size(self) -> int:
         """Ids in all, text and speech: the least number of rows that an embedding table needs."""

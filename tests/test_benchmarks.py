@@ -53,7 +53,7 @@ def results(tmp_path):
     rates = score_pairs(["one two", "three four"], ["one two", "three for"], get_normaliser("basic"))
     protocol = Protocol("speech", {"name": "judge"}, "basic", "1", Scored("test", "0" * 64, 2), bootstrap_samples=100)
     row = make_row("reconstruction", "reconstruction", "runs/tiny", protocol, rates)
-    clips = QualitySummary("reconstruction", "runs/tiny", 2, 1.0, 0.87, None, 0.0, {}, [], system="reconstruction")
+    clips = QualitySummary("reconstruction", "runs/tiny", 2, {"stoi": 0.87}, {}, [], system="reconstruction")
     save_results(Results(title="t", rows=[row], quality=[clips]), tmp_path)
     return tmp_path / "results.json"
 

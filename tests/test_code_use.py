@@ -77,7 +77,8 @@ def results() -> Results:
         for hz in (12.5, 6.25)
         for data, frames in (("grid test", 40), ("train split", 400))
     ]
-    clips = [Clip(3.0 + i, 0.8 + 0.01 * i, None, -1.0, 0.0, ["PESQ: too short"]) for i in range(6)]
+    values = [{"mel_distance_db": 3.0 + i, "stoi": 0.8 + 0.01 * i, "level_difference_db": -1.0} for i in range(6)]
+    clips = [Clip(found, 0.0, ["PESQ: too short"]) for found in values]
     quality = [summarise_quality("12.5hz: reconstruction", "nano", [*clips, None], "grid test", 200)]
     return Results("T", [], codes=codes, quality=quality)
 
@@ -85,7 +86,7 @@ def results() -> Results:
 def test_measures_stand_in_the_terminal_the_page_and_the_document(tmp_path: Path) -> None:
     found = results()
     low, high = found.quality[0].intervals["stoi"]
-    assert low < found.quality[0].stoi < high
+    assert low < found.quality[0].values["stoi"] < high
     stoi = f"0.825 [{low:.3f}, {high:.3f}]"
     save_results(found, tmp_path)
     assert load_results(tmp_path).quality == found.quality
@@ -101,7 +102,8 @@ def test_measures_stand_in_the_terminal_the_page_and_the_document(tmp_path: Path
 
 
 def test_older_results_have_neither_intervals_nor_names_of_recordings() -> None:
-    summary = QualitySummary("reconstruction", "nano", 3, 4.0, 0.8, None, -1.0, {"mel_distance_db": 3, "stoi": 2}, [])
+    values = {"mel_distance_db": 4.0, "stoi": 0.8, "pesq": None, "level_difference_db": -1.0}
+    summary = QualitySummary("reconstruction", "nano", 3, values, {"mel_distance_db": 3, "stoi": 2}, [])
     (line,) = quality_table([summary]).lines
     assert line[:7] == ["reconstruction", "nano", "3", "0", "4.00", "0.800 (2 clips)", "n/a"]
     assert "codes of" not in code_table([code_statistics([np.zeros((1, 3), int)], [4], 25.0)]).headings

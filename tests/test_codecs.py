@@ -243,7 +243,7 @@ def test_an_encodec_whose_codes_do_not_say_all_is_refused():
 def test_folders_of_other_models_and_torn_ones_are_refused(folders, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="'bert'.*mimi, dac, encodec, xcodec, supervised_speech_tokenizer"):
+    with pytest.raises(ValueError, match="'bert'.*lmspt, dac, encodec, mimi, supervised_speech_tokenizer, xcodec"):
         load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="dmel-25hz"):
         load_tokenizer("dmel-26hz")

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.contrasts import blocks, contrasts_markdown, make_contrasts, reading, write_contrasts
+from eval.contrasts import make_contrasts
+from eval.report.contrasts import blocks, contrasts_markdown, reading, write_contrasts
 from eval.report.page import format_table, write_report
 from eval.schema import Protocol, Results, Row, TestSet, load_results, make_row, merge_results, save_results
 from eval.stats import pooled_bootstrap
@@ -216,7 +217,7 @@ def ran(monkeypatch) -> list[str]:
         monkeypatch.setitem(sys.modules, f"recipes.commands.{name}", recipe(name))
     # Report and pictures have tests of their own.
     monkeypatch.setattr(compare, "write_report", lambda results, folder: None)
-    monkeypatch.setattr("eval.contrasts.save_figure", lambda figure, path: path)
+    monkeypatch.setattr("eval.report.contrasts.save_figure", lambda figure, path: path)
     monkeypatch.setattr("recipes.runs.run_folder.git_commit", lambda: None)
     return names
 

@@ -10,12 +10,19 @@ from safetensors.torch import load_file
 from test_codec_training import config, metrics
 
 from recipes.commands import train_tokenizer
-from recipes.commands.train_tokenizer import _variances
 from recipes.config import ConfigError, from_values
 from tokenizer.model.configuration import preset_config
 from tokenizer.model.modeling import LMSPTOutput
-from tokenizer.teacher.distillation import DistillationConfig, distillation_losses, pool_to_frames, pooled_distillation
-from tokenizer.teacher.whisper import normalized_mse, resynthesis_distillation, signal_variance
+from tokenizer.teacher.default_weight import default_weight, target_variances
+from tokenizer.teacher.distillation import (
+    DistillationConfig,
+    distillation_losses,
+    normalized_mse,
+    pool_to_frames,
+    pooled_distillation,
+    resynthesis_distillation,
+    signal_variance,
+)
 from tokenizer.training.step import train_step
 from tokenizer.training.validation import validate
 
@@ -183,11 +190,19 @@ def test_neither_a_window_nor_a_short_recording_dilutes_the_share_or_the_default
         teacher = Heard(window_s).requires_grad_(False)
         losses = distillation_losses(settings, teacher, lambda _: torch.full((2, 12, 8), 3.0), output, batch, sizes)
         shares.append(losses["distillation_share"])
-        found = _variances(True, sizes, {"input_values": batch, "padding_mask": batch[:, 0] != 0}, teacher)
+        crops = [{"input_values": crop, "padding_mask": crop[0] != 0} for crop in batch]
+        found = target_variances(crops, teacher, sizes, pooled=True)
         assert found["variance"] == pytest.approx(float(variance), rel=1e-4)
     torch.testing.assert_close(*shares)
     if kind == "resynthesis":  # silence is what each channel's offset says
         torch.testing.assert_close(shares[0], (frames - 3).square().mean() / variance)
+
+
+def test_the_default_weight_makes_up_for_variance_and_padding():
+    variances = {"variance": 4.0, "pooled_variance": 2.0}
+    assert default_weight("resynthesis", variances, 1.0) == default_weight("probe", variances, 1.0, 0.5) == 25.0
+    assert default_weight("resynthesis", variances, 2.0, 30.0) == 15 * 25.0
+    assert default_weight("pooled", variances, 2.0, 30.0) == 50.0
 
 
 def test_the_default_is_resynthesis_to_the_last_bit(tmp_path, tiny_teacher):

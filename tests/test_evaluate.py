@@ -14,6 +14,8 @@ import torch
 from eval.judges.config import JudgeConfig
 from eval.schema import Protocol, load_results, make_row
 from eval.schema import TestSet as Scored
+from eval.speech.measures import registry
+from eval.speech.measures.registry import Measure, register_measure
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.commands import evaluate
@@ -181,6 +183,33 @@ def test_every_row_and_every_failure(tmp_path, models, corpus, asr, tts, length_
     assert "SLM TTS" in capsys.readouterr().out
     assert len(list(folder.glob("errors-*.txt"))) == len(results.rows)
     assert "FAILED: lay green with a nine again" in next(folder.glob("errors-slm-asr*.txt")).read_text()
+
+
+def test_a_measure_is_taken_of_all_audio_that_it_is_defined_for(
+    tmp_path, models, corpus, tts, length_judge, monkeypatch
+) -> None:
+    """Of synthesised speech too, where it needs no recording or none in step; of the recordings what needs none."""
+    monkeypatch.setattr(registry, "_MEASURES", dict(registry._MEASURES))
+    register_measure(Measure("seconds", "seconds", "Length", "none", lambda a: len(a) / RATE, needs_reference=False))
+    register_measure(
+        Measure("ratio", "ratio", "Ratio of the lengths", "none", lambda a, b: len(a) / len(b), time_aligned=False)
+    )
+    changes = {"quality": True, "measures": ["seconds", "ratio", "mel_distance_db"], "predictions": [str(tts)]}
+    config = configure(tmp_path, corpus, tokenizer=str(models / "nano-tiny" / "model"), **changes)
+    found = {item.system: item for item in load_results(evaluate.run(config)).quality}
+    assert list(found) == ["ground_truth", "reconstruction", "semantic_reconstruction", "resynthesis", "tts"]
+    assert set(found["ground_truth"].values) == {"seconds"} and set(found["tts"].values) == {"seconds", "ratio"}
+    assert found["ground_truth"].values["seconds"] == pytest.approx(np.mean([seconds(i) for i in range(4)]))
+    spoken = [(seconds(1), seconds(0)), (seconds(1), seconds(1)), (seconds(3), seconds(3))]
+    assert found["tts"].values["ratio"] == pytest.approx(np.mean([one / other for one, other in spoken]))
+    assert (found["tts"].n_scored, found["tts"].n_failed) == (3, 2)
+    assert found["reconstruction"].values["ratio"] == pytest.approx(1.0)
+    assert "Audio quality" in (Path(config.run_dir) / "results.md").read_text()
+
+    config = configure(tmp_path / "alone", corpus, data=[], **changes)  # predictions without a test set
+    (alone,) = load_results(evaluate.run(config)).quality
+    assert alone.values["seconds"] > 0 and alone.values["ratio"] is None
+    assert alone.notes == ["ratio: there is no recording to compare with (3 clips)"]
 
 
 def test_the_bootstrap_draws_speakers_where_there_are_enough(tmp_path, corpus, length_judge, monkeypatch) -> None:

@@ -19,7 +19,8 @@ from recipes import cli
 from tokenizer import LMSPTModel, load_tokenizer
 from tokenizer.codecs.published import config_from_published, config_to_published, load_published, save_published
 from tokenizer.model.configuration import preset_config
-from tokenizer.teacher.whisper import SpeechTeacher, resynthesis_distillation
+from tokenizer.teacher.distillation import resynthesis_distillation
+from tokenizer.teacher.whisper import SpeechTeacher
 
 PARITY = Path(__file__).resolve().parents[2] / "shared" / "parity" / "lmspt_tiny"
 SIZES = {

@@ -330,7 +330,7 @@ def test_a_cell_is_said_of_all_that_depends_on_it_and_not_of_the_ground_truth():
         "",
         [scored_row("ground_truth", "ground truth"), row],
         codes=[code_statistics([np.zeros((1, 3), int)], [4], 25.0, name) for name in ("tokenizer", "25hz/tokenizer")],
-        quality=[QualitySummary("resynthesis", "m", 1, None, None, None, None, {}, [])],
+        quality=[QualitySummary("resynthesis", "m", 1, {}, {}, [])],
         samples=[Sample("u", "said", [Clip("ground truth", "a.flac"), Clip("SLM TTS", "b.flac")])],
     )
     compare.label_results(results, Identity("25hz", "pooled", 3))

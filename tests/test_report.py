@@ -40,6 +40,7 @@ from eval.text.wer import score_pairs
 TEXTS = ["bin blue at f two now", "set <script>alert(1)</script> by g", "lay green with a nine soon"]
 IDS = ["u1", "u2", "u<3>"]
 JUDGE = {"name": "small-recogniser", "kind": "seq2seq", "weights_sha256": "ab" * 32, "decoding": "attention"}
+VALUES = {"mel_distance_db": 4.2, "stoi": 0.8, "pesq": None, "level_difference_db": -1.0}
 MEASURED = {"mel_distance_db": 3, "stoi": 2, "pesq": 0, "level_difference_db": 3}
 
 
@@ -76,7 +77,7 @@ def results(tmp_path: Path) -> Results:
         title="A & B <compared>",
         rows=rows,
         codes=[code_statistics([rng.integers(0, 64, (3, 200))], [64] * 3, hz, f"codec-{hz}") for hz in (12.5, 6.25)],
-        quality=[QualitySummary("reconstruction", "codec-12", 3, 4.2, 0.8, None, -1.0, MEASURED, ["PESQ: no extra"])],
+        quality=[QualitySummary("reconstruction", "codec-12", 3, VALUES, MEASURED, ["PESQ: no extra"])],
         samples=[Sample("u1", TEXTS[1], [Clip("recording", str(audio), {"small-recogniser": "<i>bin</i>"})])],
         notes=["<img src=x> could not be read"],
         created="2026-01-01 12:00",
@@ -261,6 +262,52 @@ def test_the_character_error_rate_has_an_interval_in_every_writer(results: Resul
     shown = f"{100 * one.cer:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
     for text in (format_table(results, 160), results_markdown(results), write_report(results, tmp_path).read_text()):
         assert shown in text
+
+
+def test_measures_stand_in_the_file_under_their_own_keys(results: Results, tmp_path: Path) -> None:
+    """As files had them when each measure was a field: scripts that read those keys find them, and old files load."""
+    item = json.loads(save_results(results, tmp_path).read_text())["quality"][0]
+    assert {key: item[key] for key in VALUES} == VALUES and "values" not in item
+    old = {
+        "name": "reconstruction",
+        "model": "codec",
+        "n_scored": 2,
+        "mel_distance_db": 2.2,
+        "stoi": 0.8,
+        "pesq": None,
+        "level_difference_db": -1.5,
+        "n_measured": {"mel_distance_db": 2, "stoi": 1, "pesq": 0, "level_difference_db": 2},
+        "notes": ["PESQ: too little speech in the clip (2 clips)"],
+        "intervals": {"mel_distance_db": [2.0, 2.4]},
+        "test_set": "grid test",
+        "n_failed": 0,
+        "system": "reconstruction",
+        "cell": "",
+    }
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"schema_version": 2, "title": "T", "rows": [], "quality": [old]}))
+    (found,) = load_results(path).quality
+    assert found.values == {"mel_distance_db": 2.2, "stoi": 0.8, "pesq": None, "level_difference_db": -1.5}
+    assert found.intervals == {"mel_distance_db": (2.0, 2.4)} and found.n_measured == old["n_measured"]
+    again = json.loads(save_results(load_results(path), tmp_path).read_text())["quality"][0]
+    assert again == old
+
+
+def test_a_terminal_too_narrow_for_all_measures_gets_them_in_several_tables(results: Results) -> None:
+    values = {
+        "mel_distance_db": 1.0,
+        "stoi": 0.5,
+        "pesq": 2.0,
+        "similarity": 0.75,
+        "dnsmos_sig": 3.25,
+        "dnsmos_bak": 4.5,
+    }
+    intervals = {key: (value / 2, 2 * value) for key, value in values.items()}
+    summary = QualitySummary("reconstruction", "m", 2, values, dict.fromkeys(values, 2), [], intervals, "a test set")
+    table = format_table(Results("T", [], quality=[summary]), 80)
+    assert max(map(len, table.splitlines()[1:])) <= 80 and "…" not in table
+    assert all(cell in table for cell in ("1.00 [0.50, 2.00]", "0.750 [0.375, 1.500]", "4.50 [2.25, 9.00]"))
+    assert sum(line.strip().startswith("reconstruction") for line in table.splitlines()) > 1
 
 
 def test_results_of_version_1_are_read(results: Results, tmp_path: Path) -> None:

@@ -7,7 +7,10 @@ import builtins
 import numpy as np
 import pytest
 
-from eval.speech.quality import compare_audio, log_mel_db, summarise_quality
+from eval.speech.measures import registry
+from eval.speech.measures.registry import Measure, MeasureError, chosen_measures, columns_of, register_measure
+from eval.speech.measures.waveform import log_mel_db
+from eval.speech.quality import compare_audio, summarise_quality
 
 RATE = 16_000
 
@@ -21,7 +24,11 @@ def voice(seconds: float = 2.0) -> np.ndarray:
 
 def test_a_clip_against_itself() -> None:
     quality = compare_audio(voice(), voice(), RATE)
-    assert quality.mel_distance_db == 0 and quality.level_difference_db == 0 and quality.length_difference_s == 0
+    assert (
+        quality.values["mel_distance_db"] == 0
+        and quality.values["level_difference_db"] == 0
+        and quality.length_difference_s == 0
+    )
 
 
 def test_more_noise_is_worse_by_every_measure() -> None:
@@ -29,29 +36,39 @@ def test_more_noise_is_worse_by_every_measure() -> None:
     pytest.importorskip("pesq", reason="extra `pesq` is not installed")
     noise = np.random.default_rng(0).standard_normal(2 * RATE).astype(np.float32)
     little, much = (compare_audio(voice(), voice() + level * noise, RATE) for level in (0.002, 0.1))
-    assert little.mel_distance_db < much.mel_distance_db
-    assert little.stoi > much.stoi
-    assert little.pesq > much.pesq
+    assert little.values["mel_distance_db"] < much.values["mel_distance_db"]
+    assert little.values["stoi"] > much.values["stoi"]
+    assert little.values["pesq"] > much.values["pesq"]
 
 
-def test_a_long_clip_is_measured_in_pieces(monkeypatch) -> None:
+def test_a_long_clip_is_measured_in_pieces() -> None:
     """Memory does not grow with the length, and the means are those of the pieces."""
-    from eval.speech import quality as speech
+    lengths: list[float] = []
 
-    longest, original = [], speech.log_mel_db
-    monkeypatch.setattr(speech, "log_mel_db", lambda audio: longest.append(len(audio) / RATE) or original(audio))
-    monkeypatch.setattr(speech, "_stoi", lambda reference, audio: (float(len(audio)), None))
-    monkeypatch.setattr(speech, "_pesq", lambda reference, audio: (None, "PESQ: no"))
+    def seconds(audio: np.ndarray, reference: np.ndarray) -> float:
+        assert len(audio) == len(reference)
+        lengths.append(len(audio) / RATE)
+        return lengths[-1]
+
+    def never(audio: np.ndarray) -> float:
+        raise MeasureError("no")
+
+    toys = [
+        *chosen_measures(["level_difference_db"]),
+        Measure("seconds", "seconds", "Length of a piece", "none", seconds),
+        Measure("never", "Never", "None", "none", never, needs_reference=False),
+    ]
     reference = np.tile(voice(2.0), 50)
-    quality = compare_audio(reference, np.concatenate([0.5 * reference, reference[:RATE]]), RATE)
-    assert max(longest) <= 30.0 and quality.length_difference_s == 1.0
-    assert quality.level_difference_db == pytest.approx(-6.02, abs=0.01)
-    assert quality.stoi == 25 * RATE and quality.pesq is None and quality.notes == ["PESQ: no"]
+    longer = np.concatenate([0.5 * reference, reference[:RATE]])
+    quality = compare_audio(reference, longer, RATE, measures=toys)
+    assert lengths == [25.0] * 4 and quality.length_difference_s == 1.0
+    assert quality.values["level_difference_db"] == pytest.approx(-6.02, abs=0.01)
+    assert quality.values["seconds"] == 25.0 and quality.values["never"] is None and quality.notes == ["Never: no"]
 
 
 def test_mel_level_is_in_decibels() -> None:
     quality = compare_audio(voice(), 0.5 * voice(), RATE)
-    assert quality.level_difference_db == pytest.approx(-6.02, abs=0.01)
+    assert quality.values["level_difference_db"] == pytest.approx(-6.02, abs=0.01)
     tone = np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE)
     assert log_mel_db(tone).max() - log_mel_db(0.1 * tone).max() == pytest.approx(20, abs=0.01)
     assert log_mel_db(np.zeros(RATE)).max() == pytest.approx(-80)
@@ -59,13 +76,13 @@ def test_mel_level_is_in_decibels() -> None:
 
 def test_lengths_rates_and_silence() -> None:
     quality = compare_audio(voice(2.0), voice(2.0)[: int(1.5 * RATE)], RATE)
-    assert quality.length_difference_s == pytest.approx(-0.5) and quality.mel_distance_db < 0.5
+    assert quality.length_difference_s == pytest.approx(-0.5) and quality.values["mel_distance_db"] < 0.5
     slower = compare_audio(voice(), voice()[::2], RATE, audio_sampling_rate=RATE // 2)
-    assert slower.length_difference_s == 0 and slower.level_difference_db == pytest.approx(0, abs=0.5)
+    assert slower.length_difference_s == 0 and slower.values["level_difference_db"] == pytest.approx(0, abs=0.5)
     silent = compare_audio(voice(), 0 * voice(), RATE)
-    assert silent.stoi is None and silent.pesq is None and "clip is silent" in silent.notes[0]
+    assert silent.values["stoi"] is None and silent.values["pesq"] is None and "clip is silent" in silent.notes[0]
     short = compare_audio(voice(0.05), voice(0.05), RATE)
-    assert short.stoi is None and any("too little speech" in note for note in short.notes)
+    assert short.values["stoi"] is None and any("too little speech" in note for note in short.notes)
     with pytest.raises(ValueError, match="audio .* finite"):
         compare_audio(voice(), np.full(100, np.nan), RATE)
 
@@ -79,8 +96,10 @@ def test_without_the_extra_it_says_how_to_install_it(monkeypatch) -> None:
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
+    registry.loaded.cache_clear()
     quality = compare_audio(voice(), voice(), RATE)
-    assert quality.stoi is None and quality.pesq is None
+    registry.loaded.cache_clear()
+    assert quality.values["stoi"] is None and quality.values["pesq"] is None
     assert [note.split(": pip install")[-1] for note in quality.notes] == [" 'lmspt-slm[eval]'", " 'lmspt-slm[pesq]'"]
 
 
@@ -88,5 +107,96 @@ def test_summary_counts_what_it_could_measure() -> None:
     clips = [compare_audio(voice(), 0.5 * voice(), RATE), compare_audio(voice(), 0 * voice(), RATE), None]
     summary = summarise_quality("reconstruction", "nano", clips)
     assert (summary.n_scored, summary.n_failed) == (2, 1) and summary.n_measured["level_difference_db"] == 1
-    assert summary.level_difference_db == pytest.approx(-6.02, abs=0.01)
+    assert summary.values["level_difference_db"] == pytest.approx(-6.02, abs=0.01)
     assert "the clip is silent (1 clips)" in summary.notes
+
+
+def test_a_measure_gets_what_it_asks_for() -> None:
+    """A loader runs once, the clip comes at the measure's rate, the recording only where it is needed, in whole."""
+    loads, seen = [], []
+
+    def load() -> str:
+        loads.append(1)
+        return "model"
+
+    def alone(model: str, audio: np.ndarray) -> dict[str, float]:
+        seen.append((model, len(audio)))
+        return {"low": 1.0, "high": 2.0}
+
+    def unaligned(audio: np.ndarray, reference: np.ndarray) -> float:
+        return len(audio) / len(reference)
+
+    toys = [
+        Measure(
+            "a",
+            "A",
+            "A",
+            "higher",
+            alone,
+            load=load,
+            sampling_rate=8_000,
+            needs_reference=False,
+            parts={"low": "L", "high": "H"},
+        ),
+        Measure("b", "B", "B", "higher", unaligned, time_aligned=False),
+    ]
+    for _ in range(2):
+        quality = compare_audio(voice(1.0), voice(2.0), RATE, measures=toys)
+    assert quality.values == {"a_low": 1.0, "a_high": 2.0, "b": 2.0} and quality.notes == []
+    assert loads == [1] and seen == [("model", 16_000)] * 2
+    alone_quality = compare_audio(None, voice(2.0), RATE, measures=toys)
+    assert alone_quality.values == {"a_low": 1.0, "a_high": 2.0, "b": None}
+    assert alone_quality.notes == ["B: there is no recording to compare with"]
+    summary = summarise_quality("x", "m", [quality, None], measures=toys)
+    assert summary.values["a_high"] == 2.0 and summary.n_measured == {"a_low": 1, "a_high": 1, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("fails", "note"),
+    [
+        (lambda audio: 1 / 0, "Toy: failed with ZeroDivisionError('division by zero')"),
+        (lambda audio: float("nan"), "Toy: gave no finite number"),
+        (lambda audio: {"low": 1.0}, "Toy: failed with TypeError"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:measure toy failed")
+def test_a_measure_that_fails_is_a_named_gap_and_costs_no_other(fails, note) -> None:
+    toys = [Measure("toy", "Toy", "Toy", "higher", fails, needs_reference=False), *chosen_measures()]
+    quality = compare_audio(voice(), voice(), RATE, measures=toys)
+    assert quality.values["toy"] is None and quality.values["mel_distance_db"] == 0
+    assert quality.notes[0].startswith(note)
+
+
+def test_a_loader_that_fails_is_asked_once() -> None:
+    calls = []
+
+    def load() -> None:
+        calls.append(1)
+        raise OSError("no weights")
+
+    toy = Measure("toy", "Toy", "Toy", "higher", lambda *_: 1.0, load=load)
+    with pytest.warns(RuntimeWarning, match="measure toy failed: OSError"):
+        found = [compare_audio(voice(), voice(), RATE, measures=[toy]) for _ in range(3)]
+    assert calls == [1] and all(quality.notes == ["Toy: failed with OSError('no weights')"] for quality in found)
+
+
+def test_names_are_kept_apart(monkeypatch) -> None:
+    monkeypatch.setattr(registry, "_MEASURES", dict(registry._MEASURES))
+    stoi = registry.measures()["stoi"]
+    assert register_measure(stoi) is stoi  # the same again is no error
+    for toy, message in (
+        (Measure("stoi", "S", "S", "higher", abs), "'stoi' is there already"),
+        (Measure("n_failed", "S", "S", "higher", abs), "hold 'n_failed' already"),
+        (Measure("dnsmos_sig", "S", "S", "higher", abs), "hold 'dnsmos_sig' already"),
+        (Measure("toy", "S", "S", "best", abs), "better 'best' must be"),
+    ):
+        with pytest.raises(MeasureError, match=message):
+            register_measure(toy)
+    with pytest.raises(MeasureError, match="measures: stio unknown; there are mel_distance_db, stoi, pesq"):
+        chosen_measures(["stio"])
+    assert [measure.name for measure in chosen_measures(["pesq", "stoi"])] == ["stoi", "pesq"]
+    assert [column.heading for column in columns_of(["other", "level_difference_db", "stoi"])] == [
+        "STOI",
+        "level dB",
+        "other",
+    ]

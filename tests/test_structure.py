@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -108,8 +111,30 @@ def test_the_architecture_page_names_what_is_there():
     named = set(re.findall(r"`((?:tokenizer|slm|eval|recipes|tests|docs)/[\w./]*)`", page))
     assert len(named) > 15
     assert not [path for path in named if "NAME" not in path and not (ROOT / path).exists()]
-    for folder in {file.parent for file in SOURCES if file.parent.parent != ROOT}:
-        assert f"{folder.name}/" in page, f"{folder.relative_to(ROOT)} is not on the page"
+
+
+def test_the_architecture_page_s_tree_is_the_tree():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named, top = set(), ""
+    for line in page.split("## The tree")[1].split("```")[1].splitlines()[1:]:
+        folders = re.match(r"(?: *[\w/]+/(?= |$))*", line)[0].split()
+        top = top if line.startswith(" ") else folders[0]
+        named |= {ROOT / top / name for name in folders} if line.startswith(" ") else {ROOT / name for name in folders}
+    there = {file.parent for file in SOURCES}  # and folders that hold no code, where they are of the first rank
+    there |= {folder for package in PACKAGES for folder in (ROOT / package).iterdir() if any(folder.glob("[!_]*"))}
+    assert there - named == set() and {folder for folder in named if not folder.is_dir()} == set()
+
+
+def test_a_file_in_an_open_folder_is_found_by_itself():
+    """No list elsewhere names the codecs, tasks and measures that are files of their folder."""
+    folders = ("tokenizer/codecs", "slm/tasks", "eval/speech/measures")
+    packages = [folder.replace("/", ".") for folder in folders]
+    program = f"import json, sys, {', '.join(packages)}; print(json.dumps(list(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = {file for folder in folders for file in (ROOT / folder).glob("[!_]*.py")}
+    assert len(files) > 8
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
+    assert modules - set(json.loads(ran.stdout)) == set()
 
 
 def test_commands_are_files_of_their_own():

@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from tokenizer.teacher import whisper as teacher_module
+from tokenizer.teacher.distillation import resynthesis_distillation
 from tokenizer.teacher.whisper import (
     SpeechTeacher,
     TeacherConfig,
     WhisperLogMel,
     at_teacher_rate,
     encoder_window,
-    resynthesis_distillation,
     teacher_width,
 )
 

@@ -23,11 +23,11 @@ from tokenizer.codecs.published import load_published
 from tokenizer.model.configuration import preset_config
 from tokenizer.model.cpu_kernels import mean_absolute_difference
 from tokenizer.model.dac import Snake
-from tokenizer.model.stft import magnitudes, stft, stft_by_hops
 from tokenizer.teacher.whisper import SpeechTeacher, at_teacher_rate
 from tokenizer.training.discriminator import Conv, Discriminator, DiscriminatorConfig, channels_last
 from tokenizer.training.losses import LossWeights, MultiScaleMelLoss, discriminator_loss
 from tokenizer.training.objective import Objective, codec_losses, halves, loss_weights
+from tokenizer.training.stft import magnitudes, stft, stft_by_hops
 
 ROOT = Path(__file__).resolve().parents[1]
 PARITY = ROOT.parent / "shared" / "parity" / "lmspt_tiny"

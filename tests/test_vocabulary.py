@@ -20,6 +20,9 @@ def test_ids_follow_the_tokenizers_own_and_invert(n_codebooks: int) -> None:
     vocabulary = add_speech(tokenizer, [12, 7], n_codebooks=n_codebooks, fingerprint="a", frame_rate=12.5)
     assert vocabulary.speech_id == text_size and len(tokenizer) == vocabulary.size
     assert tokenizer.convert_tokens_to_ids("<|speech_0_5|>") == vocabulary.offsets[0] + 5
+    for book, ids in enumerate(vocabulary.speech_ids()):
+        names = [f"<|speech_{book}_{code}|>" for code in range(vocabulary.codebook_sizes[book])]
+        assert tokenizer.convert_tokens_to_ids(names) == ids.tolist()
     codes = np.array([[0, 11, 5], [6, 0, 3]])
     ids = vocabulary.ids_from_codes(codes)
     names = tokenizer.convert_ids_to_tokens(ids.tolist())

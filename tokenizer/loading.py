@@ -15,15 +15,14 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from tokenizer.codecs.base import Codec
 from tokenizer.codecs.dmel import HOPS, DMel
 from tokenizer.codecs.published import PUBLISHED_REPO, is_published, load_published
-from tokenizer.codecs.supervised import SupervisedCodec, SupervisedTokenizerConfig
-from tokenizer.codecs.transformers_codecs import TRANSFORMERS_CODECS
+from tokenizer.codecs.registry import CODECS, register_codec
 from tokenizer.embedded import TOKENIZERS, embedded_folder
 from tokenizer.model.configuration import LMSPTConfig, preset_config
 from tokenizer.model.modeling import LMSPTModel
 from tokenizer.model.presets import PRESETS
 
-# config.json's model_type -> the wrapper that holds the model to the codec protocol; `register_codec` adds to it
-CODECS: dict[str, type[Codec]] = {**TRANSFORMERS_CODECS, SupervisedTokenizerConfig.model_type: SupervisedCodec}
+__all__ = ["CODECS", "load_tokenizer", "register_codec"]
+
 _NUMBERED = re.compile(r"(?P<name>.+):(?P<books>\d+)")
 
 
@@ -76,31 +75,13 @@ def load_tokenizer(
     return model.eval() if device is None else model.eval().to(device)
 
 
-def register_codec(model_type: str, wrapper: type[Codec]) -> None:
-    """Makes a kind of codec known to `load_tokenizer`, and so to every command that takes a tokenizer.
-
-    The model itself is registered with transformers: `AutoConfig.register` and `AutoModel.register`.
-
-    Args:
-        model_type: as config.json names it.
-        wrapper: called with the loaded model and the number of books to use (None: all); raises ValueError where it
-            cannot be used.
-
-    Raises:
-        ValueError: the model type is taken by another wrapper.
-    """
-    if model_type == LMSPTConfig.model_type or CODECS.get(model_type, wrapper) is not wrapper:
-        raise ValueError(f"model type {model_type!r} is registered already: give the codec's config another model_type")
-    CODECS[model_type] = wrapper
-
-
 def _choices() -> str:
     """What `load_tokenizer` takes, for messages."""
     return (
         f"give an embedded tokenizer ({', '.join(TOKENIZERS)}), a preset ({', '.join(sorted(PRESETS))}), a dMel "
         f"({', '.join(HOPS)}), a folder with config.json (model_type "
-        f"{', '.join([LMSPTConfig.model_type, *CODECS])}) and model.safetensors as save_pretrained writes them, or a "
-        "hub name (owner/name)"
+        f"{', '.join([LMSPTConfig.model_type, *sorted(CODECS)])}) and model.safetensors as save_pretrained writes "
+        "them, or a hub name (owner/name)"
     )
 
 

@@ -18,9 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.codes import most_frames
-from eval.contrasts import COLUMNS, EXPLANATION, blocks
+from eval.report.contrasts import COLUMNS, EXPLANATION, blocks
 from eval.report.plots import book_use_figure, contrast_figure, rate_figure, svg_of, wer_figure
-from eval.report.tables import measure_tables
+from eval.report.tables import MeasureTable, fitting, measure_tables
 from eval.schema import Protocol, Results, Row, Sample, is_task, system_name, systems_of
 from eval.text.wer import align_text
 
@@ -212,15 +212,16 @@ def format_table(results: Results, width: int = 110) -> str:
             console.print()
     for measures in measure_tables(results, briefly=True):
         console.print(Text(f"{measures.title}. {measures.note}"))
-        table = Table(box=SIMPLE_HEAD)
-        for i in measures.narrow:
-            words = i < measures.names
-            table.add_column(
-                measures.headings[i], justify="left" if words else "right", overflow="fold", no_wrap=not words
-            )
-        for line in measures.lines:
-            table.add_row(*(Text(line[i]) for i in measures.narrow))
-        console.print(table)
+        for columns in _fitting(measures, width):
+            table = Table(box=SIMPLE_HEAD)
+            for i in columns:
+                words = i < measures.names
+                table.add_column(
+                    measures.headings[i], justify="left" if words else "right", overflow="fold", no_wrap=not words
+                )
+            for line in measures.lines:
+                table.add_row(*(Text(line[i]) for i in columns))
+            console.print(table)
     for block in blocks(results.contrasts, each=False):
         console.print(Text(f"{block['name']} (a: {block['a']}; b: {block['b']}): {block['scope']}"))
         table = Table(box=SIMPLE_HEAD)
@@ -232,6 +233,15 @@ def format_table(results: Results, width: int = 110) -> str:
             table.add_row(*(Text(line[i]) for i in shown))
         console.print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def _fitting(table: MeasureTable, width: int) -> list[list[int]]:
+    """The columns that a terminal shows, in as many tables as its width asks for, each with the columns of words."""
+    words = [i for i in table.narrow if i < table.names]
+    numbers = [i for i in table.narrow if i >= table.names]
+    needs = {i: max(len(line[i]) for line in [table.headings, *table.lines]) for i in table.narrow}
+    taken = sum(min(_NAME_WIDTH, needs[i]) + 3 for i in words)  # a longer name is folded
+    return [[*words, *(numbers[i] for i in group)] for group in fitting([needs[i] for i in numbers], width - taken)]
 
 
 def _natural_width(names: Sequence[str], columns: dict[str, list[str]]) -> int:

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 from eval.codes import CodeStatistics, most_frames
 from eval.schema import SYSTEMS, Results
-from eval.speech.quality import MEASURES_EXPLAINED, QualitySummary
+from eval.speech.measures.registry import Column, columns_of, explanation_of
+from eval.speech.quality import QualitySummary
 
-__all__ = ["MeasureTable", "code_table", "measure_tables", "quality_table"]
+__all__ = ["MeasureTable", "code_table", "fitting", "measure_tables", "quality_table"]
 
 
 @dataclass(frozen=True)
 class MeasureTable:
     """One table as text: ``lines`` have one cell for each of ``headings``; the first ``names`` columns are words.
 
-    ``narrow`` are the columns that a terminal has room for.
+    ``narrow`` are the columns that a terminal shows.
     """
 
     title: str
@@ -42,7 +43,23 @@ _CODES: list[tuple[str, Callable[[CodeStatistics], str], bool]] = [
     ("entropy, bits", lambda c: f"{c.books[0].entropy_bits:.2f}", False),
     ("perplexity", lambda c: f"{c.books[0].perplexity:.0f}", True),
 ]
-_MEASURES = {"log-mel dB": ("mel_distance_db", 2), "STOI": ("stoi", 3), "PESQ": ("pesq", 2)}
+
+_AGAINST_RECORDINGS = ("", "reconstruction", "semantic_reconstruction", "resynthesis")  # "": of older results
+
+
+def fitting(widths: Sequence[int], width: int) -> list[list[int]]:
+    """Positions of columns in groups that fit a terminal, for a table each; a column that is too wide is alone.
+
+    Args:
+        widths: of each column's text, to which a table adds three characters.
+        width: characters that there are, without those for the columns that stand in every table.
+    """
+    groups: list[list[int]] = [[]]
+    for position, needed in enumerate(widths):
+        if groups[-1] and 1 + sum(widths[i] + 3 for i in groups[-1]) + needed + 3 > width:
+            groups.append([])
+        groups[-1].append(position)
+    return groups
 
 
 def code_table(codes: Sequence[CodeStatistics]) -> MeasureTable:
@@ -60,25 +77,27 @@ def code_table(codes: Sequence[CodeStatistics]) -> MeasureTable:
 
 
 def quality_table(quality: Sequence[QualitySummary]) -> MeasureTable:
-    """The tokenizers' audio against the recordings, each mean with its interval."""
+    """The audio's measures, each mean with its interval; a column for every measure that one of the systems has."""
     placed = any(item.test_set for item in quality)
+    columns = columns_of(key for item in quality for key in item.values)
     headings = ["system", "model", *(["recordings"] if placed else []), "scored", "failed"]
-    headings += [*_MEASURES, "level, dB", "remarks"]
+    first = headings.index("scored")
     lines = []
     places = list(dict.fromkeys(item.test_set for item in quality))
     for item in sorted(quality, key=lambda item: (places.index(item.test_set), _place(item))):
         words = [item.label, item.model, *([item.test_set] if placed else [])]
-        values = [_measure(item, measure, digits) for measure, digits in _MEASURES.values()]
-        level = _measure(item, "level_difference_db", 1, interval=False)
-        lines.append([*words, str(item.n_scored), str(item.n_failed), *values, level, "; ".join(item.notes)])
-    first = headings.index("scored")
+        values = [_measure(item, column) for column in columns]
+        lines.append([*words, str(item.n_scored), str(item.n_failed), *values, "; ".join(item.notes)])
+    alone = any(item.system not in _AGAINST_RECORDINGS for item in quality)
+    explained = explanation_of(column.key for column in columns)
+    judging = [first + 2 + i for i, column in enumerate(columns) if column.better != "none"]
     return MeasureTable(
-        title="Audio against the recordings",
-        note=f"Means over the clips scored [95 %]; failed: no audio to compare, in no mean. {MEASURES_EXPLAINED}",
-        headings=headings,
+        title="Audio quality" if alone else "Audio against the recordings",
+        note=f"Means over the clips scored [95 %]; failed: no audio to compare, in no mean. {explained}",
+        headings=[*headings, *(column.heading for column in columns), "remarks"],
         lines=lines,
         names=first,
-        narrow=[0, *([2] if placed else []), *range(first + 1, first + 2 + len(_MEASURES))],
+        narrow=[0, *([2] if placed else []), first + 1, *judging],
     )
 
 
@@ -87,15 +106,16 @@ def _place(item: QualitySummary) -> int:
     return SYSTEMS.index(item.system) if item.system in SYSTEMS else len(SYSTEMS)
 
 
-def _measure(item: QualitySummary, measure: str, digits: int, interval: bool = True) -> str:
-    value = getattr(item, measure)
+def _measure(item: QualitySummary, column: Column) -> str:
+    """A mean, with its interval where the measure judges, and of how many clips it is where not of all."""
+    value = item.values.get(column.key)
     if value is None:
         return "n/a"
-    text = f"{value:.{digits}f}"
-    if interval and measure in item.intervals:
-        low, high = item.intervals[measure]
-        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
-    measured = item.n_measured.get(measure, item.n_scored)
+    text = f"{value:.{column.digits}f}"
+    if column.better != "none" and column.key in item.intervals:
+        low, high = item.intervals[column.key]
+        text += f" [{low:.{column.digits}f}, {high:.{column.digits}f}]"
+    measured = item.n_measured.get(column.key, item.n_scored)
     return text if measured == item.n_scored else f"{text} ({measured} clips)"
 
 

@@ -1,3 +1,4 @@
-"""Speech without words: reading and resampling (`audio`), and measures of a waveform against its recording, such as
-STOI and PESQ (`quality`).
+"""Speech without words. Begin with `measures/`: what can be measured of a waveform, alone or against its recording.
+
+`quality` computes measures of clips and sums them up over a test set; `audio` resamples, cuts and levels waveforms.
 """

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import soxr
 
-__all__ = ["cut_blocks", "length_batches", "resample", "split_at_quiet"]
+__all__ = ["cut_blocks", "length_batches", "level_db", "levelled", "resample", "split_at_quiet"]
+
+_SILENT_RMS = 1e-5  # -100 dB: below the rounding of 16-bit audio
 
 
 def resample(audio: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray:
@@ -18,6 +20,30 @@ def resample(audio: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray:
     if source_hz == target_hz:
         return np.asarray(audio, dtype=np.float32)
     return soxr.resample(np.asarray(audio, dtype=np.float32), source_hz, target_hz).astype(np.float32)
+
+
+def level_db(audio: np.ndarray) -> float | None:
+    """RMS level of a waveform (S,) in dB, a full-scale square wave being 0; None where it is silent."""
+    rms = float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))
+    return 20 * np.log10(rms) if rms > _SILENT_RMS else None
+
+
+def levelled(audio: np.ndarray, target_db: float, quiet_db: float = 60.0) -> np.ndarray:
+    """A waveform (S,) at a level, without its quiet ends: models that judge a voice must judge neither of the two.
+
+    Args:
+        audio: not silent.
+        target_db: RMS level of what is returned, in dB.
+        quiet_db: both ends are cut as far as they lie so far below the peak, in dB.
+
+    Returns:
+        The waveform (S',) in float32.
+    """
+    audio = np.asarray(audio, dtype=np.float32)
+    loud = np.flatnonzero(np.abs(audio) > np.abs(audio).max() * 10 ** (-quiet_db / 20))
+    audio = audio[loud[0] : loud[-1] + 1]
+    rms = np.sqrt(np.mean(np.square(audio, dtype=np.float64)))
+    return (audio * (10 ** (target_db / 20) / rms)).astype(np.float32)
 
 
 def split_at_quiet(audio: np.ndarray, sampling_rate: int, window_s: float) -> list[np.ndarray]:

@@ -1,9 +1,8 @@
-"""Quality of a waveform against its reference: log-mel distance, STOI, PESQ, level.
+"""The measures of a clip, and their means over a test set.
 
-These need the two waveforms to run in step, so they fit a codec's output, never synthesised speech. STOI and PESQ come
-with the extra ``eval``; where it is absent, or a clip too short or silent for them, they are None and a note says why.
+What a measure cannot say of a clip is None there, and a note says why; the other measures of that clip stand.
 
-Shapes: S samples of one mono waveform, M mel channels, T frames.
+Shapes: S samples of one mono waveform.
 """
 
 from __future__ import annotations
@@ -11,49 +10,31 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 
 import numpy as np
-import torch
-from transformers.audio_utils import mel_filter_bank
 
-from eval.speech.audio import resample
+from eval.speech.audio import level_db, resample
+from eval.speech.measures.registry import Measure, MeasureError, chosen_measures, loaded
 from eval.stats import mean_interval
 
-__all__ = [
-    "MEASURES",
-    "MEASURES_EXPLAINED",
-    "Quality",
-    "QualitySummary",
-    "compare_audio",
-    "log_mel_db",
-    "summarise_quality",
-]
+__all__ = ["Quality", "QualitySummary", "compare_audio", "summarise_quality"]
 
-MEASURES = ("mel_distance_db", "stoi", "pesq", "level_difference_db")
-MEASURES_EXPLAINED = "Log-mel distance: lower is better. STOI (to 1) and wide-band PESQ (to 4.6): higher is better."
-QUALITY_HZ = 16_000  # wide-band PESQ is defined at this rate; the other measures follow it
-_N_FFT, _HOP, _N_MELS = 1024, 256, 80
-_FLOOR = 1e-8  # of power: -80 dB, below which nobody hears a difference
 _LONG_S, _PIECE_S = 60.0, 30.0  # a longer clip is measured in pieces: the measures' memory grows with the length
 _INSTALL = "install the extra: pip install 'lmspt-slm[{}]'"
 
 
 @dataclass(frozen=True)
 class Quality:
-    """One clip. Lower is better for ``mel_distance_db``; higher for ``stoi`` (0 to 1) and ``pesq`` (1 to 4.6).
+    """One clip: key -> number for each column of its measures, None where a measure cannot say.
 
-    ``level_difference_db`` is the clip's level minus the reference's; ``length_difference_s`` likewise: what was longer
-    was cut before comparing.
+    ``length_difference_s`` is the clip's length minus the recording's: for measures that need the two in step, what was
+    longer was cut. None without a recording.
     """
 
-    mel_distance_db: float | None
-    stoi: float | None
-    pesq: float | None
-    level_difference_db: float | None
-    length_difference_s: float
+    values: dict[str, float | None]
+    length_difference_s: float | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -61,18 +42,17 @@ class Quality:
 class QualitySummary:
     """Means over the clips for which a measure exists; ``n_measured`` says how many those were.
 
-    ``n_scored`` clips could be compared; ``n_failed`` could not (no audio came out, or the recording cannot be read)
-    and are in no mean. ``intervals``: measure -> 95 % bootstrap interval of its mean over clips, where there are two
-    clips or more. ``test_set`` names the recordings; ``system`` and ``cell`` are those of :class:`eval.schema.Row`.
+    ``values``, ``n_measured`` and ``intervals`` go by the keys of the measures' columns; in ``results.json`` the values
+    stand beside the other fields. ``intervals`` are 95 % bootstrap intervals of the mean over clips, where there are
+    two clips or more. ``n_scored`` clips could be measured; ``n_failed`` could not (no audio came out, or the recording
+    cannot be read) and are in no mean. ``test_set`` names the recordings; ``system`` and ``cell`` are those of
+    :class:`eval.schema.Row`.
     """
 
     name: str
     model: str
     n_scored: int
-    mel_distance_db: float | None
-    stoi: float | None
-    pesq: float | None
-    level_difference_db: float | None
+    values: dict[str, float | None]
     n_measured: dict[str, int]
     notes: list[str]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -87,102 +67,98 @@ class QualitySummary:
         return f"{self.cell}: {self.name}" if self.cell else self.name
 
 
-@cache
-def _mel_filters() -> torch.Tensor:
-    filters = mel_filter_bank(_N_FFT // 2 + 1, _N_MELS, 0.0, QUALITY_HZ / 2, QUALITY_HZ, norm=None, mel_scale="slaney")
-    return torch.from_numpy(filters).float()  # (bins, M)
-
-
-def log_mel_db(audio: np.ndarray) -> np.ndarray:
-    """Log-mel spectrogram in dB (M, T) of a waveform (S,) at 16 kHz, floored at -80 dB."""
-    signal = torch.from_numpy(np.asarray(audio, dtype=np.float32))
-    window = torch.hann_window(_N_FFT)
-    signal = torch.nn.functional.pad(signal, (_N_FFT // 2, _N_FFT // 2))
-    power = torch.stft(signal, _N_FFT, _HOP, window=window, center=False, return_complex=True).abs().square()
-    power = power / window.sum().square() * 4  # a full-scale sine is 0 dB
-    return (10 * (power.T @ _mel_filters()).clamp_min(_FLOOR).log10()).T.numpy()
-
-
-def _level_db(audio: np.ndarray) -> float | None:
-    rms = float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))
-    return 20 * np.log10(rms) if rms > 1e-5 else None
-
-
-def _stoi(reference: np.ndarray, audio: np.ndarray) -> tuple[float | None, str | None]:
-    try:
-        from pystoi import stoi
-    except ImportError:
-        return None, f"STOI: {_INSTALL.format('eval')}"
-    with warnings.catch_warnings():
-        # Too few frames with speech: pystoi warns, and returns a number that means nothing.
-        warnings.simplefilter("error", RuntimeWarning)
-        try:
-            return float(stoi(reference, audio, QUALITY_HZ)), None
-        except (RuntimeWarning, ValueError, IndexError):
-            return None, "STOI: too little speech in the clip"
-
-
-def _pesq(reference: np.ndarray, audio: np.ndarray) -> tuple[float | None, str | None]:
-    try:
-        from pesq import PesqError, pesq
-    except ImportError:
-        return None, f"PESQ: {_INSTALL.format('pesq')}"
-    try:
-        return float(pesq(QUALITY_HZ, reference, audio, "wb")), None
-    except (PesqError, ValueError, ZeroDivisionError):
-        return None, "PESQ: too little speech in the clip"
-
-
 def compare_audio(
-    reference: np.ndarray, audio: np.ndarray, sampling_rate: int, audio_sampling_rate: int | None = None
+    reference: np.ndarray | None,
+    audio: np.ndarray,
+    sampling_rate: int,
+    audio_sampling_rate: int | None = None,
+    measures: Sequence[Measure] | None = None,
 ) -> Quality:
-    """Compare a waveform with its reference.
+    """Measure a waveform, against its recording where there is one.
 
     Args:
-        reference: the original waveform (S,) at ``sampling_rate``.
-        audio: the waveform to be judged (S',); the longer of the two is cut to the shorter. More than 60 s are measured
-            in equal pieces of at most 30 s; the means of those for which a measure exists count.
+        reference: the recording (S,) at ``sampling_rate``; None: measures that need one have no value.
+        audio: the waveform to be judged (S',). More than 60 s are measured in equal pieces of at most 30 s; the means
+            of those for which a measure exists count.
         sampling_rate: Hz.
         audio_sampling_rate: rate of ``audio`` where it differs.
+        measures: what to compute; None: the default ones.
 
     Raises:
         ValueError: a waveform is empty, not one-dimensional or not finite.
     """
+    audio_hz = audio_sampling_rate or sampling_rate
     for name, signal in (("reference", reference), ("audio", audio)):
-        if signal.ndim != 1 or signal.size == 0 or not np.isfinite(signal).all():
+        if signal is not None and (signal.ndim != 1 or signal.size == 0 or not np.isfinite(signal).all()):
             raise ValueError(f"{name} (shape {signal.shape}) must be one-dimensional, not empty and finite")
-    reference = resample(reference, sampling_rate, QUALITY_HZ)
-    audio = resample(audio, audio_sampling_rate or sampling_rate, QUALITY_HZ)
-    difference_s = (len(audio) - len(reference)) / QUALITY_HZ
-    length = min(len(reference), len(audio))
-    reference, audio = reference[:length], audio[:length]
-    if length <= _LONG_S * QUALITY_HZ:
-        return _measured(reference, audio, difference_s)
-    edges = np.linspace(0, length, math.ceil(length / (_PIECE_S * QUALITY_HZ)) + 1).round().astype(int)
-    found = [_measured(reference[i:j], audio[i:j], difference_s) for i, j in zip(edges, edges[1:], strict=False)]
-    values = {name: [v for piece in found if (v := getattr(piece, name)) is not None] for name in MEASURES}
-    means = {name: float(np.mean(some)) if some else None for name, some in values.items()}
-    notes = list(dict.fromkeys(note for piece in found for note in piece.notes))
-    return Quality(**means, length_difference_s=difference_s, notes=notes)
+    signals: dict[int, list[np.ndarray]] = {}  # by rate: the clip, and its recording where there is one
+    values: dict[str, float | None] = {}
+    notes: dict[str, None] = {}
+    for measure in chosen_measures() if measures is None else measures:
+        if measure.needs_reference and reference is None:
+            values |= dict.fromkeys((column.key for column in measure.columns), None)
+            notes[f"{measure.title}: there is no recording to compare with"] = None
+            continue
+        if (rate := measure.sampling_rate) not in signals:
+            signals[rate] = [resample(audio, audio_hz, rate)]
+            signals[rate] += [] if reference is None else [resample(reference, sampling_rate, rate)]
+        found: dict[str, list[float]] = {column.key: [] for column in measure.columns}
+        for piece in _pieces(measure, signals[rate]):
+            try:
+                for key, value in _computed(measure, piece).items():
+                    found[key].append(value)
+            except MeasureError as error:
+                notes[str(error)] = None
+        values |= {key: float(np.mean(some)) if some else None for key, some in found.items()}
+    difference_s = None if reference is None else len(audio) / audio_hz - len(reference) / sampling_rate
+    return Quality(values, difference_s, list(notes))
 
 
-def _measured(reference: np.ndarray, audio: np.ndarray, difference_s: float) -> Quality:
-    """Two waveforms (S,) of one length at 16 kHz."""
-    levels = _level_db(reference), _level_db(audio)
-    if levels[0] is None or levels[1] is None:
-        silent = "reference" if levels[0] is None else "clip"
-        distance = float(np.abs(log_mel_db(reference) - log_mel_db(audio)).mean())
-        return Quality(distance, None, None, None, difference_s, [f"the {silent} is silent"])
-    stoi, stoi_note = _stoi(reference, audio)
-    pesq, pesq_note = _pesq(reference, audio)
-    return Quality(
-        mel_distance_db=float(np.abs(log_mel_db(reference) - log_mel_db(audio)).mean()),
-        stoi=stoi,
-        pesq=pesq,
-        level_difference_db=levels[1] - levels[0],
-        length_difference_s=difference_s,
-        notes=[note for note in (stoi_note, pesq_note) if note],
-    )
+def _pieces(measure: Measure, signals: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    """Clip and, where the measure needs it, recording, in pieces that the measure is computed of."""
+    signals = signals if measure.needs_reference else signals[:1]
+    if measure.time_aligned:
+        signals = [signal[: min(map(len, signals))] for signal in signals]
+    seconds = max(map(len, signals)) / measure.sampling_rate
+    n = math.ceil(seconds / _PIECE_S) if seconds > _LONG_S else 1
+    edges = [np.linspace(0, len(signal), n + 1).round().astype(int) for signal in signals]
+    return [[signal[at[i] : at[i + 1]] for signal, at in zip(signals, edges, strict=True)] for i in range(n)]
+
+
+def _computed(measure: Measure, signals: Sequence[np.ndarray]) -> dict[str, float]:
+    """Key -> number of one piece. Raises MeasureError, which says which measure has none and why."""
+    if not measure.defined_for_silence:
+        silent = [level_db(signal) is None for signal in signals]
+        if any(silent):
+            raise MeasureError(f"the {'reference' if silent[-1] and len(silent) > 1 else 'clip'} is silent")
+    try:
+        needed = []
+        if measure.load is not None:
+            model, error = loaded(measure.load)
+            if error is not None:
+                raise error.with_traceback(None)  # one error for all clips: its traceback would grow with each
+            needed = [model]
+        return _numbers(measure, measure.function(*needed, *signals))
+    except MeasureError as error:
+        raise MeasureError(f"{measure.title}: {error}") from error
+    except ImportError as error:
+        raise MeasureError(f"{measure.title}: {_INSTALL.format(measure.extra) if measure.extra else error}") from error
+    except Exception as error:  # a measure that is broken costs its own numbers, not the evaluation
+        warnings.warn(f"measure {measure.name} failed: {error!r}", RuntimeWarning, stacklevel=2)
+        raise MeasureError(f"{measure.title}: failed with {error!r}") from error
+
+
+def _numbers(measure: Measure, found: float | Mapping[str, float]) -> dict[str, float]:
+    """What a measure's function returned, by column."""
+    if measure.parts:
+        if not isinstance(found, Mapping) or set(found) != set(measure.parts):
+            raise TypeError(f"expected a number for each of {', '.join(measure.parts)}, got {found!r}")
+        numbers = {f"{measure.name}_{part}": float(found[part]) for part in measure.parts}
+    else:
+        numbers = {measure.name: float(found)}
+    if not all(map(math.isfinite, numbers.values())):
+        raise MeasureError("gave no finite number")
+    return numbers
 
 
 def summarise_quality(
@@ -194,38 +170,40 @@ def summarise_quality(
     seed: int = 0,
     system: str = "",
     speakers: Sequence[str] | None = None,
+    measures: Sequence[Measure] | None = None,
 ) -> QualitySummary:
     """Means over clips, with their intervals; what could not be measured is counted and said, not hidden.
 
     Args:
         name: the system, as tables name it.
         model: the tokenizer.
-        clips: one for each recording; None where there is none to compare.
+        clips: one for each recording; None where there is none to measure.
         test_set: the recordings' name.
         samples: resamples of the bootstrap over clips.
         seed: of the bootstrap.
         system: which kind of system.
         speakers: of each recording, to draw speakers, not clips.
+        measures: those that the clips were measured by; None: the default ones.
     """
     who = speakers or [""] * len(clips)
     there = [(clip, speaker) for clip, speaker in zip(clips, who, strict=True) if clip is not None]
     means: dict[str, float | None] = {}
     counts: dict[str, int] = {}
     intervals: dict[str, tuple[float, float]] = {}
-    for measure in MEASURES:
-        found = [(v, speaker) for clip, speaker in there if (v := getattr(clip, measure)) is not None]
+    for column in [c for measure in (chosen_measures() if measures is None else measures) for c in measure.columns]:
+        found = [(v, speaker) for clip, speaker in there if (v := clip.values.get(column.key)) is not None]
         values = [value for value, _ in found]
-        counts[measure] = len(values)
-        means[measure] = float(np.mean(values)) if values else None
+        counts[column.key] = len(values)
+        means[column.key] = float(np.mean(values)) if values else None
         drawn = [speaker for _, speaker in found] if speakers else None
         if (interval := mean_interval(values, speakers=drawn, samples=samples, seed=seed)) is not None:
-            intervals[measure] = interval
+            intervals[column.key] = interval
     notes = Counter(note for clip, _ in there for note in clip.notes)
     return QualitySummary(
         name,
         model,
         len(there),
-        **means,
+        means,
         n_measured=counts,
         notes=[f"{note} ({n} clips)" for note, n in notes.items()],
         intervals=intervals,

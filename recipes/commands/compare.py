@@ -17,7 +17,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from eval.contrasts import make_contrasts, write_contrasts
+from eval.contrasts import make_contrasts
+from eval.report.contrasts import write_contrasts
 from eval.report.markdown import write_markdown
 from eval.report.page import format_table, write_report
 from eval.schema import Results, load_results, merge_results, save_results

@@ -21,7 +21,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from eval.schema import (
     make_row,
     save_results,
 )
+from eval.speech.measures.registry import chosen_measures
 from eval.text.wer import score_pairs
 from recipes.config import ConfigError
 from recipes.runs.embedded import resolve_judge
@@ -118,8 +119,10 @@ def run(config: Config) -> Path:
     playable = set(work.recordings.readable if work.recordings else ())
     playable |= {i for found, _ in work.spoken for i, line in found.lines.items() if line.get("audio")}
     players = Players(folder.path("samples"), spread([i for i in job.texts if i in playable], config.samples))
-    listening = Listening(work.systems, judges, players, config.quality)
-    for take in work.takes(job.ids, config.batch_seconds):
+    measures = chosen_measures(config.measures) if config.quality else []
+    listening = Listening(work.systems, judges, players, measures)
+    compared = any(measure.needs_reference and not measure.time_aligned for measure in measures)
+    for take in work.takes(job.ids, config.batch_seconds, compared):
         listening.take(take)
     if work.codec is not None:
         work.codec.finish()
@@ -225,14 +228,23 @@ class Work:
     codec: CodecSystems | None = None
     spoken: list[tuple[Predictions, System]] = field(default_factory=list)
 
-    def takes(self, ids: Sequence[str], batch_seconds: float) -> Iterator[Take]:
-        """All audio, a batch at a time: recordings, what the tokenizer makes of them, synthesised speech."""
+    def takes(self, ids: Sequence[str], batch_seconds: float, compared: bool = False) -> Iterator[Take]:
+        """All audio, a batch at a time: recordings, what the tokenizer makes of them, synthesised speech.
+
+        Args:
+            ids: all utterances.
+            batch_seconds: of audio that is held at a time.
+            compared: whether synthesised speech comes with the recordings of its utterances.
+        """
         for batch in self.recordings.batches() if self.recordings is not None else ():
             yield Take(self.recordings.system, batch)
             if self.codec is not None:
                 yield from self.codec.takes(batch)
         for predictions, system in self.spoken:
-            yield from predicted_audio(predictions, system, ids, batch_seconds, self.notes)
+            for take in predicted_audio(predictions, system, ids, batch_seconds, self.notes):
+                if compared and self.recordings is not None:
+                    take = replace(take, recordings=self.recordings.read(take.audios))
+                yield take
 
 
 def _gather(config: Config, job: Job) -> Work:

@@ -29,6 +29,7 @@ import torch
 from eval.codes import nominal_bitrate
 from eval.judges.config import JudgeConfig
 from eval.judges.judge import Judge, check_judge, load_judge
+from eval.speech.measures.registry import Measure, chosen_measures
 from recipes.config import ConfigError, Problems
 from recipes.encoding.encoder import encode_recording
 from recipes.runs.embedded import RECOGNISERS, TOKENIZERS, resolve_judge
@@ -76,6 +77,10 @@ class Config:
     judge: str | None = field(
         default=RECOGNISERS[0],
         metadata={"help": "recogniser that says what it hears: embedded or hub name, folder, pocketsphinx; null: none"},
+    )
+    measures: list[str] = field(
+        default_factory=list,
+        metadata={"help": "[names,of,measures] of the audio; none: log-mel distance, STOI, PESQ and level"},
     )
     excerpt_s: float = field(
         default=30.0, metadata={"help": "seconds from the start that the page plays and the judge reads"}
@@ -129,6 +134,7 @@ class Job:
 
     codecs: list[Codec]
     judge: JudgeConfig | None
+    measures: list[Measure]
     precision: str
     device: str
     stems: list[str]  # of each file's outputs
@@ -170,6 +176,7 @@ def prepare(config: Config) -> Job:
     device = problems.attempt(resolve_device, config.device)
     precision = problems.attempt(resolve_precision, config.precision, device or "cpu")
     judge = problems.attempt(_judge, config.judge) if config.judge else None
+    measures = problems.attempt(chosen_measures, config.measures)
     seed_everything(config.seed)
     models = [problems.attempt(_tokenizer, name, config.allow_untrained) for name in config.tokenizers]
     problems.raise_all()
@@ -177,7 +184,9 @@ def prepare(config: Config) -> Job:
         Codec(name, label, model.to(device), model.fingerprint(precision))
         for name, label, model in zip(config.tokenizers, labels_of(config.tokenizers), models, strict=True)
     ]
-    job = Job(codecs, judge, precision, device, distinct([file_name(Path(name).stem) for name in config.files]))
+    job = Job(
+        codecs, judge, measures, precision, device, distinct([file_name(Path(name).stem) for name in config.files])
+    )
     inputs = {Path(name).resolve() for name in config.files}
     for stem in job.stems:
         for path in _outputs(config, job, stem):
@@ -313,6 +322,8 @@ def _one_recording(
         "heard": transcribe_excerpt(judge, original, config.excerpt_s),
         "rows": [],
     }
+    if alone := [measure for measure in job.measures if not measure.needs_reference]:
+        entry["measured"] = scores(original, original, original.name, alone)
     for codec in job.codecs:
         model = codec.model
         rate, sizes, frame_rate = model.config.sampling_rate, model.config.codebook_sizes, model.config.frame_rate
@@ -339,7 +350,7 @@ def _one_recording(
                 "real_time_factor": wall_s / entry["duration_s"],
             }
             transcript = transcribe_excerpt(judge, path, config.excerpt_s)
-            row |= scores(original, path, codec.label)
+            row |= scores(original, path, codec.label, job.measures)
             row |= {"heard": transcript, "heard_cer": cer_to_recording(entry["heard"], transcript)}
             entry["rows"].append(row)
     return entry

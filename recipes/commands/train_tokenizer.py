@@ -23,8 +23,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 
 from recipes.config import ConfigError, Problems
 from recipes.exporting.discriminators import discriminator_file
@@ -45,9 +43,9 @@ from tokenizer.data.utterances import DataError, DataSource
 from tokenizer.model.configuration import LMSPTConfig, preset_config
 from tokenizer.model.modeling import LMSPTModel
 from tokenizer.model.presets import PRESETS
-from tokenizer.model.stft import Padding
-from tokenizer.teacher.distillation import DistillationConfig, FeatureProjection, pool_to_frames, teacher_frames
-from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig, at_teacher_rate, signal_variance, teacher_width
+from tokenizer.teacher.default_weight import default_weight, target_variances
+from tokenizer.teacher.distillation import DistillationConfig, FeatureProjection
+from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig, teacher_width
 from tokenizer.training.checkpoints import load_latest_state
 from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
 from tokenizer.training.loop import fit, frames_per_step
@@ -55,11 +53,10 @@ from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.training.objective import Objective
 from tokenizer.training.revival import CHANCE, LIVE_FRACTION, dead_rule, describe
 from tokenizer.training.state import CodecTrainingConfig, TrainState, averaged
+from tokenizer.training.stft import Padding
 from tokenizer.training.surgery import take_discriminators, transplant
 from tokenizer.training.validation import validate
 
-DISTILLATION_PER_VARIANCE = 100.0
-VARIANCE_CROPS = 32
 SIZES = ("periods", "fft_sizes", "period_channels", "band_channels")  # keys that decide a discriminator's tensors
 
 
@@ -245,7 +242,7 @@ def run(config: Config) -> Path:
         drop_metrics_after(folder.metrics, state.step)
     if objective.teacher is not None:
         with accelerator.main_process_first():  # it measures, the others read
-            weights = distillation_weights(config, state.model_config, crops, objective.teacher, folder)
+            weights = _distillation_weights(config, state.model_config, crops, objective.teacher, folder)
         objective.distillation_weight, objective.probe_weight = weights
     accelerator.init_trackers("tensorboard")  # the name of TensorBoard's folder in the run's
     validation = _validation(config, state.model.min_samples) if accelerator.is_main_process else None
@@ -461,45 +458,22 @@ def freeze_parts(config: Config, model: LMSPTModel) -> None:
         auxiliary.requires_grad_(False)
 
 
-@torch.no_grad()
-def distillation_weights(
+def _distillation_weights(
     config: Config, sizes: LMSPTConfig, crops: TrainingCrops, teacher: SpeechTeacher, folder: RunFolder
 ) -> tuple[float, float]:
-    """Weights of distillation and probe: as configured, or what suits this teacher (a weight means something for one).
+    """Weights of distillation and probe: as configured, or what suits this teacher.
 
-    An MSE is divided by the variance of its target's signal (`signal_variance`), measured on the first crops: the
-    teacher's encoding, or its features pooled to the frame rate. The figures stay in the run folder, so that a resumed
-    run uses the same. The probe always counts what resynthesis would.
+    What was measured for the latter stays in the run folder, so that a resumed run uses the same. The probe always
+    counts what resynthesis would.
     """
     kind, given = config.distillation.kind, config.weights.distillation
     weights: dict[str, float] = {} if given is None else {kind: given}
     wanted = {kind, *(["probe"] if config.distillation.probes else [])} - {"none", *weights}
     record = folder.path("teacher_variance.json")
     if wanted and not record.is_file():
-        first = next(iter(DataLoader(Subset(crops, range(min(VARIANCE_CROPS, len(crops)))), VARIANCE_CROPS)))
-        atomic_write_text(record, json.dumps(_variances(kind == "pooled", sizes, first, teacher)) + "\n")
-    # Silence that pads the teacher's window adds terms to the mean that cost nothing: the weight makes up for them.
-    # Pooled features past the crop are left out.
-    padding = max(1.0, (config.teacher.pad_to_seconds or 0.0) / config.crops.crop_s)
+        atomic_write_text(record, json.dumps(target_variances(crops, teacher, sizes, kind == "pooled")) + "\n")
     for name in sorted(wanted):
-        variance = json.loads(record.read_text(encoding="utf-8"))["pooled_variance" if name == "pooled" else "variance"]
-        weights[name] = (1.0 if name == "pooled" else padding) * DISTILLATION_PER_VARIANCE / variance
-        log.info("%s weight %.3g: %g / variance %.3g", name, weights[name], DISTILLATION_PER_VARIANCE, variance)
+        variances = json.loads(record.read_text(encoding="utf-8"))
+        weights[name] = default_weight(name, variances, config.crops.crop_s, config.teacher.pad_to_seconds)
+        log.info("%s weight %.3g, by the variances %s", name, weights[name], variances)
     return weights.get(kind, 0.0), weights.get("probe", 0.0)
-
-
-def _variances(pooled: bool, sizes: LMSPTConfig, batch: dict[str, Tensor], teacher: nn.Module) -> dict[str, float]:
-    """Variance of the teacher's encoding of a batch, and for pooled distillation that of the pooled features.
-
-    Both without what pads a short recording or the teacher's window.
-    """
-    device = next(teacher.parameters()).device
-    encoding = teacher(at_teacher_rate(batch["input_values"].to(device), sizes.sampling_rate)).float()
-    ends = batch["padding_mask"].sum(1).to(device)
-    frames = teacher_frames(ends, encoding.shape[1], sizes.sampling_rate)
-    found = {"variance": float(signal_variance(encoding, frames))}
-    if pooled:
-        starts = torch.arange(0, batch["padding_mask"].shape[1], sizes.hop_length, device=device)
-        features = pool_to_frames(encoding, len(starts), sizes)
-        found["pooled_variance"] = float(signal_variance(features, starts < ends[:, None]))
-    return found

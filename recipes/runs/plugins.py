@@ -1,4 +1,4 @@
-"""Modules of the user's own, which register tasks and codecs: imported before a command looks any up by name."""
+"""Modules of the user's own, which register tasks, codecs and measures: imported before a command looks any up."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from recipes.runs.run_folder import MAY_CHANGE
 def plugins_key() -> Any:
     """The field `plugins` of a command's configuration."""
     about = (
-        "modules of your own that register tasks (slm.tasks.register) or codecs (tokenizer.loading.register_codec), "
-        "such as [my_tasks] for my_tasks.py in the working directory; imported first"
+        "modules of your own that register tasks (slm.tasks.register), codecs (tokenizer.loading.register_codec) or "
+        "measures of audio (eval.speech.measures.registry.register_measure), such as [my_tasks] for my_tasks.py in the "
+        "working directory; imported first"
     )
     return field(default_factory=list, metadata={"help": about, MAY_CHANGE: True})
 

@@ -17,6 +17,7 @@ from eval.schema import (
     TestSet,
     test_set_sha256,
 )
+from eval.speech.measures.registry import chosen_measures
 from eval.stats import ENOUGH_SPEAKERS
 from eval.text.normalisers import Normaliser, get_normaliser
 from recipes.config import ConfigError, Problems
@@ -71,7 +72,11 @@ class Config:
     codes_split: str = field(default="train", metadata={"help": "split of `codes`; varied copies do not count"})
     limit: int | None = field(default=None, metadata={"help": "score the first N utterances only"})
     samples: int = field(default=4, metadata={"help": "utterances to listen to in the report"})
-    quality: bool = field(default=True, metadata={"help": "log-mel distance, STOI and PESQ of the tokenizer's audio"})
+    quality: bool = field(default=True, metadata={"help": "whether audio is measured"})
+    measures: list[str] = field(
+        default_factory=list,
+        metadata={"help": "[names,of,measures] of the audio; none: log-mel distance, STOI, PESQ and level"},
+    )
     seed: int = field(default=0, metadata={"help": "of the bootstrap"})
     bootstrap_samples: int = field(default=10_000, metadata={"help": "resamples of the bootstrap"})
     batch_seconds: float = field(
@@ -168,6 +173,7 @@ def _check_parts(config: Config) -> None:
     problems = Problems("slm evaluate")
     problems.attempt(RunFolder(config.run_dir).check, config)
     problems.attempt(get_normaliser, config.normaliser)
+    problems.attempt(chosen_measures, config.measures)
     device = problems.attempt(resolve_device, config.device)
     problems.attempt(resolve_precision, config.precision, device or "cpu")
     for name in config.predictions:

@@ -14,6 +14,7 @@ import soundfile
 from eval.judges.transcripts import CarefulJudge
 from eval.schema import SYSTEMS, TASK_PREFIX, Clip, Row, Sample
 from eval.speech.audio import resample
+from eval.speech.measures.registry import Measure
 from eval.speech.quality import Quality, QualitySummary, compare_audio, summarise_quality
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import error_listing, score_pairs
@@ -92,16 +93,20 @@ class Listening:
         systems: what is scored.
         judges: they read every system's audio; the texts go to ``System.transcripts``.
         players: what the report plays.
-        quality: whether the tokenizer's audio is measured.
+        measures: what is measured of the tokenizer's audio; of synthesised speech what needs no recording, or none that
+            it runs in step with; of the recordings what needs none.
     """
 
     def __init__(
-        self, systems: Sequence[System], judges: Sequence[CarefulJudge], players: Players, quality: bool
+        self,
+        systems: Sequence[System],
+        judges: Sequence[CarefulJudge],
+        players: Players,
+        measures: Sequence[Measure],
     ) -> None:
         self.systems, self.judges, self.players = list(systems), judges, players
-        self._quality: dict[int, dict[str, Quality]] = {
-            number: {} for number, system in enumerate(systems) if quality and system.kind in MEASURED
-        }
+        self._measures = {number: _applicable(measures, system) for number, system in enumerate(systems)}
+        self._quality: dict[int, dict[str, Quality]] = {number: {} for number, some in self._measures.items() if some}
         for system in systems:
             if system.answers == "speech":
                 system.transcripts = {judge.name: {} for judge in judges}
@@ -115,9 +120,10 @@ class Listening:
             system.transcripts[judge.name] |= judge.transcribe(audios, system.sampling_rate, system.name)
         if number in self._quality:
             for name, audio in audios.items():
-                recording = take.recordings[name]
-                rate = self.systems[0].sampling_rate
-                self._quality[number][name] = compare_audio(recording, audio, rate, system.sampling_rate)
+                recording, rate = take.recordings.get(name), self.systems[0].sampling_rate
+                self._quality[number][name] = compare_audio(
+                    recording, audio, rate, system.sampling_rate, self._measures[number]
+                )
         self.players.take(number, system, audios)
 
     def quality(
@@ -128,7 +134,7 @@ class Listening:
         seed: int,
         speakers: Mapping[str, str] | None = None,
     ) -> list[QualitySummary]:
-        """The tokenizer's audio against the recordings (synthesised speech does not run in step with them).
+        """The measures of every system that has some, over the test set.
 
         Args:
             ids: all utterances, in the order of the test set.
@@ -141,10 +147,18 @@ class Listening:
         summaries = []
         for number, found in self._quality.items():
             system, clips = self.systems[number], [found.get(i) for i in ids]
-            summaries.append(
-                summarise_quality(system.name, system.model, clips, test_set, samples, seed, system.kind, who)
-            )
+            facts = (system.name, system.model, clips, test_set, samples, seed, system.kind, who)
+            summaries.append(summarise_quality(*facts, self._measures[number]))
         return summaries
+
+
+def _applicable(measures: Sequence[Measure], system: System) -> list[Measure]:
+    """The measures that say something of a system's audio."""
+    if system.answers == "text":
+        return []
+    if system.kind == "ground_truth":
+        return [measure for measure in measures if not measure.needs_reference]
+    return [m for m in measures if system.kind in MEASURED or not (m.needs_reference and m.time_aligned)]
 
 
 def slug(text: str) -> str:

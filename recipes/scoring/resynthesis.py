@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +17,9 @@ from rich.text import Text
 
 from eval.judges.judge import Judge
 from eval.report.listening import PageClip, PageRecording, audio_uri, listening_page
-from eval.speech.quality import MEASURES_EXPLAINED, compare_audio, summarise_quality
+from eval.report.tables import fitting
+from eval.speech.measures.registry import Measure, columns_of, explanation_of
+from eval.speech.quality import compare_audio, summarise_quality
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.config import ConfigError
@@ -34,8 +36,8 @@ def pieces(duration_s: float) -> list[tuple[float, float]]:
     return [(index * duration_s / n, duration_s / n) for index in chosen]
 
 
-def scores(reference: Path, audio: Path, label: str) -> dict[str, Any]:
-    """How close a clip is to the recording, as fields of a row."""
+def scores(reference: Path, audio: Path, label: str, measures: Sequence[Measure] | None = None) -> dict[str, Any]:
+    """The measures of a clip against the recording, as fields of a row; None: the default measures."""
     compared, scored_s = [], 0.0
     with soundfile.SoundFile(reference) as one, soundfile.SoundFile(audio) as other:
         rates = one.samplerate, other.samplerate
@@ -45,12 +47,11 @@ def scores(reference: Path, audio: Path, label: str) -> dict[str, Any]:
                 file.seek(min(round(start_s * file.samplerate), file.frames))
                 pair.append(file.read(max(1, round(length_s * file.samplerate)), dtype="float32"))
             if all(len(part) for part in pair):  # published lengths may fall a few samples short
-                compared.append(compare_audio(*pair, *rates))
+                compared.append(compare_audio(*pair, *rates, measures))
                 scored_s += length_s
-    found = summarise_quality(audio.name, label, compared)
-    measures = ("mel_distance_db", "stoi", "pesq", "level_difference_db", "n_measured")
+    found = summarise_quality(audio.name, label, compared, measures=measures)
     notes = list(dict.fromkeys(note for piece in compared for note in piece.notes))
-    return {key: getattr(found, key) for key in measures} | {"scored_s": scored_s, "notes": notes}
+    return found.values | {"n_measured": found.n_measured, "scored_s": scored_s, "notes": notes}
 
 
 def transcribe_excerpt(judge: Judge | None, path: Path, excerpt_s: float) -> str | None:
@@ -101,27 +102,28 @@ def _fixed(key: str, digits: int, factor: float = 1.0) -> Callable[[dict[str, An
     return text
 
 
-# Heading, text of a row.
-COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-    ("Hz", lambda row: f"{row['frame_rate_hz']:.4g}"),
-    ("books", lambda row: str(row["n_books"])),
-    ("bit/s", _fixed("bitrate_bps", 0)),
-    ("RTF", lambda row: f"{row['real_time_factor']:.2g}"),
-    ("mel dB", _fixed("mel_distance_db", 2)),
-    ("STOI", _fixed("stoi", 3)),
-    ("PESQ", _fixed("pesq", 2)),
-    ("CER %", _fixed("heard_cer", 0, 100)),
-]
-MEASURED = ("real_time_factor", "mel_distance_db", "stoi", "pesq", "heard_cer")
+def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, Callable[[dict[str, Any]], str]]]:
+    """Heading and text of each column, without those of measures that stand nowhere."""
+    judging = [column for column in columns_of(_measured(rows)) if column.better != "none"]
+    measured = [(column.key, column.heading, _fixed(column.key, column.digits)) for column in judging]
+    measured.append(("heard_cer", "CER %", _fixed("heard_cer", 0, 100)))
+    return [
+        ("Hz", lambda row: f"{row['frame_rate_hz']:.4g}"),
+        ("books", lambda row: str(row["n_books"])),
+        ("bit/s", _fixed("bitrate_bps", 0)),
+        ("RTF", lambda row: f"{row['real_time_factor']:.2g}"),
+        *((heading, text) for key, heading, text in measured if any(row[key] is not None for row in rows)),
+    ]
+
+
+def _measured(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Keys of the measures in these rows."""
+    return list(dict.fromkeys(key for row in rows for key in row["n_measured"]))
+
+
 CER_EXPLAINED = (
     "CER: how far what the judge hears is from what it hears in the recording itself; no transcript is needed."
 )
-
-
-def _shown(rows: list[dict[str, Any]]) -> list[tuple[str, Callable[[dict[str, Any]], str]]]:
-    """The columns, without those of measures that stand nowhere."""
-    absent = {"STOI": "stoi", "PESQ": "pesq", "CER %": "heard_cer"}
-    return [c for c in COLUMNS if c[0] not in absent or any(row[absent[c[0]]] is not None for row in rows)]
 
 
 def _all_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -135,11 +137,20 @@ def means(results: dict[str, Any]) -> list[dict[str, Any]]:
         groups.setdefault((row["tokenizer"], row["way"]), []).append(row)
     found = []
     for rows in groups.values():
-        values = {key: [row[key] for row in rows if row[key] is not None] for key in MEASURED}
+        keys = ("real_time_factor", *_measured(rows), "heard_cer")
+        values = {key: [row[key] for row in rows if row[key] is not None] for key in keys}
         facts = {key: rows[0][key] for key in ("tokenizer", "way", "frame_rate_hz", "n_books", "bitrate_bps")}
         mean = {key: sum(v) / len(v) if v else None for key, v in values.items()}
         found.append(facts | mean | {"n": len(rows), "n_with": {key: len(v) for key, v in values.items()}})
     return found
+
+
+def _facts(entry: dict[str, Any]) -> str:
+    """A line about a recording: what file it is, and what was measured of it alone, for comparison."""
+    measured = entry.get("measured", {"n_measured": {}})
+    columns = [c for c in columns_of(_measured([measured])) if measured[c.key] is not None]
+    values = (f"{column.heading} {measured[column.key]:.{column.digits}f}" for column in columns)
+    return "; ".join([entry["facts"], *values])
 
 
 def remarks(results: dict[str, Any]) -> list[str]:
@@ -159,24 +170,16 @@ def print_tables(results: dict[str, Any]) -> None:
     """A table for each recording and, of several, one of their means; what the judge heard below each."""
     console = Console(soft_wrap=True)  # a path folded by us could not be copied
     # The frame rate stands beside the tokenizer's name: a terminal is narrow.
-    columns = [column for column in _shown(_all_rows(results)) if column[0] not in ("Hz", "books")]
+    columns = [column for column in _columns(_all_rows(results)) if column[0] not in ("Hz", "books")]
     recordings = results["recordings"]
-    blocks = [(f"{r['file']} ({r['facts']})", r["rows"], r["heard"]) for r in recordings]
+    blocks = [(f"{r['file']} ({_facts(r)})", r["rows"], r["heard"]) for r in recordings]
     if len(recordings) > 1:
         blocks.append((f"means over {len(recordings)} recordings", results["means"], None))
     for title, rows, transcript in blocks:
         console.print(Text(title))
-        table = Table(box=SIMPLE_HEAD)
-        table.add_column("tokenizer, output", overflow="fold", min_width=NAME_WIDTH)
-        for heading, _ in columns:
-            table.add_column(heading, justify="right", no_wrap=True)
-        for number, row in enumerate(rows):
-            if number == 0 or rows[number - 1]["tokenizer"] != row["tokenizer"]:
-                table.add_section()
-                table.add_row(Text(f"{row['tokenizer']}, {row['frame_rate_hz']:.4g} Hz", style="bold"))
-            cells = (f"  {row['way'].replace('_', ' ')}", *(text(row) for _, text in columns))
-            table.add_row(*map(Text, cells))
-        console.print(table)
+        widths = [max(map(len, [heading, *map(text, rows)])) for heading, text in columns]
+        for group in fitting(widths, console.width - NAME_WIDTH - 3):
+            _print_table(console, rows, [columns[i] for i in group])
         if transcript is not None:
             judge = results["protocol"]["judge"]["name"]
             console.print(Text(f"{judge} hears in the recording: {transcript or '(nothing)'}"))
@@ -190,10 +193,27 @@ def print_tables(results: dict[str, Any]) -> None:
         console.print(Text(remark))
 
 
+def _print_table(
+    console: Console, rows: list[dict[str, Any]], columns: list[tuple[str, Callable[[dict[str, Any]], str]]]
+) -> None:
+    """A line for each output of each tokenizer, below its tokenizer's name."""
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("tokenizer, output", overflow="fold", min_width=NAME_WIDTH)
+    for heading, _ in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for number, row in enumerate(rows):
+        if number == 0 or rows[number - 1]["tokenizer"] != row["tokenizer"]:
+            table.add_section()
+            table.add_row(Text(f"{row['tokenizer']}, {row['frame_rate_hz']:.4g} Hz", style="bold"))
+        cells = (f"  {row['way'].replace('_', ' ')}", *(text(row) for _, text in columns))
+        table.add_row(*map(Text, cells))
+    console.print(table)
+
+
 def write_page(results: dict[str, Any], folder: Path) -> Path:
     """Write the page, with the excerpts inside unless they are too many; returns its path."""
     excerpt_s, judge = results["protocol"]["excerpt_s"], results["protocol"]["judge"]
-    columns = _shown(_all_rows(results))
+    columns = _columns(_all_rows(results))
     played_s = [min(r["duration_s"], excerpt_s) * (1 + len(r["rows"])) for r in results["recordings"]]
     inside = sum(played_s) <= MOST_INSIDE_S
 
@@ -206,7 +226,7 @@ def write_page(results: dict[str, Any], folder: Path) -> Path:
     recordings = [
         PageRecording(
             Path(entry["file"]).name,
-            entry["facts"],
+            _facts(entry),
             uri(entry["audio"]),
             entry["heard"],
             [
@@ -227,7 +247,8 @@ def write_page(results: dict[str, Any], folder: Path) -> Path:
         "Reconstruction: main decoder, all books. Semantic reconstruction: main decoder, book 0 alone. Resynthesis: "
         "auxiliary decoder, book 0 alone (what the distillation hears).",
         f"bit/s is nominal, without entropy coding. RTF: seconds of encoding and decoding for a second of audio, on "
-        f"{results['protocol']['device']}, threads: {results['protocol']['threads']}. {MEASURES_EXPLAINED}",
+        f"{results['protocol']['device']}, threads: {results['protocol']['threads']}. "
+        + explanation_of(_measured(_all_rows(results))),
     ]
     if not inside:
         about.append("There is too much audio for one page: it plays the WAV files beside it, so keep them together.")

@@ -214,6 +214,11 @@ class Recordings:
             for batch in length_batches([len(audios[name]) for name in names], most):
                 yield {names[i]: audios[names[i]] for i in batch}
 
+    def read(self, ids: Iterable[str]) -> dict[str, np.ndarray]:
+        """Waveforms (S,) of these utterances once more, after `batches`; without those that could not be read."""
+        wanted = {*ids} & {*self.readable} - {*self.notes}
+        return {u.id: load_audio(u, self.system.sampling_rate) for u in self.utterances if u.id in wanted}
+
 
 class CodecSystems:
     """What a tokenizer makes of recordings: each encoded once, and decoded in the ways that the tokenizer has.

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from tokenizer.codecs.base import Codec
+from tokenizer.codecs.registry import register_codec
 from tokenizer.model.book import BookOutput
 from tokenizer.model.fsq import FiniteScalarQuantizer
 from tokenizer.model.layers import apply_mask
@@ -287,3 +288,4 @@ class SupervisedCodec(Codec):
 
 AutoConfig.register(SupervisedTokenizerConfig.model_type, SupervisedTokenizerConfig)
 AutoModel.register(SupervisedTokenizerConfig, SupervisedTokenizerModel)
+register_codec(SupervisedTokenizerConfig.model_type, SupervisedCodec)

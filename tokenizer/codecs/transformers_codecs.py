@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tokenizer.codecs.base import Codec
+from tokenizer.codecs.registry import register_codec
 from tokenizer.protocol import CodecConfig
 
 
@@ -78,10 +79,7 @@ class XCodec(Codec):
         return self.model.decode(codes).audio_values
 
 
-# config.json's model_type -> wrapper
-TRANSFORMERS_CODECS: dict[str, type[Codec]] = {
-    "mimi": MimiCodec,
-    "dac": DacCodec,
-    "encodec": EncodecCodec,
-    "xcodec": XCodec,
-}
+register_codec("mimi", MimiCodec)
+register_codec("dac", DacCodec)
+register_codec("encodec", EncodecCodec)
+register_codec("xcodec", XCodec)

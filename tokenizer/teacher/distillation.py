@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tokenizer.model.configuration import LMSPTConfig
 from tokenizer.model.modeling import LMSPTOutput
 from tokenizer.precision import full_precision
-from tokenizer.teacher.whisper import SpeechTeacher, at_teacher_rate, normalized_mse, resynthesis_distillation
+from tokenizer.teacher.whisper import SAMPLES_PER_ENCODER_FRAME, SpeechTeacher, at_teacher_rate
 
 TEACHER_HZ = 50
 Kind = Literal["resynthesis", "pooled", "none"]
@@ -62,6 +62,66 @@ class DistillationConfig:
         if self.kind == "resynthesis":
             return "attached"
         return "detached" if self.probe else "skipped"
+
+
+def signal_variance(encoding: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What an encoding (B, E, D) says, as a scalar: the variance of each channel around its own mean, their mean.
+
+    A constant offset of a channel, of which trained encoders have large ones, says nothing of the speech.
+
+    Args:
+        encoding: of the teacher.
+        mask: (B, E) bool, the frames that count; None where all do.
+    """
+    centred = encoding - _mean_over(encoding, mask)
+    return _mean_over(centred.square(), mask).mean()
+
+
+def normalized_mse(encoding: Tensor, wanted: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The mean square error of an encoding (B, E, D) over `signal_variance` of the wanted one, over the same frames.
+
+    1 is what each channel's mean would score, 0 is perfect. Comparable between teachers, where the error is not.
+    """
+    error = _mean_over((encoding.detach() - wanted).square(), mask).mean()
+    return error / signal_variance(wanted, mask).clamp_min(1e-8)
+
+
+def _mean_over(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean of each channel of (B, E, D) over the frames of a mask (B, E): (D,)."""
+    if mask is None:
+        return values.mean(dim=(0, 1))
+    return values.masked_fill(~mask[..., None], 0.0).sum(dim=(0, 1)) / mask.sum().clamp_min(1)
+
+
+def resynthesis_distillation(
+    teacher: SpeechTeacher,
+    target: Tensor,
+    resynthesis: Tensor,
+    encoding: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Semantic speech-resynthesis distillation (arXiv 2506.16738, section 3.2).
+
+    Args:
+        teacher: the frozen encoder.
+        target: original waveforms (B, S) at 16 kHz.
+        resynthesis: the auxiliary decoder's waveforms (B, S') from semantic codes alone, 16 kHz; the longer is cut.
+        encoding: the teacher's of the whole `target` (B, E, D), where it is at hand.
+        mask: (B, E) bool, the teacher's frames that hold a recording; None where the whole target is one.
+
+    Returns:
+        The MSE between the two encodings, over the teacher's whole window, and the `normalized_mse` over
+        the recordings' own frames.
+    """
+    # A resynthesis ends with its last frame, the original may end inside it.
+    samples = min(target.shape[-1], resynthesis.shape[-1])
+    with torch.no_grad():
+        whole = encoding is not None and samples == target.shape[-1]
+        wanted = (encoding if whole else teacher(target[..., :samples])).float()
+    made = teacher(resynthesis[..., :samples]).float()
+    frames = -(-samples // SAMPLES_PER_ENCODER_FRAME)  # the rest of the window is padding
+    mask = None if mask is None else mask[:, :frames]
+    return nn.functional.mse_loss(made, wanted), normalized_mse(made[:, :frames], wanted[:, :frames], mask)
 
 
 class FeatureProjection(nn.Module):

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from tokenizer.model.cpu_kernels import convolution_weight, convolve_over_time
-from tokenizer.model.stft import Padding, stft, stft_by_hops
 from tokenizer.training.losses import Features
+from tokenizer.training.stft import Padding, stft, stft_by_hops
 
 SMALLEST_FFT = 16
 BANDS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
 from tokenizer.model.cpu_kernels import mean_absolute_difference
-from tokenizer.model.stft import Padding, magnitudes
 from tokenizer.precision import full_precision
+from tokenizer.training.stft import Padding, magnitudes
 
 
 @dataclass
