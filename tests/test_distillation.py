@@ -23,6 +23,7 @@ from tokenizer.teacher.distillation import (
     resynthesis_distillation,
     signal_variance,
 )
+from tokenizer.training.objective import codec_losses, loss_weights
 from tokenizer.training.step import train_step
 from tokenizer.training.validation import validate
 
@@ -100,6 +101,33 @@ def test_each_kind_reaches_the_semantic_encoder_by_its_own_way(tmp_path, tiny_te
         "pooled": {"semantic_encoder", "quantizer"},
         "none": {"auxiliary_decoder"},
     }
+
+
+def test_the_teacher_hears_what_the_main_decoder_makes_of_book_0(tmp_path, tiny_teacher):
+    """It moves that decoder alone, counts each item once whatever micro-batch it is in, and needs none to be there."""
+    settings = cell("", tmp_path / "run", tiny_teacher, "resynthesis", False)
+    settings.distillation.semantic_reconstruction = 0.5
+    accelerator = train_tokenizer.Accelerator(cpu=True)
+    state = train_tokenizer._new_state(settings, accelerator)
+    objective = train_tokenizer._objective(settings, accelerator)
+    objective.distillation_weight = 8.0
+    assert loss_weights(objective)["semantic_reconstruction"] == 4.0
+    values, chosen = torch.randn(4, 1, 8000), torch.tensor([True, False, False, True])
+
+    def term(items: slice) -> torch.Tensor:
+        output = state.model(values[items], semantic_only=chosen[items])
+        found = codec_losses(objective, output, values[items], state.model.config, None, None, chosen[items])
+        return found["semantic_reconstruction"]
+
+    whole = term(slice(0, 4))
+    whole.backward()
+    moved = {name.split(".")[0] for name, p in state.model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {"decoder"} and all(p.grad is None for p in objective.teacher.parameters())
+    halves = torch.stack([term(slice(0, 2)), term(slice(2, 4))])
+    torch.testing.assert_close(halves.mean(), whole, rtol=1e-4, atol=1e-6)
+    assert float(term(slice(1, 3))) == 0.0
+    with pytest.raises(ValueError, match="goes with kind=resynthesis"):
+        DistillationConfig("pooled", semantic_reconstruction=1.0)
 
 
 def test_pooling_is_the_mean_over_each_code_frame():

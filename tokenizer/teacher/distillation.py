@@ -46,6 +46,21 @@ class DistillationConfig:
         },
     )
 
+    semantic_reconstruction: float = field(
+        default=0.0,
+        metadata={
+            "help": "the same loss, with this weight over the distillation's, on what the main decoder makes of book 0 "
+            "alone (ours; items of crops.semantic_only): its semantic reconstruction keeps the words and not the "
+            "spectrum alone. Moves the main decoder only; costs half a teacher's pass more at crops.semantic_only=0.3"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.semantic_reconstruction < 0:
+            raise ValueError(f"distillation.semantic_reconstruction={self.semantic_reconstruction}: not below 0")
+        if self.semantic_reconstruction and self.kind != "resynthesis":
+            raise ValueError("distillation.semantic_reconstruction goes with kind=resynthesis, whose loss it is")
+
     @property
     def probes(self) -> bool:
         """Whether the auxiliary decoder learns beside the distillation; `resynthesis` trains it anyway."""
@@ -203,8 +218,10 @@ def distillation_losses(
     output: LMSPTOutput,
     target: Tensor,
     config: LMSPTConfig,
+    semantic_only: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The terms that a teacher gives, unweighted: `distillation` of the kind in use and `probe`, each with a `_share`.
+    """The terms that a teacher gives, unweighted: `distillation` of the kind in use and `probe`, each with a `_share`,
+    and `semantic_reconstruction`.
 
     Args:
         distillation: which terms.
@@ -214,6 +231,7 @@ def distillation_losses(
             (B, D, F) for pooled; `audio_codes_mask` (B, F), None where every crop is whole.
         target: original waveforms (B, 1, S).
         config: the tokenizer's sizes.
+        semantic_only: (B,) bool, the items that the main decoder made of book 0 alone; None where there are none.
     """
     losses: dict[str, Tensor] = {}
     resampled = at_teacher_rate(target, config.sampling_rate)
@@ -231,7 +249,25 @@ def distillation_losses(
         if mask is not None:
             mask = teacher_frames(mask.sum(1) * config.hop_length, wanted.shape[1], config.sampling_rate)
         losses[name], losses[f"{name}_share"] = resynthesis_distillation(teacher, resampled, resynthesis, wanted, mask)
+    if distillation.semantic_reconstruction and semantic_only is not None:
+        losses["semantic_reconstruction"] = _semantic_reconstruction(
+            teacher, at_teacher_rate(output.audio_values, config.sampling_rate), wanted, semantic_only
+        )
     return losses
+
+
+def _semantic_reconstruction(teacher: SpeechTeacher, made: Tensor, wanted: Tensor, semantic_only: Tensor) -> Tensor:
+    """MSE between encodings of waveforms (B, S') and those `wanted` (B, E, D) over the chosen items (B,), 0 for others.
+
+    A mean over the whole batch, so that micro-batches of equal size add up to it, whichever items they hold.
+    """
+    chosen = semantic_only.nonzero()[:, 0]
+    if not len(chosen):
+        return made.sum() * 0.0  # in the graph all the same: processes reduce the same gradients
+    encoded = teacher(made[chosen]).float()
+    frames = min(encoded.shape[1], wanted.shape[1])
+    errors = (encoded[:, :frames] - wanted[chosen][:, :frames].float()).square().mean(dim=(1, 2))
+    return errors.sum() / len(made)
 
 
 def clip_groups(model: nn.Module, projection: nn.Module | None, probes: bool) -> list[list[nn.Parameter]]:

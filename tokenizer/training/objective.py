@@ -44,6 +44,7 @@ def loss_weights(objective: Objective) -> dict[str, float]:
         "acoustic_codebook": w.codebook,
         "distillation": objective.distillation_weight,
         "probe": objective.probe_weight,
+        "semantic_reconstruction": objective.distillation_weight * objective.distillation.semantic_reconstruction,
     }
 
 
@@ -54,6 +55,7 @@ def codec_losses(
     config: LMSPTConfig,
     discriminator: Discriminator | None,
     projection: nn.Module | None = None,
+    semantic_only: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """All losses of the generator, unweighted scalars.
 
@@ -64,6 +66,7 @@ def codec_losses(
         config: the tokenizer's sizes.
         discriminator: None where the adversarial losses are off.
         projection: of the semantic latents to the teacher's width, for pooled distillation.
+        semantic_only: (B,) bool, the items that the main decoder made of book 0 alone.
     """
     losses = {
         "mel": objective.mel(output.audio_values, target),
@@ -73,7 +76,9 @@ def codec_losses(
         "acoustic_codebook": output.acoustic_codebook_loss,
     }
     if objective.teacher is not None:
-        losses |= distillation_losses(objective.distillation, objective.teacher, projection, output, target, config)
+        losses |= distillation_losses(
+            objective.distillation, objective.teacher, projection, output, target, config, semantic_only
+        )
     if discriminator is not None:
         with discriminator.frozen():
             with torch.no_grad():

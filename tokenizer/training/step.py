@@ -78,6 +78,7 @@ def train_step(
                 state.model_config,
                 state.discriminator if adversarial else None,
                 state.projection,
+                batch.get("semantic_only"),
             )
         losses["total"] = sum(weights[name] * value for name, value in losses.items() if name in weights)
         accelerator.backward(losses["total"] / len(batches))
