@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slm.modeling import ModelError, has_tied_head, load_llm
 from slm.vocabulary import SpeechVocabulary
@@ -81,6 +81,32 @@ def merge_lora(base_folder: str | Path, adapter_folder: str | Path, dtype: str =
 
     base, _, _ = load_llm(str(base_folder), dtype)
     return PeftModel.from_pretrained(base, str(adapter_folder)).merge_and_unload()
+
+
+def save_adapter(
+    model: nn.Module,
+    text_tokenizer: PreTrainedTokenizerBase,
+    vocabulary: SpeechVocabulary,
+    folder: str | Path,
+    base: str,
+    state_dict: dict[str, Tensor] | None = None,
+) -> Path:
+    """Writes adapters and new rows, with tokenizer and vocabulary: all that `load_llm` needs beside the base.
+
+    Args:
+        model: The `peft.PeftModel`, unwrapped.
+        text_tokenizer: Its tokenizer, with the speech tokens added.
+        vocabulary: Ids of speech.
+        folder: The target.
+        base: The model that was grown, by hub name or folder: what the adapter is loaded onto elsewhere.
+        state_dict: The weights, where an engine has gathered them.
+    """
+    local = Path(base).expanduser()
+    model.peft_config["default"].base_model_name_or_path = str(local.resolve()) if local.is_dir() else base
+    model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+    text_tokenizer.save_pretrained(folder)
+    vocabulary.save(folder)
+    return Path(folder)
 
 
 def keep_tables_whole(model: nn.Module) -> None:

@@ -5,6 +5,7 @@ Shapes: V rows of the embedding table, D its width.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from slm.vocabulary import FILE_NAME, SpeechVocabulary
 
 PAD_ROWS_TO = 64
 ATTENTIONS = ("auto", "sdpa", "eager")
+ADAPTER_FILE = "adapter_config.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -65,7 +67,7 @@ def resolve_model(name: str) -> str:
         return str(embedded)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").exists():
+        if not (folder / "config.json").exists() and not (folder / ADAPTER_FILE).exists():
             inside = (folder / "model" / "config.json").exists()
             meant = str(folder / "model") if inside else "the folder of a saved model (RUN_DIR/model)"
             raise ModelError(f"model {name}: the folder has no config.json; give {meant}")
@@ -107,18 +109,22 @@ def describe_llm(name: str, attention: str = "auto") -> LLMFacts:
     """
     where = resolve_model(name)
     tokenizer = _load_tokenizer(where)
-    config = _loading(name, AutoConfig.from_pretrained, where)
+    vocabulary, base = _own_vocabulary(where, tokenizer), _base_of_adapter(where)
+    config = _loading(name, AutoConfig.from_pretrained, where if base is None else _resolve_base(where, base))
+    if base is not None and vocabulary is not None:
+        sizes = config.get_text_config()
+        sizes.vocab_size = rows_needed(sizes.vocab_size, vocabulary)
     with torch.device("meta"):
         skeleton = _loading(
             name, AutoModelForCausalLM.from_config, config, attn_implementation=_attention(attention, config)
         )
-    return LLMFacts(config, tokenizer, skeleton, _own_vocabulary(where, tokenizer))
+    return LLMFacts(config, tokenizer, skeleton, vocabulary)
 
 
 def load_llm(
     name: str, dtype: str = "fp32", attention: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, SpeechVocabulary | None]:
-    """Loads a causal LM and its tokenizer.
+    """Loads a causal LM and its tokenizer; of an adapter's folder, its base with the adapter folded in.
 
     Args:
         name: A hub name or a local folder.
@@ -133,6 +139,9 @@ def load_llm(
     """
     where = resolve_model(name)
     tokenizer = _load_tokenizer(where)
+    if (base := _base_of_adapter(where)) is not None:
+        vocabulary = _own_vocabulary(where, tokenizer)
+        return _with_adapter(where, base, tokenizer, vocabulary, dtype, attention), tokenizer, vocabulary
     implementation = _attention(attention, _loading(name, AutoConfig.from_pretrained, where))
     model = _loading(
         name,
@@ -142,6 +151,39 @@ def load_llm(
         attn_implementation=implementation,
     )
     return model, tokenizer, _own_vocabulary(where, tokenizer)
+
+
+def _base_of_adapter(where: str) -> str | None:
+    """The name of the model that an adapter's folder belongs to; None of any other folder or name."""
+    file = Path(where) / ADAPTER_FILE
+    return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] if file.is_file() else None
+
+
+def _resolve_base(where: str, base: str) -> str:
+    try:
+        return resolve_model(base)
+    except ModelError as error:
+        raise ModelError(f"adapter {where}: its base cannot be had: {error}") from error
+
+
+def _with_adapter(
+    where: str,
+    base: str,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: SpeechVocabulary | None,
+    dtype: str,
+    attention: str,
+) -> PreTrainedModel:
+    """An adapter's base, grown by the rows that the adapter holds, with the adapter folded in."""
+    from peft import PeftModel
+
+    model, _, _ = load_llm(_resolve_base(where, base), dtype, attention)
+    if vocabulary is not None:
+        rows = rows_needed(model.get_input_embeddings().weight.shape[0], vocabulary)
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    model = _loading(where, PeftModel.from_pretrained, model, where).merge_and_unload()
+    model.generation_config = _generation_config(tokenizer, vocabulary)
+    return model
 
 
 def _attention(attention: str, config: PreTrainedConfig) -> str:
@@ -252,16 +294,7 @@ def save_slm(
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    end = vocabulary.end_id if vocabulary else text_tokenizer.eos_token_id
-    ends = [end, vocabulary.speech_end_id] if vocabulary else [end]
-    pad = text_tokenizer.pad_token_id
-    # The source's sampling settings (a chat model's temperature, its repetition penalty) are not ours.
-    model.generation_config = GenerationConfig(
-        bos_token_id=text_tokenizer.bos_token_id,
-        eos_token_id=ends,
-        pad_token_id=end if pad is None else pad,
-        do_sample=False,
-    )
+    model.generation_config = _generation_config(text_tokenizer, vocabulary)
     model.save_pretrained(temporary, state_dict=state_dict)
     text_tokenizer.save_pretrained(temporary)
     if vocabulary is not None:
@@ -269,3 +302,17 @@ def save_slm(
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return folder
+
+
+def _generation_config(
+    text_tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary | None
+) -> GenerationConfig:
+    """Ends and padding of a model; a source's sampling settings (temperature, repetition penalty) are not ours."""
+    end = vocabulary.end_id if vocabulary else text_tokenizer.eos_token_id
+    pad = text_tokenizer.pad_token_id
+    return GenerationConfig(
+        bos_token_id=text_tokenizer.bos_token_id,
+        eos_token_id=[end, vocabulary.speech_end_id] if vocabulary else [end],
+        pad_token_id=end if pad is None else pad,
+        do_sample=False,
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from recipes.commands import finetune, train_lm
 from recipes.config import ConfigError, load_config
+from slm.modeling import ModelError, describe_llm, load_llm
 from slm.training.batches import NoiseConfig
 from slm.training.checkpoints import newest_checkpoint
 from slm.training.packing import packing_leaks
@@ -316,6 +319,34 @@ def test_finetune_recipe_lora(tmp_path) -> None:
     assert folder == tmp_path / "run" / "model" and AutoModelForCausalLM.from_pretrained(folder)
     bare = finetune_config(tmp_path, "bare", "lora.rank=4", "lora.merge=false")
     assert finetune.run(bare).name == "adapter" and not (tmp_path / "bare" / "model").exists()
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_an_adapters_folder_is_all_that_is_needed_beside_the_base(tmp_path, kind: str) -> None:
+    """In another process, without the run's own grown base: the merged model's logits, and commands that take it."""
+    config = finetune_config(tmp_path, "run", "lora.rank=4")
+    save_llm(Path(config.model), kind)
+    merged = finetune.run(config)
+    shutil.rmtree(tmp_path / "run" / "base")
+    adapter = shutil.move(tmp_path / "run" / "adapter", tmp_path / "elsewhere")
+    ids = torch.arange(3, 23)[None]
+    wanted = load_llm(str(merged))[0](input_ids=ids).logits
+    script = (
+        "import sys, torch; from slm.generation import SpeechLM\n"
+        "lm = SpeechLM.load(sys.argv[1])\n"
+        "torch.save(lm.model(input_ids=torch.arange(3, 23)[None]).logits, sys.argv[2])\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(adapter), str(tmp_path / "logits.pt")], check=True)
+    facts, (model, _, vocabulary) = describe_llm(str(adapter)), load_llm(str(adapter))
+    own = slice(vocabulary.size)  # rows behind it only pad the table
+    got = torch.load(tmp_path / "logits.pt")
+    torch.testing.assert_close(got[..., own], wanted[..., own].detach(), atol=1e-5, rtol=1e-5)
+    assert facts.vocabulary == vocabulary is not None
+    assert facts.n_parameters == sum(p.numel() for p in model.parameters())
+    assert model.generation_config.to_diff_dict() == load_llm(str(merged))[0].generation_config.to_diff_dict()
+    shutil.rmtree(config.model)
+    with pytest.raises(ModelError, match="its base cannot be had"):
+        load_llm(str(adapter))
 
 
 def test_a_plan_names_all_that_is_missing(tmp_path, monkeypatch) -> None:

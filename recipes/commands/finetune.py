@@ -34,7 +34,7 @@ from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.corpus import INDEX_NAME, CodedCorpus
-from slm.lora import LoraSettings, add_lora, merge_lora
+from slm.lora import LoraSettings, add_lora, merge_lora, save_adapter
 from slm.modeling import (
     LLMFacts,
     describe_llm,
@@ -397,7 +397,7 @@ def run(config: Config) -> Path:
         if config.lora is None:
             save_slm(trained, tokenizer, data.vocabulary, folder.path("model"), state)
         else:
-            trained.save_pretrained(str(folder.path("adapter")), state_dict=state, save_embedding_layers=False)
+            save_adapter(trained, tokenizer, data.vocabulary, folder.path("adapter"), config.model, state)
             if config.lora.merge:
                 merged = merge_lora(folder.path("base"), folder.path("adapter"), config.weights)
                 save_slm(merged, tokenizer, data.vocabulary, folder.path("model"))
