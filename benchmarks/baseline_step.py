@@ -23,7 +23,7 @@ from tokenizer.model.dac import Snake
 from tokenizer.model.modeling import LMSPTModel
 from tokenizer.training.discriminator import BandDiscriminator, Discriminator, PeriodDiscriminator
 from tokenizer.training.losses import Features, MultiScaleMelLoss, discriminator_loss, generator_losses
-from tokenizer.training.objective import Objective, codec_losses, halves, loss_weights
+from tokenizer.training.objective import Objective, codec_losses, loss_weights, split_real_and_generated
 
 ARITHMETIC = {
     "passes": "one discriminator pass over real and generated crops; the generator is judged by frozen weights, and no "
@@ -149,7 +149,9 @@ def discriminator_term(
 ) -> Tensor:
     """The discriminators' loss on waveforms (B, 1, S)."""
     if "passes" in savings:
-        return discriminator_loss(*halves(discriminate(discriminator, torch.cat([real, fake]), savings)))
+        return discriminator_loss(
+            *split_real_and_generated(discriminate(discriminator, torch.cat([real, fake]), savings))
+        )
     return discriminator_loss(*(discriminate(discriminator, waveform, savings) for waveform in (real, fake)))
 
 

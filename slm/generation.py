@@ -25,7 +25,7 @@ from transformers import (
 
 from slm.modeling import load_llm
 from slm.tasks import Task, get_task
-from slm.tasks.registry import Utterance
+from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import make_prompt, prompt_size
 from slm.vocabulary import SpeechVocabulary, VocabularyError
 
@@ -217,7 +217,7 @@ def transcribe_codes(
     Returns:
         One output per utterance, in order.
     """
-    return generate_text(speech_lm, get_task("asr"), [Utterance(codes=item) for item in codes], settings)
+    return generate_text(speech_lm, get_task("asr"), [UtteranceTokens(codes=item) for item in codes], settings)
 
 
 def synthesize_codes(
@@ -245,13 +245,13 @@ def synthesize_codes(
     for i, text in enumerate(texts):
         if not text.strip():
             raise GenerationError(f"text {i + 1} of {len(texts)} is empty: there is nothing to say")
-    utterances = [Utterance(text=vocabulary.encode_text(speech_lm.text_tokenizer, text)) for text in texts]
+    utterances = [UtteranceTokens(text=vocabulary.encode_text(speech_lm.text_tokenizer, text)) for text in texts]
     seconds = [seconds_allowed(vocabulary, text, settings) for text in texts]
     return generate_speech(speech_lm, get_task("tts"), utterances, seconds, settings, texts if keys is None else keys)
 
 
 def generate_text(
-    speech_lm: SpeechLM, task: Task, utterances: Sequence[Utterance], settings: TranscribeSettings | None = None
+    speech_lm: SpeechLM, task: Task, utterances: Sequence[UtteranceTokens], settings: TranscribeSettings | None = None
 ) -> list[TranscribeOutput]:
     """Writes the answers of a task that answers in text.
 
@@ -298,7 +298,7 @@ def generate_text(
 def generate_speech(
     speech_lm: SpeechLM,
     task: Task,
-    utterances: Sequence[Utterance],
+    utterances: Sequence[UtteranceTokens],
     seconds: Sequence[float],
     settings: SynthesizeSettings | None = None,
     keys: Sequence[str] | None = None,
@@ -352,7 +352,9 @@ def _check_modality(task: Task, modality: str) -> None:
         raise GenerationError(f"task {task.name} answers in {task.answers}: call {other}")
 
 
-def tokens_allowed(vocabulary: SpeechVocabulary, task: Task, utterance: Utterance, settings: TranscribeSettings) -> int:
+def tokens_allowed(
+    vocabulary: SpeechVocabulary, task: Task, utterance: UtteranceTokens, settings: TranscribeSettings
+) -> int:
     """The most text tokens that may come of a prompt before the answer counts as cut off.
 
     Raises:

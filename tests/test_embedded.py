@@ -27,7 +27,7 @@ from recipes.runs.inputs import digest
 from slm.modeling import describe_llm, load_llm
 from tokenizer import load_tokenizer
 from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig
-from tokenizer.training.surgery import transplant
+from tokenizer.training.initialisation import initialise_from
 
 ROOT = Path(__file__).parents[1]
 LARGEST_BYTES = 8_000_000  # of a tokenizer or recogniser
@@ -97,7 +97,7 @@ def test_trainings_start_from_names_and_their_digest_follows_the_weights(weights
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for parameter in model.parameters():
         parameter.data.zero_()
-    transplant(model, "embedded-12.5hz")
+    initialise_from(model, "embedded-12.5hz")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     config = train_teacher.Config(
         init_from="embedded-recogniser",

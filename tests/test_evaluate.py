@@ -20,7 +20,7 @@ from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.commands import evaluate
 from recipes.config import ConfigError, dump_config, load_config
-from recipes.scoring import evaluation, listening, systems
+from recipes.scoring import audio_pass, evaluation, systems
 from recipes.scoring.evaluation import Config
 from tokenizer import LMSPTConfig, LMSPTModel, load_tokenizer
 from tokenizer.data.utterances import AudioError, DataSource
@@ -243,7 +243,7 @@ def test_the_bootstrap_draws_speakers_where_there_are_enough(tmp_path, corpus, l
 def test_listings_whose_titles_differ_in_signs_alone_are_both_kept(tmp_path) -> None:
     protocol = Protocol("asr", {}, "none", "1", Scored("t", "0", 2), bootstrap_samples=20)
     rates = score_pairs(["one two", "three"], ["one", "three"], get_normaliser("none"))
-    listening.write_listings(
+    audio_pass.write_listings(
         tmp_path, [make_row(name, "asr", "m", protocol, rates) for name in ("SLM ASR", "SLM (ASR)")]
     )
     titles = {path.read_text().splitlines()[0] for path in tmp_path.glob("errors-*.txt")}
@@ -325,7 +325,7 @@ def test_tasks_are_scored_by_what_they_answer(tmp_path, corpus, asr, tts, length
     assert {path.name for path in (folder / "samples").iterdir() if path.name.startswith("0-")} == {
         "0-0-ground-truth.flac", "0-2-slm-echo.flac", "0-3-tts.flac",
     }  # fmt: skip
-    listening.Players(folder / "samples", [])  # a later start of an evaluation takes away what this one left
+    audio_pass.Players(folder / "samples", [])  # a later start of an evaluation takes away what this one left
     assert not list((folder / "samples").iterdir())
     html = (folder / "report.html").read_text()
     assert "What SLM st writes" in html and "SLM echo" in html

@@ -148,11 +148,11 @@ def test_draws_follow_the_softmax(untrained: SpeechLM) -> None:
     said = synthesize_codes(untrained, ["red"] * n, settings, keys=[f"k{i}" for i in range(n)])
     counts = np.bincount([int(output.codes[0, 0]) for output in said], minlength=CODES) / n
     from slm.tasks import get_task
-    from slm.tasks.registry import Utterance
+    from slm.tasks.registry import UtteranceTokens
     from slm.tasks.sequences import make_prompt
 
     text = vocabulary.encode_text(untrained.text_tokenizer, "red")
-    prompt = make_prompt(vocabulary, get_task("tts"), Utterance(text=text))
+    prompt = make_prompt(vocabulary, get_task("tts"), UtteranceTokens(text=text))
     with torch.no_grad():
         logits = untrained.model(input_ids=torch.from_numpy(prompt)[None]).logits[0, -1]
     expected = torch.softmax(logits[vocabulary.speech_ids()[0]] / 0.7, -1).numpy()

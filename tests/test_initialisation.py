@@ -14,7 +14,7 @@ from recipes.commands import export, train_tokenizer
 from recipes.config import ConfigError
 from tokenizer import LMSPTModel
 from tokenizer.model.configuration import preset_config
-from tokenizer.training.surgery import transplant
+from tokenizer.training.initialisation import initialise_from
 
 
 def grown(tmp_path, before: dict, after: dict, old="nano-12.5hz", new="nano-12.5hz"):
@@ -26,7 +26,7 @@ def grown(tmp_path, before: dict, after: dict, old="nano-12.5hz", new="nano-12.5
             parameter.normal_()
     source.save_pretrained(tmp_path / "old")
     model = LMSPTModel(preset_config(new, **after))
-    return source, model, transplant(model, tmp_path / "old")
+    return source, model, initialise_from(model, tmp_path / "old")
 
 
 def modules(names) -> set[str]:

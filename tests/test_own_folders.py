@@ -15,7 +15,7 @@ from recipes.config import ConfigError
 from recipes.runs import own_folders, restart
 from recipes.runs.pipeline import Stage
 from recipes.runs.run_folder import RunFolder
-from recipes.scoring.listening import Players
+from recipes.scoring.audio_pass import Players
 from recipes.scoring.systems import System
 
 
@@ -103,7 +103,7 @@ def test_only_earlier_clips_are_replaced_among_the_samples(tmp_path):
     folder = filled(
         tmp_path / "samples", "0-0-ground-truth.flac", "7-3-tts.flac", "my take.flac", "0-0-mine.flac", "a/b"
     )
-    Players(folder, ["u"]).take(0, System("ground truth", "ground_truth", "", 16000), {"u": np.zeros(160, np.float32)})
+    Players(folder, ["u"]).add(0, System("ground truth", "ground_truth", "", 16000), {"u": np.zeros(160, np.float32)})
     assert set(tree(folder)) == {"0-0-ground-truth.flac", "my take.flac", "0-0-mine.flac", "a/b"}
     assert "mine" not in tree(folder)["0-0-ground-truth.flac"]
 

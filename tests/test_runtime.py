@@ -17,7 +17,7 @@ from recipes.runs import files, machine
 from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.runs.lineage import PastRun, data_rows
 from recipes.runs.machine import resolve_device, resolve_precision
-from recipes.runs.run_folder import MAY_CHANGE, MAY_GROW, NULL_MEANS, RunFolder
+from recipes.runs.run_folder import ADJUSTABLE, EXTENDABLE, NULL_MEANS, RunFolder
 from recipes.runs.times import read_time
 from recipes.runs.tracking import append_metrics, drop_metrics_after
 from recipes.scoring.systems import read_predictions
@@ -33,12 +33,12 @@ class Config:
     run_dir: str
     seed: int = 3
     inner: Inner = field(default_factory=Inner)
-    workers: int = field(default=2, metadata={MAY_CHANGE: True})
+    workers: int = field(default=2, metadata=ADJUSTABLE)
 
 
 @dataclass
 class Training:
-    steps: int = field(default=4, metadata={MAY_GROW: True})
+    steps: int = field(default=4, metadata=EXTENDABLE)
     schedule: int | None = field(default=None, metadata={NULL_MEANS: "steps"})
 
 

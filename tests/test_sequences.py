@@ -12,7 +12,7 @@ from slm_tiny import CODES, tiny_model, tiny_tokenizer, utterances
 import slm.tasks.sequences
 import slm.training.batches
 from slm.tasks import get_task
-from slm.tasks.registry import Utterance
+from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import answer, example_length, make_example, make_prompt
 from slm.training.batches import BatchError, NoiseConfig, PackedBatches, SpeechSamples, TextSamples, pack, plan_steps
 from slm.vocabulary import SpeechVocabulary, add_speech
@@ -38,7 +38,7 @@ def test_a_chat_example_reads_as_the_template_renders_it(chat: bool) -> None:
     tokenizer = tiny_tokenizer(chat)
     vocabulary = add_speech(tokenizer, [CODES])
     text, codes = vocabulary.encode_text(tokenizer, "lay red"), np.array([[3, 0]])
-    examples = (make_example(vocabulary, get_task(name), Utterance(codes, text)) for name in ("asr", "tts"))
+    examples = (make_example(vocabulary, get_task(name), UtteranceTokens(codes, text)) for name in ("asr", "tts"))
     asr, tts = (tokenizer.decode(item.input_ids, clean_up_tokenization_spaces=False) for item in examples)
     heard = "<|speech|><|speech_0_3|><|speech_0_0|><|/speech|>"
     if chat:
@@ -55,13 +55,16 @@ def test_labels_are_the_answer_and_prompts_the_rest() -> None:
     vocabulary = SpeechVocabulary(codebook_sizes=(12, 12), first_id=50, end_id=2, before=(1,), between=(7, 8))
     codes, text = np.array([[1, 2, 3], [4, 5, 6]]), np.array([30, 31])
     asr, tts = get_task("asr"), get_task("tts")
-    for task, given in ((asr, Utterance(codes=codes)), (tts, Utterance(text=text))):
-        example, prompt = make_example(vocabulary, task, Utterance(codes, text)), make_prompt(vocabulary, task, given)
+    for task, given in ((asr, UtteranceTokens(codes=codes)), (tts, UtteranceTokens(text=text))):
+        example, prompt = (
+            make_example(vocabulary, task, UtteranceTokens(codes, text)),
+            make_prompt(vocabulary, task, given),
+        )
         assert (example.input_ids[: len(prompt)] == prompt).all()
         assert (example.labels[: len(prompt)] == -100).all()
         assert (example.labels[len(prompt) :] == example.input_ids[len(prompt) :]).all()
         assert example.labels[-1] == vocabulary.end_id
-        assert len(example) == example_length(vocabulary, task, Utterance(codes, text))
+        assert len(example) == example_length(vocabulary, task, UtteranceTokens(codes, text))
     assert example.labels[-2] == vocabulary.speech_end_id
 
 

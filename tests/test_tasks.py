@@ -31,7 +31,7 @@ from slm.generation import (
 )
 from slm.modeling import extend_with_speech, save_slm
 from slm.tasks import Task, TaskError, get_task, register, registry, tasks
-from slm.tasks.registry import Mark, Speech, Text, Turn, Utterance
+from slm.tasks.registry import Mark, Speech, Text, Turn, UtteranceTokens
 from slm.tasks.sequences import example_length, make_example, make_prompt
 from slm.training.batches import BatchError, SpeechSamples
 from slm.vocabulary import add_marks, add_speech
@@ -78,12 +78,12 @@ def test_a_new_task_trains_from_its_parts_alone(echo: Task) -> None:
 
 def test_a_prompt_needs_its_own_parts_only(echo: Task) -> None:
     vocabulary = add_speech(tiny_tokenizer(), [CODES], marks=echo.marks)
-    spoken = Utterance(codes=np.array([[3, 0]]), text=np.array([5]))
-    assert make_prompt(vocabulary, get_task("tts"), Utterance(text=np.array([5]))).size
+    spoken = UtteranceTokens(codes=np.array([[3, 0]]), text=np.array([5]))
+    assert make_prompt(vocabulary, get_task("tts"), UtteranceTokens(text=np.array([5]))).size
     with pytest.raises(TaskError, match="tts: an utterance without codes"):
-        make_example(vocabulary, get_task("tts"), Utterance(text=np.array([5])))
+        make_example(vocabulary, get_task("tts"), UtteranceTokens(text=np.array([5])))
     with pytest.raises(TaskError, match="echo: an utterance without text"):
-        make_prompt(vocabulary, echo, Utterance(codes=spoken.codes))
+        make_prompt(vocabulary, echo, UtteranceTokens(codes=spoken.codes))
     assert example_length(vocabulary, echo, spoken) == len(make_example(vocabulary, echo, spoken))
 
 
@@ -104,7 +104,7 @@ def test_a_new_task_goes_the_whole_road(tmp_path) -> None:
     """A third task and its mark from outside: fine-tuned by the recipe, saved, loaded, generated from."""
     backwards = "<|backwards|>"
 
-    def turn(utterance: Utterance) -> Turn:
+    def turn(utterance: UtteranceTokens) -> Turn:
         text = None if utterance.text is None else utterance.text[::-1]
         return Turn([Speech(utterance.codes), Mark(backwards)], [Text(text)])
 
@@ -126,7 +126,7 @@ def test_a_new_task_goes_the_whole_road(tmp_path) -> None:
         finetune.run(config)
         speech_lm = SpeechLM.load(tmp_path / "run" / "model")
         rows = utterances()[: len(SENTENCES)]
-        prompts = [Utterance(codes=row["audio_codes"]) for row in rows]
+        prompts = [UtteranceTokens(codes=row["audio_codes"]) for row in rows]
         answers = generate_text(speech_lm, task, prompts)
         ids = [speech_lm.vocabulary.encode_text(speech_lm.text_tokenizer, row["text"]) for row in rows]
         reversed_texts = [speech_lm.text_tokenizer.decode(item[::-1]).strip() for item in ids]
@@ -153,7 +153,7 @@ def test_a_model_that_speaks_keeps_what_it_has_learnt(echo: Task) -> None:
 
 def test_a_text_s_budget_counts_what_the_prompt_holds(echo: Task) -> None:
     vocabulary = add_speech(tiny_tokenizer(), [CODES], marks=echo.marks, frame_rate=12.5)
-    spoken = Utterance(codes=np.zeros((1, 25), int), text=np.zeros(7, int))
+    spoken = UtteranceTokens(codes=np.zeros((1, 25), int), text=np.zeros(7, int))
     settings = TranscribeSettings(min_tokens=3, tokens_per_s=10.0)
     ask = {
         "speech": Task("a", "text", lambda u: Turn([Speech(u.codes)], [Text(u.text)])),

@@ -26,7 +26,7 @@ from tokenizer.model.dac import Snake
 from tokenizer.teacher.whisper import SpeechTeacher, at_teacher_rate
 from tokenizer.training.discriminator import Conv, Discriminator, DiscriminatorConfig, channels_last
 from tokenizer.training.losses import LossWeights, MultiScaleMelLoss, discriminator_loss
-from tokenizer.training.objective import Objective, codec_losses, halves, loss_weights
+from tokenizer.training.objective import Objective, codec_losses, loss_weights, split_real_and_generated
 from tokenizer.training.stft import magnitudes, stft, stft_by_hops
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,7 +156,7 @@ def test_losses_and_gradients_are_the_baselines(teacher):
         output = model(**batch)
         real, fake = batch["input_values"], output.audio_values.detach()
         if ours:
-            judged = discriminator_loss(*halves(discriminator(torch.cat([real, fake]))))
+            judged = discriminator_loss(*split_real_and_generated(discriminator(torch.cat([real, fake]))))
         else:
             judged = baseline.discriminator_term(discriminator, real, fake)
         judged.backward()

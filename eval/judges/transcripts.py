@@ -16,7 +16,7 @@ import numpy as np
 from eval.judges.config import JudgeError
 from eval.judges.judge import Judge
 
-__all__ = ["CarefulJudge", "Transcripts", "audio_sha256"]
+__all__ = ["CachedJudge", "Transcripts", "audio_sha256"]
 
 log = logging.getLogger(__name__)
 _HOPELESS = 8  # a judge that has failed so often and read nothing is taken for broken
@@ -40,7 +40,7 @@ def audio_sha256(audio: np.ndarray, sampling_rate: int) -> str:
     return digest.hexdigest()
 
 
-class CarefulJudge:
+class CachedJudge:
     """A judge with what it has heard already.
 
     Args:

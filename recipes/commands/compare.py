@@ -37,7 +37,7 @@ from recipes.runs.pipeline import (
     run_steps,
     set_aside_from,
 )
-from recipes.runs.run_folder import COMPLETE_FILE, MAY_CHANGE, RunFolder
+from recipes.runs.run_folder import ADJUSTABLE, COMPLETE_FILE, RunFolder
 from recipes.scoring.cells import Cell, Identity, identify
 
 # What does not depend on the cell: kept once in the table.
@@ -66,18 +66,18 @@ class Config(PipelineConfig):
     """A pipeline and the cells that go through it."""
 
     run_dir: str = "runs/compare"
-    cells: list[Cell] = field(default_factory=list, metadata={"help": "what is compared", MAY_CHANGE: True})
+    cells: list[Cell] = field(default_factory=list, metadata={"help": "what is compared", **ADJUSTABLE})
     only: list[str] | None = field(
         default=None,
         metadata={
             "help": "run these cells now; []: none, the table over what is complete; null: all",
-            MAY_CHANGE: True,
+            **ADJUSTABLE,
         },
     )
     contrasts: list[Contrasted] = field(
-        default_factory=list, metadata={"help": "differences between groups of cells, seeds pooled", MAY_CHANGE: True}
+        default_factory=list, metadata={"help": "differences between groups of cells, seeds pooled", **ADJUSTABLE}
     )
-    title: str = field(default="Comparison", metadata={"help": "of the report", MAY_CHANGE: True})
+    title: str = field(default="Comparison", metadata={"help": "of the report", **ADJUSTABLE})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -45,7 +45,7 @@ from recipes.runs.logs import log
 from recipes.runs.machine import resolve_precision, seed_everything
 from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
-from recipes.runs.run_folder import MAY_CHANGE, RunFolder
+from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from slm.corpus import CodedCorpusWriter, CorpusMetadata, begun_metadata
 from tokenizer import load_tokenizer
 from tokenizer.data.utterances import AudioError, DataError, DataSource, Utterance
@@ -92,7 +92,7 @@ class Config:
         metadata={
             "help": "threads of a process that read audio meanwhile (more beside a fast GPU); 0 reads in line. "
             "Processes: torchrun --nproc_per_node N -m recipes.cli encode ...",
-            MAY_CHANGE: True,
+            **ADJUSTABLE,
         },
     )
     plugins: list[str] = plugins_key()

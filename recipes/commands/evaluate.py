@@ -27,7 +27,7 @@ from typing import Any
 
 from eval.codes import CodeStatistics, code_statistics
 from eval.judges.judge import conditions_of, load_judge
-from eval.judges.transcripts import CarefulJudge
+from eval.judges.transcripts import CachedJudge
 from eval.report.markdown import write_markdown
 from eval.report.page import format_table, write_report
 from eval.schema import (
@@ -47,14 +47,14 @@ from recipes.runs.files import read_json
 from recipes.runs.logs import log
 from recipes.runs.run_folder import RunFolder, describe_run
 from recipes.scoring.answer_cache import AnswerCache
+from recipes.scoring.audio_pass import CLIP_S, Listening, Players, spread, write_listings
 from recipes.scoring.evaluation import Config, Job, prepare
-from recipes.scoring.listening import CLIP_S, Listening, Players, spread, write_listings
 from recipes.scoring.systems import (
     CodecSystems,
     Predictions,
     Recordings,
     System,
-    Take,
+    SystemAudio,
     model_label,
     predicted_audio,
     predicted_system,
@@ -122,8 +122,8 @@ def run(config: Config) -> Path:
     measures = chosen_measures(config.measures) if config.quality else []
     listening = Listening(work.systems, judges, players, measures)
     compared = any(measure.needs_reference and not measure.time_aligned for measure in measures)
-    for take in work.takes(job.ids, config.batch_seconds, compared):
-        listening.take(take)
+    for batch in work.audio_batches(job.ids, config.batch_seconds, compared):
+        listening.add(batch)
     if work.codec is not None:
         work.codec.finish()
     for judge in judges:
@@ -158,7 +158,7 @@ def run(config: Config) -> Path:
     return folder.folder
 
 
-def _failures(job: Job, work: Work, judges: Sequence[CarefulJudge]) -> list[str]:
+def _failures(job: Job, work: Work, judges: Sequence[CachedJudge]) -> list[str]:
     """What could not be read, by us or by a judge. Raises ConfigError where that is every recording."""
     notes = work.notes + [f"counted as failed: {error}" for judge in judges for error in judge.errors]
     if work.recordings is None:
@@ -187,7 +187,7 @@ def _codes(config: Config, job: Job, codec: CodecSystems | None) -> list[CodeSta
     ]
 
 
-def _rows(config: Config, job: Job, systems: Sequence[System], judges: Sequence[CarefulJudge]) -> list[Row]:
+def _rows(config: Config, job: Job, systems: Sequence[System], judges: Sequence[CachedJudge]) -> list[Row]:
     """Every judge's rows of all that it read, then the SLM's own texts."""
     rows: list[Row] = []
     spoken = [system for system in systems if system.answers == "speech"]
@@ -200,7 +200,7 @@ def _rows(config: Config, job: Job, systems: Sequence[System], judges: Sequence[
     return rows + [_row(config, job, system.kind, {}, system, system.texts) for system in own]
 
 
-def _load_judges(config: Config, device: str) -> list[CarefulJudge]:
+def _load_judges(config: Config, device: str) -> list[CachedJudge]:
     """Every judge, with what it has heard already: one small file for each and the conditions it reads under.
 
     Raises:
@@ -214,7 +214,7 @@ def _load_judges(config: Config, device: str) -> list[CarefulJudge]:
         if conditions is not None:
             number = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:12]
             path = folder / f"{judge.identity['kind']}-{number}.jsonl"
-        judges.append(CarefulJudge(judge, AnswerCache(path, conditions), config.strict))
+        judges.append(CachedJudge(judge, AnswerCache(path, conditions), config.strict))
     return judges
 
 
@@ -228,7 +228,7 @@ class Work:
     codec: CodecSystems | None = None
     spoken: list[tuple[Predictions, System]] = field(default_factory=list)
 
-    def takes(self, ids: Sequence[str], batch_seconds: float, compared: bool = False) -> Iterator[Take]:
+    def audio_batches(self, ids: Sequence[str], batch_seconds: float, compared: bool = False) -> Iterator[SystemAudio]:
         """All audio, a batch at a time: recordings, what the tokenizer makes of them, synthesised speech.
 
         Args:
@@ -237,14 +237,14 @@ class Work:
             compared: whether synthesised speech comes with the recordings of its utterances.
         """
         for batch in self.recordings.batches() if self.recordings is not None else ():
-            yield Take(self.recordings.system, batch)
+            yield SystemAudio(self.recordings.system, batch)
             if self.codec is not None:
-                yield from self.codec.takes(batch)
+                yield from self.codec.audio_batches(batch)
         for predictions, system in self.spoken:
-            for take in predicted_audio(predictions, system, ids, batch_seconds, self.notes):
+            for batch in predicted_audio(predictions, system, ids, batch_seconds, self.notes):
                 if compared and self.recordings is not None:
-                    take = replace(take, recordings=self.recordings.read(take.audios))
-                yield take
+                    batch = replace(batch, recordings=self.recordings.read(batch.audios))
+                yield batch
 
 
 def _gather(config: Config, job: Job) -> Work:

@@ -41,7 +41,7 @@ from tokenizer.codecs.supervised import SupervisedTokenizerConfig
 from tokenizer.model.configuration import LMSPTConfig
 from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig
 from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
-from tokenizer.training.surgery import take_discriminators
+from tokenizer.training.initialisation import initialise_discriminators
 
 TRAINING_FILE = "training.yaml"
 KINDS = {LMSPTConfig.model_type: "tokenizer", SupervisedTokenizerConfig.model_type: "supervised-tokenizer"}
@@ -293,7 +293,7 @@ def _write_discriminators(weights: Path, settings: dict[str, Any], target: Path,
     save_file(rounded, target / DISCRIMINATOR_WEIGHTS)
     atomic_write_text(target / "config.json", json.dumps(settings, indent=2) + "\n")
     try:
-        take_discriminators(Discriminator(DiscriminatorConfig(**settings)), target / DISCRIMINATOR_WEIGHTS)
+        initialise_discriminators(Discriminator(DiscriminatorConfig(**settings)), target / DISCRIMINATOR_WEIGHTS)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"discriminators: {weights} is not of the configuration beside it: {error}") from error
 

@@ -47,11 +47,11 @@ from recipes.runs.files import disk_errors
 from recipes.runs.logs import log
 from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
-from recipes.runs.run_folder import MAY_CHANGE
+from recipes.runs.run_folder import ADJUSTABLE
 from slm.generation import SpeechLM, SynthesizeOutput, SynthesizeSettings, generate_speech, seconds_allowed
 from slm.modeling import describe_llm
 from slm.tasks import Task, TaskError
-from slm.tasks.registry import Utterance as TaskUtterance
+from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import prompt_size
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.audio import load_audio
@@ -76,7 +76,7 @@ class Config:
         metadata={
             "help": "the file for a text without run_dir, its ending names the format (wav, flac, ogg, mp3); empty: "
             "out.wav",
-            MAY_CHANGE: True,
+            **ADJUSTABLE,
         },
     )
     data: DataSource | None = field(default=None, metadata={"help": "or a data source, e.g. data.path=manifest.jsonl"})
@@ -380,7 +380,7 @@ class Request:
 
     script: Script
     number: int
-    utterance: TaskUtterance
+    utterance: UtteranceTokens
     seconds: float
 
 

@@ -32,7 +32,7 @@ from recipes.runs.inputs import check_sources, digest, refuse_other_inputs
 from recipes.runs.logs import log
 from recipes.runs.machine import process_count, resolve_device, resolve_precision, seed_everything
 from recipes.runs.progress import Progress
-from recipes.runs.run_folder import MAY_CHANGE, RunFolder
+from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from recipes.runs.tracking import Tracker, check_trackers, drop_metrics_after, make_trackers
 from tokenizer import load_tokenizer
 from tokenizer.data.augmentation import AugmentationConfig
@@ -48,13 +48,13 @@ from tokenizer.teacher.distillation import DistillationConfig, FeatureProjection
 from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig, teacher_width
 from tokenizer.training.checkpoints import load_latest_state
 from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
+from tokenizer.training.initialisation import initialise_discriminators, initialise_from
 from tokenizer.training.loop import fit, frames_per_step
 from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.training.objective import Objective
 from tokenizer.training.revival import CHANCE, LIVE_FRACTION, dead_rule, describe
 from tokenizer.training.state import CodecTrainingConfig, TrainState, averaged
 from tokenizer.training.stft import Padding
-from tokenizer.training.surgery import take_discriminators, transplant
 from tokenizer.training.validation import validate
 
 SIZES = ("periods", "fft_sizes", "period_channels", "band_channels")  # keys that decide a discriminator's tensors
@@ -119,7 +119,7 @@ class Config:
         default_factory=lambda: ["tensorboard"],
         metadata={
             "help": "beside metrics.jsonl: tensorboard, wandb (project and mode from WANDB_*)",
-            MAY_CHANGE: True,
+            **ADJUSTABLE,
         },
     )
     seed: int = field(default=0, metadata={"help": "seed of weights, order, crops and augmentation"})
@@ -283,7 +283,7 @@ def _new_model(config: Config) -> LMSPTModel:
     model = LMSPTModel(_model_config(config))
     if config.init_from is not None:
         try:
-            transplant(model, config.init_from)
+            initialise_from(model, config.init_from)
         except ValueError as error:
             raise ConfigError(f"init_from={error}") from None
     freeze_parts(config, model)
@@ -412,7 +412,7 @@ def start_discriminators(config: Config, discriminator: Discriminator | None) ->
         raise ConfigError(f"init_discriminators=true needs {missing}: it starts the discriminators from init_from's")
     file, made = discriminator_file(config.init_from)
     try:
-        take_discriminators(discriminator, file)
+        initialise_discriminators(discriminator, file)
     except ValueError as error:
         now = dataclasses.asdict(config.discriminator)
         keys = [f"discriminator.{key}={json.dumps(made[key])}" for key in SIZES if made.get(key, now[key]) != now[key]]

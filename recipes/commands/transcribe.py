@@ -41,7 +41,7 @@ from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
 from slm.generation import SpeechLM, TranscribeSettings, generate_text
 from slm.tasks import Task, TaskError
-from slm.tasks.registry import Utterance as TaskUtterance
+from slm.tasks.registry import UtteranceTokens
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.audio import open_audio
 from tokenizer.data.utterances import AudioError, DataSource, Utterance
@@ -189,7 +189,7 @@ def read_items(config: Config, setup: Setup) -> list[Item]:
 
 def make_requests(
     task: Task, items: Sequence[Item], vocabulary: SpeechVocabulary, text_tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[Item, Piece, TaskUtterance]]:
+) -> list[tuple[Item, Piece, UtteranceTokens]]:
     """What the model is asked: each piece that is not silent, and what its prompt is made of.
 
     An utterance that lacks what the prompt is made of gets the error that says so.

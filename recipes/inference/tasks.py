@@ -8,7 +8,7 @@ import numpy as np
 
 from recipes.config import ConfigError
 from slm.tasks import Task, TaskError, get_task, tasks
-from slm.tasks.registry import Modality, Utterance
+from slm.tasks.registry import Modality, UtteranceTokens
 from slm.tasks.sequences import prompt_size
 from slm.vocabulary import SpeechVocabulary
 
@@ -57,7 +57,7 @@ def prompt_utterance(
     text: str,
     columns: Mapping[str, str],
     encode: Callable[[str], np.ndarray],
-) -> Utterance:
+) -> UtteranceTokens:
     """What a task makes its prompt of.
 
     Args:
@@ -70,9 +70,9 @@ def prompt_utterance(
     Raises:
         TaskError: the prompt lacks a part.
     """
-    utterance = Utterance(codes, None, dict.fromkeys(task.columns))
+    utterance = UtteranceTokens(codes, None, dict.fromkeys(task.columns))
     if task.prompt_holds_text:
         ids = {name: encode(columns[name]) if columns.get(name) else None for name in task.columns}
-        utterance = Utterance(codes, encode(text) if text else None, ids)
+        utterance = UtteranceTokens(codes, encode(text) if text else None, ids)
     prompt_size(task, utterance)
     return utterance

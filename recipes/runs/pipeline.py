@@ -17,7 +17,7 @@ from typing import Any
 from recipes.config import ConfigError, Problems, load_config
 from recipes.runs.logs import log
 from recipes.runs.plugins import import_plugins
-from recipes.runs.run_folder import MAY_CHANGE, RunFolder
+from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from recipes.runs.times import clock, read_time
 
 VARIABLE = re.compile(r"\$\{([^}]*)\}")
@@ -49,12 +49,10 @@ class PipelineConfig:
     """Stages in a row. Each stage's folder guards its own configuration, so these keys may change between runs."""
 
     run_dir: str = field(default="runs/pipeline", metadata={"help": "each stage's folder lies in this one"})
-    stages: list[Stage] = field(default_factory=list, metadata={"help": "the recipes, in order", MAY_CHANGE: True})
-    set: list[str] = field(
-        default_factory=list, metadata={"help": "more overrides, as STAGE.key=value", MAY_CHANGE: True}
-    )
+    stages: list[Stage] = field(default_factory=list, metadata={"help": "the recipes, in order", **ADJUSTABLE})
+    set: list[str] = field(default_factory=list, metadata={"help": "more overrides, as STAGE.key=value", **ADJUSTABLE})
     redo: str | None = field(
-        default=None, metadata={"help": "set this stage and all after it aside, and run them anew", MAY_CHANGE: True}
+        default=None, metadata={"help": "set this stage and all after it aside, and run them anew", **ADJUSTABLE}
     )
 
     def __post_init__(self) -> None:

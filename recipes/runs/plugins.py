@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config import ConfigError
-from recipes.runs.run_folder import MAY_CHANGE
+from recipes.runs.run_folder import ADJUSTABLE
 
 
 def plugins_key() -> Any:
@@ -19,7 +19,7 @@ def plugins_key() -> Any:
         "measures of audio (eval.speech.measures.registry.register_measure), such as [my_tasks] for my_tasks.py in the "
         "working directory; imported first"
     )
-    return field(default_factory=list, metadata={"help": about, MAY_CHANGE: True})
+    return field(default_factory=list, metadata={"help": about, **ADJUSTABLE})
 
 
 def import_plugins(config: Any) -> None:

@@ -28,10 +28,10 @@ from recipes.runs.times import now, wall_seconds
 COMPLETE_FILE = "complete.json"
 PROCESS_TIMEOUT_S = 7200.0  # where a configuration has no key for it
 VERSIONED = ("lmspt-slm", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "numpy", "jiwer")
-# A field with this metadata changes how a run is done, not what comes out: `field(..., metadata={MAY_CHANGE: True})`.
-MAY_CHANGE = "may_change"
+# A field with this metadata changes how a run is done, not what comes out: `field(..., metadata=ADJUSTABLE)`.
+ADJUSTABLE = {"adjustable": True}
 # One with this says how far a run goes: a larger value goes on from the last checkpoint, also of a complete run.
-MAY_GROW = "may_grow"
+EXTENDABLE = {"extendable": True}
 # The sibling whose value a null here stands for: null and that value are one setting.
 NULL_MEANS = "null_means"
 
@@ -79,8 +79,8 @@ class RunFolder:
         with contextlib.suppress(ConfigError):  # a key that came later holds its default there
             before = yaml.safe_load(dump_config(from_values(type(config), before)))
         old, new = flatten(before), flatten(yaml.safe_load(dump_config(config)))
-        grows = set(_marked(type(config), MAY_GROW))
-        free = {*_marked(type(config), MAY_CHANGE), *grows}
+        grows = set(_marked(type(config), "extendable"))
+        free = {*_marked(type(config), "adjustable"), *grows}
         # A default that changed since is no change of configuration: nobody asked for either value.
         former = getattr(type(config), "former_defaults", {})
         defaults = flatten(yaml.safe_load(dump_config(type(config)()))) if former else {}
@@ -126,7 +126,7 @@ class RunFolder:
             return False
         before = flatten(yaml.safe_load(self.path(CONFIG_FILE).read_text(encoding="utf-8")) or {})
         now = flatten(yaml.safe_load(dump_config(config)))
-        return all(now[key] <= before.get(key, now[key]) for key in _marked(type(config), MAY_GROW))
+        return all(now[key] <= before.get(key, now[key]) for key in _marked(type(config), "extendable"))
 
     def start(self, config: Any, data_fingerprint: str | None = None) -> RunFolder:
         """Open the folder for this configuration and record what runs.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from eval.judges.transcripts import CarefulJudge
+from eval.judges.transcripts import CachedJudge
 from eval.schema import SYSTEMS, TASK_PREFIX, Clip, Row, Sample
 from eval.speech.audio import resample
 from eval.speech.measures.registry import Measure
@@ -19,7 +19,7 @@ from eval.speech.quality import Quality, QualitySummary, compare_audio, summaris
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import error_listing, score_pairs
 from recipes.runs.files import atomic_write_text, disk_errors
-from recipes.scoring.systems import System, Take
+from recipes.scoring.systems import System, SystemAudio
 
 CLIP_HZ = 16_000
 CLIP_S = 60.0  # of a longer recording the beginning is played
@@ -51,7 +51,7 @@ class Players:
             if own.fullmatch(path.name):
                 path.unlink()
 
-    def take(self, number: int, system: System, audios: Mapping[str, np.ndarray]) -> None:
+    def add(self, number: int, system: System, audios: Mapping[str, np.ndarray]) -> None:
         """Write what is to be played of system ``number``'s waveforms (S,)."""
         for i, utterance_id in enumerate(self.ids):
             if (audio := audios.get(utterance_id)) is None:
@@ -100,7 +100,7 @@ class Listening:
     def __init__(
         self,
         systems: Sequence[System],
-        judges: Sequence[CarefulJudge],
+        judges: Sequence[CachedJudge],
         players: Players,
         measures: Sequence[Measure],
     ) -> None:
@@ -111,20 +111,20 @@ class Listening:
             if system.answers == "speech":
                 system.transcripts = {judge.name: {} for judge in judges}
 
-    def take(self, take: Take) -> None:
+    def add(self, batch: SystemAudio) -> None:
         """All that is done with one batch. Raises JudgeError, OSError (a full disk)."""
-        system = take.system
+        system = batch.system
         number = next(i for i, known in enumerate(self.systems) if known is system)
-        audios = {name: audio for name, audio in take.audios.items() if audio.size}
+        audios = {name: audio for name, audio in batch.audios.items() if audio.size}
         for judge in self.judges:
             system.transcripts[judge.name] |= judge.transcribe(audios, system.sampling_rate, system.name)
         if number in self._quality:
             for name, audio in audios.items():
-                recording, rate = take.recordings.get(name), self.systems[0].sampling_rate
+                recording, rate = batch.recordings.get(name), self.systems[0].sampling_rate
                 self._quality[number][name] = compare_audio(
                     recording, audio, rate, system.sampling_rate, self._measures[number]
                 )
-        self.players.take(number, system, audios)
+        self.players.add(number, system, audios)
 
     def quality(
         self,

@@ -25,7 +25,7 @@ from recipes.runs.embedded import resolve_judge
 from recipes.runs.inputs import check_sources
 from recipes.runs.machine import resolve_device, resolve_precision
 from recipes.runs.plugins import plugins_key
-from recipes.runs.run_folder import MAY_CHANGE, RunFolder
+from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from recipes.scoring.code_use import corpus_code_statistics
 from recipes.scoring.systems import (
     Predictions,
@@ -88,7 +88,7 @@ class Config:
         metadata={
             "help": "where what the judges heard is kept; evaluations that share it read no audio twice (those of a "
             "comparison do); null: run_dir/transcripts",
-            MAY_CHANGE: True,
+            **ADJUSTABLE,
         },
     )
     resample: Literal["auto", "utterances", "speakers"] = field(

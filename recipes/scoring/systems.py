@@ -1,6 +1,6 @@
 """What `slm evaluate` scores: recordings, what a tokenizer makes of them, and the SLM's predictions.
 
-Audio comes a batch at a time, as :class:`Take`, and is gone with it: memory does not grow with the test set.
+Audio comes a batch at a time, as :class:`SystemAudio`, and is gone with it: memory does not grow with the test set.
 
 Shapes: B items, S samples, K books, F frames; waveforms (S,), codes (K, F).
 """
@@ -65,7 +65,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class Take:
+class SystemAudio:
     """Waveforms (S,) of one system, by utterance id; the ``recordings`` that they were made from, where there are any.
 
     A system that failed on an utterance has no waveform of it.
@@ -253,7 +253,7 @@ class CodecSystems:
         self._audio_s = self._encode_s = 0.0
         self._decode_s = dict.fromkeys((system.kind for system in self.systems), 0.0)
 
-    def takes(self, recordings: dict[str, np.ndarray]) -> Iterator[Take]:
+    def audio_batches(self, recordings: dict[str, np.ndarray]) -> Iterator[SystemAudio]:
         """Each way's audio of one batch of recordings, one way after the other."""
         rate = self.tokenizer.config.sampling_rate
         started = time.perf_counter()
@@ -274,7 +274,7 @@ class CodecSystems:
                 audio = values[row, : -(-len(waveform) * system.sampling_rate // rate)].copy()
                 if np.isfinite(audio).all():
                     audios[name] = audio
-            yield Take(system, audios, recordings)
+            yield SystemAudio(system, audios, recordings)
 
     @torch.inference_mode()
     def _decode(self, kind: str, codes: torch.Tensor) -> np.ndarray:
@@ -307,7 +307,7 @@ class CodecSystems:
 
 def predicted_audio(
     predictions: Predictions, system: System, ids: Sequence[str], batch_seconds: float, notes: list[str]
-) -> Iterator[Take]:
+) -> Iterator[SystemAudio]:
     """The waveforms that the SLM answered with, some seconds at a time; one that cannot be read is noted and counts as
     failed.
     """
@@ -322,10 +322,10 @@ def predicted_audio(
             log.warning("counted as failed: %s", error)
             notes.append(f"counted as failed: {error}")
         if sum(map(len, audios.values())) >= batch_seconds * system.sampling_rate:
-            yield Take(system, audios)
+            yield SystemAudio(system, audios)
             audios = {}
     if audios:
-        yield Take(system, audios)
+        yield SystemAudio(system, audios)
 
 
 def predicted_system(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from slm.tasks.registry import Mark, Speech, Task, Text, Turn, Utterance, register
+from slm.tasks.registry import Mark, Speech, Task, Text, Turn, UtteranceTokens, register
 from slm.vocabulary import TRANSCRIBE
 
 
-def turn(utterance: Utterance) -> Turn:
+def turn(utterance: UtteranceTokens) -> Turn:
     """`<|speech|> codes <|/speech|> <|transcribe|>` -> text."""
     return Turn(prompt=[Speech(utterance.codes), Mark(TRANSCRIBE)], answer=[Text(utterance.text)])
 

@@ -22,7 +22,7 @@ class TaskError(ValueError):
 
 
 @dataclass(frozen=True)
-class Utterance:
+class UtteranceTokens:
     """What a task may take its parts from. A part that is to be generated may be missing, which is None.
 
     Args:
@@ -85,7 +85,7 @@ class Task:
 
     name: str
     answers: Modality
-    turn: Callable[[Utterance], Turn]
+    turn: Callable[[UtteranceTokens], Turn]
     marks: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     reference: str = "text"
@@ -103,7 +103,7 @@ class Task:
     @cached_property
     def _sample_prompt(self) -> list[Part]:
         text = np.zeros(8, dtype=np.int64)
-        utterance = Utterance(np.zeros((1, 8), dtype=np.int64), text, dict.fromkeys(self.columns, text))
+        utterance = UtteranceTokens(np.zeros((1, 8), dtype=np.int64), text, dict.fromkeys(self.columns, text))
         return self.turn(utterance).prompt
 
 

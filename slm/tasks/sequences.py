@@ -12,7 +12,7 @@ A vocabulary of 100 text ids (eos is 2, bos is 1) and one codebook of 8:
 
 >>> from slm.tasks import get_task
 >>> vocabulary = SpeechVocabulary(codebook_sizes=(8,), first_id=100, end_id=2, before=(1,))
->>> utterance = Utterance(codes=np.array([[0, 7, 3]]), text=np.array([40, 41]))
+>>> utterance = UtteranceTokens(codes=np.array([[0, 7, 3]]), text=np.array([40, 41]))
 >>> asr = make_example(vocabulary, get_task("asr"), utterance)
 >>> asr.input_ids.tolist()
 [1, 100, 104, 111, 107, 101, 102, 40, 41, 2]
@@ -23,7 +23,7 @@ A vocabulary of 100 text ids (eos is 2, bos is 1) and one codebook of 8:
 [1, 40, 41, 103, 100, 104, 111, 107, 101, 2]
 >>> tts.labels.tolist()
 [-100, -100, -100, -100, -100, 104, 111, 107, 101, 2]
->>> make_prompt(vocabulary, get_task("tts"), Utterance(text=np.array([40, 41]))).tolist()
+>>> make_prompt(vocabulary, get_task("tts"), UtteranceTokens(text=np.array([40, 41]))).tolist()
 [1, 40, 41, 103, 100]
 """
 
@@ -34,7 +34,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slm.tasks.registry import Mark, Part, Speech, Task, TaskError, Text, Utterance
+from slm.tasks.registry import Mark, Part, Speech, Task, TaskError, Text, UtteranceTokens
 from slm.vocabulary import SpeechVocabulary
 
 IGNORE = -100
@@ -54,7 +54,7 @@ class Example:
 def make_prompt(
     vocabulary: SpeechVocabulary,
     task: Task,
-    utterance: Utterance,
+    utterance: UtteranceTokens,
     change: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """The ids after which the model writes the answer.
@@ -83,7 +83,7 @@ def make_prompt(
 def make_example(
     vocabulary: SpeechVocabulary,
     task: Task,
-    utterance: Utterance,
+    utterance: UtteranceTokens,
     change: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Example:
     """Prompt and answer, with loss on the answer and on its end; arguments as in :func:`make_prompt`."""
@@ -96,7 +96,7 @@ def make_example(
     return answer(prompt, np.array([*ids, vocabulary.end_id], dtype=np.int64))
 
 
-def prompt_size(task: Task, utterance: Utterance) -> tuple[int, int]:
+def prompt_size(task: Task, utterance: UtteranceTokens) -> tuple[int, int]:
     """Frames of speech and tokens of text that a task's prompt holds, from which the length of an answer follows.
 
     Raises:
@@ -107,7 +107,7 @@ def prompt_size(task: Task, utterance: Utterance) -> tuple[int, int]:
     return frames, sum(len(_given(task, part.ids, "text")) for part in parts if isinstance(part, Text))
 
 
-def example_length(vocabulary: SpeechVocabulary, task: Task, utterance: Utterance) -> int:
+def example_length(vocabulary: SpeechVocabulary, task: Task, utterance: UtteranceTokens) -> int:
     """The length L of :func:`make_example`, without building it."""
     turn = task.turn(utterance)
     parts = sum(_part_length(vocabulary, task, part) for part in (*turn.prompt, *turn.answer))

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from slm.tasks import TaskError, get_task
-from slm.tasks.registry import Utterance
+from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, Example, answer, example_length, make_example
 from slm.vocabulary import SpeechVocabulary
 
@@ -111,7 +111,7 @@ class SpeechSamples:
         self.vocabulary, self.noise = vocabulary, noise
         # The smallest type that fits: a thousand hours at 25 Hz are 90 million codes.
         self.utterances = [
-            Utterance(
+            UtteranceTokens(
                 np.asarray(c[: vocabulary.n_codebooks]).astype(np.int32),
                 np.asarray(t).astype(np.int32),
                 {name: np.asarray(ids[i]).astype(np.int32) for name, ids in (columns or {}).items()},

@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 # there: in bf16 a step takes 0.7 of the time at 128, 0.8 at 512.
 SHORT_ROW = 512
 
-FREE = {"may_change": True}  # what is written beside a training: a resumed run may set it otherwise
+# For a field's metadata: a resumed run may set it otherwise; the training may become longer.
+ADJUSTABLE, EXTENDABLE = {"adjustable": True}, {"extendable": True}
 
 
 class TrainingError(ValueError):
@@ -44,13 +45,13 @@ class TrainingConfig:
 
     steps: int = field(
         default=2000,
-        metadata={"help": "optimizer steps; a run, a complete one too, goes on where there are more", "may_grow": True},
+        metadata={"help": "optimizer steps; a run, a complete one too, goes on where there are more", **EXTENDABLE},
     )
     tokens_per_step: int = field(
         default=4096, metadata={"help": "tokens a step sees, over all processes and micro-batches"}
     )
     gradient_accumulation: int = field(
-        default=1, metadata={"help": "micro-batches a step is split into, per process", **FREE}
+        default=1, metadata={"help": "micro-batches a step is split into, per process", **ADJUSTABLE}
     )
     pack_length: int = field(
         default=512, metadata={"help": "length of a row that sequences are packed into; 0: each has a row of its own"}
@@ -65,14 +66,15 @@ class TrainingConfig:
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay"})
     adam_betas: tuple[float, float] = field(default=(0.9, 0.98), metadata={"help": "AdamW's betas"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
-    log_steps: int = field(default=20, metadata={"help": "steps between two logged losses", **FREE})
+    log_steps: int = field(default=20, metadata={"help": "steps between two logged losses", **ADJUSTABLE})
     eval_steps: int = field(
-        default=200, metadata={"help": "steps between two losses on the valid split; 0: never", **FREE}
+        default=200, metadata={"help": "steps between two losses on the valid split; 0: never", **ADJUSTABLE}
     )
     save_steps: int = field(
-        default=200, metadata={"help": "steps between two checkpoints (with keep=best: among which to choose)", **FREE}
+        default=200,
+        metadata={"help": "steps between two checkpoints (with keep=best: among which to choose)", **ADJUSTABLE},
     )
-    keep_checkpoints: int = field(default=2, metadata={"help": "checkpoints kept on disk, at least 2", **FREE})
+    keep_checkpoints: int = field(default=2, metadata={"help": "checkpoints kept on disk, at least 2", **ADJUSTABLE})
     keep: Literal["last", "best"] = field(
         default="last",
         metadata={
@@ -86,7 +88,7 @@ class TrainingConfig:
         metadata={
             "help": "how long processes wait for each other before they give up, in seconds: longer than the first "
             "one takes to evaluate, and to write a checkpoint",
-            "may_change": True,
+            **ADJUSTABLE,
         },
     )
     attention: Literal["auto", "sdpa", "eager"] = field(
@@ -94,10 +96,10 @@ class TrainingConfig:
         metadata={
             "help": "sdpa: fused; eager: written out; auto: fused where the model can, but for rows of up to "
             f"{SHORT_ROW} tokens on a CPU, where written out is faster",
-            **FREE,
+            **ADJUSTABLE,
         },
     )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory", **FREE})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory", **ADJUSTABLE})
     deepspeed: str | None = field(
         default=None, metadata={"help": "a DeepSpeed JSON (shipped: deepspeed-zero2); needs torchrun"}
     )

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from tokenizer.data.augmentation import AugmentationConfig, augment
 from tokenizer.data.mixing import TrainingAudio
+from tokenizer.settings import ADJUSTABLE, EXTENDABLE
 from tokenizer.teacher.recogniser import EOS, Recogniser, character_tokenizer, greedy_ctc
 from tokenizer.teacher.whisper import MEL_HOP, WHISPER_RATE_HZ, WhisperLogMel
 
@@ -26,7 +27,7 @@ class RecogniserTrainingConfig:
 
     steps: int = field(
         default=3000,
-        metadata={"help": "optimizer steps; a run, a complete one too, goes on where there are more", "may_grow": True},
+        metadata={"help": "optimizer steps; a run, a complete one too, goes on where there are more", **EXTENDABLE},
     )
     batch_size: int = field(
         default=32, metadata={"help": "utterances per step, of all processes and accumulations together"}
@@ -37,19 +38,19 @@ class RecogniserTrainingConfig:
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate (AdamW)"})
     warmup_share: float = field(default=0.1, metadata={"help": "share of the steps that warm up linearly"})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay"})
-    save_steps: int = field(default=500, metadata={"help": "steps between checkpoints", "may_change": True})
-    keep_checkpoints: int = field(default=2, metadata={"help": "newest checkpoints to keep", "may_change": True})
+    save_steps: int = field(default=500, metadata={"help": "steps between checkpoints", **ADJUSTABLE})
+    keep_checkpoints: int = field(default=2, metadata={"help": "newest checkpoints to keep", **ADJUSTABLE})
     validate_steps: int = field(
-        default=250, metadata={"help": "steps between greedy-CTC scores of the valid split", "may_change": True}
+        default=250, metadata={"help": "steps between greedy-CTC scores of the valid split", **ADJUSTABLE}
     )
-    log_steps: int = field(default=25, metadata={"help": "steps between logged losses", "may_change": True})
-    num_workers: int = field(default=0, metadata={"help": "processes that load and augment audio", "may_change": True})
+    log_steps: int = field(default=25, metadata={"help": "steps between logged losses", **ADJUSTABLE})
+    num_workers: int = field(default=0, metadata={"help": "processes that load and augment audio", **ADJUSTABLE})
     process_timeout_s: float = field(
         default=7200.0,
         metadata={
             "help": "how long processes wait for each other before they give up, in seconds: longer than the first "
             "one takes to validate, and to write a checkpoint",
-            "may_change": True,
+            **ADJUSTABLE,
         },
     )
 

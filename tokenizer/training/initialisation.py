@@ -39,7 +39,7 @@ STRIDES = {  # a part's key in the model -> the configuration's field with its s
 
 
 @dataclass(frozen=True)
-class Transplant:
+class Initialisation:
     """Names of tensors: of the new model those reused and those new, of the old model those dropped.
 
     `grown` are those of the reused that hold a larger book's entries.
@@ -62,7 +62,7 @@ class Transplant:
         return lines
 
 
-def transplant(model: LMSPTModel, source: str | Path) -> Transplant:
+def initialise_from(model: LMSPTModel, source: str | Path) -> Initialisation:
     """Fills `model` with the weights of the tokenizer in `source` that fit it, and logs which do not.
 
     Args:
@@ -94,7 +94,7 @@ def transplant(model: LMSPTModel, source: str | Path) -> Transplant:
         for name in reused:
             value = offered[name][1]
             state[name].copy_(_more_entries(value, len(state[name])) if name in grown else value)
-    result = Transplant(
+    result = Initialisation(
         reused=tuple(reused),
         new=tuple(name for name in state if name not in set(reused)),
         dropped=tuple(name for name, _ in offered.values() if name not in taken),
@@ -121,7 +121,7 @@ def _more_entries(entries: Tensor, size: int) -> Tensor:
     return repeated + noise.to(repeated)
 
 
-def take_discriminators(discriminator: nn.Module, file: str | Path) -> None:
+def initialise_discriminators(discriminator: nn.Module, file: str | Path) -> None:
     """Fills all discriminators with the weights of a safetensors file. Nothing is taken where one does not fit.
 
     Unlike a tokenizer's parts they are no use in pieces: a judge with some random layers is a random judge.

@@ -88,7 +88,7 @@ def codec_losses(
     return losses
 
 
-def halves(features: list[list[Tensor]]) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+def split_real_and_generated(features: list[list[Tensor]]) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
     """Feature maps of a batch of real and generated crops, parted."""
     pairs = [[layer.chunk(2) for layer in part] for part in features]
     return [[a for a, _ in part] for part in pairs], [[b for _, b in part] for part in pairs]

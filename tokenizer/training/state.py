@@ -13,14 +13,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tokenizer.data.mixing import TrainingAudio
 from tokenizer.model.code_use import CodeCounts
 from tokenizer.model.configuration import LMSPTConfig
+from tokenizer.settings import ADJUSTABLE, EXTENDABLE
 
 Metrics = dict[str, float]
 Batch = dict[str, Tensor | list[int]]  # LMSPTModel.forward's arguments
-
-# Metadata of keys that change how a step is computed or what is logged, but no result: a resumed run may set them anew.
-ADJUSTABLE = {"may_change": True}
-# Metadata of keys that a resumed run may raise, and then trains on.
-EXTENDABLE = {"may_grow": True}
 
 
 @dataclass

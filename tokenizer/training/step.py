@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tokenizer.model.modeling import LMSPTModel, LMSPTOutput
 from tokenizer.teacher.distillation import clip_groups
 from tokenizer.training.losses import discriminator_loss
-from tokenizer.training.objective import Objective, codec_losses, halves, loss_weights
+from tokenizer.training.objective import Objective, codec_losses, loss_weights, split_real_and_generated
 from tokenizer.training.parallel import average_gradients, gather_codes, mean_figures
 from tokenizer.training.revival import dead_rule
 from tokenizer.training.state import Batch, CodecTrainingConfig, Metrics, TrainState
@@ -135,7 +135,7 @@ def _discriminator_step(
             output = ready if ready is not None else _forward(state, batch, objective, accelerator)
         real, fake = batch["input_values"], output.audio_values.detach()
         with accelerator.autocast():
-            loss = discriminator_loss(*halves(state.discriminator(torch.cat([real, fake]))))
+            loss = discriminator_loss(*split_real_and_generated(state.discriminator(torch.cat([real, fake]))))
         accelerator.backward(loss / len(batches))
         _add(sums, {"loss/discriminator": loss}, len(batches))
     metrics = mean_figures(sums, accelerator)
