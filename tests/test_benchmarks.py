@@ -135,3 +135,16 @@ def test_growth_measures_a_point(tmp_path, tiny_tokenizer, work, monkeypatch):
     assert measured[0] > 0 and measured[1] >= 0
     lines = [json.loads(line) for line in (tmp_path / "point.jsonl").read_text().splitlines()]
     assert len({line["id"] for line in lines}) == len(lines) >= 2
+
+
+def test_real_shapes_grows_saves_reloads_and_trains_an_llm(tmp_path, capsys):
+    real_shapes = load("real_shapes")
+    sizes = real_shapes.QWEN_0_5B | {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    sizes |= {"vocab_size": 320, "num_hidden_layers": 2, "num_key_value_heads": 1}
+    options = argparse.Namespace(llm_sizes=sizes, speech_rows=100, llm_tokens=32, steps=1)
+    for part in (real_shapes.grow, real_shapes.generate, real_shapes.train_lora, real_shapes.train_full):
+        part(tmp_path, options)
+    printed = capsys.readouterr().out
+    assert "LLM: rows 320 -> 448" in printed  # 100 codes and the marks, padded to 64
+    assert "all legal: True" in printed
+    assert "LLM: LoRA, step 1 of 32 tokens" in printed and "LLM: full, step 1 of 32 tokens" in printed
