@@ -94,10 +94,11 @@ def initialise_from(model: LMSPTModel, source: str | Path) -> Initialisation:
         for name in reused:
             value = offered[name][1]
             state[name].copy_(_more_entries(value, len(state[name])) if name in grown else value)
+    begun_anew = {name.replace("codebook.weight", "usage") for name in grown}  # how often entries were chosen
     result = Initialisation(
         reused=tuple(reused),
-        new=tuple(name for name in state if name not in set(reused)),
-        dropped=tuple(name for name, _ in offered.values() if name not in taken),
+        new=tuple(name for name in state if name not in {*reused, *begun_anew}),
+        dropped=tuple(name for name, _ in offered.values() if name not in {*taken, *begun_anew}),
         grown=tuple(grown),
     )
     if old.config.strides != model.config.strides:
