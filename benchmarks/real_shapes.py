@@ -34,7 +34,7 @@ from slm.generation import SpeechLM, SynthesizeSettings, TranscribeSettings, gen
 from slm.lora import LoraSettings, add_lora
 from slm.modeling import extend_with_speech, load_llm, save_slm
 from slm.tasks import get_task
-from slm.tasks.registry import Utterance
+from slm.tasks.registry import UtteranceTokens
 from slm.training.answer_loss import AnswerLoss
 from slm.vocabulary import add_speech
 from tokenizer.model.configuration import preset_config
@@ -154,11 +154,11 @@ def generate(folder: Path, options: argparse.Namespace) -> None:
     codes = np.random.default_rng(0).integers(0, options.speech_rows, (1, round(10 * FRAME_RATE_HZ)))
     with measured("a transcript of 10 s"):
         settings = TranscribeSettings(tokens_per_s=3.2)
-        (written,) = generate_text(speech_lm, get_task("asr"), [Utterance(codes=codes)], settings)
+        (written,) = generate_text(speech_lm, get_task("asr"), [UtteranceTokens(codes=codes)], settings)
     text = speech_lm.vocabulary.encode_text(speech_lm.text_tokenizer, "random weights say nothing that anybody knows")
     with measured("speech for 45 letters, at most 4 s"):
         (spoken,) = generate_speech(
-            speech_lm, get_task("tts"), [Utterance(text=text)], [4.0], SynthesizeSettings(temperature=1.0)
+            speech_lm, get_task("tts"), [UtteranceTokens(text=text)], [4.0], SynthesizeSettings(temperature=1.0)
         )
     legal = bool((spoken.codes >= 0).all() and (spoken.codes < options.speech_rows).all())
     print(f"LLM: {written.n_tokens} tokens of text; {spoken.codes.shape[1]} codes, all legal: {legal}", flush=True)
