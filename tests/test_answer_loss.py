@@ -6,12 +6,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from slm_tiny import tiny_model
+from test_sequences import speech_samples
 from torch.nn import functional as F
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from slm.lora import keep_tables_whole
 from slm.training import answer_loss
 from slm.training.answer_loss import AnswerLoss
+from slm.training.trainer import TrainingConfig, train
 
 ROWS = 96
 IGNORED = -100
@@ -184,3 +186,20 @@ def test_rows_beside_the_table_give_what_pefts_copies_of_it_give(make) -> None:
     assert gradients.keys() == light_gradients.keys() and any("delta" in name for name in gradients)
     for key, gradient in gradients.items():
         torch.testing.assert_close(light_gradients[key], gradient, rtol=1e-4, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("change", ["no head to be had", "scaled behind the head"])
+def test_a_training_falls_back_to_whole_logits(tmp_path, monkeypatch, change) -> None:
+    samples = speech_samples()
+    config = TrainingConfig(steps=2, tokens_per_step=260, pack_length=64, eval_steps=0, log_steps=1, warmup_steps=1)
+    losses = []
+    for whole in (False, True):
+        model = tiny_model("qwen2", samples.vocabulary.size)
+        if whole and change == "no head to be had":
+            monkeypatch.setattr(type(model), "get_output_embeddings", lambda self: None)
+        elif whole:
+            monkeypatch.setattr(AnswerLoss, "fits", lambda self, model: False)
+        trainer = train(model, samples, None, config, tmp_path / str(whole))
+        assert (trainer.answer_loss is None) == whole
+        losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)

@@ -171,8 +171,7 @@ class SpeechTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return None  # they hold parts of the head's weights, and only while the model itself runs
         bare = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        loss = AnswerLoss(bare)
-        if loss.fits(self.model):
+        if bare.get_output_embeddings() is not None and (loss := AnswerLoss(bare)).fits(self.model):
             return loss
         log.info("%s changes its logits after the head: the loss takes those of the whole batch", type(bare).__name__)
         return None
