@@ -135,7 +135,7 @@ def _with_rows_apart(layer: Any, x: Tensor, active_adapters: list[str], *args: A
     if isinstance(base, nn.Linear):
         return result.index_copy_(-1, ids, F.linear(x, rows).to(result.dtype))
     ids, order = ids.sort()
-    place = torch.searchsorted(ids, x).clamp_max(len(ids) - 1)
+    place = torch.searchsorted(ids, x.contiguous()).clamp_max(len(ids) - 1)
     own = F.embedding(order[place], rows)
     scale = layer._get_embed_scale()
     own = own if scale is None else own * scale.to(own.dtype)

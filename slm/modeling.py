@@ -28,7 +28,6 @@ from slm.embedded import EMBEDDED, embedded_folder
 from slm.vocabulary import FILE_NAME, SpeechVocabulary
 
 PAD_ROWS_TO = 64
-ATTENTIONS = ("auto", "sdpa", "eager")
 ADAPTER_FILE = "adapter_config.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -129,7 +128,8 @@ def load_llm(
     Args:
         name: A hub name or a local folder.
         dtype: "fp32", "bf16" or "fp16": how the weights are held.
-        attention: How attention is computed: "sdpa" (fused), "eager" (written out), "auto": fused where the model can.
+        attention: How attention is computed: "sdpa" (fused), "eager" (written out), "flash_attention_2" (of the package
+            flash-attn), "auto": fused where the model can.
 
     Returns:
         The model, its text tokenizer, and its speech vocabulary where it already has one.

@@ -13,7 +13,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 from slm.lora import keep_tables_whole
 from slm.training import answer_loss
 from slm.training.answer_loss import AnswerLoss
-from slm.training.trainer import TrainingConfig, train
+from slm.training.config import TrainingConfig
+from slm.training.trainer import train
 
 ROWS = 96
 IGNORED = -100

@@ -102,7 +102,7 @@ def test_finetune_ends_in_the_same_bytes_after_a_sigkill(tmp_path) -> None:
     run_finetune(tmp_path, "whole", 1)
     script = f"""
 import os, signal
-from recipes import finetune
+from recipes.commands import finetune
 from recipes.config import load_config
 from slm.training.trainer import SpeechTrainer
 steps = SpeechTrainer.compute_loss

@@ -7,7 +7,7 @@ import doctest
 import numpy as np
 import pytest
 import torch
-from slm_tiny import CODES, tiny_model, tiny_tokenizer, utterances
+from slm_tiny import CODES, tiny_model, tiny_tokenizer, tokens_of, utterances
 
 import slm.tasks.sequences
 import slm.training.batches
@@ -21,10 +21,8 @@ from slm.vocabulary import SpeechVocabulary, add_speech
 def speech_samples(noise: NoiseConfig | None = None, weights: dict | None = None, **options) -> SpeechSamples:
     tokenizer = tiny_tokenizer()
     vocabulary = add_speech(tokenizer, [CODES, CODES])
-    rows = utterances()
-    texts = [vocabulary.encode_text(tokenizer, row["text"]) for row in rows]
-    codes = [row["audio_codes"] for row in rows]
-    return SpeechSamples(vocabulary, codes, texts, weights or {"asr": 1.0, "tts": 1.0}, noise, **options)
+    tokens = tokens_of(vocabulary, tokenizer, utterances())
+    return SpeechSamples(vocabulary, tokens, weights or {"asr": 1.0, "tts": 1.0}, noise, **options)
 
 
 @pytest.mark.parametrize("module", [slm.tasks.sequences, slm.training.batches])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_model, tiny_tokenizer, utterances
+from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_model, tiny_tokenizer, tokens_of, utterances
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 from slm.generation import SpeechLM, SynthesizeSettings, synthesize_codes, transcribe_codes
@@ -21,8 +21,9 @@ from slm.modeling import (
     save_slm,
 )
 from slm.training.batches import SpeechSamples
+from slm.training.config import TrainingConfig
 from slm.training.text_lm import TextLMConfig, new_text_lm
-from slm.training.trainer import TrainingConfig, train, trained_weights
+from slm.training.trainer import train, trained_weights
 from slm.vocabulary import SpeechVocabulary, add_speech
 
 
@@ -79,9 +80,7 @@ def test_lora_trains_saves_reloads_and_generates(kind: str, tmp_path) -> None:
     extend_with_speech(model, vocabulary, seed=0)
     base = save_slm(model, tokenizer, vocabulary, tmp_path / "base")
     peft = add_lora(base, vocabulary, LoraSettings(rank=4))
-    rows = utterances()
-    texts = [vocabulary.encode_text(tokenizer, row["text"]) for row in rows]
-    samples = SpeechSamples(vocabulary, [row["audio_codes"] for row in rows], texts, {"asr": 1.0, "tts": 1.0})
+    samples = SpeechSamples(vocabulary, tokens_of(vocabulary, tokenizer, utterances()), {"asr": 1.0, "tts": 1.0})
     config = TrainingConfig(
         steps=3, tokens_per_step=200, learning_rate=1e-2, warmup_steps=0, eval_steps=0, save_steps=2
     )
@@ -112,7 +111,7 @@ def test_lora_trains_saves_reloads_and_generates(kind: str, tmp_path) -> None:
     assert len(AutoTokenizer.from_pretrained(tmp_path / "model")) == vocabulary.size
     speech_lm = SpeechLM.load(tmp_path / "model")
     assert speech_lm.vocabulary == vocabulary
-    heard = transcribe_codes(speech_lm, [rows[0]["audio_codes"]])[0]
+    heard = transcribe_codes(speech_lm, [utterances(1)[0]["audio_codes"]])[0]
     said = synthesize_codes(speech_lm, ["lay red"], SynthesizeSettings(min_seconds=1.0))[0]
     assert isinstance(heard.text, str) and said.codes.shape[0] == 1 and said.codes.shape[1] >= 1
 

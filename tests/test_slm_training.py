@@ -10,9 +10,10 @@ import types
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from slm_tiny import CODES, save_llm, tiny_model, utterances, write_corpus
+from slm_tiny import CODES, metadata, save_llm, tiny_model, utterances, write_corpus
 from test_sequences import speech_samples
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Lfm2Config, Lfm2ForCausalLM, TrainerCallback
@@ -20,11 +21,18 @@ from transformers.utils.logging import disable_progress_bar
 
 from recipes.commands import finetune, train_lm
 from recipes.config import ConfigError, load_config
+from recipes.finetuning.data import codebooks, evaluated, longest_sequence, make_data, make_vocabulary, open_corpora
+from recipes.runs.machine import training_device
+from slm.corpus import CodedCorpusWriter
+from slm.lora import LoraSettings
 from slm.modeling import ModelError, describe_llm, load_llm
-from slm.training.batches import NoiseConfig
+from slm.training import config as training_config
+from slm.training.batches import ONE_ROW, NoiseConfig, PackedBatches, plan_steps
 from slm.training.checkpoints import newest_checkpoint
+from slm.training.config import TrainingConfig, TrainingError
 from slm.training.packing import packing_leaks
-from slm.training.trainer import TrainingConfig, TrainingError, train
+from slm.training.trainer import _Watch, train
+from slm.vocabulary import SpeechVocabulary
 from tokenizer import load_tokenizer
 
 OPTIONS = {"tokens_per_step": 260, "pack_length": 64, "learning_rate": 3e-3, "warmup_steps": 2, "log_steps": 1}
@@ -114,6 +122,121 @@ def test_a_run_goes_on_with_less_memory(tmp_path) -> None:
     assert losses(whole)[4:] == pytest.approx(losses(resumed)[-2:], abs=1e-4)
     for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
+def test_further_training_arguments_pass_through(tmp_path) -> None:
+    trainer = fit(tmp_path, steps=1, optim="adafactor", trainer={"torch_empty_cache_steps": 7})
+    assert trainer.args.torch_empty_cache_steps == 7
+    assert type(trainer.optimizer.optimizer).__name__ == "Adafactor"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("learning_rate", "is set here by training.learning_rate"),
+        ("label_smoothing_factor", "has no effect here: the loss is that of answers"),
+        ("batch_size_of_dreams", "has no TrainingArgument"),
+    ],
+)
+def test_a_training_argument_that_would_not_be_what_it_says_is_refused(name, reason) -> None:
+    with pytest.raises(TrainingError, match=f"(?s){name}.*{reason}|{reason}.*{name}"):
+        TrainingConfig(trainer={name: 0.1})
+
+
+def test_every_training_argument_that_is_set_here_is_refused_by_name(tmp_path) -> None:
+    """A further one of the same name would override a key of the configuration without a word."""
+    given, config = {}, TrainingConfig(gradient_checkpointing=True)
+
+    def arguments(**kwargs):
+        given.update(kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_config, "TrainingArguments", arguments)
+        settings = dict(evaluates=True, seed=0, device="cpu", precision="fp32", processes=1)
+        training_config.training_arguments(config, tmp_path, **settings)
+    free = {"logging_first_step", "dataloader_num_workers", "dataloader_pin_memory", "report_to"}
+    for name in given.keys() - free:
+        with pytest.raises(TrainingError, match=name):
+            TrainingConfig(trainer={name: None})
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_the_tables_have_a_learning_rate_of_their_own(tmp_path, kind) -> None:
+    """At rate 0 the tables stay, tied or not, and everything else moves; killed and resumed as unbroken."""
+    samples = speech_samples()
+    options = OPTIONS | {"eval_steps": 0, "steps": 4, "save_steps": 2, "weight_decay": 0.0}
+
+    def trained(folder, rate, callbacks=()):
+        config = TrainingConfig(**options, embedding_learning_rate=rate)
+        return train(
+            tiny_model(kind, samples.vocabulary.size), samples, None, config, folder, seed=7, callbacks=callbacks
+        )
+
+    before = dict(tiny_model(kind, samples.vocabulary.size).named_parameters())
+    for name, after in trained(tmp_path / "0", 0.0).model.named_parameters():
+        assert torch.equal(before[name], after) == ("embed_tokens" in name or "lm_head" in name), name
+    same, own = trained(tmp_path / "same", OPTIONS["learning_rate"]), trained(tmp_path / "none", None)
+    assert same_weights(same, own)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "killed", 1e-2, [KillAt(3)])
+    assert same_weights(trained(tmp_path / "killed", 1e-2), trained(tmp_path / "whole", 1e-2))
+
+
+def test_the_new_rows_of_an_adapter_have_a_learning_rate_of_their_own(tmp_path) -> None:
+    save_llm(tmp_path / "llm")
+    write_corpus(tmp_path / "codes")
+    own = {"model": str(tmp_path / "llm"), "corpus": str(tmp_path / "codes"), "run_dir": str(tmp_path / "run")}
+    training = OPTIONS | {"steps": 2, "eval_steps": 0, "embedding_learning_rate": 0.0, "weight_decay": 0.0}
+    finetune.run(finetune.Config(**own, lora=LoraSettings(rank=2), training=TrainingConfig(**training), device="cpu"))
+    base, adapted = (load_llm(str(tmp_path / "run" / name))[0] for name in ("base", "model"))
+    assert torch.equal(base.get_input_embeddings().weight, adapted.get_input_embeddings().weight)
+    assert not torch.equal(base.model.layers[0].mlp.up_proj.weight, adapted.model.layers[0].mlp.up_proj.weight)
+
+
+def test_one_row_without_padding_trains_as_rows_do(tmp_path) -> None:
+    """What FlashAttention-2 needs: a micro-batch as one row. The same steps and losses as in rows of a length."""
+    samples = speech_samples()
+    packed, flat = (
+        PackedBatches(samples, steps=3, tokens_per_step=260, micro_batches=2, pack_length=length, seed=1)
+        for length in (64, ONE_ROW)
+    )
+    model = tiny_model("qwen2", samples.vocabulary.size)
+    for a, b in zip(packed, flat, strict=True):
+        assert b["input_ids"].shape == (1, int((a["labels"] != -100).sum() + _prompt_tokens(a)))
+        assert sum_of_losses(model, a) == pytest.approx(sum_of_losses(model, b), rel=1e-5)
+    assert not packing_leaks(model, samples.example(0, None).input_ids, samples.example(1, None).input_ids, rows=1)
+
+
+def _prompt_tokens(batch) -> int:
+    """Tokens without a loss that are no padding: ids of the padding are 0 and lie behind a sequence's last label."""
+    return int(((batch["labels"] == -100) & (batch["input_ids"] != 0)).sum())
+
+
+def sum_of_losses(model, batch) -> float:
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+    each = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="none")
+    return float((each * batch["loss_weights"][:, 1:].flatten()).sum())
+
+
+def test_a_training_on_a_gpu_by_number_is_refused(monkeypatch) -> None:
+    """transformers' Trainer takes the first GPU that it sees, whatever number was asked for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert training_device("cuda:0") == "cuda:0" and training_device("cuda") == "cuda"
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=1 and device=cuda"):
+        training_device("cuda:1")
+
+
+@pytest.mark.parametrize(("wrapper", "deepspeed"), [("DeepSpeedEngine", True), ("DistributedDataParallel", False)])
+def test_an_engine_of_accelerate_launch_is_the_one_asked_for(wrapper: str, deepspeed: bool) -> None:
+    """`accelerate launch` with its own file was refused: the wrapped model was not what the configuration named."""
+    model = type(wrapper, (), {})()
+    trainer = types.SimpleNamespace(model_wrapped=model, is_deepspeed_enabled=deepspeed, is_fsdp_enabled=False)
+    arguments = types.SimpleNamespace(world_size=2)
+    _Watch(trainer, TrainingConfig()).on_train_begin(arguments, None, None)
+    trainer.is_fsdp_enabled, trainer.is_deepspeed_enabled = deepspeed, not deepspeed
+    with pytest.raises(TrainingError, match=f"asked for .* but the model is wrapped as {wrapper}"):
+        _Watch(trainer, TrainingConfig()).on_train_begin(arguments, None, None)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "unmarked"])
@@ -269,21 +392,81 @@ def test_finetune_draws_no_bar_where_the_output_is_no_terminal(tmp_path, capfd) 
     assert "finetune:" not in said.err and "\r" not in said.err + said.out
 
 
+def data_of(config: finetune.Config):
+    """The vocabulary's text tokenizer, and what `config` would train on."""
+    facts, corpora = describe_llm(config.model), open_corpora(config)
+    vocabulary = make_vocabulary(config, corpora, facts.tokenizer, facts.vocabulary)
+    data = make_data(config, corpora, facts.tokenizer, vocabulary, longest_sequence(config, facts.config))
+    return facts.tokenizer, data
+
+
+def test_a_text_to_be_read_keeps_what_a_text_to_be_written_loses(tmp_path) -> None:
+    """Case and punctuation tell how a text is said; one normaliser for both tasks took them from TTS too."""
+    rows = [row | {"text": f"{row['text'].capitalize()}!"} for row in utterances(4)]
+    writer = CodedCorpusWriter(tmp_path / "cased", metadata())
+    writer.write_shard("train", 0, 1, rows)
+    writer.finish()
+    config = finetune_config(tmp_path, "run", f"corpus={tmp_path / 'cased'}", "prompt_normaliser=none")
+    tokenizer, data = data_of(config)
+    texts = {"asr": set(), "tts": set()}
+    for index, task in enumerate(data.train.tasks):
+        ids = data.train.example(index, None).input_ids
+        texts[data.train.task_names[task]].add(tokenizer.decode(ids[ids < data.vocabulary.first_id], True))
+    assert {text.strip() for text in texts["tts"]} == {row["text"] for row in rows}
+    assert {text.strip() for text in texts["asr"]} == {row["text"].lower().rstrip("!") for row in rows}
+    assert all(len(data.train.example(i, None)) == length for i, length in enumerate(data.train.lengths))
+    assert "!" in data.vocabulary.trained_on.characters
+    folder = finetune.run(config)
+    assert SpeechVocabulary.load(folder).normaliser_of_prompts == "none"
+
+
+def test_several_corpora_are_seen_by_their_weights(tmp_path) -> None:
+    write_corpus(tmp_path / "often", n=6)
+    write_corpus(tmp_path / "seldom", n=12)
+    sources = [f"corpora=[{{path: {tmp_path}/often, weight: 2.5}}, {{path: {tmp_path}/seldom, weight: 0.5}}]"]
+    config = finetune_config(tmp_path, "run", 'corpus=""', *sources, "task_weights={asr: 1}", "training.steps=2")
+    _, data = data_of(config)
+    plan = plan_steps(data.train.lengths, 200, 400, 0, data.train.shares)
+    seen = np.bincount(np.concatenate(plan), minlength=18)
+    assert seen[:6].mean() / seen[6:].mean() == pytest.approx(5.0, rel=0.05)
+    assert seen[:6].std() < 0.1 * seen[:6].mean()  # each of one corpus as often as the next
+    folder = finetune.run(config)
+    assert finetune.plan(config)["utterances"] == {"test": 8, "train": 18, "valid": 8} and folder.exists()
+    weights = [f"corpora=[{{path: {tmp_path}/often, weight: 1}}, {{path: {tmp_path}/seldom, weight: 0.5}}]"]
+    with pytest.raises(ConfigError, match="corpora"):
+        finetune.run(
+            finetune_config(tmp_path, "run", 'corpus=""', *weights, "task_weights={asr: 1}", "training.steps=2")
+        )
+    write_corpus(tmp_path / "foreign", fingerprint="0" * 64)
+    mixed = [f"corpora=[{{path: {tmp_path}/often}}, {{path: {tmp_path}/foreign}}]"]
+    with pytest.raises(ValueError, match="foreign.*codes mean something else"):
+        open_corpora(finetune_config(tmp_path, "mixed", 'corpus=""', *mixed))
+    with pytest.raises(ValueError, match="corpus and corpora: give one"):
+        finetune_config(tmp_path, "both", *mixed)
+
+
+def test_losses_are_measured_on_the_same_part_of_a_large_valid_split(tmp_path) -> None:
+    _, data = data_of(finetune_config(tmp_path, "run", "eval_utterances=3"))
+    assert len(data.valid.utterances) == 3 and len(data.train.utterances) == 12
+    assert evaluated(1000, 10) == evaluated(1000, 10) and len(evaluated(1000, 10)) == 10
+    assert evaluated(10, 10) is None and evaluated(1000, None) is None
+
+
 def test_speech_rows_come_from_the_books_that_the_corpus_was_encoded_with(tmp_path) -> None:
     config = finetune_config(tmp_path, "run", "speech_rows=codebook")
     book = load_tokenizer("embedded-12.5hz")
     facts = types.SimpleNamespace(tokenizer="embedded-12.5hz", precision="fp32", fingerprint=book.fingerprint())
-    corpus = types.SimpleNamespace(metadata=facts)
-    (entries,) = finetune.codebooks(config, corpus)
+    corpora = types.SimpleNamespace(metadata=facts, names="runs/codes")
+    (entries,) = codebooks(config, corpora)
     codes = torch.tensor([[[5, 900, 5]]])
     torch.testing.assert_close(entries[codes[0, 0]], book.quantizer.look_up(codes, None)[0])
-    assert finetune.codebooks(finetune_config(tmp_path, "other"), corpus) is None
+    assert codebooks(finetune_config(tmp_path, "other"), corpora) is None
     facts.fingerprint = "another"
     with pytest.raises(ConfigError, match="speech_rows: embedded-12.5hz is not what .* was encoded with"):
-        finetune.codebooks(config, corpus)
+        codebooks(config, corpora)
     facts.tokenizer = "dmel-25hz"
     with pytest.raises(ConfigError, match="speech_rows: dmel-25hz is no LM-SPT tokenizer"):
-        finetune.codebooks(config, corpus)
+        codebooks(config, corpora)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from recipes.config import CONFIGS, ConfigError
-from slm.training.trainer import TrainingConfig
+from slm.training.config import TrainingConfig
 
 
 def engine_config(training: TrainingConfig) -> str | None:
