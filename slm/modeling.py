@@ -295,6 +295,7 @@ def save_slm(
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.generation_config = _generation_config(text_tokenizer, vocabulary)
+    model.config.get_text_config().use_cache = True  # a training with checkpointing turns it off for good
     model.save_pretrained(temporary, state_dict=state_dict)
     text_tokenizer.save_pretrained(temporary)
     if vocabulary is not None:
