@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from recipes.commands import finetune, train_lm
 from recipes.config import ConfigError, load_config
 from recipes.finetuning.data import codebooks, evaluated, longest_sequence, make_data, make_vocabulary, open_corpora
+from recipes.runs.deepspeed import engine_config
 from recipes.runs.machine import training_device
 from slm.corpus import CodedCorpusWriter
 from slm.lora import LoraSettings
@@ -488,6 +489,27 @@ def test_a_complete_finetuning_goes_on_to_more_steps(tmp_path, schedule) -> None
     assert json.loads((tmp_path / "grown/complete.json").read_text())["summary"]["steps"] == 6
     with pytest.raises(ConfigError, match="training.steps: was 6, is now 4"):
         finetune.plan(finetune_config(tmp_path, "grown", *own))
+
+
+def test_an_engine_that_would_lose_the_model_is_refused_at_the_start(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    for name in ("deepspeed-zero2", "deepspeed-zero3"):
+        assert Path(engine_config(TrainingConfig(deepspeed=name))).stem == name
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    with pytest.raises(ConfigError, match="mine.json has stage 3 without stage3_gather_16bit_weights_on_model_save"):
+        engine_config(TrainingConfig(deepspeed=str(file)))
+    file.write_text(json.dumps({"optimizer": {"type": "AdamW"}}))
+    assert engine_config(TrainingConfig(deepspeed=str(file))) == str(file)
+    with pytest.raises(ConfigError, match="embedding_learning_rate: .*mine.json brings an optimizer of its own"):
+        engine_config(TrainingConfig(deepspeed=str(file), embedding_learning_rate=1e-3))
+    file.write_text("{")
+    with pytest.raises(ConfigError, match="mine.json is no JSON"):
+        engine_config(TrainingConfig(deepspeed=str(file)))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install deepspeed"):
+        engine_config(TrainingConfig(deepspeed="deepspeed-zero2"))
 
 
 def test_finetune_recipe_lora(tmp_path) -> None:

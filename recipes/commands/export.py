@@ -6,10 +6,10 @@ the commands that make it again, sizes, and scores from `results`. The embedded 
 
 fp16 halves the file; all our loaders compute with fp32. Of an LLM take bf16, which is what most were made in and keeps
 their range: the folder is a plain one of transformers that says which type it holds, and other engines serve it. The
-new weights are other weights: a tokenizer's fingerprint is that of the exported folder, and `check` tells how many codes
-the rounding changes. `discriminators=true` adds those that a tokenizer was trained against, in a folder of their own, so
-that others can go on adversarially with `init_discriminators`. Not here: what else only a training needs (averaged
-weights, projections, optimizers).
+new weights are other weights: a tokenizer's fingerprint is that of the exported folder, and `check` tells how many
+codes the rounding changes. `discriminators=true` adds those that a tokenizer was trained against, in a folder of their
+own, so that others can go on adversarially with `init_discriminators`. Not here: what else only a training needs
+(averaged weights, projections, optimizers).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from recipes.finetuning.data import (
     open_corpora,
 )
 from recipes.finetuning.estimates import describe_plan
-from recipes.runs.deepspeed import engine_config
+from recipes.runs.deepspeed import engine_config, name_the_cpu
 from recipes.runs.embedded import model_path
 from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log
@@ -105,6 +105,7 @@ def run(config: Config) -> Path:
         return result
     device = training_device(config.device)
     engine = engine_config(config.training)
+    name_the_cpu(device)
     folder.start(config, fingerprint)
     seed_everything(config.seed)
     model, tokenizer, vocabulary = build_model(config, folder, corpora)
