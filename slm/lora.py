@@ -36,30 +36,19 @@ class LoraSettings:
             raise ModelError(f"lora.rank: {self.rank} must be at least 1")
 
 
-def add_lora(
-    base_folder: str | Path,
-    vocabulary: SpeechVocabulary,
-    settings: LoraSettings,
-    dtype: str = "fp32",
-    attention: str = "auto",
-) -> nn.Module:
-    """Attaches adapters to a grown model that lies on disk.
-
-    The adapter's folder names its base, so the base must be saved, with its new rows, before (`save_slm`).
+def add_lora(base: PreTrainedModel, vocabulary: SpeechVocabulary, settings: LoraSettings) -> nn.Module:
+    """Attaches adapters to a grown model, in place: it is not held twice.
 
     Args:
-        base_folder: The grown base.
+        base: The grown base.
         vocabulary: Its new ids, whose rows are trained.
         settings: Rank and the like.
-        dtype: How the base's weights are held.
-        attention: As `load_llm` takes it.
 
     Returns:
-        A `peft.PeftModel`.
+        A `peft.PeftModel` around `base`.
     """
     from peft import LoraConfig, get_peft_model
 
-    base, _, _ = load_llm(str(base_folder), dtype, attention)
     modules = [base.get_input_embeddings()] + ([] if has_tied_head(base) else [base.get_output_embeddings()])
     names = {id(module): name.rsplit(".", 1)[-1] for name, module in base.named_modules()}
     config = LoraConfig(

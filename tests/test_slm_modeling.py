@@ -79,7 +79,7 @@ def test_lora_trains_saves_reloads_and_generates(kind: str, tmp_path) -> None:
     vocabulary = add_speech(tokenizer, [CODES], fingerprint=FINGERPRINT, tokenizer="tiny")
     extend_with_speech(model, vocabulary, seed=0)
     base = save_slm(model, tokenizer, vocabulary, tmp_path / "base")
-    peft = add_lora(base, vocabulary, LoraSettings(rank=4))
+    peft = add_lora(model, vocabulary, LoraSettings(rank=4))
     samples = SpeechSamples(vocabulary, tokens_of(vocabulary, tokenizer, utterances()), {"asr": 1.0, "tts": 1.0})
     config = TrainingConfig(
         steps=3, tokens_per_step=200, learning_rate=1e-2, warmup_steps=0, eval_steps=0, save_steps=2

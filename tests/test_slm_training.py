@@ -19,12 +19,15 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Lfm2Config, Lfm2ForCausalLM, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
+from eval.text.normalisers import get_normaliser
+from eval.text.wer import score_pairs
 from recipes.commands import finetune, train_lm
 from recipes.config import ConfigError, load_config
 from recipes.finetuning.data import codebooks, evaluated, longest_sequence, make_data, make_vocabulary, open_corpora
 from recipes.runs.deepspeed import engine_config
 from recipes.runs.machine import training_device
 from slm.corpus import CodedCorpusWriter
+from slm.generation import SpeechLM, transcribe_codes
 from slm.lora import LoraSettings
 from slm.modeling import ModelError, describe_llm, load_llm
 from slm.training import config as training_config
@@ -444,6 +447,39 @@ def test_several_corpora_are_seen_by_their_weights(tmp_path) -> None:
         open_corpora(finetune_config(tmp_path, "mixed", 'corpus=""', *mixed))
     with pytest.raises(ValueError, match="corpus and corpora: give one"):
         finetune_config(tmp_path, "both", *mixed)
+
+
+def test_the_best_checkpoint_may_go_by_word_errors_and_the_training_end_when_they_rise(tmp_path) -> None:
+    """The transcripts move nothing: the same weights as without; the checkpoint of fewest errors is what is saved."""
+    own = ["training.steps=12", "training.learning_rate=3e-3", "training.warmup_steps=0", "task_weights={asr: 1}"]
+    plain = finetune.run(finetune_config(tmp_path, "plain", *own, "task_weights.tts=0"))
+    own += ["eval_transcripts=3", "task_weights.tts=0"]
+    told = finetune.run(finetune_config(tmp_path, "told", *own))
+    assert (plain / "model.safetensors").read_bytes() == (told / "model.safetensors").read_bytes()
+    rows = [json.loads(line) for line in (tmp_path / "told" / "metrics.jsonl").read_text().splitlines()]
+    found = {row["step"]: row["eval_asr_cer"] for row in rows if "eval_asr_cer" in row}
+    assert list(found) == [2, 4, 6, 8, 10, 12] and len(set(found.values())) > 1
+    best = ["training.keep=best", "training.keep_by=asr_cer"]
+    chosen = finetune.run(finetune_config(tmp_path, "best", *own, *best))
+    summary = json.loads((tmp_path / "best" / "complete.json").read_text())["summary"]
+    assert summary["eval_asr_cer"] == min(found.values())
+    speech_lm = SpeechLM.load(chosen)
+    rows = utterances(4, seed=1)[:3]
+    written = [o.text for o in transcribe_codes(speech_lm, [row["audio_codes"] for row in rows])]
+    cer = score_pairs([row["text"] for row in rows], written, get_normaliser("none")).cer
+    assert round(100 * cer, 3) == min(found.values())
+    # A rate at which it only gets worse ends it.
+    worse = ["training.learning_rate=0.5", "training.patience=2", "training.schedule=constant", "training.steps=60"]
+    finetune.run(finetune_config(tmp_path, "worse", *own, *best, *worse))
+    assert json.loads((tmp_path / "worse" / "complete.json").read_text())["summary"]["steps"] < 60
+
+
+def test_what_the_best_checkpoint_goes_by_must_be_measured(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="keep_by: 'asr_wer' is not measured; there are loss, asr_loss, tts_loss"):
+        finetune.plan(finetune_config(tmp_path, "run", "training.keep=best", "training.keep_by=asr_wer"))
+    for options in ({"patience": 2}, {"keep_by": "asr_loss"}):
+        with pytest.raises(TrainingError, match=f"training.{next(iter(options))}.*keep=best"):
+            TrainingConfig(**options)
 
 
 def test_losses_are_measured_on_the_same_part_of_a_large_valid_split(tmp_path) -> None:

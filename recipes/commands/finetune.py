@@ -30,6 +30,7 @@ from recipes.finetuning.data import (
     open_corpora,
 )
 from recipes.finetuning.estimates import describe_plan
+from recipes.finetuning.measure import measured_names, word_errors
 from recipes.runs.deepspeed import engine_config, name_the_cpu
 from recipes.runs.embedded import model_path
 from recipes.runs.inputs import digest, refuse_other_inputs
@@ -48,6 +49,8 @@ from slm.modeling import (
 from slm.training.trainer import train, trained_weights
 from slm.vocabulary import SpeechVocabulary
 
+FIGURES = ("loss", "wer", "cer")  # how the names of an evaluation's figures end
+
 
 def plan(config: Config) -> dict[str, object]:
     """What a training would do, with token counts and memory; raises everything that would stop it, together."""
@@ -60,6 +63,7 @@ def plan(config: Config) -> dict[str, object]:
     attempt(get_normaliser, config.normaliser)
     attempt(get_normaliser, config.prompt_normaliser or config.normaliser)
     facts: LLMFacts | None = attempt(describe_llm, config.model, config.training.attention)
+    attempt(measured_names, config)
     corpora: Corpora | None = attempt(open_corpora, config)
     if corpora is not None:
         for corpus in corpora.opened:
@@ -83,13 +87,10 @@ def build_model(config: Config, folder: RunFolder, corpora: Corpora) -> tuple[An
         extend_with_speech(model, vocabulary, config.seed, first_id=own.size)
     if config.lora is None:
         return model, tokenizer, vocabulary
-    base = folder.path("base")
-    # An adapter names its base and can only be attached to one that has the new rows.
-    if is_main_process() and not base.exists():
-        save_slm(model, tokenizer, vocabulary, base)
-    while not base.exists():
-        time.sleep(0.2)  # the main process renames it into place; if that fails, torchrun ends this one
-    return add_lora(base, vocabulary, config.lora, config.weights, config.training.attention), tokenizer, vocabulary
+    # Every process grows the same rows; the first keeps the grown base, which the adapter is merged into at the end.
+    if is_main_process() and not folder.path("base").exists():
+        save_slm(model, tokenizer, vocabulary, folder.path("base"))
+    return add_lora(model, vocabulary, config.lora), tokenizer, vocabulary
 
 
 def run(config: Config) -> Path:
@@ -97,6 +98,7 @@ def run(config: Config) -> Path:
     folder = RunFolder(config.run_dir)
     folder.check(config)
     result = folder.path("model" if config.lora is None or config.lora.merge else "adapter")
+    measured_names(config)
     corpora = open_corpora(config)
     fingerprint = digest(model_path(config.model), corpora.index_text)
     refuse_other_inputs(folder, fingerprint, "model or corpus")
@@ -123,6 +125,7 @@ def run(config: Config) -> Path:
         processes=process_count(),
         callbacks=[MetricsCallback(folder.metrics), TrainerProgress("finetune")],
         tensorboard=folder.path("tensorboard"),
+        measure=word_errors(config, data, tokenizer),
     )
     wall = time.perf_counter() - started
     trained, state = trained_weights(trainer)
@@ -136,8 +139,8 @@ def run(config: Config) -> Path:
                 save_slm(merged, tokenizer, data.vocabulary, folder.path("model"))
         history = [row for row in trainer.state.log_history if "eval_loss" in row]
         if config.training.keep == "best":
-            history.sort(key=lambda row: row["eval_loss"], reverse=True)
-        kept = {key: value for key, value in history[-1].items() if key.endswith("loss")} if history else {}
+            history.sort(key=lambda row: row[f"eval_{config.training.keep_by}"], reverse=True)
+        kept = {key: value for key, value in history[-1].items() if key.endswith(FIGURES)} if history else {}
         folder.mark_complete({"steps": trainer.state.global_step, "wall_s": round(wall, 1), **kept})
     trainer.accelerator.wait_for_everyone()
     return result

@@ -68,6 +68,13 @@ class Config:
         },
     )
     noise: NoiseConfig = field(default_factory=NoiseConfig, metadata={"help": "changes to the speech of prompts"})
+    eval_transcripts: int = field(
+        default=0,
+        metadata={
+            "help": "so many valid utterances are also written out at each evaluation: asr_wer, asr_cer (and of any "
+            "task that answers in text)"
+        },
+    )
     max_length: int | None = field(default=None, metadata={"help": "longer sequences are left out; null: the model's"})
     lora: LoraSettings | None = field(
         default=None, metadata={"help": "train adapters, e.g. lora.rank=16; null: in full"}
@@ -86,6 +93,8 @@ class Config:
             raise ValueError("corpus and corpora: give one of them")
         if self.eval_utterances is not None and self.eval_utterances < 1:
             raise ValueError(f"eval_utterances: {self.eval_utterances} must be at least 1, or null for all")
+        if self.eval_transcripts < 0:
+            raise ValueError(f"eval_transcripts: {self.eval_transcripts} must be at least 1, or 0 for none")
         if self.weights != "fp32" and self.lora is None:
             raise ValueError(
                 "weights: bf16 loses small updates when trained in full; use fp32 with precision=bf16, or lora"

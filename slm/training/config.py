@@ -76,9 +76,22 @@ class TrainingConfig:
     keep: Literal["last", "best"] = field(
         default="last",
         metadata={
-            "help": "which weights are saved: the last, or the checkpoint of lowest valid loss. The loss often "
+            "help": "which weights are saved: the last, or the best checkpoint by `keep_by`. The loss often "
             "turns while word "
             "errors still fall, so the last is the default; take best where a corpus is small and the run long"
+        },
+    )
+    keep_by: str = field(
+        default="loss",
+        metadata={
+            "help": "what keep=best goes by, the lower the better: loss, asr_loss (of any task) or, with "
+            "eval_transcripts, asr_wer, asr_cer"
+        },
+    )
+    patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "with keep=best: the training ends after so many evaluations without a better one; null: never"
         },
     )
     process_timeout_s: float = field(
@@ -127,6 +140,10 @@ class TrainingConfig:
             raise TrainingError("training.keep_checkpoints: at least 2, so that a torn one leaves the one before")
         if self.keep == "best" and (self.eval_steps < 1 or self.save_steps % self.eval_steps):
             raise TrainingError("training.keep: best needs eval_steps above 0 and save_steps a multiple of eval_steps")
+        if self.patience is not None and (self.keep != "best" or self.patience < 1):
+            raise TrainingError("training.patience: needs keep=best, and is at least 1, or null")
+        if self.keep_by != "loss" and self.keep != "best":
+            raise TrainingError(f"training.keep_by: {self.keep_by} needs keep=best")
         if self.deepspeed and self.fsdp:
             raise TrainingError("training.deepspeed and training.fsdp: choose one engine")
         if self.optim not in {name.value for name in OptimizerNames}:
@@ -168,7 +185,7 @@ _OWN_KEYS = {
     "save_steps": "training.save_steps",
     "save_total_limit": "training.keep_checkpoints",
     "load_best_model_at_end": "training.keep",
-    "metric_for_best_model": "training.keep",
+    "metric_for_best_model": "training.keep_by",
     "greater_is_better": "training.keep",
     "gradient_checkpointing": "training.gradient_checkpointing",
     "activation_checkpointing": "training.gradient_checkpointing",
@@ -245,7 +262,7 @@ def training_arguments(
         "save_steps": config.save_steps,
         "save_total_limit": config.keep_checkpoints,
         "load_best_model_at_end": config.keep == "best",
-        "metric_for_best_model": "loss" if config.keep == "best" else None,
+        "metric_for_best_model": config.keep_by if config.keep == "best" else None,
         "greater_is_better": False if config.keep == "best" else None,
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",

@@ -6,15 +6,16 @@ Shapes: R rows of length L, V ids; `input_ids`, `labels`, `position_ids`, `loss_
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from slm.tasks.sequences import IGNORE
@@ -25,6 +26,8 @@ from slm.training.config import SHORT_ROW, TrainingConfig, TrainingError, traini
 from slm.training.packing import packing_leaks
 
 log = logging.getLogger(__name__)
+
+Measure = Callable[[nn.Module], dict[str, float]]
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -41,9 +44,11 @@ class SpeechTrainer(Trainer):
         evaluation: dict[str, list[Batch]],
         task_weights: dict[str, float],
         embedding_learning_rate: float | None = None,
+        measure: Measure | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.measure = measure
         self.evaluation, self.task_weights = evaluation, task_weights
         self.embedding_learning_rate = embedding_learning_rate
         self.answer_loss = self._answer_loss()
@@ -116,7 +121,7 @@ class SpeechTrainer(Trainer):
         return (losses * weights[answered]).sum(), outputs
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Mean loss per answer token of each task on the valid split, and of both with the tasks' weights."""
+        """Mean loss per answer token of each task on the valid split, of all by the tasks' weights, and `measure`'s."""
         model = self.model_wrapped if self.is_deepspeed_enabled or self.is_fsdp_enabled else self.model
         model.eval()
         metrics, weighted, norm = {}, 0.0, 0.0
@@ -139,6 +144,11 @@ class SpeechTrainer(Trainer):
             weight = self.task_weights[task]
             weighted, norm = weighted + weight * float(sums[0]), norm + weight * float(sums[1])
         metrics[f"{metric_key_prefix}_loss"] = weighted / norm
+        if self.measure is not None:
+            # By the first process alone; the others learn what it found, so that all choose and stop alike.
+            found = [self.measure(self.model) if self.is_world_process_zero() else {}]
+            for name, value in broadcast_object_list(found)[0].items():
+                metrics[f"{metric_key_prefix}_{name}"] = value
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         model.train()
@@ -180,6 +190,7 @@ def train(
     processes: int = 1,
     callbacks: Sequence[TrainerCallback] = (),
     tensorboard: str | Path | None = None,
+    measure: Measure | None = None,
 ) -> SpeechTrainer:
     """Trains a model, going on from the newest whole checkpoint in `folder` if there is one.
 
@@ -195,6 +206,8 @@ def train(
         processes: How many the launcher was asked for; checked.
         callbacks: Further Trainer callbacks.
         tensorboard: Folder of TensorBoard's events.
+        measure: Further figures of each evaluation by name, of the model as it is in eval mode; not of one that an
+            engine has sharded.
 
     Returns:
         The trainer, its model trained (with `keep: best`, that of lowest valid loss).
@@ -247,12 +260,17 @@ def train(
         evaluation=evaluation,
         task_weights=dict(zip(train_samples.task_names, train_samples.task_weights, strict=True)),
         embedding_learning_rate=config.embedding_learning_rate,
+        measure=measure,
         callbacks=list(callbacks),
     )
     # An engine leaves the model on the CPU until it trains, where flash attention cannot be asked.
     if row_length and not (flash and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)):
         _check_packing(trainer.model, train_samples, rows=1 if flash else 2)
+    if measure is not None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        raise TrainingError("eval_transcripts: a sharded model writes no transcripts while it trains; set it to 0")
     trainer.remove_callback(PrinterCallback)
+    if config.patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(config.patience))
     trainer.add_callback(_Watch(trainer, config))
     trainer.add_callback(CheckpointMarker())
     trainer.add_callback(SettingsOfThisRun())
