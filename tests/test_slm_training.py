@@ -527,6 +527,20 @@ def test_a_complete_finetuning_goes_on_to_more_steps(tmp_path, schedule) -> None
         finetune.plan(finetune_config(tmp_path, "grown", *own))
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_lora_on_a_base_held_in_bf16_trains_and_resumes(tmp_path, kind: str) -> None:
+    """What the shipped recipes do: PEFT holds the new rows in fp32 beside it, and the first step could not multiply."""
+    own = ["lora.rank=4", "weights=bf16", "precision=bf16", "training.learning_rate=1e-2", "training.warmup_steps=0"]
+    config = finetune_config(tmp_path, "run", *own)
+    save_llm(Path(config.model), kind)
+    finetune.run(config)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    model, _, _ = load_llm(str(tmp_path / "run" / "adapter"), "bf16")
+    assert model.dtype == torch.bfloat16
+
+
 def test_an_engine_that_would_lose_the_model_is_refused_at_the_start(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)

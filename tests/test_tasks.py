@@ -313,6 +313,8 @@ def test_plugins_are_found_in_the_working_directory_and_by_stages_of_a_pipeline(
     assert "no module 'my_task'" in slm("transcribe", "x.wav", "plugins=[my_task]", code=2)
     (tmp_path / "broken.py").write_text("import a_library_that_is_not_there")
     assert "broken imports a_library_that_is_not_there" in slm("transcribe", "x.wav", "plugins=[broken]", code=2)
+    (tmp_path / "code.py").write_text("")  # Python's own `code` would be taken for it
+    assert "rename your file" in slm("transcribe", "x.wav", "plugins=[code]", code=2)
     assert "st" not in tasks()
     make_steps(PipelineConfig(str(tmp_path / "runs"), [Stage("finetune", set=["plugins=[my_tasks]"])]))
     assert {"st", "parrot"} <= set(tasks())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import nn
 
 from recipes.finetuning.config import Config
 from recipes.finetuning.data import Corpora, Data
+from recipes.runs.deepspeed import deepspeed_file
 from recipes.runs.machine import process_count
 from slm.lora import LoraSettings
 from slm.modeling import (
@@ -18,7 +20,7 @@ from slm.modeling import (
 )
 from slm.training.answer_loss import CHUNK_ELEMENTS
 from slm.training.batches import plan_steps
-from slm.training.config import TrainingError
+from slm.training.config import TrainingConfig, TrainingError
 
 
 def describe_plan(
@@ -71,6 +73,16 @@ def describe_plan(
     }
 
 
+def sharding_stage(training: TrainingConfig) -> int:
+    """What is held in parts: 0 nothing; 2 gradients and moments (ZeRO's 1 counts as 2); 3 the weights too."""
+    if training.fsdp:
+        return 3
+    if not training.deepspeed:
+        return 0
+    zero = json.loads(Path(deepspeed_file(training.deepspeed)).read_text(encoding="utf-8")).get("zero_optimization", {})
+    return {0: 0, 3: 3}.get(zero.get("stage", 0), 2)
+
+
 def lora_parameters(model: nn.Module, settings: LoraSettings) -> int:
     """Parameters of the adapters (without the new rows)."""
     head, count = model.get_output_embeddings(), 0
@@ -91,13 +103,16 @@ def estimate_memory(
     sizes = facts.config.get_text_config()
     training = config.training
     micro = training.tokens_per_step / training.gradient_accumulation / process_count()
+    processes, stage = process_count(), sharding_stage(training)
     width = 2 if precision != "fp32" else 4
     layers = 2 if training.gradient_checkpointing else sizes.num_hidden_layers
     feed_forward = getattr(sizes, "intermediate_size", None) or 4 * sizes.hidden_size
-    activations = micro * layers * (10 * sizes.hidden_size + 4 * feed_forward) * width
+    # With checkpointing each layer's input is kept, in fp32, and two layers' insides at a time.
+    kept = micro * sizes.num_hidden_layers * sizes.hidden_size * 4 if training.gradient_checkpointing else 0
+    activations = kept + micro * layers * (10 * sizes.hidden_size + 4 * feed_forward) * width
     parts = {
-        "weights": total * (4 if config.weights == "fp32" else 2),
-        "gradients and optimizer": trainable * 12,
+        "weights": total * (4 if config.weights == "fp32" else 2) / (processes if stage == 3 else 1),
+        "gradients and optimizer": trainable * 12 / (processes if stage else 1),
         "activations": activations,
         # Of a chunk of answer tokens, softmax and slope in fp32; engines that hold the head in parts take them all.
         "logits": (micro if training.deepspeed or training.fsdp else min(micro, CHUNK_ELEMENTS / rows)) * rows * 12,

@@ -26,13 +26,18 @@ def engine_config(training: TrainingConfig) -> str | None:
         )
     if not training.deepspeed:
         return None
-    given = Path(training.deepspeed)
-    for path in (given, CONFIGS / given, ENGINES / f"{given}.json"):
+    path = deepspeed_file(training.deepspeed)
+    _check(path, training)
+    return str(path)
+
+
+def deepspeed_file(name: str) -> Path:
+    """The JSON that `training.deepspeed` names: a file, or a shipped one. Raises ConfigError where there is none."""
+    for path in (Path(name), CONFIGS / name, ENGINES / f"{name}.json"):
         if path.is_file():
-            _check(path, training)
-            return str(path)
+            return path
     shipped = ", ".join(sorted(path.stem for path in ENGINES.glob("*.json")))
-    raise ConfigError(f"training.deepspeed: no file {training.deepspeed}; give a JSON or a shipped name ({shipped})")
+    raise ConfigError(f"training.deepspeed: no file {name}; give a JSON or a shipped name ({shipped})")
 
 
 def name_the_cpu(device: str) -> None:

@@ -106,7 +106,11 @@ class SpeechTrainer(Trainer):
         bare = bare_model(self.model)
         if bare.get_output_embeddings() is not None and (loss := AnswerLoss(bare)).fits(self.model):
             return loss
-        log.info("%s changes its logits after the head: the loss takes those of the whole batch", type(bare).__name__)
+        log.warning(
+            "%s changes its logits after the head: the loss takes those of whole micro-batches, 12 bytes a token and "
+            "row of the vocabulary; where memory runs out, raise training.gradient_accumulation",
+            type(bare).__name__,
+        )
         return None
 
     def _weighted_sum(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, Any]:
