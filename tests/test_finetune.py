@@ -183,6 +183,29 @@ def test_what_the_best_checkpoint_goes_by_must_be_measured(tmp_path) -> None:
             TrainingConfig(**options)
 
 
+def test_text_that_is_replayed_keeps_its_perplexity(tmp_path) -> None:
+    """Replayed beside speech it is learnt better than by the transcripts alone; measured only, it moves nothing."""
+    words = sorted({word for row in utterances(12) for word in row["text"].split()})
+    rng = np.random.default_rng(0)
+    (tmp_path / "prose.txt").write_text("\n".join(" ".join(rng.choice(words, 6)) for _ in range(200)))
+    own = ["training.steps=20", "training.learning_rate=1e-2", "training.warmup_steps=0", "training.save_steps=20"]
+    own += ["training.eval_steps=20", "training.trainer.eval_on_start=true"]
+    losses = {}
+    for name, weight in (("replayed", 1.0), ("measured", 0.0)):
+        replay = f"replay={{path: {tmp_path / 'prose.txt'}, share: 0.2, loss_weight: {weight}}}"
+        config = finetune_config(tmp_path, name, replay, *own)
+        assert ("text" in finetune.plan(config)["tokens"]) == (weight > 0)
+        finetune.run(config)
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = [row["eval_text_loss"] for row in rows if "eval_text_loss" in row]
+    assert losses["replayed"][0] == pytest.approx(losses["measured"][0], abs=1e-4)  # the same held-out lines, before
+    assert losses["replayed"][-1] < 0.9 * losses["measured"][-1]
+    plain = finetune.run(finetune_config(tmp_path, "plain", *own))
+    assert (plain / "model.safetensors").read_bytes() == (tmp_path / "measured/model/model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="replay.path: .*none.txt cannot be read as text"):
+        finetune.plan(finetune_config(tmp_path, "none", f"replay.path={tmp_path / 'none.txt'}"))
+
+
 def test_losses_are_measured_on_the_same_part_of_a_large_valid_split(tmp_path) -> None:
     _, data = data_of(finetune_config(tmp_path, "run", "eval_utterances=3"))
     assert len(data.valid.utterances) == 3 and len(data.train.utterances) == 12

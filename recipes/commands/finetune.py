@@ -115,8 +115,8 @@ def run(config: Config) -> Path:
     started = time.perf_counter()
     trainer = train(
         model,
-        data.train,
-        data.valid,
+        data.all_train,
+        data.all_valid,
         dataclasses.replace(config.training, deepspeed=engine),
         folder.checkpoints,
         seed=config.seed,

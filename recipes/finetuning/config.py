@@ -27,6 +27,21 @@ class CorpusSource:
 
 
 @dataclass
+class TextReplay:
+    """Plain text that is trained on beside speech, so that the LLM keeps what it knows of text."""
+
+    path: str = field(metadata={"help": "a file of texts, one a line; every fiftieth is kept for the valid loss"})
+    share: float = field(
+        default=1.0, metadata={"help": "how often an epoch of the speech sees each line: 0.1 every tenth time"}
+    )
+    loss_weight: float = field(default=1.0, metadata={"help": "of a token of text in the loss"})
+
+    def __post_init__(self) -> None:
+        if self.share <= 0 or self.loss_weight < 0:
+            raise ValueError(f"replay: share {self.share} must be above 0 and loss_weight {self.loss_weight} not below")
+
+
+@dataclass
 class Config:
     """What is trained on what."""
 
@@ -41,6 +56,14 @@ class Config:
     task_weights: dict[str, float] = field(
         default_factory=lambda: {"asr": 1.0, "tts": 1.0},
         metadata={"help": "weight of a token of each task in the loss; tasks of your own come from `plugins`"},
+    )
+    replay: TextReplay | None = field(
+        default=None,
+        metadata={
+            "help": "plain text beside speech, as a task `text`: its valid loss is measured, whose exponential is the "
+            "perplexity of a token (before the first step too with training.trainer.eval_on_start=true). With "
+            "loss_weight 0 it is only measured"
+        },
     )
     n_codebooks: int = field(default=1, metadata={"help": "codebooks that become speech tokens, from book 0 on"})
     speech_rows: Literal["noise", "codebook"] = field(
@@ -89,6 +112,8 @@ class Config:
     plugins: list[str] = plugins_key()
 
     def __post_init__(self) -> None:
+        if self.replay is not None and "text" in self.task_weights:
+            raise ValueError("replay and task_weights.text: both are a task called text; give one of them")
         if self.corpus and self.corpora:
             raise ValueError("corpus and corpora: give one of them")
         if self.eval_utterances is not None and self.eval_utterances < 1:

@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from slm.corpus import INDEX_NAME, CodedCorpus, CodedRow, CorpusMetadata
 from slm.tasks import Task, TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.trained_on import TrainedOn
-from slm.training.batches import SpeechSamples
+from slm.training.batches import MixedSamples, Samples, SpeechSamples, TextSamples
 from slm.vocabulary import SpeechVocabulary, add_marks, add_speech
 from tokenizer import LMSPTModel, load_tokenizer
 
@@ -33,6 +34,19 @@ class Data:
     vocabulary: SpeechVocabulary
     train: SpeechSamples
     valid: SpeechSamples | None
+    text: TextSamples | None = None
+    valid_text: TextSamples | None = None
+
+    @property
+    def all_train(self) -> Samples:
+        """Speech and text."""
+        return self.train if self.text is None else MixedSamples([self.train, self.text])
+
+    @property
+    def all_valid(self) -> Samples | None:
+        """What losses are measured on."""
+        parts = [part for part in (self.valid, self.valid_text) if part is not None]
+        return MixedSamples(parts) if len(parts) > 1 else next(iter(parts), None)
 
 
 @dataclass
@@ -200,7 +214,38 @@ def make_data(
         raise ConfigError(f"corpus {corpora.names}: none of the train split's utterances has {named}")
     trained_on = TrainedOn.of(*zip(*(spoken["train"][i] for i in np.unique(training.members)), strict=True))
     vocabulary = dataclasses.replace(vocabulary, trained_on=trained_on.after(vocabulary.trained_on))
-    return Data(vocabulary, training, samples("valid"))
+    return Data(vocabulary, training, samples("valid"), *_replayed(config, tokenizer, vocabulary, longest))
+
+
+HELD_OUT = 50  # every fiftieth line of replayed text is for the valid loss
+LONGEST_TEXT = 512  # tokens of a piece of it, where rows have no length
+
+
+def _replayed(
+    config: Config, tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary, longest: int
+) -> tuple[TextSamples | None, TextSamples | None]:
+    """The texts of `replay` for training and for the valid loss. Raises ConfigError."""
+    if config.replay is None:
+        return None, None
+    path = Path(config.replay.path).expanduser()
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"replay.path: {path} cannot be read as text ({error})") from error
+    lines = [line for line in lines if line]
+    if len(lines) < HELD_OUT:
+        raise ConfigError(f"replay.path: {path} has {len(lines)} lines; {HELD_OUT} are the least, one of them held out")
+    end = vocabulary.end_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    size = min(longest, config.training.pack_length or LONGEST_TEXT) - 2  # beside bos and eos
+
+    def samples(chosen: list[str], share: float | None) -> TextSamples:
+        ids = [vocabulary.encode_text(tokenizer, line) for line in chosen]
+        pieces = [text[start : start + size] for text in ids for start in range(0, len(text), size)]
+        return TextSamples(pieces, tokenizer.bos_token_id, end, config.replay.loss_weight, share)
+
+    held_out = samples(lines[HELD_OUT - 1 :: HELD_OUT], None)
+    kept = [line for number, line in enumerate(lines, start=1) if number % HELD_OUT]
+    return samples(kept, config.replay.share) if config.replay.loss_weight else None, held_out
 
 
 def _tokens(codes: np.ndarray, ids: dict[str, np.ndarray]) -> UtteranceTokens:

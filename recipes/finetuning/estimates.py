@@ -27,7 +27,7 @@ def describe_plan(
     config: Config, facts: LLMFacts, corpora: Corpora, data: Data, device: str, precision: str
 ) -> dict[str, object]:
     """The plan as a table's rows."""
-    training, samples = config.training, data.train
+    training, samples = config.training, data.all_train
     steps = plan_steps(samples.lengths, training.tokens_per_step, training.steps, config.seed, samples.shares)
     micro = training.gradient_accumulation * process_count()
     if min(map(len, steps)) < micro:
@@ -56,7 +56,7 @@ def describe_plan(
         "utterances": {
             split: corpora.count(split) for split in dict.fromkeys(s for c in corpora.opened for s in c.splits)
         },
-        "left out as too long": samples.n_too_long,
+        "left out as too long": data.train.n_too_long,
         "speech vocabulary": len(data.vocabulary.new_ids),
         "embedding rows": f"{table.shape[0]} -> {rows}",
         "tokens": tokens,

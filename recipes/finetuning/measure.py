@@ -18,7 +18,7 @@ from slm.generation import SpeechLM, generate_text
 def measured_names(config: Config) -> list[str]:
     """The names of what `training.keep_by` may go by. Raises ConfigError where it names another."""
     tasks = used_tasks(config)
-    names = ["loss", *(f"{task.name}_loss" for task in tasks)]
+    names = ["loss", *(f"{task.name}_loss" for task in tasks), *(["text_loss"] if config.replay else [])]
     if config.eval_transcripts:
         names += [f"{task.name}_{rate}" for task in tasks if task.answers == "text" for rate in ("wer", "cer")]
     if config.training.keep_by not in names:

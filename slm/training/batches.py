@@ -157,28 +157,65 @@ def _small(utterance: UtteranceTokens, n_codebooks: int) -> UtteranceTokens:
 
 
 class TextSamples:
-    """Sentences for a text LM: `<bos> text <eos>`, loss on all but the bos.
+    """Texts for a text LM: `<bos> text <eos>`, loss on all but the bos; without a bos on all but the first id.
 
     Args:
-        texts: One (T,) array of ids per sentence, without bos and eos.
-        bos_id: The id before a sentence.
+        texts: One (T,) array of ids per text, without bos and eos.
+        bos_id: The id before a text; None where the tokenizer has none.
         eos_id: The id after it.
+        weight: Of a token in the loss.
+        share: How often an epoch sees each text, on average.
     """
 
     task_names: Sequence[str] = ("text",)
-    task_weights: Sequence[float] = (1.0,)
-    shares: np.ndarray | None = None
 
-    def __init__(self, texts: Sequence[np.ndarray], bos_id: int, eos_id: int) -> None:
+    def __init__(
+        self,
+        texts: Sequence[np.ndarray],
+        bos_id: int | None,
+        eos_id: int,
+        weight: float = 1.0,
+        share: float | None = None,
+    ) -> None:
         if not len(texts):
             raise BatchError("no sentence to train on")
-        self.texts, self.bos_id, self.eos_id = list(texts), bos_id, eos_id
-        self.lengths = np.array([len(text) + 2 for text in self.texts], dtype=np.int64)
+        self.texts, self.eos_id = list(texts), eos_id
+        self.before = [] if bos_id is None else [bos_id]
+        self.task_weights: Sequence[float] = (weight,)
+        self.lengths = np.array([len(self.before) + len(text) + 1 for text in self.texts], dtype=np.int64)
         self.tasks = np.zeros(len(self.texts), dtype=np.int64)
+        self.shares = None if share is None else np.full(len(self.texts), float(share))
 
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
-        """The sequence of one sentence."""
-        return answer(np.array([self.bos_id]), np.array([*self.texts[index], self.eos_id], dtype=np.int64))
+        """The sequence of one text."""
+        ids = np.array([*self.before, *self.texts[index], self.eos_id], dtype=np.int64)
+        return answer(ids[:1], ids[1:])
+
+
+class MixedSamples:
+    """Samples of several kinds in one training, such as speech and plain text; each kind has tasks of its own.
+
+    Args:
+        parts: What is mixed.
+    """
+
+    def __init__(self, parts: Sequence[Samples]) -> None:
+        self.parts = list(parts)
+        self.task_names = [name for part in parts for name in part.task_names]
+        self.task_weights = [weight for part in parts for weight in part.task_weights]
+        firsts = np.cumsum([0, *(len(part.task_names) for part in parts)])
+        self.tasks = np.concatenate([part.tasks + first for part, first in zip(parts, firsts, strict=False)])
+        self.lengths = np.concatenate([part.lengths for part in parts])
+        self.shares = None
+        if any(part.shares is not None for part in parts):
+            every = (np.ones(len(p.lengths)) if p.shares is None else p.shares for p in parts)
+            self.shares = np.concatenate(list(every))
+        self._ends = np.cumsum([len(part.lengths) for part in parts])
+
+    def example(self, index: int, rng: np.random.Generator | None) -> Example:
+        """The sequence of one sample."""
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self.parts[part].example(index - (int(self._ends[part - 1]) if part else 0), rng)
 
 
 def _epoch(n: int, shares: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:

@@ -145,7 +145,7 @@ class SpeechTrainer(Trainer):
                     )
             sums = self.accelerator.reduce(sums.to(self.args.device, torch.float32), reduction="sum").double().cpu()
             metrics[f"{metric_key_prefix}_{task}_loss"] = float(sums[0] / sums[1])
-            weight = self.task_weights[task]
+            weight = self.task_weights.get(task, 0.0)  # what is measured only
             weighted, norm = weighted + weight * float(sums[0]), norm + weight * float(sums[1])
         metrics[f"{metric_key_prefix}_loss"] = weighted / norm
         if self.measure is not None:
