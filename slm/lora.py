@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slm.modeling import BASE_FILE, ModelError, base_digest, has_tied_head, load_llm
+from slm.modeling import BASE_FILE, ModelError, base_digest, has_tied_head, load_llm, other_towers
 from slm.vocabulary import SpeechVocabulary
 
 
@@ -65,6 +65,7 @@ def add_lora(base: PreTrainedModel, vocabulary: SpeechVocabulary, settings: Lora
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
+        exclude_modules=other_towers(base) or None,
         trainable_token_indices={names[id(module)]: vocabulary.new_ids for module in modules},
         task_type="CAUSAL_LM",
     )

@@ -302,6 +302,26 @@ def _projected(vectors: torch.Tensor, width: int, generator: torch.Generator) ->
     return centred @ torch.randn(centred.shape[1], width, generator=generator)
 
 
+def other_towers(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers outside the text model and its head: a vision or audio tower of a multimodal one."""
+    decoder = model.get_decoder()
+    if decoder is None or decoder is model:
+        return []
+    tables = (decoder, model.get_input_embeddings(), model.get_output_embeddings())
+    inside = {id(module) for part in tables if part is not None for module in part.modules()}
+    linear = ((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d))
+    return [name for name, module in linear if id(module) not in inside]
+
+
+def freeze_other_towers(model: PreTrainedModel) -> None:
+    """Lets a multimodal model's text model and head learn alone: what else it has never runs."""
+    if other_towers(model):
+        parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+        text = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in text)
+
+
 def has_tied_head(model: PreTrainedModel) -> bool:
     """Whether embedding and output head are one matrix."""
     head = model.get_output_embeddings()

@@ -43,6 +43,7 @@ from slm.modeling import (
     LLMFacts,
     describe_llm,
     extend_with_speech,
+    freeze_other_towers,
     load_llm,
     save_slm,
 )
@@ -86,6 +87,7 @@ def build_model(config: Config, folder: RunFolder, corpora: Corpora) -> tuple[An
     elif vocabulary.size > own.size:
         extend_with_speech(model, vocabulary, config.seed, first_id=own.size)
     if config.lora is None:
+        freeze_other_towers(model)
         return model, tokenizer, vocabulary
     # Every process grows the same rows; the first keeps the grown base, which the adapter is merged into at the end.
     if is_main_process() and not folder.path("base").exists():

@@ -15,7 +15,9 @@ from recipes.runs.machine import process_count
 from slm.lora import LoraSettings
 from slm.modeling import (
     LLMFacts,
+    freeze_other_towers,
     has_tied_head,
+    other_towers,
     rows_needed,
 )
 from slm.training.answer_loss import CHUNK_ELEMENTS
@@ -36,7 +38,9 @@ def describe_plan(
     rows = rows_needed(table.shape[0], data.vocabulary)
     tables = 1 if has_tied_head(facts.skeleton) else 2
     total = facts.n_parameters + (rows - table.shape[0]) * table.shape[1] * tables
-    trainable = total if config.lora is None else lora_parameters(facts.skeleton, config.lora)
+    freeze_other_towers(facts.skeleton)
+    frozen = sum(parameter.numel() for parameter in facts.skeleton.parameters() if not parameter.requires_grad)
+    trainable = total - frozen if config.lora is None else lora_parameters(facts.skeleton, config.lora)
     if config.lora is not None:
         trainable += len(data.vocabulary.new_ids) * table.shape[1] * tables
     tokens = {}
@@ -85,9 +89,9 @@ def sharding_stage(training: TrainingConfig) -> int:
 
 def lora_parameters(model: nn.Module, settings: LoraSettings) -> int:
     """Parameters of the adapters (without the new rows)."""
-    head, count = model.get_output_embeddings(), 0
+    head, others, count = model.get_output_embeddings(), set(other_towers(model)), 0
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module is not head:
+        if isinstance(module, nn.Linear) and module is not head and name not in others:
             targets = settings.target_modules
             if targets == "all-linear" or name.rsplit(".", 1)[-1] in (
                 [targets] if isinstance(targets, str) else targets
