@@ -89,7 +89,7 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     if last.is_file():
         step = json.loads(last.read_text(encoding="utf-8"))["step"]
         raise CheckpointError(
-            f"{folder}: the training had saved step {step}, and no whole checkpoint is left of it; put checkpoint-{step} "
-            "back, or start over with --restart (sets the run's folder aside)"
+            f"{folder}: the training had saved step {step}, and no whole checkpoint is left of it; put "
+            f"checkpoint-{step} back, or start over with --restart (sets the run's folder aside)"
         )
     return None
