@@ -148,3 +148,17 @@ def test_real_shapes_grows_saves_reloads_and_trains_an_llm(tmp_path, capsys):
     assert "LLM: rows 320 -> 448" in printed  # 100 codes and the marks, padded to 64
     assert "all legal: True" in printed
     assert "LLM: LoRA, step 1 of 32 tokens" in printed and "LLM: full, step 1 of 32 tokens" in printed
+
+
+def test_the_slms_speed_is_told_beside_the_bare_operations(tmp_path, monkeypatch, capsys):
+    from slm_tiny import save_llm
+
+    model, table = save_llm(tmp_path / "llm"), tmp_path / "table.md"
+    small = ["--utterances", "12", "--transcripts", "3", "--steps", "2", "--tokens", "600", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["slm_speed", *small, "--model", str(model), "--output", str(table)])
+    module = load("slm_speed")
+    monkeypatch.setattr(module, "BOOK", 16)
+    monkeypatch.setattr(module, "GROWN", (16, 16))
+    module.main()
+    rows = table.read_text().splitlines()
+    assert len([row for row in rows if row.startswith("| ")]) == 6 and rows[-1].startswith("| growing")
