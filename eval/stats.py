@@ -1,6 +1,6 @@
 """Intervals for corpus error rates: the bootstrap over utterances or speakers, and its paired form for a difference.
 
-Shapes: U utterances, R resamples, T trainings (one system trained with several seeds).
+Shapes: U utterances, R resamples, T trainings (one system trained with several seeds), P p-values.
 
 Utterances, not words, are resampled: the errors of one utterance depend on each other. So do the utterances of one
 speaker. Given ``speakers``, whole speakers are drawn with all that they said, and the interval speaks of other speakers
@@ -20,10 +20,13 @@ __all__ = [
     "GroupDifference",
     "PairedDifference",
     "bootstrap_interval",
+    "holm",
+    "is_uniform",
     "mean_interval",
     "paired_bootstrap",
     "pooled_bootstrap",
     "smallest_detectable_difference",
+    "wilson_interval",
 ]
 
 # From so many speakers on they are what is resampled, where nothing else was asked for. In simulation (8 utterances of
@@ -76,6 +79,50 @@ def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def wilson_interval(errors: int, words: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927): it has a width where none, or all, are wrong.
+
+    With no error its upper end is z^2 / (words + z^2), 3.84 / (words + 3.84) at 95 %, close to the "rule of three". It
+    takes the words as independent, which those of one utterance are not: where errors come in bundles the truth may lie
+    further off.
+
+    >>> [round(edge, 4) for edge in wilson_interval(0, 100)]
+    [0.0, 0.037]
+
+    Raises:
+        ValueError: not 0 <= errors <= words, or no words.
+    """
+    if not 0 <= errors <= words or words < 1:
+        raise ValueError(f"Wilson's interval is of a share: {errors} of {words} is none")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share, spread = errors / words, z**2 / words
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * np.sqrt(share * (1 - share) / words + spread / (4 * words)) / (1 + spread)
+    return max(0.0, float(middle - half)) if errors else 0.0, min(1.0, float(middle + half)) if errors < words else 1.0
+
+
+def is_uniform(errors: Sequence[int], words: Sequence[int]) -> bool:
+    """Whether no word is wrong or every one is: resampling such utterances gives the same rate again and again."""
+    return sum(words) > 0 and (not any(errors) or list(errors) == list(words))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Holm 1979): it bounds the chance of a single false finding among P.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+
+    Returns:
+        The corrected p-values, in the order given.
+    """
+    order = np.argsort(p_values, kind="stable")
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = highest
+    return corrected
+
+
 def bootstrap_interval(
     errors: Sequence[int],
     words: Sequence[int],
@@ -86,6 +133,9 @@ def bootstrap_interval(
     confidence: float = 0.95,
 ) -> tuple[float, float] | None:
     """Percentile bootstrap interval of the corpus error rate ``sum(errors) / sum(words)``.
+
+    Where no word is wrong, or every one is (:func:`is_uniform`), the bootstrap would give [0, 0] or [1, 1], as if more
+    words could not bring anything else: there it is :func:`wilson_interval`.
 
     Args:
         errors: word errors of each utterance (U,); or character errors, with characters for ``words``.
@@ -104,6 +154,8 @@ def bootstrap_interval(
     errors_array, words_array = _check(errors, words, samples, confidence)
     if len(errors_array) < 2 or words_array.sum() == 0:
         return None
+    if is_uniform(errors_array.tolist(), words_array.tolist()):
+        return wilson_interval(int(errors_array.sum()), int(words_array.sum()), confidence)
     errors_array, words_array = _drawn_units(speakers, errors_array, words_array)
     rates = [_rate(errors_array[index], words_array[index]) for index in _resamples(len(errors_array), samples, seed)]
     return _percentiles(np.concatenate(rates), confidence)
@@ -157,6 +209,9 @@ def paired_bootstrap(
 ) -> PairedDifference:
     """Paired bootstrap of the difference of two systems' corpus error rates; utterances are matched by id.
 
+    Where the two have as many errors in every utterance the interval is no point either: it reaches as far to both
+    sides as :func:`wilson_interval` does above no errors.
+
     ``speakers`` (U,), in the order of ``ids_a``: draw speakers, not utterances.
 
     Raises:
@@ -186,10 +241,18 @@ def paired_bootstrap(
     drawn = np.concatenate([_rate(deltas[index], words[index]) for index in _resamples(len(deltas), samples, seed)])
     return PairedDifference(
         difference=float(deltas.sum() / words.sum()),
-        interval=_percentiles(drawn, confidence),
+        interval=_of_difference(drawn, int(words.sum()), confidence),
         p_value=_two_sided(drawn),
         n_utterances=len(a_errors),
     )
+
+
+def _of_difference(drawn: np.ndarray, words: int, confidence: float) -> tuple[float, float]:
+    """Percentiles of resampled differences; where none shows any, Wilson's upper end to both sides."""
+    if drawn.any():
+        return _percentiles(drawn, confidence)
+    edge = wilson_interval(0, words, confidence)[1]
+    return -edge, edge
 
 
 def _two_sided(drawn: np.ndarray) -> float:
@@ -285,7 +348,7 @@ def pooled_bootstrap(
         rates_a=rates_a.tolist(),
         rates_b=rates_b.tolist(),
         difference=float(rates_a.mean() - rates_b.mean()),
-        interval=_percentiles(differences, confidence),
+        interval=_of_difference(differences, int(counts.sum()), confidence),
         p_value=_two_sided(differences),
         n_utterances=len(counts),
     )

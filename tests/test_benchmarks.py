@@ -44,8 +44,9 @@ def test_every_benchmark_loads_and_its_command_stands_where_it_is_looked_for(pat
 @pytest.fixture
 def results(tmp_path):
     """A results.json as `slm evaluate` writes it, of one tokenizer's reconstruction."""
-    from eval.schema import Protocol, Results, make_row, save_results
-    from eval.schema import TestSet as Scored
+    from eval.protocol import Protocol
+    from eval.protocol import TestSet as Scored
+    from eval.schema import Results, make_row, save_results
     from eval.speech.quality import QualitySummary
     from eval.text.normalisers import get_normaliser
     from eval.text.wer import score_pairs

@@ -12,11 +12,7 @@ from typing import Any, Literal
 from eval.codes import CodeStatistics
 from eval.judges.config import JudgeConfig
 from eval.judges.judge import check_judge
-from eval.schema import (
-    Protocol,
-    TestSet,
-    test_set_sha256,
-)
+from eval.protocol import Protocol, TestSet, test_set_sha256
 from eval.speech.measures.registry import chosen_measures
 from eval.stats import ENOUGH_SPEAKERS
 from eval.text.normalisers import Normaliser, get_normaliser
