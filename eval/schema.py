@@ -64,6 +64,9 @@ SYSTEM_NAMES = {
     "resynthesis": "resynthesis",
     "tts": "SLM TTS",
     "asr": "SLM ASR",
+    # What other systems made, as files (`slm score`).
+    "speech": "speech",
+    "transcripts": "transcripts",
 }
 SYSTEMS = tuple(SYSTEM_NAMES)
 TASK_PREFIX = "slm-"  # a kind that begins so is a further task of the SLM; what follows is the task's name

@@ -146,13 +146,13 @@ def bootstrap_interval(
         confidence: 0.95 gives the 95 % interval.
 
     Returns:
-        (low, high), or None where there is no interval: fewer than two utterances, or no reference word.
+        (low, high), or None where there is no interval: fewer than two utterances with reference words.
 
     Raises:
         ValueError: lists of different lengths, a single speaker, or settings out of range.
     """
     errors_array, words_array = _check(errors, words, samples, confidence)
-    if len(errors_array) < 2 or words_array.sum() == 0:
+    if np.count_nonzero(words_array) < 2:
         return None
     if is_uniform(errors_array.tolist(), words_array.tolist()):
         return wilson_interval(int(errors_array.sum()), int(words_array.sum()), confidence)

@@ -20,10 +20,11 @@ from rich.text import Text
 from eval.codes import most_frames
 from eval.protocol import Protocol
 from eval.report.contrasts import COLUMNS, EXPLANATION, blocks, p_text
+from eval.report.errors import error_tables, worst_utterances
 from eval.report.plots import book_use_figure, contrast_figure, rate_figure, svg_of, wer_figure
 from eval.report.tables import MeasureTable, fitting, measure_tables
 from eval.schema import Results, Row, Sample, is_task, system_name, systems_of
-from eval.text.wer import OFFICIAL, align_text
+from eval.text.wer import OFFICIAL
 
 __all__ = [
     "DIFFERENCE",
@@ -57,7 +58,8 @@ class Group:
     @property
     def heading(self) -> str:
         if self.protocol.task == "asr":
-            return "Speech recognition by the SLM"
+            ours = all(is_task(row.system) for row in self.rows)
+            return "Speech recognition by the SLM" if ours else "Transcripts"
         if self.protocol.task != "speech":
             return f"What {system_name(self.protocol.task)} writes"
         return f"Speech as judge {self.protocol.judge.get('name', '?')} reads it"
@@ -321,21 +323,6 @@ def _pooled(rows: Sequence[Row]) -> str:
     return f"{_per_cent(sum(row.wer for row in rows) / len(rows))} (seeds: {each})"
 
 
-def _worst(row: Row) -> list[tuple[str, str, str]]:
-    """(id, errors/words, aligned text) of the worst utterances."""
-    bad = sorted(
-        (u for u in row.utterances if u.errors), key=lambda u: (-u.errors, -u.errors / max(1, u.n_words), u.id)
-    )
-    return [
-        (
-            u.id,
-            f"{u.errors}/{u.n_words}",
-            f"failed: {u.reference}" if u.hypothesis is None else align_text(u.reference, u.hypothesis),
-        )
-        for u in bad[:_WORST]
-    ]
-
-
 def label_of(row: Row, rows: Sequence[Row]) -> str:
     """A row's label, with its model where another row has the same label."""
     return f"{row.label}, {row.model}" if sum(other.label == row.label for other in rows) > 1 else row.label
@@ -398,7 +385,10 @@ def write_report(results: Results, folder: Path | str) -> Path:
                 "frame_rates": _frame_rate_table(group),
                 "bars": _safe(wer_figure(group.rows, labels, f"wer{number}")),
                 "curve": _safe(svg_of(rate_figure(group.rows), f"rate{number}")),
-                "worst": [(label, _worst(row)) for label, row in zip(labels, group.rows, strict=True)],
+                "worst": [
+                    (label, worst_utterances(row.utterances, _WORST), error_tables(row))
+                    for label, row in zip(labels, group.rows, strict=True)
+                ],
                 "protocol": _lines(_protocol_details(group)),
             }
         )
