@@ -43,6 +43,7 @@ from eval.protocol import pinned_identity
 from eval.speech.audio import length_batches, resample, split_at_quiet
 
 _FRAME_S = 0.02  # one frame of a Whisper encoder
+_UNCUT_S = 1e6  # for what cuts long recordings itself
 _SHORTEST_S = 0.1  # shorter clips are padded: convolutional front ends need some input
 # Raise it with every change in this folder or in eval.speech.audio that changes a transcript: transcripts that were
 # kept under another rule are not used.
@@ -292,8 +293,7 @@ def load_judge(config: JudgeConfig, device: str = "cpu") -> Judge:
     if identity["kind"] in LIBRARIES:
         reader = paraformer_reader if identity["kind"] == "paraformer" else faster_whisper_reader
         read = _loaded(config, lambda: reader(config, device))
-        # Both cut long recordings themselves.
-        return Judge(identity, 16_000, math.inf, 1, config.batch_seconds, read, config.no_speech)
+        return Judge(identity, 16_000, _UNCUT_S, 1, config.batch_seconds, read, config.no_speech)
     kind, model_config = _kind(config)
     from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoModelForSpeechSeq2Seq, AutoTokenizer
 

@@ -195,7 +195,7 @@ def _check_parts(config: Config) -> None:
     problems.attempt(resolve_precision, config.precision, device or "cpu")
     for name in config.predictions:
         problems.attempt(read_predictions, name)
-    for judge in _judges_needed(config, settled) if settled else ():
+    for judge in _judges_needed(config, settled) if settled else config.judges:
         problems.attempt(lambda judge=judge: check_judge(resolve_judge(judge)))
     for folder in config.codes:
         problems.attempt(CodedCorpus.open, folder)

@@ -24,7 +24,7 @@ AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 ID_COLUMNS = ("id", "utt_id", "utterance_id", "utt", "key", "uid", "audio_filepath", "file", "path", "audio")
 PATH_COLUMNS = ("audio_filepath", "file", "path", "audio")  # as an id: the file's name without its ending
 REFERENCE_COLUMNS = ("reference", "ref", "text", "transcript", "transcription", "sentence")
-HYPOTHESIS_COLUMNS = ("hypothesis", "hyp", "pred_text", "prediction", "transcript", "transcription", "text")
+HYPOTHESIS_COLUMNS = ("hypothesis", "hyp", "pred_text", "prediction", "transcript", "transcription", "text", "sentence")
 AUDIO_COLUMNS = ("audio", "audio_filepath", "wav", "path")
 SPEAKER_COLUMNS = ("speaker", "speaker_id", "spk", "client_id")
 DURATION_COLUMNS = ("duration", "duration_s")
@@ -225,9 +225,7 @@ def _of_rows(
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     splits = sorted({str(row["split"]) for _, row in rows if row.get("split")})
     if role == "reference" and split is None and len(splits) > 1:
-        raise ConfigError(
-            f"reference: {path} holds the splits {', '.join(splits)}: name one, such as split={splits[0]}"
-        )
+        raise ConfigError(f"reference: {path} holds the splits {', '.join(splits)}: name one, as split={splits[0]}")
     if role == "reference" and split is not None and splits:
         rows = [(number, row) for number, row in rows if row.get("split") == split]
     id_column = _column(path, role, "id_column", columns.id, ID_COLUMNS, names)
