@@ -149,3 +149,14 @@ def test_real_shapes_grows_saves_reloads_and_trains_an_llm(tmp_path, capsys):
     assert "LLM: rows 320 -> 448" in printed  # 100 codes and the marks, padded to 64
     assert "all legal: True" in printed
     assert "LLM: LoRA, step 1 of 32 tokens" in printed and "LLM: full, step 1 of 32 tokens" in printed
+
+
+def test_scoring_candidates_agree_and_take_turns(tmp_path):
+    scoring = load("scoring")
+    options = argparse.Namespace(utterances=30, words=5, normaliser="basic", resamples=20, speakers=3)
+    seconds = scoring.measure(scoring.candidates(options), rounds=2)
+    assert all(len(found) == 2 for found in seconds.values()) and len(seconds) == 3
+    assert scoring.table(seconds).count("\n") == 4 and "normaliser and jiwer, words |" in scoring.table(seconds)
+    assert "the page of two rows" in scoring.rest(options, tmp_path)
+    with pytest.raises(ValueError, match="the candidates disagree"):
+        scoring.measure({scoring.OURS: lambda: 0.1, "other": lambda: 0.2}, rounds=1)
