@@ -67,8 +67,9 @@ class Protocol:
 
     def interval_text(self) -> str:
         """How intervals come about, for people."""
-        units = f"{self.n_speakers} speakers" if self.resampled == "speakers" else "utterances"
-        few = f" (of {self.n_speakers} speakers)" if self.resampled != "speakers" and self.n_speakers else ""
+        speakers = f"{self.n_speakers} speaker{'s' * (self.n_speakers != 1)}"
+        units = speakers if self.resampled == "speakers" else "utterances"
+        few = f" (of {speakers})" if self.resampled != "speakers" and self.n_speakers else ""
         return f"95 % bootstrap over {units}{few}, {self.bootstrap_samples} resamples, seed {self.seed}"
 
     def comparable_by(self) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def test_a_protocol_s_judge_is_not_needed_where_there_is_no_audio(tmp_path, corp
     (tmp_path / "asr" / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = configure(tmp_path, corpus, data=[], protocol="seed-tts-eval", predictions=[str(tmp_path / "asr")])
     (row,) = load_results(evaluate.run(config)).rows
-    assert (row.wer, row.official_wer, row.protocol.name) == (0, 0, "seed-tts-eval")
+    assert (row.wer, row.official_wer, row.protocol.name) == (0, 0, "seed-tts-eval, texts as given")
 
 
 def test_other_recordings_of_the_same_texts_have_another_digest(tmp_path, corpus, echo) -> None:

@@ -175,7 +175,7 @@ def test_seed_tts_eval_gives_its_own_number_beside_the_one_that_counts_what_is_m
     assert row.official_wer == pytest.approx((1 / 2 + 0) / 2)  # c is skipped; "wellknown" is one word
     assert row.mean_wer == pytest.approx((1 / 2 + 0 + 1) / 3) and row.wer == pytest.approx(4 / 7)
     assert (row.protocol.name, row.protocol.normaliser, row.protocol.official) == (
-        "seed-tts-eval",
+        "seed-tts-eval, texts as given",
         "seed-tts-eval",
         "mean-of-answered",
     )

@@ -33,7 +33,8 @@ def error_tables(row: Row, most: int = 10) -> list[MeasureTable]:
     if speakers := by_speaker(row.utterances):
         more = f" The worst {MOST_PARTS} of {len(speakers)}." if len(speakers) > MOST_PARTS else ""
         found.append(_parts("By speaker", note + more, "speaker", speakers[:MOST_PARTS]))
-    if lengths := by_duration(row.utterances):
+    lengths = by_duration(row.utterances)
+    if len(lengths) > 1:
         found.append(_parts("By length of the recording", note, "length", lengths))
     return found
 
@@ -85,11 +86,13 @@ def format_errors(rows: Sequence[Row], most: int = 10, worst: int = 5, width: in
     """
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None)
+    several = len({str(row.protocol.judge.get("name", "")) for row in rows}) > 1
     for row in rows:
+        label = f"{row.label} ({row.protocol.judge.get('name') or 'own text'})" if several else row.label
         if row.difference is not None:
-            console.print(Text(_difference(row)))
+            console.print(Text(_difference(row, label)))
         for measures in error_tables(row, most):
-            console.print(Text(f"{row.label}: {measures.title[:1].lower()}{measures.title[1:]}. {measures.note}"))
+            console.print(Text(f"{label}: {measures.title[:1].lower()}{measures.title[1:]}. {measures.note}"))
             table = Table(box=SIMPLE_HEAD)
             for i, heading in enumerate(measures.headings):
                 table.add_column(heading, justify="left" if i < measures.names else "right", overflow="fold")
@@ -97,14 +100,14 @@ def format_errors(rows: Sequence[Row], most: int = 10, worst: int = 5, width: in
                 table.add_row(*map(Text, line))
             console.print(table)
         if found := worst_utterances(row.utterances, worst):
-            console.print(Text(f"{row.label}: utterances with the most errors"))
+            console.print(Text(f"{label}: utterances with the most errors"))
             for identity, share, text in found:
                 console.print(Text(f"  {identity} ({share}): {text}"))
             console.print()
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
-def _difference(row: Row) -> str:
+def _difference(row: Row, label: str) -> str:
     found = row.difference
     low, high = (f"{100 * edge:+.1f}" for edge in found.interval)
     segments = ""
@@ -112,6 +115,6 @@ def _difference(row: Row) -> str:
         p_value = p_text(found.mapsswe_p) or "not defined"
         segments = f"; MAPSSWE p {p_value} ({found.mapsswe_segments} segments)"
     return (
-        f"{row.label} - {found.against}: {100 * found.wer:+.1f} points [{low}, {high}], paired bootstrap p "
+        f"{label} - {found.against}: {100 * found.wer:+.1f} points [{low}, {high}], paired bootstrap p "
         f"{p_text(found.p_value)}{segments}"
     )

@@ -177,7 +177,7 @@ class Job:
             judge=judge,
             test_set=test_set or self.test_set,
             reference=reference,
-            **self.settled.rules(),
+            **self.settled.rules(bool(judge)),
             seed=config.seed,
             bootstrap_samples=config.bootstrap_samples,
             resampled=self.resampled,

@@ -33,12 +33,12 @@ class Settled:
     official: str = ""
     notes: list[str] = field(default_factory=list)
 
-    def rules(self) -> dict[str, Any]:
-        """What goes into every protocol of this score."""
+    def rules(self, judged: bool) -> dict[str, Any]:
+        """What goes into a row's protocol; its name says so where no judge read what the protocol's judge would."""
         return {
             "normaliser": self.normaliser.name,
             "normaliser_version": self.normaliser.version,
-            "name": self.name,
+            "name": self.name if judged or not self.name else f"{self.name}, texts as given",
             "official": self.official,
         }
 

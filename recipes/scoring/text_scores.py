@@ -56,15 +56,17 @@ class Job:
             "utterances": len(self.texts),
             "reference words": words,
             "normaliser": f"{self.settled.normaliser.name} {self.settled.normaliser.version}",
-            "protocol": self.settled.name or "none by name",
-            "judges": {one["name"]: f"{one['kind']}, {one['decoding']}" for one in self.identities},
             "bootstrap over": self.resampled,
             "result": config.output or "printed alone",
         }
+        if self.settled.name:
+            facts["protocol"] = self.settled.name
+        if self.identities:
+            facts["judges"] = {one["name"]: f"{one['kind']}, {one['decoding']}" for one in self.identities}
         for name, file in self.hypotheses.items():
             answered = sum(identity in file.entries for identity in self.texts)
             facts[f"hypothesis {name}"] = f"{file.path} ({_form(file)}): {answered} of {len(self.texts)} utterances"
-        return facts | {"notes": self.notes}
+        return facts | ({"notes": self.notes} if self.notes else {})
 
 
 def _form(file: TextFile) -> str:
@@ -257,7 +259,7 @@ def _row(
         bootstrap_samples=config.bootstrap_samples,
         resampled=job.resampled,
         n_speakers=job.n_speakers,
-        **job.settled.rules(),
+        **job.settled.rules(bool(judge)),
     )
     rates = score_pairs(
         list(references.values()),
