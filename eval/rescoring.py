@@ -35,7 +35,12 @@ def rescored(results: Results, normaliser: Normaliser) -> Results:
                 and other.protocol.key() == before.protocol.key()
             )
             row.difference = replace(difference_of(row, rows[place]), against=before.difference.against)
-    found = replace(results, rows=rows, notes=list(results.notes))
+    # What a protocol's note says of its normaliser holds no more for rows that have lost its name.
+    gone = {before.protocol.name for before, row in zip(results.rows, rows, strict=True) if not row.protocol.name} - {
+        ""
+    }
+    notes = [note for note in results.notes if not any(note.startswith(f"protocol {name}:") for name in gone)]
+    found = replace(results, rows=rows, notes=notes)
     if results.contrasts:
         found.contrasts = []
         found.notes.append("contrasts are not drawn anew from stored texts: run `slm compare` again for them")

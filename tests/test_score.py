@@ -15,9 +15,9 @@ from eval.judges.config import JudgeError
 from eval.rescoring import rescored
 from eval.schema import compare_rows, load_results
 from eval.text.normalisers import get_normaliser
-from recipes.commands import score
-from recipes.config import ConfigError, load_config
-from recipes.scoring import text_scores
+from recipes.commands import evaluate, score
+from recipes.config import ConfigError, from_values, load_config
+from recipes.scoring import evaluation, text_scores
 
 TEXTS = {
     "u1": "bin blue at f two now",
@@ -262,6 +262,28 @@ def test_what_cannot_be_scored_is_said_at_once(files) -> None:
     for wrong in ({"hypothesis": []}, {"names": ["a", "b"]}, {"results": "x"}, {"top": 0}):
         with pytest.raises(ValueError):
             configure(files, **wrong)
+
+
+def test_the_same_recordings_are_one_test_set_to_evaluate_and_to_score(files, judge, monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "check_judge", lambda config: Lengths.identity)
+    monkeypatch.setattr(evaluate, "load_judge", lambda config, device: Lengths())
+    folder = write_audio(files / "wavs", {"u1": 1, "u4": 5})
+    rows = [{"id": i, "text": TEXTS[i], "audio": f"wavs/{i}.wav", "split": "test"} for i in ("u1", "u4")]
+    (files / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "run_dir": str(files / "a"),
+        "data": [{"path": str(files / "manifest.jsonl")}],
+        "judges": [{"name": "x"}],
+    }
+    settings |= {"bootstrap_samples": 100, "quality": False, "device": "cpu"}
+    (truth,) = load_results(evaluate.run(from_values(evaluate.Config, settings))).rows
+    overrides = {"hypothesis": str(folder), "judges": [{"name": "x"}], "output": str(files / "b"), "split": "test"}
+    config = from_values(
+        score.Config, {"reference": str(files / "manifest.jsonl"), "bootstrap_samples": 100} | overrides
+    )
+    (row,) = load_results(score.run(config)).rows
+    assert row.protocol.test_set.audio_sha256 == truth.protocol.test_set.audio_sha256 is not None
+    assert compare_rows(row, truth).difference == 0 and row.n_words == 12
 
 
 def test_the_plan_says_which_columns_were_taken(files) -> None:

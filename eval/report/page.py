@@ -247,7 +247,8 @@ def format_table(results: Results, width: int = 110) -> str:
         shown = [i for i, heading in enumerate(COLUMNS) if heading not in narrow]
         for heading in (COLUMNS[i] for i in shown):
             narrowest = {"row": 14}.get(heading)
-            table.add_column(heading, min_width=narrowest, no_wrap="points" in heading or heading == "reading")
+            whole = "points" in heading or heading == "reading"
+            table.add_column(heading, min_width=narrowest, no_wrap=whole, overflow="fold")
         for line in block["lines"]:
             table.add_row(*(Text(line[i]) for i in shown))
         console.print(table)

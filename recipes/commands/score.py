@@ -148,19 +148,19 @@ def run(config: Config) -> Path | None:
     else:
         results = score(config, prepare(config))
     results.created = time.strftime("%Y-%m-%d %H:%M")
+    if config.output is not None:  # first: whoever reads what is printed may close the pipe
+        save_results(results, config.output)
+        write_report(results, config.output)
+        write_markdown(results, config.output)
+        write_listings(Path(config.output), results.rows)
     print(format_table(results), flush=True)
     print(format_errors(results.rows, config.top, config.worst), flush=True)
     for note in results.notes:
         print(f"note: {note}", flush=True)
     if config.output is None:
         return None
-    folder = Path(config.output)
-    save_results(results, folder)
-    write_report(results, folder)
-    write_markdown(results, folder)
-    write_listings(folder, results.rows)
-    log.info("report: %s", folder / "report.html")
-    return folder
+    log.info("report: %s", Path(config.output) / "report.html")
+    return Path(config.output)
 
 
 def _stored(config: Config) -> Results:

@@ -250,10 +250,11 @@ def _row(
     audio = None
     if judge and all(entry.audio for entry in entries.values()):
         audio = audio_files_sha256(Utterance(id=i, audio=str(entry.audio)) for i, entry in entries.items())
+    test_set = f"{_label(str(job.reference.path))} {config.split or ''}".strip()
     protocol = Protocol(
         task="speech" if judge else "asr",
         judge=judge,
-        test_set=TestSet(_label(str(job.reference.path)), test_set_sha256(list(references.items())), len(ids), audio),
+        test_set=TestSet(test_set, test_set_sha256(list(references.items())), len(ids), audio),
         reference="judge" if by_judge else "text",
         seed=config.seed,
         bootstrap_samples=config.bootstrap_samples,
