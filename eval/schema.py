@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from eval.codes import CodeStatistics
 from eval.protocol import Protocol, protocol_differences
 from eval.speech.quality import QualitySummary
-from eval.stats import PairedDifference, bootstrap_interval, is_uniform, paired_bootstrap
+from eval.stats import PairedDifference, bootstrap_interval, paired_bootstrap, resampling_says_little
 from eval.text.matched_pairs import MatchedPairs, matched_pairs_test
 from eval.text.wer import ErrorRates, UtteranceErrors, official_rate
 
@@ -162,7 +162,7 @@ class Row:
     ``mean_wer`` is the mean of the utterances' own rates, ``above_half`` the share of them above 50 %: of all that have
     words in their reference, one without an answer counting as 1. None in older results. ``official_wer`` is the number
     as the protocol's authors compute it, where ``protocol.official`` says that this is another one. ``interval_by`` is
-    "wilson" where no word or every word is wrong, else "bootstrap" (:func:`eval.stats.bootstrap_interval`).
+    "wilson" where the bootstrap's interval is widened to Wilson's (:func:`eval.stats.bootstrap_interval`).
 
     What a row is about, in a comparison: its ``cell``, that cell's ``method`` (what it differs in from others beside
     frame rate and seed) and its training ``seed``. Empty or None: not of a comparison, or not known.
@@ -291,7 +291,7 @@ def make_row(name: str, system: str, model: str, protocol: Protocol, rates: Erro
         mean_wer=rates.mean_wer,
         above_half=rates.above_half,
         official_wer=official_rate(rates.utterances, protocol.official) if protocol.official else None,
-        interval_by="wilson" if is_uniform(errors, words) else "bootstrap",
+        interval_by="wilson" if resampling_says_little(errors, words) else "bootstrap",
         **facts,
     )
 

@@ -17,14 +17,15 @@ import numpy as np
 
 __all__ = [
     "ENOUGH_SPEAKERS",
+    "FEW",
     "GroupDifference",
     "PairedDifference",
     "bootstrap_interval",
     "holm",
-    "is_uniform",
     "mean_interval",
     "paired_bootstrap",
     "pooled_bootstrap",
+    "resampling_says_little",
     "smallest_detectable_difference",
     "wilson_interval",
 ]
@@ -34,6 +35,10 @@ __all__ = [
 # held the truth in 78 % of cases with 4 speakers, 88 with 8, 90 with 10, 92 with 20 and 94 with 40; one over utterances
 # in 60 to 69. Where speakers did not differ, 10 speakers held it in 87 %, utterances in 93.
 ENOUGH_SPEAKERS = 10
+# With errors in fewer utterances an interval is widened to Wilson's. In simulation (200 utterances of six words, WER
+# 0.3 %) a 95 % interval of the bootstrap alone held the truth in 90 % of cases, widened in 99; with errors in bundles
+# (two words of an utterance correlated by 0.4) in 87 and 100. Wilson's alone held it in 73 to 90 % there, at any rate.
+FEW = 5
 _CELLS_PER_BLOCK = 4_000_000  # bounds the memory of one block of resamples (int64)
 
 
@@ -101,9 +106,13 @@ def wilson_interval(errors: int, words: int, confidence: float = 0.95) -> tuple[
     return max(0.0, float(middle - half)) if errors else 0.0, min(1.0, float(middle + half)) if errors < words else 1.0
 
 
-def is_uniform(errors: Sequence[int], words: Sequence[int]) -> bool:
-    """Whether no word is wrong or every one is: resampling such utterances gives the same rate again and again."""
-    return sum(words) > 0 and (not any(errors) or list(errors) == list(words))
+def resampling_says_little(errors: Sequence[int], words: Sequence[int]) -> bool:
+    """Whether fewer than FEW utterances have an error, or every word is wrong.
+
+    Resampling such utterances gives one rate again and again, or few: no error at all would give [0, 0].
+    """
+    wrong = sum(error > 0 for error in errors)
+    return (wrong < FEW and sum(errors) <= sum(words)) or list(errors) == list(words)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -134,8 +143,8 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """Percentile bootstrap interval of the corpus error rate ``sum(errors) / sum(words)``.
 
-    Where no word is wrong, or every one is (:func:`is_uniform`), the bootstrap would give [0, 0] or [1, 1], as if more
-    words could not bring anything else: there it is :func:`wilson_interval`.
+    Where fewer than ``FEW`` utterances have an error, or every word is wrong, it is widened to :func:`wilson_interval`
+    over words: without an error the bootstrap would give [0, 0], as if more words could not bring any.
 
     Args:
         errors: word errors of each utterance (U,); or character errors, with characters for ``words``.
@@ -154,11 +163,13 @@ def bootstrap_interval(
     errors_array, words_array = _check(errors, words, samples, confidence)
     if np.count_nonzero(words_array) < 2:
         return None
-    if is_uniform(errors_array.tolist(), words_array.tolist()):
-        return wilson_interval(int(errors_array.sum()), int(words_array.sum()), confidence)
+    widest = None
+    if resampling_says_little(errors_array.tolist(), words_array.tolist()):
+        widest = wilson_interval(int(errors_array.sum()), int(words_array.sum()), confidence)
     errors_array, words_array = _drawn_units(speakers, errors_array, words_array)
     rates = [_rate(errors_array[index], words_array[index]) for index in _resamples(len(errors_array), samples, seed)]
-    return _percentiles(np.concatenate(rates), confidence)
+    low, high = _percentiles(np.concatenate(rates), confidence)
+    return (low, high) if widest is None else (min(low, widest[0]), max(high, widest[1]))
 
 
 def mean_interval(

@@ -29,7 +29,9 @@ def error_tables(row: Row, most: int = 10) -> list[MeasureTable]:
         note = "(said->heard); (said->*) was missed, (*->heard) was added."
         cells = [[text, str(count)] for text, count in lines]
         found.append(MeasureTable("Commonest errors", note, ["error", "times"], cells, 1, [0, 1]))
-    note = f"Intervals: bootstrap over the utterances of a line, {BREAKDOWN_RESAMPLES} resamples."
+    note = (
+        f"Intervals: bootstrap over the utterances of a line, {BREAKDOWN_RESAMPLES} resamples, with few errors widened."
+    )
     if speakers := by_speaker(row.utterances):
         more = f" The worst {MOST_PARTS} of {len(speakers)}." if len(speakers) > MOST_PARTS else ""
         found.append(_parts("By speaker", note + more, "speaker", speakers[:MOST_PARTS]))

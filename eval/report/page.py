@@ -24,6 +24,7 @@ from eval.report.errors import error_tables, worst_utterances
 from eval.report.plots import book_use_figure, contrast_figure, rate_figure, svg_of, wer_figure
 from eval.report.tables import MeasureTable, fitting, measure_tables
 from eval.schema import Results, Row, Sample, is_task, system_name, systems_of
+from eval.stats import FEW
 from eval.text.wer import OFFICIAL
 
 __all__ = [
@@ -285,12 +286,9 @@ def caption_of(group: Group) -> str:
 def _intervals(group: Group) -> list[str]:
     """How the rows' intervals came about: rows may be compared whose intervals were drawn in other ways."""
     found = list(dict.fromkeys(row.protocol.interval_text() for row in group.rows))
-    few = (
-        ", Wilson's over words where none or all are wrong"
-        if any(r.interval_by == "wilson" for r in group.rows)
-        else ""
-    )
-    return [f"{text}{few}" for text in found]
+    few = any(row.interval_by == "wilson" for row in group.rows)
+    widened = f", widened to Wilson's over words where fewer than {FEW} utterances have errors or all words are wrong"
+    return [text + widened * few for text in found]
 
 
 def _frame_rate_table(group: Group) -> dict[str, Any] | None:
