@@ -80,7 +80,8 @@ class Protocol:
         (:func:`protocol_differences`).
         """
         fields: dict[str, Any] = {"task": self.task, "reference": self.reference}
-        fields |= {f"judge.{key}": value for key, value in sorted(pinned_identity(self.judge).items())}
+        judge = sorted(pinned_identity(self.judge).items())
+        fields |= {f"judge.{key}": value for key, value in judge if value is not None}
         if self.judge:
             fields |= {"dtype": self.dtype, "resampler": self.resampler}
         return fields | {
@@ -106,7 +107,7 @@ class Protocol:
 
 
 def pinned_identity(judge: dict[str, Any]) -> dict[str, Any]:
-    """A judge's identity without its label, where something better says which one it is; unset fields go too."""
+    """A judge's identity without its label, where something better says which one it is."""
     by_commit = _COMMIT.fullmatch(str(judge.get("revision") or "")) is not None
     if by_commit or "weights_sha256" in judge:
         names: tuple[str, ...] = ("name", "source")
@@ -114,7 +115,7 @@ def pinned_identity(judge: dict[str, Any]) -> dict[str, Any]:
         names = ("name",)
     else:
         names = ()
-    return {key: value for key, value in judge.items() if key not in names and value is not None}
+    return {key: value for key, value in judge.items() if key not in names}
 
 
 def protocol_differences(mine: Protocol, other: Protocol) -> list[str]:

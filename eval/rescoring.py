@@ -28,13 +28,11 @@ def rescored(results: Results, normaliser: Normaliser) -> Results:
     rows = [_rescored_row(row, normaliser) for row in results.rows]
     for before, row in zip(results.rows, rows, strict=True):
         if before.difference is not None:
-            place = next(
-                i
-                for i, other in enumerate(results.rows)
-                if before.difference.against in (other.label, other.name)
-                and other.protocol.key() == before.protocol.key()
-            )
-            row.difference = replace(difference_of(row, rows[place]), against=before.difference.against)
+            key, against = before.protocol.key(), before.difference.against
+            same = [i for i, other in enumerate(results.rows) if other.protocol.key() == key]
+            place = next((i for i in same if against in (results.rows[i].label, results.rows[i].name)), None)
+            if place is not None:
+                row.difference = replace(difference_of(row, rows[place]), against=against)
     # What a protocol's note says of its normaliser holds no more for rows that have lost its name.
     gone = {before.protocol.name for before, row in zip(results.rows, rows, strict=True) if not row.protocol.name} - {
         ""

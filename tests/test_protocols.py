@@ -334,3 +334,11 @@ def test_normalisers_of_speech_synthesis_do_what_their_authors_code_does() -> No
     assert seed("Well-known,  DON'T stop\u2014now \u2018so\u2019: 21st") == "wellknown don't stopnow so 21st"
     assert f5("Well-known, DON'T") == "wellknown dont"
     assert zh("\u6211\u6709 3\u53ea\u72d7\u3002OK") == "\u6211 \u6709 3 \u53ea \u72d7 O K"
+
+
+def test_what_was_heard_before_the_hub_s_name_was_recorded_is_still_used() -> None:
+    """Kept transcripts and complete folders go by these facts: none of them may have changed."""
+    commit = "e37978b90ca9030d5170a5c07aadb050351a65bb"
+    before = {"name": "w", "kind": "seq2seq", "no_speech": "off", "revision": commit, "language": None}
+    assert conditions_of(before | {"source": "openai/whisper-base"}, "cpu") == conditions_of(before, "cpu")
+    assert "language" in conditions_of(before, "cpu") and "name" not in conditions_of(before, "cpu")

@@ -73,6 +73,7 @@ def test_predictions_answer_in_text_or_in_speech(tmp_path) -> None:
     asr = [{"id": "u1", "task": "asr", "reference": "r", "hypothesis": "h"}]
     asr += [{"id": "u2", "task": "asr", "reference": "r", "hypothesis": None, "error": "too long"}]
     tts = [{"id": "u1", "task": "tts", "text": "asked", "audio": "1.wav"}]
+    tts += [{"id": "u2", "task": "tts", "text": "asked", "audio": None, "error": "too long"}]
     for name, rows in (("asr", asr), ("tts", tts)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "predictions.jsonl").write_text(jsonl(rows))
@@ -80,6 +81,7 @@ def test_predictions_answer_in_text_or_in_speech(tmp_path) -> None:
     assert [entry.text for entry in found.entries.values()] == ["h", None] and not found.is_audio
     found = read_texts(str(tmp_path / "tts"), "hypothesis")
     assert found.is_audio and found.entries["u1"].audio == str(tmp_path / "tts" / "1.wav")
+    assert found.entries["u2"].audio is None
 
 
 def test_a_folder_of_audio_goes_by_the_files_names(tmp_path) -> None:

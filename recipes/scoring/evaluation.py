@@ -149,7 +149,9 @@ class Job:
 
     def fingerprint(self) -> str:
         """Digest of the inputs: the same configuration over other inputs is another evaluation."""
-        inputs = [self.test_set.sha256, *map(predictions_sha256, self.predictions), self.identities]
+        # `source` came later than folders that were scored by a hub judge; its revision says the same.
+        judges = [{key: value for key, value in one.items() if key != "source"} for one in self.identities]
+        inputs = [self.test_set.sha256, *map(predictions_sha256, self.predictions), judges]
         if self.tokenizer is not None:
             inputs.append(self.tokenizer.fingerprint(self.precision))
         if self.resampled == "speakers":

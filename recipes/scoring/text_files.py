@@ -60,8 +60,8 @@ class TextFile:
 
     @property
     def is_audio(self) -> bool:
-        """Whether there is audio and no text: a judge has to read it."""
-        return all(entry.text is None and entry.audio is not None for entry in self.entries.values())
+        """Whether there is audio and no column of texts: a judge has to read it."""
+        return not self.column and any(entry.audio is not None for entry in self.entries.values())
 
 
 def read_texts(
