@@ -43,8 +43,8 @@ class Protocol:
     people, and compared is what it stands for. ``reference`` says what a hypothesis is held against: the test set's
     "text", or what the "judge" heard in the recording (dWER). ``missing`` says what becomes of an utterance without an
     answer: "deleted", all its words count as missed. ``official`` names how the preset's published number comes about
-    where that is another one (:func:`eval.text.wer.official_rate`); it stands beside ours. ``dtype`` and ``resampler``
-    are those of the audio that a judge reads.
+    where that is another one (:func:`eval.text.wer.official_rate`); it stands beside ours. ``alignment`` is one of
+    :data:`eval.text.wer.ALIGNMENTS`; ``dtype`` and ``resampler`` are those of the audio that a judge reads.
     """
 
     task: str

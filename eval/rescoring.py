@@ -59,6 +59,7 @@ def _rescored_row(row: Row, normaliser: Normaliser) -> Row:
         [u.id for u in row.utterances],
         [u.speaker for u in row.utterances],
         [u.duration for u in row.utterances],
+        row.protocol.alignment,
     )
     protocol = replace(row.protocol, normaliser=normaliser.name, normaliser_version=normaliser.version)
     if normaliser.name != row.protocol.normaliser:

@@ -100,6 +100,19 @@ def test_several_hypotheses_are_held_against_the_first(files, capsys) -> None:
     assert "new - old: " in capsys.readouterr().out
 
 
+def test_sclite_s_split_on_request_is_another_protocol(files) -> None:
+    (files / "ref.txt").write_text("u1 one two\nu2 three\n")
+    (files / "asr.txt").write_text("u1 two five\nu2 three\n")
+    rows = []
+    for name in ("jiwer", "sclite"):
+        config = configure(files, reference=str(files / "ref.txt"), alignment=name, output=str(files / name))
+        rows += load_results(score.run(config)).rows
+    assert [(row.substitutions, row.deletions, row.insertions) for row in rows][1] == (0, 1, 1)
+    assert rescored(load_results(files / "sclite"), get_normaliser("basic")).rows == rows[1:]
+    with pytest.raises(ValueError, match=r"differ in alignment \(jiwer and sclite\)"):
+        compare_rows(*rows)
+
+
 def test_a_hypothesis_s_own_reference(files) -> None:
     rows = [{"id": i, "task": "asr", "reference": text, "hypothesis": HEARD.get(i)} for i, text in TEXTS.items()]
     (files / "asr").mkdir()

@@ -26,6 +26,7 @@ from rapidfuzz.distance import Levenshtein
 from eval.text.normalisers import Normaliser
 
 __all__ = [
+    "ALIGNMENTS",
     "OFFICIAL",
     "ErrorRates",
     "UtteranceErrors",
@@ -33,8 +34,10 @@ __all__ = [
     "error_listing",
     "official_rate",
     "score_pairs",
+    "sclite_counts",
 ]
 
+ALIGNMENTS = ("jiwer", "sclite")
 # How a protocol's authors come by their number, where it is not the corpus rate over all utterances.
 OFFICIAL = {"mean-of-answered": "mean of the utterances' own WER, those without an answer left out"}
 
@@ -102,6 +105,25 @@ def _counts(alignment: list[jiwer.AlignmentChunk]) -> tuple[int, int, int]:
     return substitutions, deletions, insertions
 
 
+def sclite_counts(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[int, int, int]:
+    """(substitutions, deletions, insertions) as NIST's sclite aligns.
+
+    It minimises 4 S + 3 (D + I), so that a word that was missed and another that was added elsewhere stay apart, where
+    the fewest errors would call some of them substitutions; the sum may be larger than jiwer's. Of alignments that cost
+    the same, one with the fewest errors counts.
+
+    Args:
+        reference: words said (N,).
+        hypothesis: words heard (M,).
+    """
+    base = len(reference) + len(hypothesis) + 1  # more than there can be errors: they decide between equal costs alone
+    weights = (3 * base + 1, 3 * base + 1, 4 * base + 1)  # insertion, deletion, substitution
+    cost, errors = divmod(Levenshtein.distance(reference, hypothesis, weights=weights), base)
+    substitutions = cost - 3 * errors
+    deletions = (errors - substitutions + len(reference) - len(hypothesis)) // 2
+    return substitutions, deletions, errors - substitutions - deletions
+
+
 def score_pairs(
     references: Sequence[str],
     hypotheses: Sequence[str | None],
@@ -109,6 +131,7 @@ def score_pairs(
     ids: Sequence[str] | None = None,
     speakers: Sequence[str] | None = None,
     durations: Sequence[float | None] | None = None,
+    alignment: str = "jiwer",
 ) -> ErrorRates:
     """Score hypotheses against references, utterance by utterance and for the corpus.
 
@@ -119,10 +142,13 @@ def score_pairs(
         ids: utterance ids, kept with the counts; positions ("0", "1", ...) where absent.
         speakers: who spoke each utterance, kept with the counts; empty where unknown.
         durations: how long each is in seconds, kept with the counts; None where unknown.
+        alignment: of words, one of ``ALIGNMENTS``: the fewest errors as jiwer counts them, or :func:`sclite_counts`.
 
     Raises:
-        ValueError: unequal lengths, no utterances at all, or an id that occurs twice.
+        ValueError: unequal lengths, no utterances at all, an id that occurs twice, or an unknown alignment.
     """
+    if alignment not in ALIGNMENTS:
+        raise ValueError(f"alignment {alignment!r} is unknown: one of {', '.join(ALIGNMENTS)}")
     ids = [str(i) for i in range(len(references))] if ids is None else list(ids)
     speakers = [""] * len(ids) if speakers is None else list(speakers)
     durations = [None] * len(ids) if durations is None else list(durations)
@@ -140,13 +166,16 @@ def score_pairs(
     expected = [normaliser(text) for text in references]
     found = [None if text is None else normaliser(text) for text in hypotheses]
     filled = [text or "" for text in found]
-    words = jiwer.process_words(expected, filled).alignments
+    if alignment == "sclite":
+        counts = [sclite_counts(a.split(), b.split()) for a, b in zip(expected, filled, strict=True)]
+    else:
+        counts = [_counts(chunks) for chunks in jiwer.process_words(expected, filled).alignments]
     utterances = [
         UtteranceErrors(
             id=ids[i],
             reference=expected[i],
             hypothesis=found[i],
-            **dict(zip(("substitutions", "deletions", "insertions"), _counts(words[i]), strict=True)),
+            **dict(zip(("substitutions", "deletions", "insertions"), counts[i], strict=True)),
             n_words=len(expected[i].split()),
             # Their number alone is asked for; jiwer would list every edit, which takes sixty times as long.
             character_errors=Levenshtein.distance(expected[i], filled[i]),

@@ -79,6 +79,10 @@ class Config:
             "speech only), seed-tts-eval, f5-tts or none"
         },
     )
+    alignment: Literal["jiwer", "sclite"] = field(
+        default="jiwer",
+        metadata={"help": "how S, D and I are told apart: the fewest errors, or NIST's weights (4 a substitution, 3)"},
+    )
     judges: list[JudgeConfig] = field(
         default_factory=list, metadata={"help": "recognisers that read hypotheses which are audio"}
     )

@@ -31,6 +31,7 @@ class Settled:
     name: str = ""
     reference: str = "text"
     official: str = ""
+    alignment: str = "jiwer"
     notes: list[str] = field(default_factory=list)
 
     def rules(self, judged: bool) -> dict[str, Any]:
@@ -40,6 +41,7 @@ class Settled:
             "normaliser_version": self.normaliser.version,
             "name": self.name if judged or not self.name else f"{self.name}, texts as given",
             "official": self.official,
+            "alignment": self.alignment,
         }
 
 
@@ -59,7 +61,7 @@ def settle(protocol: str | None, judges: Sequence[JudgeConfig], normaliser: str)
     name, judge = preset.apply(judges)
     differs = f"; done otherwise here: {preset.differs}" if preset.differs else ""
     note = f"protocol {name}: {preset.about} (after {preset.source}){differs}"
-    return Settled([judge], get_normaliser(preset.normaliser), name, preset.reference, preset.official, [note])
+    return Settled([judge], get_normaliser(preset.normaliser), name, preset.reference, preset.official, notes=[note])
 
 
 def unsegmented_note(texts: Sequence[str], normaliser: Normaliser) -> list[str]:

@@ -90,6 +90,7 @@ def prepare(config: Any) -> Job:
     if reference is not None and config.reference is None:
         problems.attempt(_refuse_same_column, reference, files[0])
     problems.raise_all()
+    settled = replace(settled, alignment=config.alignment)
     hypotheses = dict(zip(names, files, strict=True))
     if len(hypotheses) < len(names):
         raise ConfigError(f"names: two hypotheses are called the same ({', '.join(names)})")
@@ -269,6 +270,7 @@ def _row(
         ids,
         [entries[identity].speaker for identity in ids],
         [entries[identity].duration for identity in ids],
+        job.settled.alignment,
     )
     return make_row(name, "speech" if judge else "transcripts", "", protocol, rates)
 
