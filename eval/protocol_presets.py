@@ -148,7 +148,7 @@ PRESETS = {
         ProtocolPreset(
             "embedded",
             "the recogniser that comes with this project, on the speech that it knows: no download",
-            "tokenizer/weights",
+            "its card in tokenizer/weights/embedded-recogniser",
             JudgeConfig(name="embedded-recogniser"),
             "basic",
         ),
