@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eval.schema import Contrast, Row, refuse_other_protocol, speakers_of, systems_of
+from eval.schema import Contrast, Row, compare_segments, refuse_other_protocol, speakers_of, systems_of
 from eval.stats import pooled_bootstrap, smallest_detectable_difference
 
 __all__ = ["make_contrasts", "seeds_of_one_method"]
@@ -67,6 +67,7 @@ def make_contrasts(name: str, a: Mapping[str, Sequence[Row]], b: Mapping[str, Se
                 seed=protocol.seed,
                 of_methods=of_methods,
                 resampled=protocol.resampled,
+                mapsswe_p=compare_segments(rows_a[0], rows_b[0]).p_value if len(a) == len(b) == 1 else None,
             )
         )
     return found

@@ -1,13 +1,12 @@
 """What an evaluation leaves behind: rows with their protocol, in ``results.json``.
 
-A row is one system on one test set under one protocol. Rows may be compared only where judge, normaliser, aggregation
-and test set agree: :func:`compare_rows` refuses anything else.
+A row is one system on one test set under one protocol (:mod:`eval.protocol`). Rows may be compared only where these
+agree: :func:`compare_rows` refuses anything else.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import os
@@ -19,9 +18,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from eval.codes import CodeStatistics
+from eval.protocol import Protocol, protocol_differences
 from eval.speech.quality import QualitySummary
-from eval.stats import PairedDifference, bootstrap_interval, paired_bootstrap
-from eval.text.wer import ErrorRates, UtteranceErrors
+from eval.stats import PairedDifference, bootstrap_interval, paired_bootstrap, resampling_says_little
+from eval.text.matched_pairs import MatchedPairs, matched_pairs_test
+from eval.text.wer import ErrorRates, UtteranceErrors, official_rate
 
 __all__ = [
     "RESULTS_FILE",
@@ -32,13 +33,13 @@ __all__ = [
     "Clip",
     "Contrast",
     "Difference",
-    "Protocol",
     "Results",
     "Row",
     "Sample",
-    "TestSet",
     "by_groups",
     "compare_rows",
+    "compare_segments",
+    "difference_of",
     "is_task",
     "load_results",
     "make_row",
@@ -49,7 +50,6 @@ __all__ = [
     "system_name",
     "systems_of",
     "task_system",
-    "test_set_sha256",
 ]
 
 SCHEMA_VERSION = 2
@@ -64,6 +64,9 @@ SYSTEM_NAMES = {
     "resynthesis": "resynthesis",
     "tts": "SLM TTS",
     "asr": "SLM ASR",
+    # What other systems made, as files (`slm score`).
+    "speech": "speech",
+    "transcripts": "transcripts",
 }
 SYSTEMS = tuple(SYSTEM_NAMES)
 TASK_PREFIX = "slm-"  # a kind that begins so is a further task of the SLM; what follows is the task's name
@@ -99,66 +102,19 @@ def systems_of(systems: Iterable[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class TestSet:
-    """Which utterances were scored; ``sha256`` covers their ids and texts."""
-
-    name: str
-    sha256: str
-    n: int
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """Under which conditions a score holds.
-
-    ``task`` is "speech" (a judge reads audio), or the kind of system whose own text is scored with no judge between:
-    "asr" (the transcript of the recordings) or that of a further task. ``judge`` is the identity of
-    :class:`eval.judges.judge.Judge`, decoding settings included; empty where there is none.
-    ``resampled`` is what the intervals' bootstrap draws, "utterances" or "speakers"; ``n_speakers`` is None where the
-    test set does not say who speaks in all of its utterances.
-    """
-
-    task: str
-    judge: dict[str, Any]
-    normaliser: str
-    normaliser_version: str
-    test_set: TestSet
-    aggregation: str = "corpus"
-    seed: int = 0
-    bootstrap_samples: int = 10_000
-    resampled: str = "utterances"
-    n_speakers: int | None = None
-
-    def interval_text(self) -> str:
-        """How intervals come about, for people."""
-        units = f"{self.n_speakers} speakers" if self.resampled == "speakers" else "utterances"
-        few = f" (of {self.n_speakers} speakers)" if self.resampled != "speakers" and self.n_speakers else ""
-        return f"95 % bootstrap over {units}{few}, {self.bootstrap_samples} resamples, seed {self.seed}"
-
-    def comparable_by(self) -> dict[str, Any]:
-        """What has to be equal for two scores to be compared. A judge with the same weights may have another name."""
-        judge = {k: v for k, v in self.judge.items() if k != "name" or "weights_sha256" not in self.judge}
-        return {
-            "task": self.task,
-            "judge": judge,
-            "normaliser": (self.normaliser, self.normaliser_version),
-            "aggregation": self.aggregation,
-            "test set": (self.test_set.sha256, self.test_set.n),
-        }
-
-    def key(self) -> str:
-        """Equal for comparable protocols."""
-        return json.dumps(self.comparable_by(), sort_keys=True)
-
-
-@dataclass(frozen=True)
 class Difference:
-    """A row's WER minus that of the row named ``against``, on the same utterances (paired bootstrap)."""
+    """A row's WER minus that of the row named ``against``, on the same utterances (paired bootstrap).
+
+    ``mapsswe_p`` is the p-value of the matched-pairs test over ``mapsswe_segments`` segments
+    (:mod:`eval.text.matched_pairs`); None where it has none, or in older results.
+    """
 
     against: str
     wer: float
     interval: tuple[float, float]
     p_value: float
+    mapsswe_p: float | None = None
+    mapsswe_segments: int = 0
 
 
 @dataclass(frozen=True)
@@ -167,7 +123,8 @@ class Contrast:
 
     ``judge`` is empty for the SLM's own transcripts. ``wers_a`` and ``wers_b`` stand in the order of the cells.
     ``interval`` and ``p_value`` are those of :func:`eval.stats.pooled_bootstrap`: with ``of_methods`` of the methods,
-    trained anew with other seeds; without, of these trained models alone.
+    trained anew with other seeds; without, of these trained models alone. ``mapsswe_p`` is that of the matched-pairs
+    test, which is of two systems: None where a group has several cells.
     """
 
     name: str
@@ -187,6 +144,7 @@ class Contrast:
     seed: int
     of_methods: bool = False
     resampled: str = "utterances"
+    mapsswe_p: float | None = None
 
 
 def by_groups(contrasts: Sequence[Contrast]) -> list[list[Contrast]]:
@@ -200,6 +158,11 @@ def by_groups(contrasts: Sequence[Contrast]) -> list[list[Contrast]]:
 @dataclass
 class Row:
     """One system's scores. ``interval`` is that of the WER; rates are fractions, not per cent.
+
+    ``mean_wer`` is the mean of the utterances' own rates, ``above_half`` the share of them above 50 %: of all that have
+    words in their reference, one without an answer counting as 1. None in older results. ``official_wer`` is the number
+    as the protocol's authors compute it, where ``protocol.official`` says that this is another one. ``interval_by`` is
+    "wilson" where the bootstrap's interval is widened to Wilson's (:func:`eval.stats.bootstrap_interval`).
 
     What a row is about, in a comparison: its ``cell``, that cell's ``method`` (what it differs in from others beside
     frame rate and seed) and its training ``seed``. Empty or None: not of a comparison, or not known.
@@ -244,6 +207,10 @@ class Row:
     cell: str = ""
     method: str = ""
     seed: int | None = None
+    mean_wer: float | None = None
+    above_half: float | None = None
+    official_wer: float | None = None
+    interval_by: str = "bootstrap"
 
     @property
     def label(self) -> str:
@@ -291,15 +258,6 @@ class Results:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-def test_set_sha256(pairs: Sequence[tuple[str, str]]) -> str:
-    """Digest of (id, text) pairs; their order does not matter."""
-    return hashlib.sha256(json.dumps(sorted(pairs), ensure_ascii=False).encode()).hexdigest()
-
-
-test_set_sha256.__test__ = False  # type: ignore[attr-defined]  # pytest would take these two for tests
-TestSet.__test__ = False  # type: ignore[attr-defined]
-
-
 def make_row(name: str, system: str, model: str, protocol: Protocol, rates: ErrorRates, **facts: Any) -> Row:
     """A row from error rates, with its bootstrap interval; ``facts`` are further fields of :class:`Row`.
 
@@ -311,6 +269,7 @@ def make_row(name: str, system: str, model: str, protocol: Protocol, rates: Erro
         raise ValueError(f"system {system!r} is unknown: choose one of {known}, or {TASK_PREFIX}TASK of a further task")
     drawing = {"speakers": speakers_of(protocol, rates.utterances)}
     drawing |= {"samples": protocol.bootstrap_samples, "seed": protocol.seed}
+    errors, words = [u.errors for u in rates.utterances], [u.n_words for u in rates.utterances]
     return Row(
         name=name,
         system=system,
@@ -318,9 +277,7 @@ def make_row(name: str, system: str, model: str, protocol: Protocol, rates: Erro
         protocol=protocol,
         wer=rates.wer,
         cer=rates.cer,
-        interval=bootstrap_interval(
-            [u.errors for u in rates.utterances], [u.n_words for u in rates.utterances], **drawing
-        ),
+        interval=bootstrap_interval(errors, words, **drawing),
         cer_interval=bootstrap_interval(
             [u.character_errors for u in rates.utterances], [u.n_characters for u in rates.utterances], **drawing
         ),
@@ -331,6 +288,10 @@ def make_row(name: str, system: str, model: str, protocol: Protocol, rates: Erro
         n_scored=rates.n_scored,
         n_failed=rates.n_failed,
         utterances=rates.utterances,
+        mean_wer=rates.mean_wer,
+        above_half=rates.above_half,
+        official_wer=official_rate(rates.utterances, protocol.official) if protocol.official else None,
+        interval_by="wilson" if resampling_says_little(errors, words) else "bootstrap",
         **facts,
     )
 
@@ -341,13 +302,11 @@ def speakers_of(protocol: Protocol, utterances: Sequence[UtteranceErrors]) -> li
 
 
 def refuse_other_protocol(row: Row, against: Row) -> None:
-    """Raises ValueError where the rows' protocols differ; the message says in what."""
-    mine, other = row.protocol.comparable_by(), against.protocol.comparable_by()
-    odd = [key for key in mine if mine[key] != other[key]]
-    if odd:
+    """Raises ValueError where the rows' protocols differ; the message names each field with both values."""
+    if odd := protocol_differences(row.protocol, against.protocol):
         raise ValueError(
             f"rows {row.label!r} and {against.label!r} cannot be compared: their protocols differ in {', '.join(odd)}; "
-            "score both with one judge, normaliser and test set"
+            "score both under one protocol"
         )
 
 
@@ -368,6 +327,27 @@ def compare_rows(row: Row, against: Row) -> PairedDifference:
         speakers=speakers_of(row.protocol, row.utterances),
         samples=row.protocol.bootstrap_samples,
         seed=row.protocol.seed,
+    )
+
+
+def compare_segments(row: Row, against: Row) -> MatchedPairs:
+    """The matched-pairs test of two rows, as :func:`compare_rows` pairs them. Raises ValueError as that does."""
+    refuse_other_protocol(row, against)
+    other = {u.id: u for u in against.utterances}
+    if other.keys() != {u.id for u in row.utterances}:
+        raise ValueError(f"rows {row.label!r} and {against.label!r} were not scored on the same utterances")
+    return matched_pairs_test(
+        [u.reference for u in row.utterances],
+        [u.hypothesis for u in row.utterances],
+        [other[u.id].hypothesis for u in row.utterances],
+    )
+
+
+def difference_of(row: Row, against: Row) -> Difference:
+    """What a row carries of its comparison with another one. Raises ValueError as :func:`compare_rows` does."""
+    found, segments = compare_rows(row, against), compare_segments(row, against)
+    return Difference(
+        against.name, found.difference, found.interval, found.p_value, segments.p_value, segments.n_segments
     )
 
 

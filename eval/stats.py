@@ -1,6 +1,6 @@
 """Intervals for corpus error rates: the bootstrap over utterances or speakers, and its paired form for a difference.
 
-Shapes: U utterances, R resamples, T trainings (one system trained with several seeds).
+Shapes: U utterances, R resamples, T trainings (one system trained with several seeds), P p-values.
 
 Utterances, not words, are resampled: the errors of one utterance depend on each other. So do the utterances of one
 speaker. Given ``speakers``, whole speakers are drawn with all that they said, and the interval speaks of other speakers
@@ -17,13 +17,17 @@ import numpy as np
 
 __all__ = [
     "ENOUGH_SPEAKERS",
+    "FEW",
     "GroupDifference",
     "PairedDifference",
     "bootstrap_interval",
+    "holm",
     "mean_interval",
     "paired_bootstrap",
     "pooled_bootstrap",
+    "resampling_says_little",
     "smallest_detectable_difference",
+    "wilson_interval",
 ]
 
 # From so many speakers on they are what is resampled, where nothing else was asked for. In simulation (8 utterances of
@@ -31,6 +35,10 @@ __all__ = [
 # held the truth in 78 % of cases with 4 speakers, 88 with 8, 90 with 10, 92 with 20 and 94 with 40; one over utterances
 # in 60 to 69. Where speakers did not differ, 10 speakers held it in 87 %, utterances in 93.
 ENOUGH_SPEAKERS = 10
+# With errors in fewer utterances an interval is widened to Wilson's. In simulation (200 utterances of six words, WER
+# 0.3 %) a 95 % interval of the bootstrap alone held the truth in 90 % of cases, widened in 99; with errors in bundles
+# (two words of an utterance correlated by 0.4) in 87 and 100. Wilson's alone held it in 73 to 90 % there, at any rate.
+FEW = 5
 _CELLS_PER_BLOCK = 4_000_000  # bounds the memory of one block of resamples (int64)
 
 
@@ -76,6 +84,54 @@ def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def wilson_interval(errors: int, words: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927): it has a width where none, or all, are wrong.
+
+    With no error its upper end is z^2 / (words + z^2), 3.84 / (words + 3.84) at 95 %, close to the "rule of three". It
+    takes the words as independent, which those of one utterance are not: where errors come in bundles the truth may lie
+    further off.
+
+    >>> [round(edge, 4) for edge in wilson_interval(0, 100)]
+    [0.0, 0.037]
+
+    Raises:
+        ValueError: not 0 <= errors <= words, or no words.
+    """
+    if not 0 <= errors <= words or words < 1:
+        raise ValueError(f"Wilson's interval is of a share: {errors} of {words} is none")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share, spread = errors / words, z**2 / words
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * np.sqrt(share * (1 - share) / words + spread / (4 * words)) / (1 + spread)
+    return max(0.0, float(middle - half)) if errors else 0.0, min(1.0, float(middle + half)) if errors < words else 1.0
+
+
+def resampling_says_little(errors: Sequence[int], words: Sequence[int]) -> bool:
+    """Whether fewer than FEW utterances have an error, or every word is wrong.
+
+    Resampling such utterances gives one rate again and again, or few: no error at all would give [0, 0].
+    """
+    wrong = sum(error > 0 for error in errors)
+    return (wrong < FEW and sum(errors) <= sum(words)) or list(errors) == list(words)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Holm 1979): it bounds the chance of a single false finding among P.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+
+    Returns:
+        The corrected p-values, in the order given.
+    """
+    order = np.argsort(p_values, kind="stable")
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = highest
+    return corrected
+
+
 def bootstrap_interval(
     errors: Sequence[int],
     words: Sequence[int],
@@ -87,6 +143,9 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """Percentile bootstrap interval of the corpus error rate ``sum(errors) / sum(words)``.
 
+    Where fewer than ``FEW`` utterances have an error, or every word is wrong, it is widened to :func:`wilson_interval`
+    over words: without an error the bootstrap would give [0, 0], as if more words could not bring any.
+
     Args:
         errors: word errors of each utterance (U,); or character errors, with characters for ``words``.
         words: reference words of each utterance (U,).
@@ -96,17 +155,21 @@ def bootstrap_interval(
         confidence: 0.95 gives the 95 % interval.
 
     Returns:
-        (low, high), or None where there is no interval: fewer than two utterances, or no reference word.
+        (low, high), or None where there is no interval: fewer than two utterances with reference words.
 
     Raises:
         ValueError: lists of different lengths, a single speaker, or settings out of range.
     """
     errors_array, words_array = _check(errors, words, samples, confidence)
-    if len(errors_array) < 2 or words_array.sum() == 0:
+    if np.count_nonzero(words_array) < 2:
         return None
+    widest = None
+    if resampling_says_little(errors_array.tolist(), words_array.tolist()):
+        widest = wilson_interval(int(errors_array.sum()), int(words_array.sum()), confidence)
     errors_array, words_array = _drawn_units(speakers, errors_array, words_array)
     rates = [_rate(errors_array[index], words_array[index]) for index in _resamples(len(errors_array), samples, seed)]
-    return _percentiles(np.concatenate(rates), confidence)
+    low, high = _percentiles(np.concatenate(rates), confidence)
+    return (low, high) if widest is None else (min(low, widest[0]), max(high, widest[1]))
 
 
 def mean_interval(
@@ -157,6 +220,9 @@ def paired_bootstrap(
 ) -> PairedDifference:
     """Paired bootstrap of the difference of two systems' corpus error rates; utterances are matched by id.
 
+    Where the two have as many errors in every utterance the interval is no point either: it reaches as far to both
+    sides as :func:`wilson_interval` does above no errors.
+
     ``speakers`` (U,), in the order of ``ids_a``: draw speakers, not utterances.
 
     Raises:
@@ -186,10 +252,18 @@ def paired_bootstrap(
     drawn = np.concatenate([_rate(deltas[index], words[index]) for index in _resamples(len(deltas), samples, seed)])
     return PairedDifference(
         difference=float(deltas.sum() / words.sum()),
-        interval=_percentiles(drawn, confidence),
+        interval=_of_difference(drawn, int(words.sum()), confidence),
         p_value=_two_sided(drawn),
         n_utterances=len(a_errors),
     )
+
+
+def _of_difference(drawn: np.ndarray, words: int, confidence: float) -> tuple[float, float]:
+    """Percentiles of resampled differences; where none shows any, Wilson's upper end to both sides."""
+    if drawn.any():
+        return _percentiles(drawn, confidence)
+    edge = wilson_interval(0, words, confidence)[1]
+    return -edge, edge
 
 
 def _two_sided(drawn: np.ndarray) -> float:
@@ -285,7 +359,7 @@ def pooled_bootstrap(
         rates_a=rates_a.tolist(),
         rates_b=rates_b.tolist(),
         difference=float(rates_a.mean() - rates_b.mean()),
-        interval=_percentiles(differences, confidence),
+        interval=_of_difference(differences, int(counts.sum()), confidence),
         p_value=_two_sided(differences),
         n_utterances=len(counts),
     )

@@ -163,6 +163,16 @@ COMMANDS = [
         strict=STRICT_FILES,
     ),
     Command(
+        "score",
+        "Score any system's transcripts or audio against references: Kaldi, JSONL, CSV, TSV, sclite files.",
+        "slm score reference=text hypothesis=other-system.txt",
+        "hypothesis=[a.txt, b.txt] scores several and draws each one's difference from the first. A folder of audio "
+        "or predictions of speech need a judge: judges=[{name: embedded-recogniser}], or protocol=NAME.",
+        goes_on=False,
+        output="output",
+        strict="Refuse hypotheses whose ids are not those of the reference.",
+    ),
+    Command(
         "compare",
         "Run the cells of one YAML (frame rates, tokenizers) through the recipes into one table.",
         "slm compare --config quickstart/compare",

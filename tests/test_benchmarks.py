@@ -44,8 +44,9 @@ def test_every_benchmark_loads_and_its_command_stands_where_it_is_looked_for(pat
 @pytest.fixture
 def results(tmp_path):
     """A results.json as `slm evaluate` writes it, of one tokenizer's reconstruction."""
-    from eval.schema import Protocol, Results, make_row, save_results
-    from eval.schema import TestSet as Scored
+    from eval.protocol import Protocol
+    from eval.protocol import TestSet as Scored
+    from eval.schema import Results, make_row, save_results
     from eval.speech.quality import QualitySummary
     from eval.text.normalisers import get_normaliser
     from eval.text.wer import score_pairs
@@ -162,3 +163,14 @@ def test_the_slms_speed_is_told_beside_the_bare_operations(tmp_path, monkeypatch
     module.main()
     rows = table.read_text().splitlines()
     assert len([row for row in rows if row.startswith("| ")]) == 6 and rows[-1].startswith("| growing")
+
+
+def test_scoring_candidates_agree_and_take_turns(tmp_path):
+    scoring = load("scoring")
+    options = argparse.Namespace(utterances=30, words=5, normaliser="basic", resamples=20, speakers=3)
+    seconds = scoring.measure(scoring.candidates(options), rounds=2)
+    assert all(len(found) == 2 for found in seconds.values()) and len(seconds) == 3
+    assert scoring.table(seconds).count("\n") == 4 and "normaliser and jiwer, words |" in scoring.table(seconds)
+    assert "the page of two rows" in scoring.rest(options, tmp_path)
+    with pytest.raises(ValueError, match="the candidates disagree"):
+        scoring.measure({scoring.OURS: lambda: 0.1, "other": lambda: 0.2}, rounds=1)

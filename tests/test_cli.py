@@ -171,6 +171,10 @@ WRONG = {
         + ["tokenizer=./no-tokenizer", "codes=[./no-codes]"],
         ["a.jsonl", "predictions: nowhere", "no-judge", "shout", "no-tokenizer", "no-codes"],
     ),
+    "score": (
+        ["reference=nowhere/ref.txt", "hypothesis=[nowhere/a.txt, nowhere/b.csv]", "normaliser=shout", "device=abacus"],
+        ["ref.txt", "a.txt", "b.csv", "shout", "abacus"],
+    ),
     "prepare-corpus": (
         ["voices=[en-nowhere]", "n_phrases=3", "texts_from=[nowhere/a.jsonl]"],
         ["voice", "a.jsonl"],
@@ -196,7 +200,7 @@ def test_a_plan_tells_all_that_is_wrong_at_once(case, tmp_path):
         place = tmp_path / ("empty.wav" if name == "EMPTY_FILE" else name)
         arguments = [item.replace(name, str(place)) for item in arguments]
     command = case.strip()
-    if command not in ("plot-training", "resynthesize", "export", "convert"):
+    if command not in ("plot-training", "resynthesize", "score", "export", "convert"):
         arguments = [*arguments, f"run_dir={tmp_path / 'run'}"]
     result = CliRunner().invoke(cli.app, [command, *arguments, "--dry-run"])
     message = " ".join(result.stderr.split())

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from eval.contrasts import make_contrasts
+from eval.protocol import Protocol, TestSet
 from eval.report.contrasts import blocks, contrasts_markdown, reading, write_contrasts
 from eval.report.page import format_table, write_report
-from eval.schema import Protocol, Results, Row, TestSet, load_results, make_row, merge_results, save_results
+from eval.schema import Results, Row, load_results, make_row, merge_results, save_results
 from eval.stats import pooled_bootstrap
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
@@ -169,7 +170,7 @@ def test_contrasts_are_kept_written_plotted_and_shown(tmp_path: Path) -> None:
     text = write_contrasts(contrasts, "T", tmp_path).read_text()
     assert text == contrasts_markdown(contrasts, "T") and "4 utterances, 24 words" in text
     line = next(line for line in text.splitlines() if line.startswith("| semantic reconstruction | teacher"))
-    assert "| 33.3 (25.0, 41.7) | 58.3 | -25.0 [" in line and line.count("|") == 9
+    assert "| 33.3 (25.0, 41.7) | 58.3 | -25.0 [" in line and line.count("|") == 11
     assert (tmp_path / "contrasts.png").read_bytes()[:4] == b"\x89PNG"
     svg = (tmp_path / "contrasts.svg").read_text()
     assert "low | &lt;rate&gt;" in svg and "second &lt;judge&gt;" in svg and "zero" not in svg

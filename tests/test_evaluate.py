@@ -12,8 +12,9 @@ import soundfile
 import torch
 
 from eval.judges.config import JudgeConfig
-from eval.schema import Protocol, load_results, make_row
-from eval.schema import TestSet as Scored
+from eval.protocol import Protocol
+from eval.protocol import TestSet as Scored
+from eval.schema import load_results, make_row
 from eval.speech.measures import registry
 from eval.speech.measures.registry import Measure, register_measure
 from eval.text.normalisers import get_normaliser

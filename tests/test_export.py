@@ -17,7 +17,8 @@ from slm_tiny import CODES, FINGERPRINT, save_llm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.codes import code_statistics
-from eval.schema import Protocol, Results, TestSet, is_task, load_results, make_row, save_results
+from eval.protocol import Protocol, TestSet
+from eval.schema import Results, is_task, load_results, make_row, save_results
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.commands import export

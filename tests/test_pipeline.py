@@ -12,19 +12,9 @@ from typer.testing import CliRunner
 import slm.embedded
 import tokenizer.embedded
 from eval.codes import code_statistics
-from eval.schema import (
-    Clip,
-    Difference,
-    Protocol,
-    Results,
-    Sample,
-    TestSet,
-    load_results,
-    make_row,
-    merge_results,
-    save_results,
-)
-from eval.schema import TestSet as Scored
+from eval.protocol import Protocol, TestSet
+from eval.protocol import TestSet as Scored
+from eval.schema import Clip, Difference, Results, Sample, load_results, make_row, merge_results, save_results
 from eval.speech.quality import QualitySummary
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from slm_tiny import save_llm
 
-from eval.schema import Protocol, Results, TestSet, make_row, save_results
+from eval.protocol import Protocol, TestSet
+from eval.schema import Results, make_row, save_results
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.commands import compare, finetune, quickstart

@@ -13,17 +13,16 @@ import pytest
 import soundfile
 
 from eval.codes import code_statistics
+from eval.protocol import Protocol, TestSet, test_set_sha256
 from eval.report.markdown import results_markdown
 from eval.report.page import format_table, groups_of, write_report
 from eval.report.plots import rate_figure
 from eval.schema import (
     Clip,
     Difference,
-    Protocol,
     Results,
     Row,
     Sample,
-    TestSet,
     compare_rows,
     load_results,
     make_row,
@@ -31,7 +30,6 @@ from eval.schema import (
     save_results,
     system_name,
     systems_of,
-    test_set_sha256,
 )
 from eval.speech.quality import QualitySummary
 from eval.text.normalisers import get_normaliser
@@ -112,15 +110,51 @@ def test_rows_of_different_protocols_are_never_compared(results: Results) -> Non
     assert compare_rows(tts, truth).difference == pytest.approx(tts.wer - truth.wer)
     renamed = row("ground_truth", TEXTS, protocol=protocol(judge=JUDGE | {"name": "elsewhere"}))
     assert compare_rows(tts, renamed).difference == pytest.approx(tts.wer)
+    hub = {"name": "a", "source": "openai/whisper-base", "revision": "e3" * 20, "kind": "seq2seq"}
     for changed, what in (
-        (protocol(judge=JUDGE | {"weights_sha256": "cd" * 32}), "judge"),
-        (protocol(judge=JUDGE | {"decoding": "ctc"}), "judge"),
-        (dataclasses.replace(protocol(), normaliser="none"), "normaliser"),
-        (dataclasses.replace(protocol(), test_set=TestSet("grid-s1 test", "0", 3)), "test set"),
-        (protocol("asr"), "task, judge"),
+        (
+            protocol(judge=JUDGE | {"weights_sha256": "cd" * 32}),
+            "judge.weights_sha256 (abababababab... and cdcdcdcdcdcd...)",
+        ),
+        (protocol(judge=JUDGE | {"decoding": "ctc"}), "judge.decoding (attention and ctc)"),
+        (protocol(judge=hub), "judge.decoding (attention and none), judge.weights_sha256 (abababababab... and none)"),
+        (dataclasses.replace(protocol(), normaliser="none"), "normaliser (basic and none)"),
+        (dataclasses.replace(protocol(), normaliser_version="2"), "normaliser version (1 and 2)"),
+        (dataclasses.replace(protocol(), test_set=TestSet("grid-s1 test", "0", 3)), "test set ("),
+        (dataclasses.replace(protocol(), dtype="bf16"), "dtype (fp32 and bf16)"),
+        (dataclasses.replace(protocol(), reference="judge"), "reference (text and judge)"),
+        (protocol("asr"), "task (speech and asr), judge.decoding"),
     ):
-        with pytest.raises(ValueError, match=f"protocols differ in {what}"):
+        with pytest.raises(ValueError, match=re.escape("protocols differ in ") + f".*{re.escape(what)}"):
             compare_rows(tts, row("ground_truth", TEXTS, protocol=changed))
+
+
+def test_hub_judges_are_compared_by_commit_and_not_by_label() -> None:
+    commit = "e37978b90ca9030d5170a5c07aadb050351a65bb"
+    hub = {"name": "whisper", "kind": "seq2seq", "source": "openai/whisper-base", "revision": commit}
+    one = row("tts", TEXTS, protocol=protocol(judge=hub))
+    mirror = hub | {"name": "ours", "source": "mirror/whisper-base"}
+    assert compare_rows(one, row("tts", TEXTS, protocol=protocol(judge=mirror))).difference == 0
+    older = {key: value for key, value in hub.items() if key != "source"}  # results written before it was recorded
+    assert compare_rows(one, row("tts", TEXTS, protocol=protocol(judge=older))).difference == 0
+    with pytest.raises(ValueError, match=r"differ in judge.revision \(e37978b90ca9... and 0000"):
+        compare_rows(one, row("tts", TEXTS, protocol=protocol(judge=hub | {"revision": "0" * 40})))
+    # A tag may move and two models may have tags of one name: there the hub's name counts, still not the label.
+    tagged = hub | {"revision": "main"}
+    two = row("tts", TEXTS, protocol=protocol(judge=tagged))
+    assert compare_rows(two, row("tts", TEXTS, protocol=protocol(judge=tagged | {"name": "x"}))).difference == 0
+    with pytest.raises(ValueError, match=r"differ in judge.source"):
+        compare_rows(two, row("tts", TEXTS, protocol=protocol(judge=tagged | {"source": "mirror/whisper-base"})))
+
+
+def test_recordings_that_differ_are_refused_where_both_are_known() -> None:
+    def of(audio: str | None) -> Row:
+        test_set = dataclasses.replace(protocol().test_set, audio_sha256=audio)
+        return row("tts", TEXTS, protocol=dataclasses.replace(protocol(), test_set=test_set))
+
+    assert compare_rows(of("aa"), of(None)).difference == compare_rows(of("aa"), of("aa")).difference == 0
+    with pytest.raises(ValueError, match="audio of the test set .aa and bb."):
+        compare_rows(of("aa"), of("bb"))
 
 
 def test_table_for_the_terminal(results: Results) -> None:
@@ -129,7 +163,7 @@ def test_table_for_the_terminal(results: Results) -> None:
     lines = text.splitlines()
     assert all(len(line) <= 110 for line in lines)
     truth = next(line for line in lines if line.strip().startswith("ground truth"))
-    assert "0.0 [0.0, 0.0]" in truth and "0/3" in truth
+    assert "0.0 [0.0, 16.8]" in truth and "0/3" in truth and "widened to Wilson's over words" in " ".join(text.split())
     assert "\u0394 WER against ground truth" in lines
     tts = next(line for line in lines if line.strip().startswith("SLM TTS, slm-12"))
     difference = results.rows[0].difference

@@ -149,6 +149,6 @@ def test_none_only_folds_white_space() -> None:
 
 
 def test_unknown_name_lists_the_choices() -> None:
-    with pytest.raises(ValueError, match=r"'fancy' is unknown.*basic, none, whisper-english"):
+    with pytest.raises(ValueError, match=r"'fancy' is unknown.*basic, f5-tts, none, seed-tts-eval.*, whisper-english"):
         get_normaliser("fancy")
     assert all(n.version for n in NORMALISERS.values())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+
 import pytest
 
 from eval.text.normalisers import get_normaliser
-from eval.text.wer import align_text, error_listing, score_pairs
+from eval.text.wer import align_text, error_listing, official_rate, sclite_counts, score_pairs
 
 BASIC = get_normaliser("basic")
 
@@ -71,3 +74,47 @@ def test_listing_is_worst_first_and_marks_errors() -> None:
     body = [line.split("\t") for line in lines if not line.startswith("#")]
     assert [row[0] for row in body] == ["dead", "bad", "good"]
     assert body[0][2].startswith("FAILED") and body[1][1:] == ["1/2", "lay (green->white)"]
+
+
+def test_sclite_s_split_is_the_cheapest_by_its_weights() -> None:
+    """Against every alignment there is, on all texts of up to four words out of two or three."""
+
+    def cheapest(said: tuple[str, ...], heard: tuple[str, ...]) -> tuple[int, int, tuple[int, int, int]]:
+        @functools.cache
+        def best(i: int, j: int) -> tuple[int, int, tuple[int, int, int]]:
+            if i == len(said) and j == len(heard):
+                return 0, 0, (0, 0, 0)
+            ways = []
+            if i < len(said) and j < len(heard):
+                ways.append((best(i + 1, j + 1), said[i] != heard[j], 0, 0))
+            if i < len(said):
+                ways.append((best(i + 1, j), 0, 1, 0))
+            if j < len(heard):
+                ways.append((best(i, j + 1), 0, 0, 1))
+            found = []
+            for (cost, errors, counts), s, d, n in ways:
+                split = (counts[0] + s, counts[1] + d, counts[2] + n)
+                found.append((cost + 4 * s + 3 * (d + n), errors + s + d + n, split))
+            return min(found, key=lambda item: item[:2])
+
+        return best(0, 0)
+
+    texts = [text for n in range(4) for text in itertools.product("abc", repeat=n)]
+    for said, heard in itertools.product(texts, texts[::3]):
+        assert sclite_counts(said, heard) == cheapest(said, heard)[2], (said, heard)
+    # One of the two went missing in front and another came in behind; jiwer calls both substitutions.
+    assert sclite_counts(["a", "b"], ["b", "c"]) == (0, 1, 1)
+    rates = [score_pairs(["one two"], ["two three"], BASIC, alignment=name) for name in ("jiwer", "sclite")]
+    assert [(r.substitutions, r.deletions, r.insertions, r.wer) for r in rates][1] == (0, 1, 1, 1.0)
+    with pytest.raises(ValueError, match="alignment 'other' is unknown: one of jiwer, sclite"):
+        score_pairs(["a"], ["a"], BASIC, alignment="other")
+
+
+def test_the_mean_of_utterances_and_what_leaves_the_missing_out() -> None:
+    rates = score_pairs(["one two", "one two three four", "", "one"], ["one", "one two three four", "uh", None], BASIC)
+    assert rates.wer == pytest.approx((1 + 0 + 1 + 1) / 7)
+    assert rates.mean_wer == pytest.approx((1 / 2 + 0 + 1) / 3) and rates.above_half == pytest.approx(1 / 3)
+    assert official_rate(rates.utterances, "mean-of-answered") == pytest.approx((1 / 2 + 0) / 2)
+    assert official_rate(rates.utterances[2:], "mean-of-answered") is None
+    with pytest.raises(ValueError, match="official rate 'best' is unknown"):
+        official_rate(rates.utterances, "best")

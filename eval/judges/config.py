@@ -19,7 +19,10 @@ class JudgeConfig:
 
     name: str = field(
         default="pocketsphinx",
-        metadata={"help": "folder or hub name of a transformers ASR model, our recogniser's folder, or 'pocketsphinx'"},
+        metadata={
+            "help": "folder or hub name of a transformers ASR model, our recogniser's folder, 'pocketsphinx', "
+            "'faster-whisper:SIZE' or 'paraformer-zh'"
+        },
     )
     label: str | None = field(default=None, metadata={"help": "name in tables; default: taken from `name`"})
     decoding: str = field(

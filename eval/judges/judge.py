@@ -1,13 +1,15 @@
 """Judges: recognisers that read waveforms, so that synthesised speech can be scored by what is heard in it.
 
 A judge is a named choice (:class:`JudgeConfig`); :func:`load_judge` gives a :class:`Judge` whose ``identity`` (weights,
-decoding, beams) stands in the protocol of every score. Four kinds:
+decoding, beams) stands in the protocol of every score. The kinds:
 
 - ``seq2seq``: any ``AutoModelForSpeechSeq2Seq`` (Whisper, Moonshine, our recogniser folder), read with ``generate``;
   with ``decoding: joint`` our recogniser folder's CTC head has its say in it (:mod:`eval.judges.joint`);
 - ``ctc-head``: our recogniser folder through the CTC head on its encoder (``ctc_head.safetensors``), greedy;
 - ``ctc``: any ``AutoModelForCTC`` (wav2vec2, HuBERT), greedy;
-- ``pocketsphinx``: a classical recogniser that carries its own model (extra ``eval``). It had no part in any training.
+- ``pocketsphinx``: a classical recogniser that carries its own model (extra ``eval``). It had no part in any training;
+- ``faster-whisper``, ``paraformer``: what published protocols read with and transformers does not load, through the
+  packages that do (:mod:`eval.judges.packages`).
 
 Shapes: B clips, S samples, M mel bins, T encoder frames, D width, V vocabulary, L text tokens.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +29,7 @@ import torch
 
 from eval.judges.config import JudgeConfig, JudgeError
 from eval.judges.no_speech import NoSpeechRule, active_part, without_repetition
+from eval.judges.packages import LIBRARIES, faster_whisper_reader, package_kind, paraformer_reader
 from eval.judges.readers import (
     CTC_HEAD_FILE,
     OPEN_WINDOW_S,
@@ -36,9 +39,11 @@ from eval.judges.readers import (
     seq2seq_reader,
 )
 from eval.judges.sphinx import pocketsphinx_reader
+from eval.protocol import pinned_identity
 from eval.speech.audio import length_batches, resample, split_at_quiet
 
 _FRAME_S = 0.02  # one frame of a Whisper encoder
+_UNCUT_S = 1e6  # for what cuts long recordings itself
 _SHORTEST_S = 0.1  # shorter clips are padded: convolutional front ends need some input
 # Raise it with every change in this folder or in eval.speech.audio that changes a transcript: transcripts that were
 # kept under another rule are not used.
@@ -112,7 +117,7 @@ class Judge:
 
 
 def _kind(config: JudgeConfig) -> tuple[str, Any]:
-    """Which of the four kinds a configuration means, and the transformers config (None for pocketsphinx)."""
+    """Which kind a configuration means, and the transformers config (None where transformers does not load it)."""
     if config.name == "pocketsphinx":
         try:
             metadata.version("pocketsphinx")
@@ -121,6 +126,8 @@ def _kind(config: JudgeConfig) -> tuple[str, Any]:
                 "judge 'pocketsphinx' is not installed: pip install 'lmspt-slm[eval]', or name another judge"
             ) from None
         return "pocketsphinx", None
+    if (kind := package_kind(config)) is not None:
+        return kind, None
     from transformers import AutoConfig, AutoModelForCTC, AutoModelForSpeechSeq2Seq
 
     try:
@@ -185,7 +192,7 @@ def check_judge(config: JudgeConfig) -> dict[str, Any]:
         JudgeError: the judge is not there, or cannot be read in the configured way.
     """
     kind, model_config = _kind(config)
-    beams = config.num_beams if kind == "seq2seq" else 1
+    beams = config.num_beams if kind in ("seq2seq", "faster-whisper") else 1
     if config.num_beams != beams:
         raise JudgeError(f"judge {config.name!r}: num_beams={config.num_beams} needs decoding=attention, not {kind}")
     if config.processes > 1 and kind != "pocketsphinx":
@@ -195,9 +202,16 @@ def check_judge(config: JudgeConfig) -> dict[str, Any]:
         if config.decoding != "auto":
             raise JudgeError(f"judge 'pocketsphinx': decoding={config.decoding} is not for it; leave it at auto")
         return identity | {"revision": f"pocketsphinx {metadata.version('pocketsphinx')}", "decoding": "default"}
+    if kind in LIBRARIES:
+        identity["source"] = config.name
+        identity["revision"] = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES[kind])
+        if kind == "paraformer":
+            return identity | {"decoding": "default", "language": "zh"}
+        return identity | {"decoding": "attention", "num_beams": beams, "language": config.language or "en"}
     if Path(config.name).is_dir():
         identity["weights_sha256"] = _weights_sha256(Path(config.name))
     else:
+        identity["source"] = config.name
         identity["revision"] = getattr(model_config, "_commit_hash", None) or config.revision
     identity |= {"decoding": "attention" if kind == "seq2seq" else "ctc", "num_beams": beams}
     if config.decoding == "joint":
@@ -237,18 +251,33 @@ def spoken_language(config: JudgeConfig) -> str | None:
 def conditions_of(identity: dict[str, Any], device: str) -> dict[str, Any] | None:
     """All that decides a judge's transcript beside the audio, as JSON, for transcripts that are kept.
 
-    The identity without its name in tables, the precision, the kind of device, and the versions of what reads: our rule
-    and the libraries. None where nothing pins the weights: then a transcript says nothing about the next run's.
+    The identity without its name in tables (:func:`eval.protocol.pinned_identity`), the precision, the kind of device,
+    and the versions of what reads: our rule and the libraries. None where nothing pins the weights: then a transcript
+    says nothing about the next run's.
     """
     if identity.get("weights_sha256") is None and identity.get("revision") is None:
         return None
-    libraries = ("numpy", "soxr") if identity["kind"] == "pocketsphinx" else ("numpy", "soxr", "torch", "transformers")
-    return {key: value for key, value in identity.items() if key != "name"} | {
+    if identity["kind"] == "pocketsphinx" or identity["kind"] in LIBRARIES:  # its own version is its revision
+        libraries: tuple[str, ...] = ("numpy", "soxr")
+    else:
+        libraries = ("numpy", "soxr", "torch", "transformers")
+    return pinned_identity(identity) | {
         "precision": "fp32",
         "device": torch.device(device).type,
         "reading_rule": READING_RULE,
         "libraries": {name: metadata.version(name) for name in libraries},
     }
+
+
+def _loaded(config: JudgeConfig, load: Callable[[], Any]) -> Any:
+    """What ``load`` returns. Raises JudgeError where it cannot: each library has errors of its own for a torn file."""
+    try:
+        return load()
+    except Exception as error:
+        raise JudgeError(
+            f"judge {config.name!r} is incomplete or damaged: it cannot be loaded ({type(error).__name__}: {error}). "
+            "Copy or download it anew, or name another judge; what was heard so far is kept"
+        ) from error
 
 
 def load_judge(config: JudgeConfig, device: str = "cpu") -> Judge:
@@ -261,18 +290,19 @@ def load_judge(config: JudgeConfig, device: str = "cpu") -> Judge:
     if identity["kind"] == "pocketsphinx":
         read = pocketsphinx_reader(config.processes)
         return Judge(identity, 16_000, OPEN_WINDOW_S, config.batch_size, config.batch_seconds, read, config.no_speech)
+    if identity["kind"] in LIBRARIES:
+        reader = paraformer_reader if identity["kind"] == "paraformer" else faster_whisper_reader
+        read = _loaded(config, lambda: reader(config, device))
+        return Judge(identity, 16_000, _UNCUT_S, 1, config.batch_seconds, read, config.no_speech)
     kind, model_config = _kind(config)
     from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoModelForSpeechSeq2Seq, AutoTokenizer
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": config.name, "revision": config.revision}
     auto = AutoModelForCTC if kind == "ctc" else AutoModelForSpeechSeq2Seq
-    try:
-        # fp32 whatever it is on disk: that is what the features are.
-        model = auto.from_pretrained(**source, dtype=torch.float32).eval().to(device)
-        extractor = AutoFeatureExtractor.from_pretrained(**source)
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-    except OSError as error:
-        raise JudgeError(f"judge {config.name!r} is incomplete: {error}") from error
+    # fp32 whatever it is on disk: that is what the features are.
+    model = _loaded(config, lambda: auto.from_pretrained(**source, dtype=torch.float32).eval().to(device))
+    extractor = _loaded(config, lambda: AutoFeatureExtractor.from_pretrained(**source))
+    tokenizer = _loaded(config, lambda: AutoTokenizer.from_pretrained(**source))
     whisper = model_config.model_type == "whisper"
     window_s = model_config.max_source_positions * _FRAME_S if whisper else OPEN_WINDOW_S
     rate = extractor.sampling_rate

@@ -9,27 +9,52 @@ import numpy as np
 
 from eval.report.plots import contrast_figure, save_figure
 from eval.schema import Contrast, by_groups, system_name
+from eval.stats import holm
 
 __all__ = ["COLUMNS", "EXPLANATION", "blocks", "contrasts_markdown", "reading", "scope", "write_contrasts"]
 
-COLUMNS = ("row", "judge", "WER % a", "WER % b", "a - b, points [95 %]", "p", "smallest detectable", "reading")
+COLUMNS = (
+    "row",
+    "judge",
+    "WER % a",
+    "WER % b",
+    "a - b, points [95 %]",
+    "p",
+    "p, Holm",
+    "p, MAPSSWE",
+    "smallest detectable",
+    "reading",
+)
 EXPLANATION = (
     "a - b is the difference of the groups' mean corpus WER; below zero, a is better. Intervals and p: paired "
     "bootstrap over utterances (or speakers). Where each side has two or more seeds of one method at one frame rate, "
     "Student's t of the spread between seeds is added, and the verdict is about the methods. Otherwise it is about "
     "these trained models alone: trained anew with other seeds they may differ otherwise. Smallest detectable: the "
     "true difference that this test set would show in four of five draws of its utterances (95 % confidence, 80 % "
-    "power), seeds apart. No correction for the number of comparisons: of twenty pairs that are equal in truth, one "
-    "looks different."
+    "power), seeds apart. p, Holm: p corrected for the number of lines in all these tables (Holm's step-down). Of "
+    "twenty pairs that are equal in truth one looks different by p alone; a reading that does not outlast the "
+    "correction says so. p, MAPSSWE: the matched-pairs test of Gillick and Cox (1989), beside the bootstrap where each "
+    "side is one model; not corrected."
 )
+LEVEL, LOST = 0.05, ", not after Holm"
 
 
 def reading(contrast: Contrast) -> str:
     """What the interval allows to say: of the methods where their seeds are in it, else of these models."""
-    low, high = contrast.interval
     if not contrast.of_methods:
-        return "these models differ" if high < 0 or low > 0 else "no difference shown"
-    return "a is better" if high < 0 else "b is better" if low > 0 else "inconclusive"
+        return "these models differ" if _shows_one(contrast) else "no difference shown"
+    better = "a" if contrast.interval[1] < 0 else "b"
+    return f"{better} is better" if _shows_one(contrast) else "inconclusive"
+
+
+def _shows_one(contrast: Contrast) -> bool:
+    low, high = contrast.interval
+    return high < 0 or low > 0
+
+
+def p_text(p_value: float | None) -> str:
+    """A p-value for tables; empty where there is none."""
+    return "" if p_value is None else f"{p_value:.3f}" if p_value >= 0.001 else "< 0.001"
 
 
 def scope(contrast: Contrast) -> str:
@@ -48,9 +73,10 @@ def _wers(values: Sequence[float], each: bool) -> str:
 def blocks(contrasts: Sequence[Contrast], each: bool = True) -> list[dict[str, object]]:
     """For tables: each name with its groups of cells, what it is about, and lines of text, one for each of COLUMNS.
 
-    ``each``: every seed's WER beside the mean.
+    ``each``: every seed's WER beside the mean, and what a reading loses by the correction in words.
     """
     found = []
+    corrected = dict(zip(map(id, contrasts), holm([c.p_value for c in contrasts]), strict=True))
     for mine in by_groups(contrasts):
         lines = [
             [
@@ -59,9 +85,11 @@ def blocks(contrasts: Sequence[Contrast], each: bool = True) -> list[dict[str, o
                 _wers(c.wers_a, each),
                 _wers(c.wers_b, each),
                 f"{100 * c.difference:+.1f} [{100 * c.interval[0]:+.1f}, {100 * c.interval[1]:+.1f}]",
-                f"{c.p_value:.3f}" if c.p_value >= 0.001 else "< 0.001",
+                p_text(c.p_value),
+                p_text(corrected[id(c)]),
+                p_text(c.mapsswe_p),
                 "n/a" if c.smallest_detectable is None else f"{100 * c.smallest_detectable:.1f}",
-                reading(c),
+                reading(c) + (LOST if each and corrected[id(c)] > LEVEL and _shows_one(c) else ""),
             ]
             for c in mine
         ]

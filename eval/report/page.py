@@ -18,11 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.codes import most_frames
-from eval.report.contrasts import COLUMNS, EXPLANATION, blocks
+from eval.protocol import Protocol
+from eval.report.contrasts import COLUMNS, EXPLANATION, blocks, p_text
+from eval.report.errors import error_tables, worst_utterances
 from eval.report.plots import book_use_figure, contrast_figure, rate_figure, svg_of, wer_figure
 from eval.report.tables import MeasureTable, fitting, measure_tables
-from eval.schema import Protocol, Results, Row, Sample, is_task, system_name, systems_of
-from eval.text.wer import align_text
+from eval.schema import Results, Row, Sample, is_task, system_name, systems_of
+from eval.stats import FEW
+from eval.text.wer import OFFICIAL
 
 __all__ = [
     "DIFFERENCE",
@@ -41,6 +44,7 @@ REPORT_FILE = "report.html"
 _MEDIA_TYPES = {".flac": "audio/flac", ".wav": "audio/wav", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
 DIFFERENCE = "\u0394 WER"
 CER = "CER % [95 %]"
+OFFICIAL_WER = "official WER %"
 _WORST = 10  # utterances listed for each row
 
 
@@ -55,7 +59,8 @@ class Group:
     @property
     def heading(self) -> str:
         if self.protocol.task == "asr":
-            return "Speech recognition by the SLM"
+            ours = all(is_task(row.system) for row in self.rows)
+            return "Speech recognition by the SLM" if ours else "Transcripts"
         if self.protocol.task != "speech":
             return f"What {system_name(self.protocol.task)} writes"
         return f"Speech as judge {self.protocol.judge.get('name', '?')} reads it"
@@ -89,7 +94,7 @@ def groups_of(rows: Sequence[Row]) -> list[Group]:
 
 def _same_test(a: Protocol, b: Protocol) -> bool:
     one, other = a.comparable_by(), b.comparable_by()
-    return all(one[key] == other[key] for key in ("normaliser", "aggregation", "test set"))
+    return all(one[key] == other[key] for key in ("normaliser", "normaliser version", "aggregation", "test set"))
 
 
 def _per_cent(value: float | None, digits: int = 1) -> str:
@@ -120,6 +125,14 @@ def difference_text(row: Row) -> str:
     return f"{100 * row.difference.wer:+.1f} [{low}, {high}]"
 
 
+def mapsswe_text(row: Row) -> str:
+    return "" if row.difference is None else p_text(row.difference.mapsswe_p)
+
+
+def _if_known(value: float | None) -> str:
+    return "" if value is None else _per_cent(value)
+
+
 def _speed(row: Row, digits: int) -> str:
     """The real-time factor; one without the tokenizer's part says so."""
     if row.real_time_factor is None:
@@ -137,6 +150,10 @@ _COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("model", lambda row: row.model, False),
     ("WER % [95 %]", wer_text, True),
     (DIFFERENCE, difference_text, True),
+    ("p, MAPSSWE", mapsswe_text, True),
+    (OFFICIAL_WER, lambda row: _if_known(row.official_wer), True),
+    ("mean of utterances %", lambda row: _if_known(row.mean_wer), True),
+    ("above 50 %", lambda row: _if_known(row.above_half), True),
     (CER, cer_text, True),
     ("S", lambda row: str(row.substitutions), True),
     ("D", lambda row: str(row.deletions), True),
@@ -156,6 +173,7 @@ _COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
 NARROW_COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("WER % [95 %]", wer_text, True),
     (DIFFERENCE, difference_text, True),
+    (OFFICIAL_WER, lambda row: _if_known(row.official_wer), True),
     (CER, cer_text, True),
     ("S+D+I/N", lambda row: f"{row.substitutions}+{row.deletions}+{row.insertions}/{row.n_words}", True),
     ("failed", lambda row: f"{row.n_failed}/{row.n_scored + row.n_failed}", True),
@@ -171,7 +189,8 @@ def columns_of(
     group: Group, columns: Sequence[tuple[str, Callable[[Row], str], bool]] = tuple(_COLUMNS)
 ) -> list[tuple[str, Callable[[Row], str], bool]]:
     rows = {heading: [*group.rows, *group.beside] for heading, _, _ in columns}
-    rows[DIFFERENCE] = group.rows  # the others' differences belong to their own table
+    for heading in (DIFFERENCE, "p, MAPSSWE"):
+        rows[heading] = group.rows  # the others' differences belong to their own table
     return [(heading, text, number) for heading, text, number in columns if any(map(text, rows[heading]))]
 
 
@@ -225,10 +244,12 @@ def format_table(results: Results, width: int = 110) -> str:
     for block in blocks(results.contrasts, each=False):
         console.print(Text(f"{block['name']} (a: {block['a']}; b: {block['b']}): {block['scope']}"))
         table = Table(box=SIMPLE_HEAD)
-        shown = [i for i, heading in enumerate(COLUMNS) if heading != "smallest detectable"]  # a terminal is narrow
+        narrow = ("p", "p, MAPSSWE", "smallest detectable")  # left out: a terminal has no room for them
+        shown = [i for i, heading in enumerate(COLUMNS) if heading not in narrow]
         for heading in (COLUMNS[i] for i in shown):
-            narrowest = {"row": 14, "reading": 19}.get(heading)
-            table.add_column(heading, min_width=narrowest, no_wrap="points" in heading)
+            narrowest = {"row": 14}.get(heading)
+            whole = "points" in heading or heading == "reading"
+            table.add_column(heading, min_width=narrowest, no_wrap=whole, overflow="fold")
         for line in block["lines"]:
             table.add_row(*(Text(line[i]) for i in shown))
         console.print(table)
@@ -252,15 +273,22 @@ def _natural_width(names: Sequence[str], columns: dict[str, list[str]]) -> int:
 
 def caption_of(group: Group) -> str:
     protocol = group.protocol
+    names = dict.fromkeys(row.protocol.name for row in group.rows if row.protocol.name)
+    named = f"protocol {' or '.join(names)}, " if names else ""
+    against = ", against the judge's own transcript of the recordings" if protocol.reference == "judge" else ""
+    official = f"; official: {OFFICIAL[protocol.official]}" if protocol.official in OFFICIAL else ""
     return (
-        f"{group.heading} ({protocol.test_set.name}, {protocol.test_set.n} utterances, "
-        f"normaliser {protocol.normaliser} {protocol.normaliser_version}; {' or '.join(_intervals(group))})"
+        f"{group.heading} ({named}{protocol.test_set.name}, {protocol.test_set.n} utterances{against}, "
+        f"normaliser {protocol.normaliser} {protocol.normaliser_version}; {' or '.join(_intervals(group))}{official})"
     )
 
 
 def _intervals(group: Group) -> list[str]:
     """How the rows' intervals came about: rows may be compared whose intervals were drawn in other ways."""
-    return list(dict.fromkeys(row.protocol.interval_text() for row in group.rows))
+    found = list(dict.fromkeys(row.protocol.interval_text() for row in group.rows))
+    few = any(row.interval_by == "wilson" for row in group.rows)
+    widened = f", widened to Wilson's over words where fewer than {FEW} utterances have errors or all words are wrong"
+    return [text + widened * few for text in found]
 
 
 def _frame_rate_table(group: Group) -> dict[str, Any] | None:
@@ -292,21 +320,6 @@ def _pooled(rows: Sequence[Row]) -> str:
         return "; ".join(f"{row.label} {wer_text(row)}" for row in rows)  # not known to differ in seed alone
     each = ", ".join(_per_cent(row.wer) for row in sorted(rows, key=lambda row: row.seed))
     return f"{_per_cent(sum(row.wer for row in rows) / len(rows))} (seeds: {each})"
-
-
-def _worst(row: Row) -> list[tuple[str, str, str]]:
-    """(id, errors/words, aligned text) of the worst utterances."""
-    bad = sorted(
-        (u for u in row.utterances if u.errors), key=lambda u: (-u.errors, -u.errors / max(1, u.n_words), u.id)
-    )
-    return [
-        (
-            u.id,
-            f"{u.errors}/{u.n_words}",
-            f"failed: {u.reference}" if u.hypothesis is None else align_text(u.reference, u.hypothesis),
-        )
-        for u in bad[:_WORST]
-    ]
 
 
 def label_of(row: Row, rows: Sequence[Row]) -> str:
@@ -371,7 +384,10 @@ def write_report(results: Results, folder: Path | str) -> Path:
                 "frame_rates": _frame_rate_table(group),
                 "bars": _safe(wer_figure(group.rows, labels, f"wer{number}")),
                 "curve": _safe(svg_of(rate_figure(group.rows), f"rate{number}")),
-                "worst": [(label, _worst(row)) for label, row in zip(labels, group.rows, strict=True)],
+                "worst": [
+                    (label, worst_utterances(row.utterances, _WORST), error_tables(row))
+                    for label, row in zip(labels, group.rows, strict=True)
+                ],
                 "protocol": _lines(_protocol_details(group)),
             }
         )
@@ -396,18 +412,8 @@ def write_report(results: Results, folder: Path | str) -> Path:
 
 
 def _protocol_details(group: Group) -> dict[str, Any]:
-    protocol = group.protocol
-    details: dict[str, Any] = {
-        "judge": protocol.judge or "none: the system's own transcript",
-        "normaliser": f"{protocol.normaliser} {protocol.normaliser_version}",
-        "aggregation": protocol.aggregation,
-        "interval": "; ".join(_intervals(group)),
-        "test set": {
-            "name": protocol.test_set.name,
-            "utterances": protocol.test_set.n,
-            "sha256": protocol.test_set.sha256,
-        },
-    }
+    details = {"judge": "none: the system's own transcript"} | group.protocol.record()
+    details["interval"] = "; ".join(_intervals(group))
     generation = {label_of(row, group.rows): row.generation for row in group.rows if row.generation}
     return details | ({"generation": generation} if generation else {})
 

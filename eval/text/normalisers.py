@@ -4,29 +4,48 @@ A score without its normaliser means nothing, so each one carries a name and a v
 Change a rule and the version goes up; rows of different versions are then no longer comparable.
 
 - ``basic`` (the default): see :func:`normalise_basic`. English; ``basic:de`` and the like for another language, whose
-  numerals are spelled in its words; ``basic:any`` leaves digits alone.
+  numerals are spelled in its words; ``basic:any`` leaves digits alone. Chinese and Japanese (``basic:zh``,
+  ``basic:yue``, ``basic:ja``) have no spaces between words: there each character is a word, and WER is what the field
+  calls CER or mixed error rate; words in Latin letters stay whole. Digits stay in Chinese.
 - ``whisper-english``: Whisper's English normaliser as transformers ships it, with Whisper's table of British and
   American spellings (from the package whisper-normalizer; version 1 had no table). For read speech only: it joins
   neighbouring number words ("three seven one" becomes "371"), which makes a five-digit utterance one word.
+- ``seed-tts-eval``, ``seed-tts-eval-zh``: what github.com/BytedanceSpeech/seed-tts-eval (run_wer.py, 95003fe) does to
+  both sides: all punctuation but ' is deleted, so that hyphens join words; then lower case, or for Chinese a space
+  between all characters. Numerals stay as they are written.
+- ``f5-tts``: the same with ' deleted as well (github.com/SWivid/F5-TTS, src/f5_tts/eval/utils_eval.py, 362a7a3).
 - ``none``: only runs of white space are folded, so that splitting into words is well defined.
 """
 
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 
 from eval.text.numerals import check_language, spell_numerals
 
-__all__ = ["NORMALISERS", "Normaliser", "get_normaliser", "normalise_basic"]
+__all__ = ["NORMALISERS", "Normaliser", "get_normaliser", "normalise_basic", "unsegmented"]
 
 _APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u02bc\u00b4`"), "'")
 _WORDS_OF_SYMBOLS = {"%": " percent ", "&": " and ", "@": " at ", "+": " plus ", "#": " number ", "°": " degrees "}
 # Letters, marks, and digits that were not spelled.
 _KEPT = {"Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd"}
+# Written without spaces between words; of each the character is the word.
+_CHARACTER_LANGUAGES = {"zh", "yue", "ja"}
+_CJK = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+# Beside these Thai, Lao, Burmese and Khmer.
+_NO_SPACES = re.compile(f"[{_CJK}\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]{{8,}}")
+# ASCII's, and the Chinese marks that the package zhon lists.
+_PUNCTUATION = string.punctuation + "".join(
+    map(chr, [*range(0xFF01, 0xFF10), *range(0xFF1A, 0xFF21), *range(0xFF3B, 0xFF41), *range(0xFF5B, 0xFF65)])
+)
+_PUNCTUATION += "\u3000\u3001\u3002\u3003\u3008\u3009\u300a\u300b\u300c\u300d\u300e\u300f\u3010\u3011"
+_PUNCTUATION += "\u3014\u3015\u3016\u3017\u3018\u3019\u301a\u301b\u301c\u301d\u301e\u301f\u3030\u303e\u303f"
+_PUNCTUATION += "\u2013\u2014\u2018\u2019\u201b\u201c\u201d\u201e\u201f\u2026\u2027\ufe4f\ufe51\ufe54\u00b7"
 
 
 @dataclass(frozen=True)
@@ -95,12 +114,34 @@ def _normalise_none(text: str) -> str:
     return " ".join(text.split())
 
 
+def _without_punctuation(text: str, kept: str = "", characters: bool = False) -> str:
+    """As in zero-shot speech synthesis: every mark but those kept is deleted, and nothing is put there."""
+    text = text.translate({ord(mark): None for mark in _PUNCTUATION if mark not in kept})
+    return " ".join((" ".join(text) if characters else text.lower()).split())
+
+
+def _split_characters(text: str) -> str:
+    """The text with each Chinese or Japanese character a word of its own."""
+    return " ".join(re.sub(f"([{_CJK}])", r" \1 ", text).split())
+
+
+def unsegmented(texts: Iterable[str]) -> int:
+    """How many normalised texts hold a run of 8 characters or more of a script that puts no spaces between words.
+
+    There a sentence is one word: it is right or wrong as a whole, and WER says little.
+    """
+    return sum(_NO_SPACES.search(text) is not None for text in texts)
+
+
 NORMALISERS: dict[str, Normaliser] = {
     normaliser.name: normaliser
     for normaliser in (
         Normaliser("basic", "2", normalise_basic),
         Normaliser("whisper-english", "2", _normalise_whisper),
         Normaliser("none", "1", _normalise_none),
+        Normaliser("seed-tts-eval", "1", partial(_without_punctuation, kept="'")),
+        Normaliser("seed-tts-eval-zh", "1", partial(_without_punctuation, kept="'", characters=True)),
+        Normaliser("f5-tts", "1", _without_punctuation),
     )
 }
 
@@ -109,8 +150,8 @@ def get_normaliser(name: str) -> Normaliser:
     """Look a normaliser up by name.
 
     Args:
-        name: one of ``NORMALISERS``; ``basic:de`` is ``basic`` with numerals in German, ``basic:any`` leaves digits
-            alone.
+        name: one of ``NORMALISERS``; ``basic:de`` is ``basic`` with numerals in German, ``basic:zh`` takes characters
+            as words, ``basic:any`` leaves digits alone.
 
     Raises:
         ValueError: no normaliser has that name, or none has that language; the message lists those there are.
@@ -121,10 +162,16 @@ def get_normaliser(name: str) -> Normaliser:
     if base != "basic" or not language:
         known = ", ".join(sorted(NORMALISERS))
         raise ValueError(f"normaliser {name!r} is unknown: choose one of {known}, or basic:LANGUAGE such as basic:de")
-    if language == "any":
-        return Normaliser(name, NORMALISERS[base].version, partial(normalise_basic, language=None))
-    try:
-        check_language(language)
-    except ValueError as error:
-        raise ValueError(f"normaliser {name!r}: {error}, or basic:any, which leaves digits alone") from error
-    return Normaliser(name, NORMALISERS[base].version, partial(normalise_basic, language=language))
+    if language in ("any", "zh", "yue"):  # num2words knows no Chinese
+        function = partial(normalise_basic, language=None)
+    else:
+        try:
+            check_language(language)
+        except ValueError as error:
+            raise ValueError(
+                f"normaliser {name!r}: {error}, or zh or yue, or basic:any, which leaves digits alone"
+            ) from error
+        function = partial(normalise_basic, language=language)
+    if language in _CHARACTER_LANGUAGES:  # version 2 left a sentence one word
+        return Normaliser(name, "3", lambda text: _split_characters(function(text)))
+    return Normaliser(name, NORMALISERS[base].version, function)

@@ -21,6 +21,7 @@ from eval.contrasts import make_contrasts
 from eval.report.contrasts import write_contrasts
 from eval.report.markdown import write_markdown
 from eval.report.page import format_table, write_report
+from eval.rescoring import up_to_date
 from eval.schema import Results, load_results, merge_results, save_results
 from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import check_embedded
@@ -234,7 +235,7 @@ def gather(cells: dict[str, list[Step]], config: Config, failed: Mapping[str, st
             kind, why = ("failed", failed[cell]) if failed and cell in failed else ("left out", why)
             notes.append(f"{kind}: {cell}, {why.splitlines()[0]}")
             continue
-        found[cell] = [load_results(place) for place in results_folders(steps)]
+        found[cell] = [_current(load_results(place), place) for place in results_folders(steps)]
     if not found:
         raise ConfigError(f"no cell is complete yet, so there is no table: {'; '.join(notes)}")
     about = identities(cells, config, found)
@@ -259,6 +260,15 @@ def gather(cells: dict[str, list[Step]], config: Config, failed: Mapping[str, st
             waits = [*(() if a else contrast.a), *(() if b else contrast.b)]
             log.warning("contrast %s waits for %s", contrast.name, ", ".join(waits))
     return results
+
+
+def _current(results: Results, place: Path) -> Results:
+    """The results, scored again from their texts where a normaliser has changed; as they are where they keep none."""
+    try:
+        return up_to_date(results)
+    except ValueError as error:
+        log.warning("%s: %s; its rows stand under the normaliser's old version", place, error)
+        return results
 
 
 def identities(cells: dict[str, list[Step]], config: Config, found: dict[str, list[Results]]) -> dict[str, Identity]:

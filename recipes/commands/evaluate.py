@@ -30,25 +30,19 @@ from eval.judges.judge import conditions_of, load_judge
 from eval.judges.transcripts import CachedJudge
 from eval.report.markdown import write_markdown
 from eval.report.page import format_table, write_report
-from eval.schema import (
-    Difference,
-    Results,
-    Row,
-    compare_rows,
-    is_task,
-    make_row,
-    save_results,
-)
+from eval.rescoring import outdated, up_to_date
+from eval.schema import Results, Row, difference_of, is_task, load_results, make_row, save_results
 from eval.speech.measures.registry import chosen_measures
 from eval.text.wer import score_pairs
 from recipes.config import ConfigError
 from recipes.runs.embedded import resolve_judge
 from recipes.runs.files import read_json
 from recipes.runs.logs import log
-from recipes.runs.run_folder import RunFolder, describe_run
+from recipes.runs.run_folder import RunFolder
 from recipes.scoring.answer_cache import AnswerCache
 from recipes.scoring.audio_pass import CLIP_S, Listening, Players, spread, write_listings
 from recipes.scoring.evaluation import Config, Job, prepare
+from recipes.scoring.protocols import audio_files_sha256, made_with, unsegmented_note
 from recipes.scoring.systems import (
     CodecSystems,
     Predictions,
@@ -111,10 +105,13 @@ def run(config: Config) -> Path:
                 f"{config.run_dir} holds the scores of other inputs (predictions, texts, judge or tokenizer have "
                 "changed since): choose another run_dir, or start over with --restart"
             )
-        log.info("%s is complete: skipped", config.run_dir)
+        if not _rescore_outdated(folder):
+            log.info("%s is complete: skipped", config.run_dir)
         return folder.folder
-    judges = _load_judges(config, job.device)  # before any other work: one may be missing
+    judges = _load_judges(config, job)  # before any other work: one may be missing
     folder.start(config, job.fingerprint())
+    if job.utterances:
+        job.test_set = replace(job.test_set, audio_sha256=audio_files_sha256(job.utterances))
     work = _gather(config, job)
     playable = set(work.recordings.readable if work.recordings else ())
     playable |= {i for found, _ in work.spoken for i, line in found.lines.items() if line.get("audio")}
@@ -144,18 +141,50 @@ def run(config: Config) -> Path:
             job.speakers if job.resampled == "speakers" else None,
         ),
         samples=players.samples(job.texts, work.systems, job.test_set.sha256),
-        notes=notes + _speed_notes(rows),
+        notes=[*job.settled.notes, *notes, *_text_notes(job, rows), *_speed_notes(rows)],
         created=time.strftime("%Y-%m-%d %H:%M"),
-        versions=describe_run(config)["versions"],
+        versions=made_with(config),
     )
-    save_results(results, folder.folder)
-    write_report(results, folder.folder)
-    write_markdown(results, folder.folder)
-    write_listings(folder.folder, rows)
-    print(format_table(results), flush=True)
+    _write(results, folder)
     folder.mark_complete({f"{row.protocol.judge.get('name', row.protocol.task)}: {row.name}": row.wer for row in rows})
     log.info("report: %s", folder.path("report.html"))
     return folder.folder
+
+
+def _write(results: Results, folder: RunFolder) -> None:
+    """Every form of the results; the tables are printed too."""
+    save_results(results, folder.folder)
+    write_report(results, folder.folder)
+    write_markdown(results, folder.folder)
+    write_listings(folder.folder, results.rows)
+    print(format_table(results), flush=True)
+
+
+def _rescore_outdated(folder: RunFolder) -> bool:
+    """Score a complete evaluation again from its stored texts where its normaliser has changed since; whether it was.
+
+    Raises:
+        ConfigError: it is outdated, and an older version did not keep the texts.
+    """
+    results = load_results(folder.folder)
+    if not (changed := outdated(results)):
+        return False
+    try:
+        results = up_to_date(results)
+    except ValueError as error:
+        raise ConfigError(f"{folder.folder} was normalised by {', '.join(changed)}: {error}") from error
+    log.info("%s was normalised by %s: scored again from the stored texts", folder.folder, ", ".join(changed))
+    _write(results, folder)
+    return True
+
+
+def _text_notes(job: Job, rows: Sequence[Row]) -> list[str]:
+    """What readers of the WER should know of the references."""
+    notes = unsegmented_note(list(job.texts.values()), job.normaliser)
+    left_out = {row.protocol.test_set.n for row in rows if row.protocol.reference == "judge"}
+    if left_out and min(left_out) < len(job.texts):
+        notes.append(f"{len(job.texts) - min(left_out)} recordings that the judge could not read are no references")
+    return notes
 
 
 def _failures(job: Job, work: Work, judges: Sequence[CachedJudge]) -> list[str]:
@@ -193,14 +222,17 @@ def _rows(config: Config, job: Job, systems: Sequence[System], judges: Sequence[
     spoken = [system for system in systems if system.answers == "speech"]
     for judge in judges:
         identity = judge.judge.identity
-        judged = [_row(config, job, "speech", identity, system, system.transcripts[judge.name]) for system in spoken]
+        heard = systems[0].transcripts[judge.name] if job.settled.reference == "judge" else None
+        judged = [
+            _row(config, job, "speech", identity, system, system.transcripts[judge.name], heard) for system in spoken
+        ]
         _add_differences(judged, spoken)
         rows += judged
     own = [system for system in systems if system.answers == "text"]
     return rows + [_row(config, job, system.kind, {}, system, system.texts) for system in own]
 
 
-def _load_judges(config: Config, device: str) -> list[CachedJudge]:
+def _load_judges(config: Config, job: Job) -> list[CachedJudge]:
     """Every judge, with what it has heard already: one small file for each and the conditions it reads under.
 
     Raises:
@@ -208,9 +240,9 @@ def _load_judges(config: Config, device: str) -> list[CachedJudge]:
     """
     folder = Path(config.transcripts_dir or RunFolder(config.run_dir).path("transcripts"))
     judges = []
-    for settings in config.judges:
-        judge = load_judge(resolve_judge(settings), device)
-        path, conditions = None, conditions_of(judge.identity, device)
+    for settings in job.settled.judges:
+        judge = load_judge(resolve_judge(settings), job.device)
+        path, conditions = None, conditions_of(judge.identity, job.device)
         if conditions is not None:
             number = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:12]
             path = folder / f"{judge.identity['kind']}-{number}.jsonl"
@@ -250,7 +282,7 @@ class Work:
 def _gather(config: Config, job: Job) -> Work:
     """Every system, named, without its audio yet."""
     work = Work(systems=[], notes=[])
-    if job.utterances and (config.judges or job.tokenizer is not None):
+    if job.utterances and (job.settled.judges or job.tokenizer is not None):
         rate = job.tokenizer.config.sampling_rate if job.tokenizer is not None else AUDIO_HZ
         work.recordings = Recordings(job.utterances, rate, config.batch_seconds, config.strict)
         work.systems.append(work.recordings.system)
@@ -294,12 +326,31 @@ def _speed_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _row(
-    config: Config, job: Job, task: str, judge: dict[str, Any], system: System, texts: dict[str, str | None]
+    config: Config,
+    job: Job,
+    task: str,
+    judge: dict[str, Any],
+    system: System,
+    texts: dict[str, str | None],
+    heard: dict[str, str | None] | None = None,
 ) -> Row:
-    protocol = job.protocol(config, task, judge, job.test_set_of(system))
-    references = system.references or job.texts
-    ids, speakers = list(references), [job.speakers.get(i, "") for i in references]
-    rates = score_pairs(list(references.values()), [texts.get(i) for i in ids], job.normaliser, ids, speakers)
+    """One system's row; ``heard`` are the judge's own transcripts of the recordings, where they are the reference."""
+    if heard and not system.references:
+        references = {i: text for i, text in heard.items() if text is not None}
+        test_set = job.test_set_with(references, job.test_set.name)
+        protocol = job.protocol(config, task, judge, test_set, "judge")
+    else:
+        references = system.references or job.texts
+        protocol = job.protocol(config, task, judge, job.test_set_of(system))
+    ids = list(references)
+    rates = score_pairs(
+        list(references.values()),
+        [texts.get(i) for i in ids],
+        job.normaliser,
+        ids,
+        [job.speakers.get(i, "") for i in ids],
+        [job.durations.get(i) for i in ids],
+    )
     return make_row(system.name, system.kind, system.model, protocol, rates, **system.facts)
 
 
@@ -325,6 +376,5 @@ def _add_differences(rows: list[Row], systems: list[System]) -> None:
                 None,
             )
             if against is not None and len(row.utterances) > 1:
-                found = compare_rows(row, against)
-                row.difference = Difference(against.name, found.difference, found.interval, found.p_value)
+                row.difference = difference_of(row, against)
                 break

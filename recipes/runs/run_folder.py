@@ -28,6 +28,7 @@ from recipes.runs.times import now, wall_seconds
 COMPLETE_FILE = "complete.json"
 PROCESS_TIMEOUT_S = 7200.0  # where a configuration has no key for it
 VERSIONED = ("lmspt-slm", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "numpy", "jiwer")
+VERSIONED += ("rapidfuzz", "whisper-normalizer", "num2words", "soxr", "pocketsphinx")
 # A field with this metadata changes how a run is done, not what comes out: `field(..., metadata=ADJUSTABLE)`.
 ADJUSTABLE = {"adjustable": True}
 # One with this says how far a run goes: a larger value goes on from the last checkpoint, also of a complete run.

@@ -16,12 +16,14 @@ from eval.schema import SYSTEMS, TASK_PREFIX, Clip, Row, Sample
 from eval.speech.audio import resample
 from eval.speech.measures.registry import Measure
 from eval.speech.quality import Quality, QualitySummary, compare_audio, summarise_quality
+from eval.text.breakdown import confusions
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import error_listing, score_pairs
 from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.scoring.systems import System, SystemAudio
 
 CLIP_HZ = 16_000
+COMMONEST = 50  # errors of each kind in a listing
 CLIP_S = 60.0  # of a longer recording the beginning is played
 MEASURED = ("reconstruction", "semantic_reconstruction", "resynthesis")  # they run in step with the recording
 
@@ -167,7 +169,7 @@ def slug(text: str) -> str:
 
 
 def write_listings(folder: Path, rows: Sequence[Row]) -> None:
-    """``errors-<judge>-<row>-<model>.txt``: every utterance, worst first."""
+    """``errors-<judge>-<row>-<model>.txt``: every utterance, worst first, then the commonest errors."""
     taken: set[str] = set()
     for row in rows:
         parts = [str(row.protocol.judge.get("name", "")), row.name, row.model]
@@ -181,4 +183,6 @@ def write_listings(folder: Path, rows: Sequence[Row]) -> None:
         names = (f"errors-{slug(title)}{number}.txt" for number in ("", *(f"-{n}" for n in range(2, len(rows) + 1))))
         name = next(name for name in names if name not in taken)  # two titles may differ in what a file name leaves out
         taken.add(name)
-        atomic_write_text(folder / name, error_listing(rates, title))
+        common = "".join(f"# {count}\t{text}\n" for text, count in confusions(row.utterances, COMMONEST).lines())
+        listing = error_listing(rates, title) + (f"# the commonest errors, times\n{common}" if common else "")
+        atomic_write_text(folder / name, listing)

@@ -5,21 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from eval.codes import CodeStatistics
 from eval.judges.config import JudgeConfig
 from eval.judges.judge import check_judge
-from eval.schema import (
-    Protocol,
-    TestSet,
-    test_set_sha256,
-)
+from eval.protocol import Protocol, TestSet, test_set_sha256
 from eval.speech.measures.registry import chosen_measures
 from eval.stats import ENOUGH_SPEAKERS
-from eval.text.normalisers import Normaliser, get_normaliser
+from eval.text.normalisers import Normaliser
 from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import resolve_judge
 from recipes.runs.inputs import check_sources
@@ -27,6 +23,7 @@ from recipes.runs.machine import resolve_device, resolve_precision
 from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from recipes.scoring.code_use import corpus_code_statistics
+from recipes.scoring.protocols import DEFAULT_NORMALISER, Settled, settle
 from recipes.scoring.systems import (
     Predictions,
     System,
@@ -51,8 +48,17 @@ class Config:
         default_factory=list,
         metadata={"help": "recognisers that read the audio; none: only predictions in text are scored"},
     )
+    protocol: str | None = field(
+        default=None,
+        metadata={
+            "help": "judge, normaliser and rules by name: librispeech-hubert, whisper-large-v3, whisper-base, "
+            "dwer-whisper-small, seed-tts-eval, seed-tts-eval-zh, f5-tts, embedded (eval/protocol_presets.py); then "
+            "`judges` says at most where the judge's files are"
+        },
+    )
     normaliser: str = field(
-        default="basic", metadata={"help": "basic (basic:de, ...), whisper-english (read speech only) or none"}
+        default=DEFAULT_NORMALISER,
+        metadata={"help": "basic (basic:de, basic:zh, ...), whisper-english (read speech only) or none"},
     )
     data: list[DataSource] = field(
         default_factory=list, metadata={"help": "recordings and transcripts of the test set; none: predictions alone"}
@@ -124,11 +130,12 @@ class Job:
     tokenizer: Any
     test_set: TestSet
     column: str  # what the test set's texts are; predictions with another reference bring their own texts
-    normaliser: Normaliser
+    settled: Settled  # judges, normaliser and rules
     precision: str
     device: str
     code_use: list[CodeStatistics]
     speakers: dict[str, str]  # id -> speaker, empty where unknown
+    durations: dict[str, float | None]  # id -> seconds
     n_speakers: int | None  # None: not known of every utterance
     resampled: str  # by the bootstrap: utterances or speakers
 
@@ -136,9 +143,15 @@ class Job:
     def ids(self) -> list[str]:
         return list(self.texts)
 
+    @property
+    def normaliser(self) -> Normaliser:
+        return self.settled.normaliser
+
     def fingerprint(self) -> str:
         """Digest of the inputs: the same configuration over other inputs is another evaluation."""
-        inputs = [self.test_set.sha256, *map(predictions_sha256, self.predictions), self.identities]
+        # `source` came later than folders that were scored by a hub judge; its revision says the same.
+        judges = [{key: value for key, value in one.items() if key != "source"} for one in self.identities]
+        inputs = [self.test_set.sha256, *map(predictions_sha256, self.predictions), judges]
         if self.tokenizer is not None:
             inputs.append(self.tokenizer.fingerprint(self.precision))
         if self.resampled == "speakers":
@@ -151,16 +164,22 @@ class Job:
         """What a system is scored on: the test set, or its utterances with the system's own references."""
         if not system.references:
             return self.test_set
-        pairs = list(system.references.items())
-        return TestSet(f"{self.test_set.name}, {system.column}", test_set_sha256(pairs), len(pairs))
+        return self.test_set_with(system.references, f"{self.test_set.name}, {system.column}")
 
-    def protocol(self, config: Config, task: str, judge: dict[str, Any], test_set: TestSet | None = None) -> Protocol:
+    def test_set_with(self, references: dict[str, str], name: str) -> TestSet:
+        """The same recordings with other references."""
+        pairs = list(references.items())
+        return TestSet(name, test_set_sha256(pairs), len(pairs), self.test_set.audio_sha256)
+
+    def protocol(
+        self, config: Config, task: str, judge: dict[str, Any], test_set: TestSet | None = None, reference: str = "text"
+    ) -> Protocol:
         return Protocol(
             task=task,
             judge=judge,
-            normaliser=self.normaliser.name,
-            normaliser_version=self.normaliser.version,
             test_set=test_set or self.test_set,
+            reference=reference,
+            **self.settled.rules(bool(judge)),
             seed=config.seed,
             bootstrap_samples=config.bootstrap_samples,
             resampled=self.resampled,
@@ -172,13 +191,13 @@ def _check_parts(config: Config) -> None:
     """Whether each part is there by itself; raises all that is not, together."""
     problems = Problems("slm evaluate")
     problems.attempt(RunFolder(config.run_dir).check, config)
-    problems.attempt(get_normaliser, config.normaliser)
+    settled = problems.attempt(settle, config.protocol, config.judges, config.normaliser)
     problems.attempt(chosen_measures, config.measures)
     device = problems.attempt(resolve_device, config.device)
     problems.attempt(resolve_precision, config.precision, device or "cpu")
     for name in config.predictions:
         problems.attempt(read_predictions, name)
-    for judge in config.judges:
+    for judge in _judges_needed(config, settled) if settled else config.judges:
         problems.attempt(lambda judge=judge: check_judge(resolve_judge(judge)))
     for folder in config.codes:
         problems.attempt(CodedCorpus.open, folder)
@@ -189,6 +208,17 @@ def _check_parts(config: Config) -> None:
     problems.raise_all()
 
 
+def _judges_needed(config: Config, settled: Settled) -> list[JudgeConfig]:
+    """A protocol's judge only where there is audio to read; judges that were asked for one by one in any case."""
+    audio = config.data or not config.predictions
+    for name in config.predictions:
+        try:
+            audio = audio or read_predictions(name).answers == "speech"
+        except ConfigError:  # told elsewhere
+            continue
+    return settled.judges if audio or config.protocol is None else []
+
+
 def prepare(config: Config) -> Job:
     """Check every setting against every other. Raises ConfigError, DataError, JudgeError."""
     _check_parts(config)
@@ -196,11 +226,15 @@ def prepare(config: Config) -> Job:
         raise ConfigError("nothing to score: give data (a test set), predictions, or both")
     if config.tokenizer and not config.data:
         raise ConfigError("tokenizer needs recordings to encode: give data as well")
-    normaliser = get_normaliser(config.normaliser)
+    settled = settle(config.protocol, config.judges, config.normaliser)
+    settled = replace(settled, judges=_judges_needed(config, settled))
+    normaliser = settled.normaliser
     predictions = [read_predictions(name) for name in config.predictions]
-    if not config.judges and (config.data and not predictions or any(p.answers == "speech" for p in predictions)):
+    if settled.reference == "judge" and not config.data:
+        raise ConfigError(f"protocol {settled.name} scores against what its judge hears in the recordings: give data")
+    if not settled.judges and (config.data and not predictions or any(p.answers == "speech" for p in predictions)):
         raise ConfigError("judges: audio needs a reader; give at least one, e.g. judges=[{name: pocketsphinx}]")
-    identities = [check_judge(resolve_judge(judge)) for judge in config.judges]
+    identities = [check_judge(resolve_judge(judge)) for judge in settled.judges]
     names = [identity["name"] for identity in identities]
     if len(set(names)) != len(names):
         raise ConfigError(f"judges: two are called the same ({', '.join(names)}); set `label` to tell them apart")
@@ -231,11 +265,12 @@ def prepare(config: Config) -> Job:
         tokenizer=tokenizer,
         test_set=TestSet(name, test_set_sha256(list(texts.items())), len(texts)),
         column=column,
-        normaliser=normaliser,
+        settled=settled,
         precision=precision,
         device=device,
         code_use=_code_use(config, tokenizer, precision),
         speakers=speakers,
+        durations={u.id: u.duration for u in utterances},
         n_speakers=n_speakers,
         resampled=_resampled(config, n_speakers),
     )
