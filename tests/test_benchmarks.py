@@ -156,6 +156,7 @@ def test_the_slms_speed_is_told_beside_the_bare_operations(tmp_path, monkeypatch
 
     model, table = save_llm(tmp_path / "llm"), tmp_path / "table.md"
     small = ["--utterances", "12", "--transcripts", "3", "--steps", "2", "--tokens", "600", "--rounds", "1"]
+    small += ["--threads", "1"]  # a second one would wait for the other tests
     monkeypatch.setattr(sys, "argv", ["slm_speed", *small, "--model", str(model), "--output", str(table)])
     module = load("slm_speed")
     monkeypatch.setattr(module, "BOOK", 16)
