@@ -223,7 +223,10 @@ def make_data(
         raise ConfigError(
             f"corpus {config.corpus}: none of the train split's utterances has {' and '.join(['a text', *columns])}"
         )
-    trained_on = TrainedOn.of(*zip(*(spoken["train"][i] for i in np.unique(training.members)), strict=True))
+    members = np.unique(training.members)
+    texts, seconds = zip(*(spoken["train"][i] for i in members), strict=True)
+    codes, text_ids = zip(*((u.codes, u.text) for u in (training.utterances[i] for i in members)), strict=True)
+    trained_on = TrainedOn.of(texts, seconds, codes, text_ids, vocabulary.frame_rate)
     vocabulary = dataclasses.replace(vocabulary, trained_on=trained_on.after(vocabulary.trained_on))
     return Data(vocabulary, training, samples("valid"))
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from eval.speech.audio import cut_blocks
 from recipes.encoding.encoder import encode_batch
+from slm.decoding import FinishReason
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.audio import SILENCE_PEAK, load_audio
 from tokenizer.data.utterances import Utterance
@@ -32,13 +33,16 @@ SILENT_BELOW = 10 ** (-50 / 20)
 
 @dataclass
 class Piece:
-    """A stretch of a recording, in seconds from its start: codes (K, F), None where it is silent, and its text."""
+    """A stretch of a recording, in seconds from its start: codes (K, F), None where it is silent, its text and why that
+    ended; the likeliest texts where several were asked for.
+    """
 
     start_s: float
     end_s: float
     codes: np.ndarray | None
     text: str = ""
-    truncated: bool = False
+    finish_reason: FinishReason = "stop"
+    n_best: tuple[str, ...] = ()
 
 
 def longest_piece_s(vocabulary: SpeechVocabulary, asked: float | None) -> float:

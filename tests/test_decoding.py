@@ -1,0 +1,207 @@
+"""Answers that do not end by themselves: endless, in a loop, too short, of broken scores; and what they cost others."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from slm_scripted import KNOWN, scripted
+from slm_tiny import CODES, utterances
+
+from slm.generation import SpeechLM, synthesize_codes, transcribe_codes
+from slm.loops import LoopWatch, longest_loop
+from slm.settings import GenerationError, SynthesizeSettings, TranscribeSettings, speech_limits
+
+GREEDY = SynthesizeSettings(temperature=0.0)
+NO_GUARD = SynthesizeSettings(temperature=0.0, loop_s=0.0)
+
+
+def noise(n: int, seed: int = 0) -> list[int]:
+    """Codes without a loop."""
+    return np.random.default_rng(seed).integers(0, CODES, n).tolist()
+
+
+def speaker(answers: dict[str, list[int] | float]) -> SpeechLM:
+    """Says the codes of a text, and then ends; a float is what its scores are."""
+    speech_lm = scripted(lambda prompt, said: say(prompt, said))
+    vocabulary, first = speech_lm.vocabulary, int(speech_lm.vocabulary.offsets[0])
+    prompts = {tuple(vocabulary.encode_text(speech_lm.text_tokenizer, text)): codes for text, codes in answers.items()}
+
+    def say(prompt: list[int], said: list[int]) -> int | float | None:
+        codes = next(
+            codes for text, codes in prompts.items() if any(tuple(prompt[i : i + len(text)]) == text for i in (0, 1))
+        )
+        if isinstance(codes, float):
+            return codes
+        if len(said) < len(codes):
+            return first + codes[len(said)]
+        return vocabulary.speech_end_id
+
+    return speech_lm
+
+
+def test_a_model_whose_end_never_comes_is_stopped_at_its_text_s_budget() -> None:
+    """Its end token is as good as at -inf; the codes are noise, so that no guard sees a loop."""
+    text = "set white in z four soon"
+    speech_lm = speaker({text: noise(500)})
+    limits = speech_limits(speech_lm.vocabulary, text, GREEDY)
+    assert limits.most_s == pytest.approx(1.5 * len(text) / 8)
+    (output,) = synthesize_codes(speech_lm, [text], GREEDY)
+    assert output.finish_reason == "length" and output.truncated
+    assert output.codes.shape[1] == math.ceil(limits.most_s * 12.5)
+    assert len(speech_lm.model.forwards) == output.codes.shape[1] + 1
+
+
+@pytest.mark.parametrize("phrase", [[3, 7], [1, 2, 3, 4, 5, 6, 7], [5]])
+def test_a_model_in_a_loop_of_frames_or_of_a_phrase_is_stopped_and_named(phrase: list[int]) -> None:
+    text = "place green with k one again now and then"
+    start = noise(4, seed=1)
+    speech_lm = speaker({text: start + phrase * 100})
+    (output,) = synthesize_codes(speech_lm, [text], GREEDY)
+    assert output.finish_reason == "loop"
+    # Four turns, and longer than 1.5 s, which is 19 frames: whatever comes later.
+    n = output.codes.shape[1] - len(start)
+    assert n == max(4 * len(phrase), 20)
+    (unguarded,) = synthesize_codes(speech_lm, [text], NO_GUARD)
+    assert unguarded.finish_reason == "length" and unguarded.codes.shape[1] > output.codes.shape[1]
+
+
+def test_the_training_s_own_repetitions_are_no_loop() -> None:
+    """A model whose training had three seconds of one code, which is silence, may say so too."""
+    text = "a" * 40
+    speech_lm = speaker({text: noise(4) + [5] * 40 + noise(10, seed=2)})
+    (cut,) = synthesize_codes(speech_lm, [text], GREEDY)
+    known = dataclasses.replace(KNOWN, longest_loop_s=3.0)
+    speech_lm.vocabulary = dataclasses.replace(speech_lm.vocabulary, trained_on=known)
+    (whole,) = synthesize_codes(speech_lm, [text], GREEDY)
+    assert (cut.finish_reason, whole.finish_reason) == ("loop", "stop") and whole.codes.shape[1] == 54
+
+
+def test_an_end_that_comes_too_early_is_put_off() -> None:
+    """Half of what the training's fastest took for so many characters; the row beside it keeps its own."""
+    long, short = "set white in z four soon please again", "lay"
+    speech_lm = speaker({long: [1], short: [2, 3]})
+    outputs = synthesize_codes(speech_lm, [long, short], GREEDY)
+    assert [output.codes.shape[1] for output in outputs] == [int(0.5 * len(long) / 25 * 12.5), 2]
+    assert {output.finish_reason for output in outputs} == {"stop"}
+    free = SynthesizeSettings(temperature=0.0, min_seconds_per_character=0.0)
+    assert [output.codes.shape[1] for output in synthesize_codes(speech_lm, [long, short], free)] == [1, 2]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_that_never_ends_changes_and_delays_no_other(temperature: float) -> None:
+    texts = ["bin blue at f two now", "lay red by a nine", "set white in z four", "place green with k one again please"]
+    answers = {text: noise(8 + 2 * i, seed=i) for i, text in enumerate(texts[:3])}
+    speech_lm = speaker(answers | {texts[3]: noise(500)})
+    settings = SynthesizeSettings(temperature=temperature)
+    together = synthesize_codes(speech_lm, texts, settings)
+    rows = list(speech_lm.model.forwards)
+    alone = [synthesize_codes(speech_lm, [text], settings)[0] for text in texts]
+    for one, other in zip(together, alone, strict=True):
+        assert one.codes.tolist() == other.codes.tolist() and one.finish_reason == other.finish_reason
+    assert [output.finish_reason for output in together] == ["stop"] * 3 + ["length"]
+    # Half have ended after the second answer's end, the third leaves with its own: the rest is the endless one's alone.
+    assert rows == [4] * 11 + [2] * 2 + [1] * (together[3].codes.shape[1] + 1 - 13)
+
+
+def test_rows_that_go_on_read_their_own_part_of_the_cache() -> None:
+    """Without a script: what the model itself says after the others have left is what it says alone."""
+    texts = ["bin blue at f two now", "lay red", "set white in z four soon", "place green"]
+    speech_lm = scripted(lambda prompt, said: None)
+    for temperature in (0.0, 1.3):
+        settings = SynthesizeSettings(temperature=temperature, seed=3, loop_s=0.0)
+        together = synthesize_codes(speech_lm, texts, settings)
+        widths = set(speech_lm.model.forwards)
+        alone = [synthesize_codes(speech_lm, [text], settings)[0] for text in texts]
+        assert [one.codes.tolist() for one in together] == [one.codes.tolist() for one in alone]
+    assert len(widths) > 1  # some had left
+
+
+def test_scores_that_are_not_finite_end_their_row_alone() -> None:
+    answers = {"bin blue": noise(8), "lay red": math.nan, "set white": math.inf, "place": -math.inf, "again": noise(6)}
+    speech_lm = speaker(answers)
+    outputs = synthesize_codes(speech_lm, list(answers), GREEDY)
+    assert [output.finish_reason for output in outputs] == ["stop", "non_finite", "non_finite", "non_finite", "stop"]
+    assert [output.codes.shape[1] for output in outputs] == [8, 0, 0, 0, 6]
+
+
+def test_an_answer_without_an_end_is_drawn_again_if_asked() -> None:
+    """The next seed, for those alone; how often is told. A greedy answer would be the same."""
+    texts = [f"{word} at f two now" for word in ("red", "blue", "green", "white", "lay", "set")]
+    speech_lm = scripted(lambda prompt, said: None)
+    settings = {"temperature": 1.0, "min_seconds": 1.2, "seconds_per_character": 0.0, "min_seconds_per_character": 0.0}
+    first = synthesize_codes(speech_lm, texts, SynthesizeSettings(**settings))
+    assert any(output.truncated for output in first) and not all(output.truncated for output in first)
+    again = synthesize_codes(speech_lm, texts, SynthesizeSettings(**settings, retries=2))
+    following = [synthesize_codes(speech_lm, texts, SynthesizeSettings(**settings, seed=seed)) for seed in (1, 2)]
+    for i, output in enumerate(again):
+        attempts = [first[i], following[0][i], following[1][i]]
+        chosen = next((n for n, one in enumerate(attempts) if not one.truncated), 2)
+        assert output.attempts == chosen + 1 and output.codes.tolist() == attempts[chosen].codes.tolist()
+    with pytest.raises(GenerationError, match="retries"):
+        SynthesizeSettings(retries=1, temperature=0.0)
+
+
+def writer(sentences: list[list[int]]) -> SpeechLM:
+    """Writes the text ids of the utterance whose first code is their number; then ends."""
+    speech_lm = scripted(lambda prompt, said: write(prompt, said))
+    vocabulary = speech_lm.vocabulary
+
+    def write(prompt: list[int], said: list[int]) -> int:
+        ids = sentences[prompt[prompt.index(vocabulary.speech_id) + 1] - int(vocabulary.offsets[0])]
+        return ids[len(said)] if len(said) < len(ids) else vocabulary.end_id
+
+    return speech_lm
+
+
+def test_a_transcript_that_repeats_a_phrase_is_stopped_and_named() -> None:
+    tokenizer = scripted(lambda prompt, said: None)
+    encode = lambda text: tokenizer.vocabulary.encode_text(tokenizer.text_tokenizer, text).tolist()  # noqa: E731
+    phrase = encode(" four soon")
+    speech_lm = writer([encode("bin blue at f two now"), encode("set white") + phrase * 40])
+    codes = [np.full((1, 30), 0), np.full((1, 30), 1)]
+    whole, looped = transcribe_codes(speech_lm, codes)
+    assert (whole.text, whole.finish_reason) == ("bin blue at f two now", "stop")
+    assert looped.finish_reason == "loop" and looped.truncated and looped.text.startswith("set white four soon four")
+    assert looped.n_tokens <= len(encode("set white")) + 24 + len(phrase)
+    assert transcribe_codes(speech_lm, codes, TranscribeSettings(loop_tokens=0))[1].finish_reason == "length"
+    assert transcribe_codes(speech_lm, codes, TranscribeSettings(num_beams=2))[1].finish_reason == "loop"
+
+
+def test_text_may_be_drawn_or_asked_for_several_times() -> None:
+    speech_lm = scripted(lambda prompt, said: None)
+    codes = [row["audio_codes"] for row in utterances(4)]
+    short = {"tokens_per_s": 1.0, "min_tokens": 4}
+    drawn = [
+        [output.text for output in transcribe_codes(speech_lm, codes, TranscribeSettings(**short, **settings))]
+        for settings in ({"temperature": 1.0}, {"temperature": 1.0, "batch_size": 1}, {"temperature": 1.0, "seed": 1})
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    best = transcribe_codes(speech_lm, codes, TranscribeSettings(**short, num_beams=4, n_best=3))
+    single = transcribe_codes(speech_lm, codes, TranscribeSettings(**short, num_beams=4))
+    for one, other in zip(best, single, strict=True):
+        assert len(set(one.n_best)) > 1 and len(one.n_best) == 3 and one.n_best[0] == one.text == other.text
+        assert other.n_best == ()
+    for wrong in ({"n_best": 2}, {"num_beams": 2, "temperature": 1.0}, {"temperature": -1.0}):
+        with pytest.raises(GenerationError):
+            TranscribeSettings(**wrong)
+
+
+@pytest.mark.parametrize("n_places", [1, 3])
+def test_a_loop_is_seen_as_it_comes_just_when_it_is_one(n_places: int) -> None:
+    """Token by token the same verdict as of the whole so far, at the end of each frame."""
+    rng, limit = np.random.default_rng(0), 9
+    for period in (1, 2, 3, 5):
+        phrase = rng.integers(0, 50, (n_places, period))
+        frames = np.concatenate([rng.integers(0, 50, (n_places, 6)), np.tile(phrase, 8), np.full((n_places, 1), 60)], 1)
+        tokens = torch.from_numpy(frames.T.reshape(1, -1).copy())
+        watch = LoopWatch(1, n_places, limit, frames.shape[1], tokens.device)
+        for end in range(1, tokens.shape[1] + 1):
+            seen = bool(watch.update(tokens[:, :end]))
+            if end % n_places == 0:
+                so_far = frames[:, : end // n_places]
+                ongoing = longest_loop(so_far) > limit and longest_loop(so_far[:, 6:]) == so_far.shape[1] - 6
+                assert seen == ongoing, (period, end)
