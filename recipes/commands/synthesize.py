@@ -441,6 +441,7 @@ def draw(config: Config, task: Task, requests: Sequence[Request], speech_lm: Spe
         )
         for one, output in zip(some, outputs, strict=True):
             one.script.outputs[one.number] = output
+            one.script.attempts = max(one.script.attempts, output.attempts)
 
 
 def warn(lines: Iterable[str]) -> None:

@@ -125,7 +125,6 @@ def write_speech(
             start, n_samples = n_samples, n_samples + len(waveform)
             script.n_codes += int(output.codes.size)
             script.reasons.add(output.finish_reason)
-            script.attempts = max(script.attempts, output.attempts)
             script.silent |= is_silent(waveform)
             script.segments.append(
                 {
