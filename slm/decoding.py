@@ -115,6 +115,29 @@ class LegalIds(LogitsProcessor):
         return scores
 
 
+class Guidance(LogitsProcessor):
+    """Classifier-free guidance (arXiv 2207.12598): scores moved on from those of the bare prompt to those of the asked.
+
+    The first half of the rows has the prompts, the second the same rows' bare ones. Both halves get the same scores, so
+    they go on with the same ids and end together.
+
+    Args:
+        scale: How far; 1 leaves the scores as they are.
+    """
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Nothing is kept: both halves lose the same rows."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        asked, bare = scores.float().log_softmax(dim=-1).chunk(2)
+        # Where the bare one forbids an id (-inf), there is no difference to take.
+        guided = torch.where(bare == -math.inf, asked, bare + self.scale * (asked - bare))
+        return guided.repeat(2, 1)
+
+
 class SeededSampling(LogitsProcessor):
     """Turns greedy search into sampling among the legal ids, with one random stream per row.
 
@@ -202,6 +225,8 @@ def decode(
     grammar: Grammar,
     limits: Sequence[RowLimits],
     seeds: Sequence[int] | None = None,
+    bare_prompts: Sequence[np.ndarray] | None = None,
+    guidance: float = 1.0,
     **sampling: Any,
 ) -> list[Answer]:
     """Writes the answer of each prompt, greedily or drawn.
@@ -212,11 +237,17 @@ def decode(
         grammar: What an answer is made of.
         limits: One per prompt.
         seeds: One per prompt, for its random stream; None is greedy.
+        bare_prompts: One per prompt, without what it asks for: what `guidance` needs. Each is a row more.
+        guidance: The scale of :class:`Guidance`.
         sampling: Temperature, top_k and top_p of :class:`SeededSampling`.
 
     Returns:
         One answer per prompt, in order. What the other rows of a batch do changes none but by rounding.
     """
+    n_answers, before = len(prompts), []
+    if bare_prompts is not None:
+        prompts, limits, before = [*prompts, *bare_prompts], [*limits, *limits], [Guidance(guidance)]
+        seeds = None if seeds is None else [*seeds, *seeds]
     ids, mask = pad_prompts(model, prompts, grammar.end_id)
     length, device = ids.shape[1], ids.device
     least = torch.tensor([one.least for one in limits], device=device)
@@ -228,7 +259,7 @@ def decode(
     if grammar.loop_limit is not None:
         watch = LoopWatch(len(prompts), n_places, grammar.loop_limit, longest // n_places, device)
     ends = RowEnds(legal, most, watch)
-    processors: list[Any] = [legal]
+    processors: list[Any] = [*before, legal]
     if seeds is not None:
         processors.append(SeededSampling(legal, seeds, **sampling))
     answers: list[Answer | None] = [None] * len(prompts)
@@ -261,7 +292,7 @@ def decode(
         for part in (*processors, ends):
             part.keep(keep)
         cache = _cache_of(output, keep)
-    return answers
+    return answers[:n_answers]
 
 
 def _cache_of(output: Any, rows: torch.Tensor) -> dict[str, Any]:

@@ -210,12 +210,14 @@ def generate_speech(
     settings = settings or SynthesizeSettings()
     keys = _numbers(utterances) if keys is None else keys
     prompts = [make_prompt(speech_lm.vocabulary, task, item) for item in utterances]
+    bare = [make_prompt(speech_lm.vocabulary, task, item, bare=True) for item in utterances]
     outputs: list[SynthesizeOutput | None] = [None] * len(prompts)
     todo = list(range(len(prompts)))
     for attempt in range(1 + settings.retries):
         answers = _draw_speech(
             speech_lm,
             [prompts[i] for i in todo],
+            [bare[i] for i in todo] if settings.guidance > 1 else None,
             [limits[i] for i in todo],
             settings,
             settings.seed + attempt,
@@ -231,6 +233,7 @@ def generate_speech(
 def _draw_speech(
     speech_lm: SpeechLM,
     prompts: Sequence[np.ndarray],
+    bare: Sequence[np.ndarray] | None,
     limits: Sequence[SpeechLimits],
     settings: SynthesizeSettings,
     seed: int,
@@ -244,6 +247,8 @@ def _draw_speech(
     answers: list[Answer | None] = [None] * len(prompts)
     for batch in _buckets(prompts, settings.batch_size):
         sampling = _sampling(settings, seed, keys, batch)
+        if bare is not None:
+            sampling |= {"bare_prompts": [bare[i] for i in batch], "guidance": settings.guidance}
         found = decode(model, [prompts[i] for i in batch], grammar, [rows[i] for i in batch], **sampling)
         for i, answer in zip(batch, found, strict=True):
             answers[i] = answer

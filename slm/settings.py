@@ -89,6 +89,13 @@ class SynthesizeSettings:
     top_k: int = field(default=50, metadata={"help": "draw from the k likeliest codes; 0: all"})
     top_p: float = field(default=1.0, metadata={"help": "draw from the likeliest codes that make up this share"})
     seed: int = field(default=0, metadata={"help": "seed of the draws"})
+    guidance: float = field(
+        default=1.0,
+        metadata={
+            "help": "classifier-free guidance: how far scores are moved from those without a prompt, 1.5 to 3, say; "
+            "1 is none and takes half the time. The model must have learnt it (noise.drop_prompt of `slm finetune`)"
+        },
+    )
     retries: int = field(
         default=0,
         metadata={
@@ -133,6 +140,8 @@ class SynthesizeSettings:
         for name in ("seconds_per_character", "min_seconds_per_character", "loop_s"):
             if (getattr(self, name) or 0) < 0:
                 raise GenerationError(f"synthesising: {name} must be 0, more, or null")
+        if self.guidance < 1:
+            raise GenerationError("synthesising: guidance must be 1 (none) or more")
         if self.min_seconds is not None and self.min_seconds <= 0:
             raise GenerationError("synthesising: min_seconds must be above 0, or null")
         if self.retries < 0 or (self.retries and not self.temperature):

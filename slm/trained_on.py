@@ -30,6 +30,7 @@ class TrainedOn:
             is silence around it. None where the model was saved without, as are the next two.
         longest_loop_s: The longest stretch of codes that repeats itself, in seconds: silence, above all.
         longest_text_loop: The longest stretch of text tokens that repeats itself.
+        bare_prompts: Share of the answers in speech that were learnt without their prompt.
     """
 
     characters: str
@@ -39,6 +40,7 @@ class TrainedOn:
     shortest_text: int | None = None
     longest_loop_s: float | None = None
     longest_text_loop: int | None = None
+    bare_prompts: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "characters_per_s", tuple(float(rate) for rate in self.characters_per_s))

@@ -14,6 +14,10 @@ from slm_tiny import CODES, utterances
 from slm.generation import SpeechLM, synthesize_codes, transcribe_codes
 from slm.loops import LoopWatch, longest_loop
 from slm.settings import GenerationError, SynthesizeSettings, TranscribeSettings, speech_limits
+from slm.tasks import get_task
+from slm.tasks.registry import UtteranceTokens
+from slm.tasks.sequences import make_prompt
+from slm.training.batches import NoiseConfig, SpeechSamples
 
 GREEDY = SynthesizeSettings(temperature=0.0)
 NO_GUARD = SynthesizeSettings(temperature=0.0, loop_s=0.0)
@@ -205,3 +209,48 @@ def test_a_loop_is_seen_as_it_comes_just_when_it_is_one(n_places: int) -> None:
                 so_far = frames[:, : end // n_places]
                 ongoing = longest_loop(so_far) > limit and longest_loop(so_far[:, 6:]) == so_far.shape[1] - 6
                 assert seen == ongoing, (period, end)
+
+
+def test_guidance_moves_the_scores_on_from_those_without_a_prompt() -> None:
+    """The greedy code by hand, from both prompts' scores; a row's answer is its own in any batch, and 1 is none."""
+    texts = ["bin blue at f two now", "lay red", "set white in z four soon"]
+    speech_lm = scripted(lambda prompt, said: None)
+    vocabulary, model = speech_lm.vocabulary, speech_lm.model
+    short = {"temperature": 0.0, "min_seconds": 1.0, "seconds_per_character": 0.0, "loop_s": 0.0}
+    for scale in (1.0, 4.0):
+        together = synthesize_codes(speech_lm, texts, SynthesizeSettings(**short, guidance=scale))
+        alone = [synthesize_codes(speech_lm, [text], SynthesizeSettings(**short, guidance=scale))[0] for text in texts]
+        assert [one.codes.tolist() for one in together] == [one.codes.tolist() for one in alone]
+        for text, output in zip(texts, together, strict=True):
+            asked = UtteranceTokens(text=vocabulary.encode_text(speech_lm.text_tokenizer, text))
+            prompts = [make_prompt(vocabulary, get_task("tts"), asked, bare=bare) for bare in (False, True)]
+            assert prompts[1].tolist() == [1, vocabulary.mark_id("<|synthesize|>"), vocabulary.speech_id]
+            with torch.no_grad():
+                scores = [
+                    model(input_ids=torch.from_numpy(prompt)[None]).logits[0, -1].log_softmax(-1) for prompt in prompts
+                ]
+            guided = scores[1] + scale * (scores[0] - scores[1])
+            assert int(output.codes[0, 0]) == int(guided[vocabulary.speech_ids()[0]].argmax())
+    drawn = SynthesizeSettings(**short | {"temperature": 1.0}, guidance=4.0)
+    together = synthesize_codes(speech_lm, texts, drawn, keys=list("abc"))
+    assert together[1].codes.tolist() == synthesize_codes(speech_lm, texts[1:2], drawn, keys=["b"])[0].codes.tolist()
+
+
+def test_some_answers_are_learnt_without_their_prompt() -> None:
+    """A share of the answers in speech, their codes untouched; none where it is not asked for, none of ASR's."""
+    speech_lm = scripted(lambda prompt, said: None)
+    vocabulary, rows = speech_lm.vocabulary, utterances(40)
+    texts = [vocabulary.encode_text(speech_lm.text_tokenizer, row["text"]) for row in rows]
+    codes = [row["audio_codes"] for row in rows]
+    mark = vocabulary.mark_id("<|synthesize|>")
+    noise = NoiseConfig(replace=0.0, drop=0.0, drop_prompt=0.25)
+    for settings, expected in ((noise, 10), (NoiseConfig(replace=0.0, drop=0.0), 0)):
+        samples = SpeechSamples(vocabulary, codes, texts, {"asr": 1.0, "tts": 1.0}, settings)
+        rng, n_bare = np.random.default_rng(0), 0
+        for index in range(len(samples.lengths)):
+            plain, example = samples.example(index, None), samples.example(index, rng)
+            assert example.input_ids[example.labels >= 0].tolist() == plain.input_ids[plain.labels >= 0].tolist()
+            if len(example) < len(plain):
+                assert example.input_ids[1] == mark
+                n_bare += 1
+        assert abs(n_bare - expected) <= (4 if expected else 0)

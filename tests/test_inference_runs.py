@@ -238,3 +238,9 @@ def test_a_transcript_s_faults_are_named_and_counted(tmp_path, monkeypatch, capl
     beams = [*given, "decoding.num_beams=3", "decoding.n_best=2"]
     found = lines(transcribe.run(load_config(transcribe.Config, None, beams)))
     assert len(found[0]["n_best"]) == 2 and found[0]["n_best"][0] == found[0]["hypothesis"]
+
+
+def test_guidance_that_was_not_learnt_is_told(job, tmp_path, caplog) -> None:
+    synthesize.run(job("synthesize", "guided", "decoding.guidance=2.0", "limit=2"))
+    assert "has not learnt to speak without a prompt" in caplog.text and "noise.drop_prompt=0.1" in caplog.text
+    assert len(lines(tmp_path / "guided" / "predictions.jsonl")) == 2

@@ -249,6 +249,7 @@ def test_finetune_recipe_plans_trains_skips_and_refuses(tmp_path) -> None:
     )
     assert told["trained_on"]["shortest_text"] == min(len(text) for text, _ in heard)
     loops = [longest_loop(row["audio_codes"][:1]) / 12.5 for row in utterances(12)]
+    assert told["trained_on"]["bare_prompts"] == 0.0
     assert told["trained_on"]["longest_loop_s"] == max(loops) and told["trained_on"]["longest_text_loop"] == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]

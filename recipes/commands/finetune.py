@@ -77,7 +77,7 @@ class Config:
     normaliser: str = field(
         default="basic", metadata={"help": "applied to the texts: basic (basic:de, ...), whisper-english, none"}
     )
-    noise: NoiseConfig = field(default_factory=NoiseConfig, metadata={"help": "changes to the speech of prompts"})
+    noise: NoiseConfig = field(default_factory=NoiseConfig, metadata={"help": "changes to the prompts"})
     max_length: int | None = field(default=None, metadata={"help": "longer sequences are left out; null: the model's"})
     lora: LoraSettings | None = field(
         default=None, metadata={"help": "train adapters, e.g. lora.rank=16; null: in full"}
@@ -227,6 +227,7 @@ def make_data(
     texts, seconds = zip(*(spoken["train"][i] for i in members), strict=True)
     codes, text_ids = zip(*((u.codes, u.text) for u in (training.utterances[i] for i in members)), strict=True)
     trained_on = TrainedOn.of(texts, seconds, codes, text_ids, vocabulary.frame_rate)
+    trained_on = dataclasses.replace(trained_on, bare_prompts=config.noise.drop_prompt)
     vocabulary = dataclasses.replace(vocabulary, trained_on=trained_on.after(vocabulary.trained_on))
     return Data(vocabulary, training, samples("valid"))
 

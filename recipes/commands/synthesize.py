@@ -77,6 +77,7 @@ from tokenizer.data.utterances import AudioError, DataSource
 LANGUAGE = "en"  # whose abbreviations end no sentence, where the normaliser names no language
 UNKNOWN_LONGEST_TEXT = 200  # characters said in one go, where a model does not tell how long its training's texts were
 MAX_WARNINGS = 20  # lines of warnings
+NOT_LEARNT = "what guidance moves away from is a guess; `slm finetune ... noise.drop_prompt=0.1` teaches it"
 
 
 @dataclass
@@ -276,6 +277,9 @@ def run(config: Config) -> Path:
     scripts = read_scripts(config, setup.task, setup.vocabulary, speech_lm.text_tokenizer)
     if processes.is_main:
         warn(f"{one.place}{line}" for one in scripts for line in [*one.unsayable, *filter(None, [one.error])])
+        known = setup.vocabulary.trained_on
+        if config.decoding.guidance > 1 and not (known and known.bare_prompts):
+            log.warning("decoding.guidance: %s has not learnt to speak without a prompt: %s", config.model, NOT_LEARNT)
     unfit = {number for number, script in enumerate(scripts) if script.error}  # told by now
     for script in scripts:
         script.audio = f"audio/{file_name(script.id)}" if folder else config.output_file
