@@ -296,12 +296,14 @@ def decode(
 
 
 def _cache_of(output: Any, rows: torch.Tensor) -> dict[str, Any]:
-    """What `generate` needs to go on with some rows of a batch; nothing for a model without a cache, which reads all
-    anew.
+    """What `generate` needs to go on with some rows of a batch; nothing where it must read all of them anew.
+
+    That is a model without a cache, and one that has a state in its place (Mamba): `generate` does not tell there which
+    ids have been read.
     """
     for name in ("cache", "past_key_values"):  # by transformers' version
         cache = getattr(output, name, None)
-        if hasattr(cache, "reorder_cache"):
+        if hasattr(cache, "reorder_cache") and not all(getattr(cache, "is_linear", [False])):
             cache.reorder_cache(rows)
             return {name: cache}
     return {}

@@ -10,7 +10,18 @@ import pytest
 import torch
 from slm_scripted import KNOWN, scripted
 from slm_tiny import CODES, utterances
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
+from slm.decoding import Grammar, RowEnds, RowLimits, decode
 from slm.generation import SpeechLM, synthesize_codes, transcribe_codes
 from slm.loops import LoopWatch, longest_loop
 from slm.settings import GenerationError, SynthesizeSettings, TranscribeSettings, speech_limits
@@ -254,3 +265,39 @@ def test_some_answers_are_learnt_without_their_prompt() -> None:
                 assert example.input_ids[1] == mark
                 n_bare += 1
         assert abs(n_bare - expected) <= (4 if expected else 0)
+
+
+SIZES = {"vocab_size": 60, "hidden_size": 32, "pad_token_id": 0}
+DEEP = SIZES | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 48}
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "reads_on"),
+    [
+        (Gemma3ForCausalLM, Gemma3TextConfig(**DEEP, head_dim=16, sliding_window=6), True),
+        (Lfm2ForCausalLM, Lfm2Config(**DEEP, layer_types=["conv", "full_attention"]), True),
+        (BloomForCausalLM, BloomConfig(**SIZES, n_layer=2, n_head=2), True),
+        (MambaForCausalLM, MambaConfig(**SIZES, num_hidden_layers=2, state_size=8), False),
+    ],
+)
+def test_rows_leave_whatever_the_model_keeps_of_what_it_read(model, config, reads_on: bool, monkeypatch) -> None:
+    """Windows, states, both: a batch that rows leave writes what one that they stay in does."""
+    torch.manual_seed(0)
+    llm = model(config).eval()
+    for parameter in llm.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    legal = torch.ones(60, dtype=torch.bool)
+    legal[:3] = False
+    rng, calls, generate = np.random.default_rng(0), [], llm.generate
+    llm.generate = lambda **arguments: calls.append(arguments) or generate(**arguments)
+    prompts = [rng.integers(3, 60, n) for n in (9, 12, 10, 11, 12)]
+    limits = [RowLimits(n) for n in (4, 30, 8, 25, 16)]
+    batch = (llm, prompts, Grammar([legal], 2, 1), limits, [1, 2, 3, 4, 5])
+    leaving = decode(*batch, temperature=1.0)
+    assert [len(call["input_ids"]) for call in calls] == [5, 2, 1]
+    assert all(bool({"cache", "past_key_values"} & call.keys()) == reads_on for call in calls[1:])
+    end = RowEnds.__call__
+    monkeypatch.setattr(RowEnds, "__call__", lambda self, *a, **k: end(self, *a, **k) & (self.reasons >= 0))
+    assert decode(*batch, temperature=1.0) == leaving and len(calls) == 4
+    assert len({len(answer.ids) for answer in leaving}) > 3
