@@ -166,8 +166,8 @@ def generate(folder: Path, options: argparse.Namespace) -> None:
 
 def train_lora(folder: Path, options: argparse.Namespace) -> None:
     """Steps of LoRA with the speech rows trained, in fp32."""
-    _, _, vocabulary = load_llm(str(folder / "slm"))
-    _train("LoRA", add_lora(folder / "slm", vocabulary, LoraSettings()), vocabulary.new_ids, options)
+    model, _, vocabulary = load_llm(str(folder / "slm"))
+    _train("LoRA", add_lora(model, vocabulary, LoraSettings()), vocabulary.new_ids, options)
 
 
 def train_full(folder: Path, options: argparse.Namespace) -> None:

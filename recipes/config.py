@@ -230,7 +230,7 @@ def _put_default(config_class: type, values: dict[str, Any], parts: list[str]) -
     if field is None or len(parts) == 1:
         return
     nested, given = _dataclass_in(hints[field.name]), values.get(field.name)
-    if nested is None and field.name not in values and isinstance(default := default_of(field), dict):
+    if nested is None and values.get(field.name) is None and isinstance(default := default_of(field), dict):
         values[field.name] = dict(default)
     elif nested is not None and nested is hints[field.name] and (given is None or isinstance(given, dict)):
         inner = given or {}

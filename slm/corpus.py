@@ -214,15 +214,24 @@ class CodedCorpusWriter:
             extra: Anything worth keeping beside the counts, such as the files that were set aside. Kept under `extra`.
 
         Raises:
-            CorpusError: A shard is missing.
+            CorpusError: A shard is missing, or two utterances of a split have one id.
         """
         splits: dict[str, dict[str, Any]] = {}
+        seen: dict[str, set[str]] = {}
         totals: dict[str, set[int]] = {}
         for path in sorted(self.folder.glob("*.parquet")):
             match = _SHARD.match(path.name)
             if match is None:
                 raise CorpusError(f"{path}: not a shard's name; move it out of the corpus")
-            table = pq.read_table(path, columns=["duration", "audio_codes"])
+            table = pq.read_table(path, columns=["id", "duration", "audio_codes"])
+            ids = seen.setdefault(match["split"], set())
+            for name in table["id"].to_pylist():
+                if name in ids:
+                    raise CorpusError(
+                        f"{path}: a second utterance of id {name!r} in split {match['split']!r}, whose predictions "
+                        "would be taken for the first one's; give each an id of its own"
+                    )
+                ids.add(name)
             frames = pc.sum(pc.list_value_length(pc.list_element(table["audio_codes"], 0))).as_py() or 0
             seconds = float(np.sum(table["duration"].to_numpy())) if len(table) else 0.0
             entry = splits.setdefault(match["split"], {"utterances": 0, "frames": 0, "duration_s": 0.0, "shards": []})

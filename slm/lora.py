@@ -5,6 +5,7 @@ Shapes: R rows of length L, D width, V rows of the embedding table, N of them ne
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MethodType
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slm.modeling import ModelError, has_tied_head, load_llm
+from slm.modeling import BASE_FILE, ModelError, base_digest, has_tied_head, load_llm, other_towers
 from slm.vocabulary import SpeechVocabulary
 
 
@@ -36,30 +37,27 @@ class LoraSettings:
             raise ModelError(f"lora.rank: {self.rank} must be at least 1")
 
 
-def add_lora(
-    base_folder: str | Path,
-    vocabulary: SpeechVocabulary,
-    settings: LoraSettings,
-    dtype: str = "fp32",
-    attention: str = "auto",
-) -> nn.Module:
-    """Attaches adapters to a grown model that lies on disk.
-
-    The adapter's folder names its base, so the base must be saved, with its new rows, before (`save_slm`).
+def add_lora(base: PreTrainedModel, vocabulary: SpeechVocabulary, settings: LoraSettings) -> nn.Module:
+    """Attaches adapters to a grown model, in place: it is not held twice.
 
     Args:
-        base_folder: The grown base.
+        base: The grown base.
         vocabulary: Its new ids, whose rows are trained.
         settings: Rank and the like.
-        dtype: How the base's weights are held.
-        attention: As `load_llm` takes it.
 
     Returns:
-        A `peft.PeftModel`.
+        A `peft.PeftModel` around `base`.
     """
     from peft import LoraConfig, get_peft_model
 
-    base, _, _ = load_llm(str(base_folder), dtype, attention)
+    head = base.get_output_embeddings()
+    named = {name for name, module in base.named_modules() if module is head}
+    asked = [settings.target_modules] if isinstance(settings.target_modules, str) else settings.target_modules
+    if any(name == target or name.endswith(f".{target}") for name in named for target in asked):
+        raise ModelError(
+            f"lora.target_modules: {', '.join(sorted(named))} is the output head, whose new rows are trained already; "
+            "leave it out"
+        )
     modules = [base.get_input_embeddings()] + ([] if has_tied_head(base) else [base.get_output_embeddings()])
     names = {id(module): name.rsplit(".", 1)[-1] for name, module in base.named_modules()}
     config = LoraConfig(
@@ -67,6 +65,7 @@ def add_lora(
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
+        exclude_modules=other_towers(base) or None,
         trainable_token_indices={names[id(module)]: vocabulary.new_ids for module in modules},
         task_type="CAUSAL_LM",
     )
@@ -106,6 +105,10 @@ def save_adapter(
     model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
     text_tokenizer.save_pretrained(folder)
     vocabulary.save(folder)
+    known = Path(folder) / BASE_FILE
+    known.unlink(missing_ok=True)
+    if local.is_dir():
+        known.write_text(json.dumps({"digest": base_digest(local)}) + "\n", encoding="utf-8")
     return Path(folder)
 
 
@@ -126,16 +129,17 @@ def keep_tables_whole(model: nn.Module) -> None:
 def _with_rows_apart(layer: Any, x: Tensor, active_adapters: list[str], *args: Any, **kwargs: Any) -> Tensor:
     """`TrainableTokensLayer.forward_adapters`: token ids (R, L) -> (R, L, D), or states (..., D) -> logits (..., V)."""
     base = layer.base_layer
-    plain = len(active_adapters) == 1 and not (layer.disable_adapters or layer.merged or args or kwargs)
-    if not plain or getattr(base, "bias", None) is not None:
+    if len(active_adapters) != 1 or layer.disable_adapters or layer.merged or args or kwargs:
         return type(layer).forward_adapters(layer, x, active_adapters, *args, **kwargs)
     (name,) = active_adapters
     rows, ids = layer.trainable_tokens_delta[name], torch.tensor(layer.token_indices[name], device=x.device)
     result = base(x)
     if isinstance(base, nn.Linear):
-        return result.index_copy_(-1, ids, F.linear(x, rows).to(result.dtype))
+        # The rows are held in fp32, also where the base is not; PEFT's own path would drop a bias.
+        bias = None if base.bias is None else base.bias[ids].to(x.dtype)
+        return result.index_copy_(-1, ids, F.linear(x, rows.to(x.dtype), bias).to(result.dtype))
     ids, order = ids.sort()
-    place = torch.searchsorted(ids, x).clamp_max(len(ids) - 1)
+    place = torch.searchsorted(ids, x.contiguous()).clamp_max(len(ids) - 1)
     own = F.embedding(order[place], rows)
     scale = layer._get_embed_scale()
     own = own if scale is None else own * scale.to(own.dtype)

@@ -5,6 +5,7 @@ Shapes: V rows of the embedding table, D its width.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -28,8 +29,9 @@ from slm.embedded import EMBEDDED, embedded_folder
 from slm.vocabulary import FILE_NAME, SpeechVocabulary
 
 PAD_ROWS_TO = 64
-ATTENTIONS = ("auto", "sdpa", "eager")
 ADAPTER_FILE = "adapter_config.json"
+BASE_FILE = "base.json"  # beside it: what tells the base's weights from others
+_BLOCK = 1 << 20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -129,7 +131,8 @@ def load_llm(
     Args:
         name: A hub name or a local folder.
         dtype: "fp32", "bf16" or "fp16": how the weights are held.
-        attention: How attention is computed: "sdpa" (fused), "eager" (written out), "auto": fused where the model can.
+        attention: How attention is computed: "sdpa" (fused), "eager" (written out), "flash_attention_2" (of the package
+            flash-attn), "auto": fused where the model can.
 
     Returns:
         The model, its text tokenizer, and its speech vocabulary where it already has one.
@@ -166,6 +169,30 @@ def _resolve_base(where: str, base: str) -> str:
         raise ModelError(f"adapter {where}: its base cannot be had: {error}") from error
 
 
+def base_digest(folder: str | Path) -> str:
+    """Tells a base's weights from others: a hash of sixteen places of each file, which takes a moment at any size."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            for place in range(16):
+                stream.seek(max(0, size - _BLOCK) * place // 15)
+                digest.update(stream.read(_BLOCK))
+    return digest.hexdigest()
+
+
+def check_base(where: str, base: str) -> None:
+    """Raises ModelError where an adapter's base, a folder, holds other weights than those it was trained on."""
+    file, folder = Path(where) / BASE_FILE, Path(base).expanduser()
+    if file.is_file() and folder.is_dir():
+        if json.loads(file.read_text(encoding="utf-8"))["digest"] != base_digest(folder):
+            raise ModelError(
+                f"adapter {where}: its base {base} holds other weights than those it was trained on, which it would "
+                "turn into noise; give it back its base, or train it anew"
+            )
+
+
 def _with_adapter(
     where: str,
     base: str,
@@ -177,10 +204,12 @@ def _with_adapter(
     """An adapter's base, grown by the rows that the adapter holds, with the adapter folded in."""
     from peft import PeftModel
 
-    model, _, _ = load_llm(_resolve_base(where, base), dtype, attention)
+    model, _, own = load_llm(_resolve_base(where, base), dtype, attention)
+    check_base(where, base)
     if vocabulary is not None:
         rows = rows_needed(model.get_input_embeddings().weight.shape[0], vocabulary)
         model.resize_token_embeddings(rows, mean_resizing=False)
+        _fill_bias(model.get_output_embeddings(), own.size if own else vocabulary.first_id, vocabulary.first_id)
     model = _loading(where, PeftModel.from_pretrained, model, where).merge_and_unload()
     model.generation_config = _generation_config(tokenizer, vocabulary)
     return model
@@ -254,9 +283,15 @@ def extend_with_speech(
                 noise[offset : offset + len(vectors)] += _projected(vectors, noise.shape[1], generator)
             fresh = text.mean(dim=0, keepdim=True) + spread * noise.to(weight.device)
             weight[first:] = fresh.to(weight.dtype)
-            if getattr(module, "bias", None) is not None:
-                module.bias[first:] = module.bias[: vocabulary.first_id].mean()
+            _fill_bias(module, first, vocabulary.first_id)
     model.config.get_text_config().vocab_size = model.get_input_embeddings().weight.shape[0]
+
+
+def _fill_bias(head: torch.nn.Module, first: int, n_text: int) -> None:
+    """Gives new rows of a head the mean bias of the text's, which needs no file of its own."""
+    if getattr(head, "bias", None) is not None:
+        with torch.no_grad():
+            head.bias[first:] = head.bias[:n_text].mean()
 
 
 def _projected(vectors: torch.Tensor, width: int, generator: torch.Generator) -> torch.Tensor:
@@ -265,6 +300,26 @@ def _projected(vectors: torch.Tensor, width: int, generator: torch.Generator) ->
     centred = centred - centred.mean(dim=0)
     centred = centred / centred.square().sum(dim=1).mean().sqrt().clamp_min(1e-8)
     return centred @ torch.randn(centred.shape[1], width, generator=generator)
+
+
+def other_towers(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers outside the text model and its head: a vision or audio tower of a multimodal one."""
+    decoder = model.get_decoder()
+    if decoder is None or decoder is model:
+        return []
+    tables = (decoder, model.get_input_embeddings(), model.get_output_embeddings())
+    inside = {id(module) for part in tables if part is not None for module in part.modules()}
+    linear = ((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d))
+    return [name for name, module in linear if id(module) not in inside]
+
+
+def freeze_other_towers(model: PreTrainedModel) -> None:
+    """Lets a multimodal model's text model and head learn alone: what else it has never runs."""
+    if other_towers(model):
+        parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+        text = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in text)
 
 
 def has_tied_head(model: PreTrainedModel) -> bool:
@@ -295,6 +350,7 @@ def save_slm(
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.generation_config = _generation_config(text_tokenizer, vocabulary)
+    model.config.get_text_config().use_cache = True  # a training with checkpointing turns it off for good
     model.save_pretrained(temporary, state_dict=state_dict)
     text_tokenizer.save_pretrained(temporary)
     if vocabulary is not None:

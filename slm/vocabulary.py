@@ -69,7 +69,9 @@ class SpeechVocabulary:
         frame_rate: Its frames per second.
         tokenizer: The name or folder it was loaded from.
         precision: The arithmetic its encoder ran in, which the fingerprint includes.
-        normaliser: Name of what was done to the training texts; whoever generates does the same to a text to be spoken.
+        normaliser: Name of what was done to the training texts that the model writes.
+        prompt_normaliser: Name of what was done to those that it reads, and is done to a text to be spoken; "": the
+            same.
         trained_on: What the training's utterances were like; None where the model was saved without.
         added: Groups behind the books, in the order in which they came: (name, names of its tokens).
     """
@@ -84,6 +86,7 @@ class SpeechVocabulary:
     tokenizer: str = ""
     precision: str = "fp32"
     normaliser: str = "none"
+    prompt_normaliser: str = ""
     trained_on: TrainedOn | None = None
     added: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
@@ -95,6 +98,11 @@ class SpeechVocabulary:
             object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
         if not self.codebook_sizes or min(self.codebook_sizes) < 1:
             raise VocabularyError(f"codebook_sizes: {self.codebook_sizes} must be one positive size per codebook used")
+
+    @property
+    def normaliser_of_prompts(self) -> str:
+        """Name of what is done to a text before the model reads it."""
+        return self.prompt_normaliser or self.normaliser
 
     @property
     def n_codebooks(self) -> int:
@@ -340,6 +348,7 @@ def add_speech(
     tokenizer: str = "",
     precision: str = "fp32",
     normaliser: str = "none",
+    prompt_normaliser: str = "",
     marks: Sequence[str] = (),
 ) -> SpeechVocabulary:
     """Adds the marks and speech tokens to a text tokenizer, in place, and says which ids they got.
@@ -352,7 +361,8 @@ def add_speech(
         frame_rate: Its frames per second.
         tokenizer: Its name or folder.
         precision: The arithmetic of its encoder.
-        normaliser: Name of what was done to the training texts.
+        normaliser: Name of what was done to the training texts that the model writes.
+        prompt_normaliser: Name of what was done to those that it reads; "": the same.
         marks: Further marks that the tasks need.
 
     Raises:
@@ -373,6 +383,7 @@ def add_speech(
         tokenizer=tokenizer,
         precision=precision,
         normaliser=normaliser,
+        prompt_normaliser=prompt_normaliser,
     )
     if SPEECH in (taken := text_tokenizer.get_vocab()):
         raise VocabularyError(

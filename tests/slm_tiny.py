@@ -18,7 +18,9 @@ from transformers import (
 )
 
 from slm.corpus import CodedCorpusWriter, CorpusMetadata
+from slm.tasks.registry import UtteranceTokens
 from slm.training.text_lm import build_text_tokenizer
+from slm.vocabulary import SpeechVocabulary
 
 SENTENCES = [
     "bin blue at f two now",
@@ -93,3 +95,10 @@ def write_corpus(folder: Path, n: int = 12, **changes: object) -> Path:
     writer.write_shard("test", 0, 1, utterances(4, seed=2))
     writer.finish()
     return folder
+
+
+def tokens_of(
+    vocabulary: SpeechVocabulary, tokenizer: PreTrainedTokenizerBase, rows: list[dict]
+) -> list[UtteranceTokens]:
+    """What training samples are made of."""
+    return [UtteranceTokens(row["audio_codes"], vocabulary.encode_text(tokenizer, row["text"])) for row in rows]

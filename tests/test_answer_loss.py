@@ -8,12 +8,22 @@ from peft import LoraConfig, get_peft_model
 from slm_tiny import tiny_model
 from test_sequences import speech_samples
 from torch.nn import functional as F
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 
 from slm.lora import keep_tables_whole
 from slm.training import answer_loss
 from slm.training.answer_loss import AnswerLoss
-from slm.training.trainer import TrainingConfig, train
+from slm.training.config import TrainingConfig
+from slm.training.trainer import train
 
 ROWS = 96
 IGNORED = -100
@@ -69,6 +79,30 @@ def with_tables_whole(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+SMALL = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+
+
+def with_soft_cap() -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=16, vocab_size=ROWS, final_logit_softcapping=2.0))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30)
+    return model
+
+
+def with_scaling() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return GraniteForCausalLM(GraniteConfig(**SMALL, vocab_size=ROWS, logits_scaling=0.2))
+
+
+def with_factor() -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = CohereForCausalLM(CohereConfig(**SMALL, vocab_size=ROWS, logit_scale=0.0625))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30)
+    return model
+
+
 MODELS = {
     "tied": lambda: tiny_model("qwen2", ROWS),
     "untied": untied,
@@ -76,6 +110,10 @@ MODELS = {
     "LoRA, tied": lambda: lora(tiny_model("qwen2", ROWS), "embed_tokens"),
     "LoRA, untied": lambda: lora(untied(), "embed_tokens", "lm_head"),
     "LoRA, rows apart": lambda: with_tables_whole(lora(tiny_model("qwen2", ROWS), "embed_tokens")),
+    "soft cap": with_soft_cap,
+    "LoRA, soft cap": lambda: with_tables_whole(lora(with_soft_cap(), "embed_tokens")),
+    "scaling": with_scaling,
+    "factor": with_factor,
 }
 
 
@@ -120,7 +158,7 @@ def test_the_head_is_itself_again_also_after_an_error() -> None:
     assert model(input_ids=batch()["input_ids"]).logits.shape == (3, 20, ROWS)
 
 
-@pytest.mark.parametrize("name", ["tied", "with a bias", "LoRA, rows apart"])
+@pytest.mark.parametrize("name", ["tied", "with a bias", "LoRA, rows apart", "soft cap"])
 def test_with_autocast_it_is_that_of_whole_logits_up_to_bf16s_rounding(name) -> None:
     model = MODELS[name]().eval()
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -143,14 +181,12 @@ def test_without_gradients_none_are_made() -> None:
     assert not value.requires_grad
 
 
-def test_a_model_that_changes_its_logits_after_the_head_is_refused() -> None:
-    torch.manual_seed(0)
-    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, head_dim=16)
-    sizes |= dict(num_key_value_heads=1, vocab_size=ROWS, final_logit_softcapping=2.0)
-    model = Gemma2ForCausalLM(Gemma2Config(**sizes))
-    with torch.no_grad():
-        model.lm_head.weight.mul_(30)
-    assert not AnswerLoss(model).fits(model)
+def test_a_model_that_changes_its_logits_in_a_way_of_its_own_is_refused() -> None:
+    model = with_soft_cap()
+    loss = AnswerLoss(model)
+    assert loss.fits(model)
+    model.config.final_logit_softcapping = 3.0  # not what the configuration said
+    assert not loss.fits(model)
 
 
 @pytest.mark.parametrize(

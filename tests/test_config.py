@@ -123,6 +123,7 @@ def test_a_missing_file_names_the_shipped_ones():
         ("", ["shares={a: 2}"], {"a": 2.0}),
         ("shares: {c: 1}", ["shares.a=2"], {"a": 2.0, "c": 1.0}),
         ("shares: {c: 1}", [], {"c": 1.0}),
+        ("shares:", ["shares.a=2"], {"a": 2.0, "b": 1.0}),
     ],
 )
 def test_an_override_of_one_key_of_a_mapping_leaves_the_others(tmp_path, text, overrides, wanted):

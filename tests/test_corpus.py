@@ -123,3 +123,14 @@ def test_bad_codes_are_refused(tmp_path) -> None:
         with pytest.raises(CorpusError, match="u9"):
             writer.write_shard("train", 0, 1, [utterances(1)[0] | {"id": "u9", "audio_codes": codes.astype(int)}])
     assert not writer.shard_done("train", 0)
+
+
+def test_two_utterances_of_one_id_are_refused_across_shards(tmp_path) -> None:
+    """Predictions are kept by id: the second would pass for the first."""
+    writer = CodedCorpusWriter(tmp_path / "c", metadata())
+    writer.write_shard("train", 0, 2, utterances(3))
+    writer.write_shard("train", 1, 2, utterances(1))
+    writer.write_shard("valid", 0, 1, utterances(1))
+    with pytest.raises(CorpusError, match="train-00001.*a second utterance of id 'u0' in split 'train'"):
+        writer.finish()
+    assert not writer.finished

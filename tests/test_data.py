@@ -265,3 +265,18 @@ def test_added_noise_has_the_level_asked_for():
     noise = augment(tone(1.0), config, np.random.default_rng(0), 16000) - tone(1.0)
     snr = 10 * np.log10(np.mean(tone(1.0) ** 2) / np.mean(noise**2))
     assert abs(snr - 20) < 0.1
+
+
+def test_a_split_is_made_of_some_of_a_sources_own(make_corpus):
+    """Held-out parts of small corpora together: their training part must stay out."""
+    for split in ("train", "valid", "test"):
+        manifest = make_corpus(2, split)
+    wanted = ["valid0", "valid1", "test0", "test1"]
+    held_out = DataSource(str(manifest), split="test", own_splits=["valid", "test"])
+    assert [u.id for u in read_source(held_out, "test")] == wanted
+    assert all(u.split == "test" for u in read_source(held_out, "test")) and not read_source(held_out, "train")
+    with pytest.raises(ValueError, match="own_splits goes with `split`"):
+        DataSource(str(manifest), own_splits=["valid"])
+    (folder := manifest.parent / "plain").mkdir()
+    with pytest.raises(DataError, match="own_splits reads a manifest or a Parquet file"):
+        read_source(DataSource(str(folder), split="test", own_splits=["valid"]), "test")

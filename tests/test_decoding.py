@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from slm_scripted import KNOWN, scripted
-from slm_tiny import CODES, utterances
+from slm_tiny import CODES, tokens_of, utterances
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -251,12 +251,11 @@ def test_some_answers_are_learnt_without_their_prompt() -> None:
     """A share of the answers in speech, their codes untouched; none where it is not asked for, none of ASR's."""
     speech_lm = scripted(lambda prompt, said: None)
     vocabulary, rows = speech_lm.vocabulary, utterances(40)
-    texts = [vocabulary.encode_text(speech_lm.text_tokenizer, row["text"]) for row in rows]
-    codes = [row["audio_codes"] for row in rows]
+    spoken = tokens_of(vocabulary, speech_lm.text_tokenizer, rows)
     mark = vocabulary.mark_id("<|synthesize|>")
     noise = NoiseConfig(replace=0.0, drop=0.0, drop_prompt=0.25)
     for settings, expected in ((noise, 10), (NoiseConfig(replace=0.0, drop=0.0), 0)):
-        samples = SpeechSamples(vocabulary, codes, texts, {"asr": 1.0, "tts": 1.0}, settings)
+        samples = SpeechSamples(vocabulary, spoken, {"asr": 1.0, "tts": 1.0}, settings)
         rng, n_bare = np.random.default_rng(0), 0
         for index in range(len(samples.lengths)):
             plain, example = samples.example(index, None), samples.example(index, rng)

@@ -25,7 +25,8 @@ from recipes.commands import train_teacher, train_tokenizer
 from recipes.config import from_values
 from recipes.runs.restart import start_over
 from recipes.runs.run_folder import RunFolder
-from slm.training.trainer import SpeechTrainer, TrainingConfig, train
+from slm.training.config import TrainingConfig
+from slm.training.trainer import SpeechTrainer, train
 from tokenizer.codecs.supervised import SemanticQuantizer, SemanticQuantizerConfig
 from tokenizer.teacher.recogniser_training import RecogniserTrainingConfig
 from tokenizer.training import parallel

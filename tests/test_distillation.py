@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from test_codec_training import config, metrics
 
 from recipes.commands import train_tokenizer
-from recipes.config import ConfigError, from_values
+from recipes.config import ConfigError, from_values, load_config
 from tokenizer.model.configuration import preset_config
 from tokenizer.model.modeling import LMSPTOutput
 from tokenizer.teacher.default_weight import default_weight, target_variances
@@ -128,6 +128,12 @@ def test_the_teacher_hears_what_the_main_decoder_makes_of_book_0(tmp_path, tiny_
     assert float(term(slice(1, 3))) == 0.0
     with pytest.raises(ValueError, match="goes with kind=resynthesis"):
         DistillationConfig("pooled", semantic_reconstruction=1.0)
+
+
+def test_semantic_reconstruction_needs_items_of_book_0_alone() -> None:
+    """Without any the loss would be 0 at every step, and the key a claim."""
+    with pytest.raises(ConfigError, match="semantic_reconstruction.*crops.semantic_only"):
+        load_config(train_tokenizer.Config, "published/12.5hz", ["distillation.semantic_reconstruction=1.0"])
 
 
 def test_pooling_is_the_mean_over_each_code_frame():

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from slm_tiny import save_llm
+from slm_tiny import CODES, FINGERPRINT, save_llm
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.codes import code_statistics
 from eval.schema import Protocol, Results, TestSet, is_task, load_results, make_row, save_results
@@ -25,6 +27,8 @@ from recipes.exporting.card import Export, own_results
 from recipes.runs.lineage import data_rows, lineage, read_run
 from recipes.runs.machine import machine_text
 from recipes.runs.times import wall_seconds
+from slm.modeling import DTYPES, extend_with_speech, load_llm, save_slm
+from slm.vocabulary import SpeechVocabulary, add_speech
 from tokenizer import LMSPTModel, load_tokenizer
 
 MACHINE = {"cpu": "Test CPU @ 3 GHz", "cores": 2, "threads": 1}
@@ -195,6 +199,14 @@ def test_the_embedded_models_rows_need_no_settings(tmp_path):
     assert shown(tmp_path, unnamed, **embedded)[0] == ours
 
 
+def make_slm(folder: Path, kind: str) -> Path:
+    """An SLM with random weights."""
+    model, tokenizer, _ = load_llm(str(save_llm(folder / "llm", kind)))
+    vocabulary = add_speech(tokenizer, [CODES], fingerprint=FINGERPRINT, tokenizer="tiny")
+    extend_with_speech(model, vocabulary, seed=0)
+    return save_slm(model, tokenizer, vocabulary, folder / "model")
+
+
 def test_an_slm_s_card_shows_its_own_rows_and_its_tokenizer_s(tmp_path):
     results = load_results(scores(tmp_path, cell_rows("a", "tok-a") + cell_rows("b", "tok-b", 25.0)))
     for row in results.rows[1:]:
@@ -232,6 +244,29 @@ def test_a_recogniser_and_its_ctc_head_travel_together(runs, tmp_path, tiny_teac
     card = (out / "README.md").read_text()
     assert card.split("---")[2].startswith("\n\n# my ear\n") and "of the transcripts are the same" in card
     assert "| of these: CTC head |" in card and "| longest input at once | 2 s |" in card
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("qwen2", "bf16"), ("llama", "bf16"), ("llama", "fp32")])
+def test_an_exported_slm_is_a_plain_folder_that_other_engines_serve(tmp_path, kind, dtype) -> None:
+    """Tensor by tensor the source's, rounded; the type that it holds is named; the same 200 tokens come out."""
+    source = make_slm(tmp_path / "run", kind)
+    config = json.loads((source / "config.json").read_text()) | {"use_cache": False}  # as older trainings left it
+    (source / "config.json").write_text(json.dumps(config))
+    out = export.run(export.Config(source=str(source), output=str(tmp_path / "out"), dtype=dtype))
+    served = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    expected = AutoModelForCausalLM.from_pretrained(source).to(DTYPES[dtype])
+    assert served.dtype == DTYPES[dtype] and served.config.use_cache
+    names = {name for name, _ in served.named_parameters()}
+    with safe_open(out / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == names and ("lm_head.weight" in names) == (kind == "llama")
+    for (name, a), b in zip(served.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    tokenizer, vocabulary = AutoTokenizer.from_pretrained(out), SpeechVocabulary.load(out)
+    assert len(tokenizer) == vocabulary.size and tokenizer.convert_tokens_to_ids("<|speech|>") == vocabulary.speech_id
+    assert vocabulary.end_id in served.generation_config.eos_token_id
+    prompt = torch.tensor([[1, 40, 41, vocabulary.first_id]])
+    settings = dict(max_new_tokens=200, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    assert torch.equal(served.generate(prompt, **settings), expected.generate(prompt, **settings))
 
 
 def test_a_text_lm_is_exported_without_a_run_folder(tmp_path):
@@ -278,7 +313,9 @@ def test_an_export_is_replaced_whole_or_not_at_all(runs, tmp_path, monkeypatch):
     tensors = load_file(runs / "model" / "model.safetensors")
     large = dict(tensors) | {"quantizer.semantic.bias": torch.full((3,), 1e6)}
     save_file(large, runs / "model" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match="quantizer.semantic.bias is beyond fp16's range: dtype=fp32 keeps it"):
+    with pytest.raises(
+        ConfigError, match="quantizer.semantic.bias is beyond fp16's range: dtype=bf16 or fp32 keeps it"
+    ):
         export.run(Config(str(runs), str(out), overwrite=True))
     assert sorted(path.name for path in out.iterdir()) == before and not list(tmp_path.glob(".out*"))
     save_file(tensors, runs / "model" / "model.safetensors", metadata={"format": "pt"})

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_tokenizer, utterances, write_corpus
+from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_tokenizer, tokens_of, utterances, write_corpus
 
 from recipes.commands import synthesize, transcribe
 from recipes.config import ConfigError, load_config
@@ -30,7 +30,8 @@ from slm.tasks import Task, get_task, register, registry
 from slm.tasks.registry import Mark, Speech, Text, Turn
 from slm.trained_on import TrainedOn
 from slm.training.batches import SpeechSamples
-from slm.training.trainer import TrainingConfig, train
+from slm.training.config import TrainingConfig
+from slm.training.trainer import train
 from slm.vocabulary import SYNTHESIZE, VocabularyError, add_speech
 from tokenizer.data.utterances import Utterance
 
@@ -53,9 +54,9 @@ def untrained(tmp_path_factory) -> SpeechLM:
 def trained(tmp_path_factory) -> SpeechLM:
     """Has learnt four sentences and their codes by heart."""
     speech_lm = make_slm(tmp_path_factory.mktemp("trained"), chat=True)
-    rows, vocabulary = utterances(4), speech_lm.vocabulary
-    texts = [vocabulary.encode_text(speech_lm.text_tokenizer, row["text"]) for row in rows]
-    samples = SpeechSamples(vocabulary, [row["audio_codes"] for row in rows], texts, {"asr": 1.0, "tts": 1.0})
+    vocabulary = speech_lm.vocabulary
+    tokens = tokens_of(vocabulary, speech_lm.text_tokenizer, utterances(4))
+    samples = SpeechSamples(vocabulary, tokens, {"asr": 1.0, "tts": 1.0})
     config = TrainingConfig(steps=120, tokens_per_step=400, learning_rate=1e-2, warmup_steps=10, eval_steps=0)
     train(speech_lm.model, samples, None, config, tmp_path_factory.mktemp("checkpoints"), seed=1)
     speech_lm.model.eval()

@@ -7,24 +7,31 @@ import doctest
 import numpy as np
 import pytest
 import torch
-from slm_tiny import CODES, tiny_model, tiny_tokenizer, utterances
+from slm_tiny import CODES, tiny_model, tiny_tokenizer, tokens_of, utterances
 
 import slm.tasks.sequences
 import slm.training.batches
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import answer, example_length, make_example, make_prompt
-from slm.training.batches import BatchError, NoiseConfig, PackedBatches, SpeechSamples, TextSamples, pack, plan_steps
+from slm.training.batches import (
+    BatchError,
+    MixedSamples,
+    NoiseConfig,
+    PackedBatches,
+    SpeechSamples,
+    TextSamples,
+    pack,
+    plan_steps,
+)
 from slm.vocabulary import SpeechVocabulary, add_speech
 
 
 def speech_samples(noise: NoiseConfig | None = None, weights: dict | None = None, **options) -> SpeechSamples:
     tokenizer = tiny_tokenizer()
     vocabulary = add_speech(tokenizer, [CODES, CODES])
-    rows = utterances()
-    texts = [vocabulary.encode_text(tokenizer, row["text"]) for row in rows]
-    codes = [row["audio_codes"] for row in rows]
-    return SpeechSamples(vocabulary, codes, texts, weights or {"asr": 1.0, "tts": 1.0}, noise, **options)
+    tokens = tokens_of(vocabulary, tokenizer, utterances())
+    return SpeechSamples(vocabulary, tokens, weights or {"asr": 1.0, "tts": 1.0}, noise, **options)
 
 
 @pytest.mark.parametrize("module", [slm.tasks.sequences, slm.training.batches])
@@ -163,4 +170,24 @@ def test_task_weights_choose_tasks() -> None:
 
 def test_text_samples() -> None:
     example = TextSamples([np.array([5, 6])], bos_id=1, eos_id=2).example(0, None)
+    bare = TextSamples([np.array([5, 6])], bos_id=None, eos_id=2).example(0, None)
+    assert bare.input_ids.tolist() == [5, 6, 2] and bare.labels.tolist() == [-100, 6, 2]
     assert example.input_ids.tolist() == [1, 5, 6, 2] and example.labels.tolist() == [-100, 5, 6, 2]
+
+
+def test_kinds_of_samples_are_mixed_by_their_shares() -> None:
+    """Every sample keeps its sequence, its task and its weight; an epoch sees it as often as its share says."""
+    speech = speech_samples()
+    text = TextSamples([np.array([5] * n) for n in range(3, 13)], 1, 2, weight=0.5, share=0.2)
+    mixed = MixedSamples([speech, text])
+    assert mixed.task_names == ["asr", "tts", "text"] and mixed.task_weights == [1.0, 1.0, 0.5]
+    n = len(speech.lengths)
+    for index in (0, n - 1):
+        assert mixed.example(index, None).input_ids.tolist() == speech.example(index, None).input_ids.tolist()
+    for index in (0, 9):
+        assert mixed.example(n + index, None).input_ids.tolist() == text.example(index, None).input_ids.tolist()
+    assert [len(mixed.example(i, None)) for i in range(n + 10)] == mixed.lengths.tolist()
+    plan = plan_steps(mixed.lengths, 260, 600, 0, mixed.shares)
+    seen = np.bincount(np.concatenate(plan), minlength=n + 10)
+    assert seen[n:].mean() / seen[:n].mean() == pytest.approx(0.2, rel=0.1)
+    assert MixedSamples([speech, TextSamples([np.array([5])], 1, 2)]).shares is None

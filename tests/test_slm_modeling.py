@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_model, tiny_tokenizer, utterances
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_model, tiny_tokenizer, tokens_of, utterances
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PhiConfig, PhiForCausalLM
 
 from slm.generation import SpeechLM, synthesize_codes, transcribe_codes
-from slm.lora import LoraSettings, add_lora, merge_lora
+from slm.lora import LoraSettings, add_lora, merge_lora, save_adapter
 from slm.modeling import (
     ModelError,
     describe_llm,
@@ -22,8 +22,9 @@ from slm.modeling import (
 )
 from slm.settings import SynthesizeSettings
 from slm.training.batches import SpeechSamples
+from slm.training.config import TrainingConfig
 from slm.training.text_lm import TextLMConfig, new_text_lm
-from slm.training.trainer import TrainingConfig, train, trained_weights
+from slm.training.trainer import train, trained_weights
 from slm.vocabulary import SpeechVocabulary, add_speech
 
 
@@ -79,10 +80,8 @@ def test_lora_trains_saves_reloads_and_generates(kind: str, tmp_path) -> None:
     vocabulary = add_speech(tokenizer, [CODES], fingerprint=FINGERPRINT, tokenizer="tiny")
     extend_with_speech(model, vocabulary, seed=0)
     base = save_slm(model, tokenizer, vocabulary, tmp_path / "base")
-    peft = add_lora(base, vocabulary, LoraSettings(rank=4))
-    rows = utterances()
-    texts = [vocabulary.encode_text(tokenizer, row["text"]) for row in rows]
-    samples = SpeechSamples(vocabulary, [row["audio_codes"] for row in rows], texts, {"asr": 1.0, "tts": 1.0})
+    peft = add_lora(model, vocabulary, LoraSettings(rank=4))
+    samples = SpeechSamples(vocabulary, tokens_of(vocabulary, tokenizer, utterances()), {"asr": 1.0, "tts": 1.0})
     config = TrainingConfig(
         steps=3, tokens_per_step=200, learning_rate=1e-2, warmup_steps=0, eval_steps=0, save_steps=2
     )
@@ -113,9 +112,67 @@ def test_lora_trains_saves_reloads_and_generates(kind: str, tmp_path) -> None:
     assert len(AutoTokenizer.from_pretrained(tmp_path / "model")) == vocabulary.size
     speech_lm = SpeechLM.load(tmp_path / "model")
     assert speech_lm.vocabulary == vocabulary
-    heard = transcribe_codes(speech_lm, [rows[0]["audio_codes"]])[0]
+    heard = transcribe_codes(speech_lm, [utterances(1)[0]["audio_codes"]])[0]
     said = synthesize_codes(speech_lm, ["lay red"], SynthesizeSettings(min_seconds=1.0))[0]
     assert isinstance(heard.text, str) and said.codes.shape[0] == 1 and said.codes.shape[1] >= 1
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "phi"])
+def test_a_fresh_adapter_changes_nothing_and_a_trained_one_is_the_merged_model(tmp_path, kind, dtype) -> None:
+    """A head with a bias too (Phi), and a base held in bf16: PEFT drops the one and cannot multiply the other."""
+    if kind == "phi":
+        torch.manual_seed(0)
+        sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+        tokenizer = tiny_tokenizer()
+        phi = PhiForCausalLM(PhiConfig(**sizes, vocab_size=len(tokenizer) + 3))
+        torch.nn.init.normal_(phi.lm_head.bias)
+        phi.save_pretrained(tmp_path / "llm")
+        tokenizer.save_pretrained(tmp_path / "llm")
+    else:
+        save_llm(tmp_path / "llm", kind)
+    model, tokenizer, _ = load_llm(str(tmp_path / "llm"), dtype)
+    vocabulary = add_speech(tokenizer, [CODES], fingerprint=FINGERPRINT, tokenizer="tiny")
+    extend_with_speech(model, vocabulary, seed=0)
+    base = save_slm(model, tokenizer, vocabulary, tmp_path / "base")
+    ids = torch.tensor([[5, 40, *vocabulary.new_ids[:6]]])
+    with torch.no_grad():
+        wanted = model.eval()(input_ids=ids).logits
+        peft = add_lora(model, vocabulary, LoraSettings(rank=4)).eval()
+        torch.testing.assert_close(peft(input_ids=ids).logits, wanted, atol=1e-5, rtol=1e-5)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in peft.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+        trained = peft(input_ids=ids).logits.float()
+        save_adapter(peft, tokenizer, vocabulary, tmp_path / "adapter", str(tmp_path / "llm"))
+        merged = merge_lora(base, tmp_path / "adapter", dtype).eval()(input_ids=ids).logits.float()
+        portable = load_llm(str(tmp_path / "adapter"), dtype)[0].eval()(input_ids=ids).logits.float()
+    used = slice(vocabulary.size)  # rows behind it only pad the table
+    assert (trained - wanted).abs().max() > 0.05
+    for other in (merged, portable):
+        error = (other[..., used] - trained[..., used]).norm() / trained[..., used].norm()
+        assert error < (1e-4 if dtype == "fp32" else 0.02)
+
+
+def test_an_adapter_whose_base_has_other_weights_is_refused(tmp_path) -> None:
+    model, tokenizer, _ = load_llm(str(save_llm(tmp_path / "llm")))
+    vocabulary = add_speech(tokenizer, [CODES], fingerprint=FINGERPRINT, tokenizer="tiny")
+    extend_with_speech(model, vocabulary, seed=0)
+    peft = add_lora(model, vocabulary, LoraSettings(rank=4))
+    save_adapter(peft, tokenizer, vocabulary, tmp_path / "adapter", str(tmp_path / "llm"))
+    load_llm(str(tmp_path / "adapter"))
+    tiny_model("qwen2", len(tiny_tokenizer()) + 5, seed=9).save_pretrained(tmp_path / "llm")
+    with pytest.raises(ModelError, match="its base .*llm holds other weights"):
+        load_llm(str(tmp_path / "adapter"))
+
+
+def test_adapters_on_the_head_are_refused_by_name(tmp_path) -> None:
+    model, tokenizer, _ = load_llm(str(save_llm(tmp_path / "llm", "llama")))
+    vocabulary = add_speech(tokenizer, [CODES])
+    extend_with_speech(model, vocabulary, seed=0)
+    with pytest.raises(ModelError, match="lora.target_modules: lm_head is the output head"):
+        add_lora(model, vocabulary, LoraSettings(target_modules=["q_proj", "lm_head"]))
 
 
 def test_describe_reads_no_weights_and_counts_parameters(tmp_path) -> None:

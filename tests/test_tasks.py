@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from slm_tiny import CODES, SENTENCES, save_llm, tiny_model, tiny_tokenizer, translation, utterances, write_corpus
+from slm_tiny import (
+    CODES,
+    SENTENCES,
+    save_llm,
+    tiny_model,
+    tiny_tokenizer,
+    tokens_of,
+    translation,
+    utterances,
+    write_corpus,
+)
 from typer.testing import CliRunner
 
 from eval.schema import load_results
@@ -58,8 +68,7 @@ def test_a_new_task_trains_from_its_parts_alone(echo: Task) -> None:
     tokenizer = tiny_tokenizer()
     vocabulary = add_speech(tokenizer, [CODES, CODES], n_codebooks=2, marks=echo.marks)
     rows = utterances()
-    texts = [vocabulary.encode_text(tokenizer, row["text"]) for row in rows]
-    samples = SpeechSamples(vocabulary, [row["audio_codes"] for row in rows], texts, {"echo": 1.0, "tts": 0.5})
+    samples = SpeechSamples(vocabulary, tokens_of(vocabulary, tokenizer, rows), {"echo": 1.0, "tts": 0.5})
     assert samples.task_names == ("echo", "tts") and len(samples.lengths) == 2 * len(rows)
     example = samples.example(0, None)
     assert len(example) == samples.lengths[0]
@@ -84,7 +93,7 @@ def test_a_prompt_needs_its_own_parts_only(echo: Task) -> None:
 def test_an_unknown_task_is_refused() -> None:
     vocabulary = add_speech(tiny_tokenizer(), [CODES])
     with pytest.raises(BatchError, match="task_weights: task 'sing' is unknown"):
-        SpeechSamples(vocabulary, [np.array([[1]])], [np.array([5])], {"sing": 1.0})
+        SpeechSamples(vocabulary, [UtteranceTokens(np.array([[1]]), np.array([5]))], {"sing": 1.0})
 
 
 def test_a_plan_names_the_key_of_an_unknown_task(tmp_path) -> None:
@@ -298,6 +307,8 @@ def test_plugins_are_found_in_the_working_directory_and_by_stages_of_a_pipeline(
     assert "no module 'my_task'" in slm("transcribe", "x.wav", "plugins=[my_task]", code=2)
     (tmp_path / "broken.py").write_text("import a_library_that_is_not_there")
     assert "broken imports a_library_that_is_not_there" in slm("transcribe", "x.wav", "plugins=[broken]", code=2)
+    (tmp_path / "code.py").write_text("")  # Python's own `code` would be taken for it
+    assert "rename your file" in slm("transcribe", "x.wav", "plugins=[code]", code=2)
     assert "st" not in tasks()
     make_steps(PipelineConfig(str(tmp_path / "runs"), [Stage("finetune", set=["plugins=[my_tasks]"])]))
     assert {"st", "parrot"} <= set(tasks())

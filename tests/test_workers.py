@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import io
 
-import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import tone
-from slm_tiny import CODES, tiny_tokenizer, utterances
+from slm_tiny import CODES, tiny_tokenizer, tokens_of, utterances
 from torch.utils.data import DataLoader
 
 from slm.training.batches import NoiseConfig, PackedBatches, SpeechSamples
@@ -62,12 +61,9 @@ def recordings_of_a_teacher(table, manifest):
 
 def packed_batches(table, manifest):
     tokenizer = tiny_tokenizer()
-    rows = utterances()
     vocabulary = add_speech(tokenizer, [CODES, CODES])
-    texts = [np.array(tokenizer.encode(row["text"], add_special_tokens=False)) for row in rows]
-    samples = SpeechSamples(
-        vocabulary, [row["audio_codes"] for row in rows], texts, {"asr": 1.0, "tts": 1.0}, NoiseConfig()
-    )
+    tokens = tokens_of(vocabulary, tokenizer, utterances())
+    samples = SpeechSamples(vocabulary, tokens, {"asr": 1.0, "tts": 1.0}, NoiseConfig())
     batches = PackedBatches(samples, steps=2, tokens_per_step=200, micro_batches=2, pack_length=64, seed=0)
     return batches, {"batch_size": 1, "collate_fn": _only}
 

@@ -43,7 +43,7 @@ class JudgeConfig:
         metadata={"help": "of a multilingual Whisper: a code such as 'de'; null: en; 'auto': guessed for each clip"},
     )
     no_speech: NoSpeechRule = field(
-        default="v1",
+        default="v2",
         metadata={
             "help": "rule for what is no speech and is read as nothing: 'v1' (level; Whisper's own probabilities; "
             "repetition, see eval/judges/no_speech.py), or 'off'"

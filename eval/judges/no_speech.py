@@ -2,7 +2,7 @@
 
 Recognisers were trained on speech and write words where there is none: Whisper tiny.en reads four seconds of digital
 silence as "you", repeats itself after a long tail, and spends a minute on dots where the tail is faint noise. Rule
-`v1`, in this order:
+`v2`, in this order:
 
 1. Level. A frame of 25 ms is active where it is louder than -60 dBFS and than 40 dB under the loudest one, its mean
    (DC) taken away; active frames count in runs of 80 ms and more, which a click is not. A clip without such a run is
@@ -11,9 +11,14 @@ silence as "you", repeats itself after a long tail, and spends a minute on dots 
 2. Probability, of Whisper alone and with the thresholds of its own decoding (arXiv 2212.04356, section 4.5): empty
    where `<|nospeech|>` has more than 0.6 and the text's mean log probability is under -1.
 3. Repetition. Decoding stops where the last 24 tokens or more are one phrase over and over, four times at least; the
-   phrase is kept once. A text that zlib shrinks by more than 2.4 (the same section) keeps each repeated phrase once.
+   phrase is kept once. Of a tokenizer whose tokens are characters it takes 120. A text that zlib shrinks by more than
+   2.4 (the same section) keeps each phrase once that follows itself four times or more: numbers read digit by digit
+   shrink as much, and hold no such phrase.
 
-Levels are relative but for the floor, so that neither a gain nor appended zeros change a verdict.
+Rule `v1` counted characters as tokens, and kept every repeated phrase once.
+
+Levels are relative but for the floor: appended zeros change no verdict, nor does a gain while the loudest frame lies
+above -20 dBFS. Under that the floor takes over, and of recordings far below their natural level soft words are lost.
 
 Shapes: F frames, B clips, S samples, L text tokens, V vocabulary.
 """
@@ -27,7 +32,7 @@ import numpy as np
 import torch
 from transformers import StoppingCriteria
 
-NoSpeechRule = Literal["v1", "off"]
+NoSpeechRule = Literal["v2", "off"]
 
 FLOOR_DBFS, BELOW_LOUDEST_DB = -60.0, 40.0
 FRAME_S, HOP_S = 0.025, 0.010
@@ -35,6 +40,7 @@ SHORTEST_RUN_S, MARGIN_S = 0.08, 0.5
 NO_SPEECH_PROBABILITY, MEAN_LOG_PROBABILITY = 0.6, -1.0
 COMPRESSION_RATIO = 2.4
 REPEATED_TOKENS, REPEATED_TIMES, LONGEST_PHRASE = 24, 4, 12
+CHARACTERS_A_TOKEN = 5  # of Whisper's English tokens, the space included
 
 
 def active_part(audio: np.ndarray, sampling_rate: int) -> np.ndarray | None:
@@ -68,34 +74,46 @@ def _squared(audio: np.ndarray) -> np.ndarray:
 
 
 def without_repetition(text: str) -> str:
-    """The text, with each phrase that follows itself kept once where zlib shrinks the whole by more than 2.4."""
+    """The text, with each phrase that follows itself four times kept once, where zlib shrinks it by more than 2.4."""
     data = text.strip().encode()
     if not data or len(data) / len(zlib.compress(data)) <= COMPRESSION_RATIO:
         return text
     words = text.split()
-    for length in range(LONGEST_PHRASE, 0, -1):
+    for length in range(1, LONGEST_PHRASE + 1):
         kept: list[str] = []
-        for start in range(0, len(words)):
-            kept.append(words[start])
-            if len(kept) >= 2 * length and kept[-length:] == kept[-2 * length : -length]:
-                del kept[-length:]
+        start = 0
+        while start < len(words):
+            phrase, end = words[start : start + length], start + length
+            while words[end : end + length] == phrase:
+                end += length
+            if len(phrase) == length and end - start >= REPEATED_TIMES * length:
+                kept += phrase
+                start = end
+            else:
+                kept.append(words[start])
+                start += 1
         words = kept
     return " ".join(words)
 
 
-def repeated_tail(tokens: list[int]) -> int:
-    """Length of the phrase that a decoder has fallen into repeating at the end of its tokens; 0: none."""
-    for length in range(1, LONGEST_PHRASE + 1):
-        span = max(REPEATED_TOKENS, REPEATED_TIMES * length)
+def repeated_tail(tokens: list[int], scale: int = 1) -> int:
+    """Length of the phrase that a decoder has fallen into repeating at the end of its tokens; 0: none.
+
+    Args:
+        tokens: what it has written.
+        scale: how many of its tokens make one of Whisper's: CHARACTERS_A_TOKEN where they are characters.
+    """
+    for length in range(1, scale * LONGEST_PHRASE + 1):
+        span = max(scale * REPEATED_TOKENS, REPEATED_TIMES * length)
         tail = tokens[-span:]
         if len(tail) == span and tail[length:] == tail[:-length]:
             return length
     return 0
 
 
-def without_repeated_tail(tokens: list[int]) -> list[int]:
+def without_repeated_tail(tokens: list[int], scale: int = 1) -> list[int]:
     """The tokens with the phrase that they end in kept once."""
-    length = repeated_tail(tokens)
+    length = repeated_tail(tokens, scale)
     if not length:
         return tokens
     end = len(tokens)
@@ -107,10 +125,13 @@ def without_repeated_tail(tokens: list[int]) -> list[int]:
 class StopAtRepetition(StoppingCriteria):
     """Ends each row of `generate` that repeats itself, whatever the others do."""
 
+    def __init__(self, scale: int = 1) -> None:
+        self.scale = scale
+
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """(B,) bool of token ids (B, L)."""
-        longest = max(REPEATED_TOKENS, REPEATED_TIMES * LONGEST_PHRASE)
-        found = [repeated_tail(row) > 0 for row in input_ids[:, -longest:].tolist()]
+        longest = self.scale * max(REPEATED_TOKENS, REPEATED_TIMES * LONGEST_PHRASE)
+        found = [repeated_tail(row, self.scale) > 0 for row in input_ids[:, -longest:].tolist()]
         return torch.tensor(found, device=input_ids.device)
 
 

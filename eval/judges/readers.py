@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,13 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from eval.judges.config import JudgeConfig, JudgeError
 from eval.judges.joint import CTCPrefixScores
-from eval.judges.no_speech import StopAtRepetition, WhisperConfidence, is_no_speech, without_repeated_tail
+from eval.judges.no_speech import (
+    CHARACTERS_A_TOKEN,
+    StopAtRepetition,
+    WhisperConfidence,
+    is_no_speech,
+    without_repeated_tail,
+)
 
 CTC_HEAD_FILE = "ctc_head.safetensors"
 OPEN_WINDOW_S = 30.0  # pieces for models that have no window of their own
@@ -67,8 +74,9 @@ def seq2seq_reader(
     rule = config.no_speech != "off"
     sure = whisper and rule and getattr(settings, "no_timestamps_token_id", None) is not None
     confidence = WhisperConfidence(model) if sure else None
+    scale = CHARACTERS_A_TOKEN if median(map(len, tokenizer.get_vocab())) == 1 else 1
     if rule:
-        extra["stopping_criteria"] = StoppingCriteriaList([StopAtRepetition()])
+        extra["stopping_criteria"] = StoppingCriteriaList([StopAtRepetition(scale)])
     # Room for the prompt: start, language, task, no timestamps.
     room = max(1, (getattr(model.config, "max_target_positions", None) or 448) - 8)
     eos, special = settings.eos_token_id, set(tokenizer.all_special_ids)
@@ -96,7 +104,7 @@ def seq2seq_reader(
             answer = ids[start : start + length]
             if eos in answer:
                 answer = answer[: answer.index(eos)]
-            answers.append(without_repeated_tail(answer) if rule else answer)
+            answers.append(without_repeated_tail(answer, scale) if rule else answer)
         texts = [to_text(tokenizer, answer) for answer in answers]
         if confidence is not None:
             with torch.inference_mode():

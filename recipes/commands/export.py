@@ -1,13 +1,15 @@
-"""``slm export``: a trained model of this project as a folder to share: fp16 weights, what loads them, a model card.
+"""``slm export``: a trained model of this project as a folder to share: half-size weights, what loads them, a card.
 
 Takes a run folder or the model folder in it, of `slm train-tokenizer`, `slm train-teacher`, `slm train-lm` or `slm
 finetune`. The card (README.md) is filled from the run folders: data with licences and hours, steps, time and machine,
 the commands that make it again, sizes, and scores from `results`. The embedded models are made so.
 
-fp16 halves the file; all our loaders compute with fp32. The new weights are other weights: a tokenizer's fingerprint is
-that of the exported folder, and `check` tells how many codes the rounding changes. `discriminators=true` adds those
-that a tokenizer was trained against, in a folder of their own, so that others can go on adversarially with
-`init_discriminators`. Not here: what else only a training needs (averaged weights, projections, optimizers).
+fp16 halves the file; all our loaders compute with fp32. Of an LLM take bf16, which is what most were made in and keeps
+their range: the folder is a plain one of transformers that says which type it holds, and other engines serve it. The
+new weights are other weights: a tokenizer's fingerprint is that of the exported folder, and `check` tells how many
+codes the rounding changes. `discriminators=true` adds those that a tokenizer was trained against, in a folder of their
+own, so that others can go on adversarially with `init_discriminators`. Not here: what else only a training needs
+(averaged weights, projections, optimizers).
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from recipes.runs.lineage import PastRun, run_of
 from recipes.runs.logs import log
 from recipes.runs.own_folders import CONFIG_FILE
 from recipes.scoring.systems import model_label
-from slm.modeling import load_llm
+from slm.modeling import DTYPES, load_llm
 from slm.vocabulary import FILE_NAME as VOCABULARY_FILE
 from tokenizer import load_tokenizer
 from tokenizer.codecs.supervised import SupervisedTokenizerConfig
@@ -59,7 +61,9 @@ class Config:
     source: str = field(default="", metadata={"help": "a finished run's folder, or a model folder"})
     output: str = field(default="", metadata={"help": "the new folder (-o)"})
     name: str = field(default="", metadata={"help": "the model's name in its card; empty: the new folder's"})
-    dtype: Literal["fp16", "fp32"] = field(default="fp16", metadata={"help": "how fp32 weights are written"})
+    dtype: Literal["fp16", "bf16", "fp32"] = field(
+        default="fp16", metadata={"help": "how fp32 weights are written; bf16 keeps an LLM's range"}
+    )
     license: str = field(default="apache-2.0", metadata={"help": "licence of the weights, as the hub spells it"})
     results: list[str] = field(
         default_factory=list, metadata={"help": "results.json of `slm evaluate` or `slm compare`: the card's scores"}
@@ -271,6 +275,11 @@ def _write_model(job: Job, target: Path, dtype: str) -> dict[str, int]:
     for file in sorted(job.folder.iterdir()):
         if file.suffix in COPIED and file.name not in NOT_COPIED:
             shutil.copyfile(file, target / file.name)
+    if job.kind in ("slm", "text-lm"):
+        # What other engines read: the type that the file holds, and that past keys are kept when it generates.
+        served = json.loads((target / "config.json").read_text(encoding="utf-8"))
+        served |= {"dtype": str(DTYPES[dtype]).removeprefix("torch."), "use_cache": True}
+        atomic_write_text(target / "config.json", json.dumps(served, indent=2) + "\n")
     index = job.folder / "model.safetensors.index.json"
     if index.is_file():
         content = json.loads(index.read_text(encoding="utf-8"))
@@ -299,11 +308,11 @@ def _write_discriminators(weights: Path, settings: dict[str, Any], target: Path,
 
 
 def _rounded(name: str, value: torch.Tensor, dtype: str, file: Path) -> torch.Tensor:
-    """A tensor as it is written: fp32 ones in fp16 where asked for, all others as they are."""
-    if dtype == "fp16" and value.dtype == torch.float32:
-        value = value.to(torch.float16)
+    """A tensor as it is written: fp32 ones in half precision where asked for, all others as they are."""
+    if value.dtype == torch.float32:
+        value = value.to(DTYPES[dtype])
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        why = "is beyond fp16's range: dtype=fp32 keeps it" if dtype == "fp16" else "is NaN or infinite"
+        why = "is beyond fp16's range: dtype=bf16 or fp32 keeps it" if dtype == "fp16" else "is NaN or infinite"
         raise ConfigError(f"{file}: a value of {name} {why}")
     return value.contiguous()
 

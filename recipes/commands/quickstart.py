@@ -30,6 +30,7 @@ from eval.schema import Results, Row, is_task, load_results, system_name, system
 from eval.text.normalisers import get_normaliser
 from recipes.commands import compare, finetune, prepare_corpus
 from recipes.config import ConfigError, from_values
+from recipes.finetuning.data import used_tasks
 from recipes.runs.embedded import EmbeddedError
 from recipes.runs.files import atomic_write_text, read_json
 from recipes.runs.logs import log
@@ -38,6 +39,7 @@ from recipes.runs.pipeline import Step
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.times import clock
 from slm.modeling import extend_with_speech, load_llm
+from slm.tasks.registry import UtteranceTokens
 from slm.training.batches import SpeechSamples
 from slm.training.trainer import train
 from slm.vocabulary import add_marks, add_speech
@@ -299,7 +301,7 @@ def time_step(config: finetune.Config, speech_tokenizer: str, texts: Sequence[st
     speech = load_tokenizer(speech_tokenizer).config
     seed_everything(config.seed)
     model, text_tokenizer, vocabulary = load_llm(config.model, config.weights)
-    tasks = finetune.used_tasks(config)
+    tasks = used_tasks(config)
     marks = [mark for task in tasks for mark in task.marks]
     if vocabulary is None:
         vocabulary = add_speech(text_tokenizer, speech.codebook_sizes, n_codebooks=config.n_codebooks, marks=marks)
@@ -310,15 +312,13 @@ def time_step(config: finetune.Config, speech_tokenizer: str, texts: Sequence[st
     rng, normalise = np.random.default_rng(config.seed), get_normaliser(config.normaliser)
     shortest = min(vocabulary.codebook_sizes)
     frames = [max(1, round(len(text) * SECONDS_PER_CHARACTER * speech.frame_rate)) for text in texts]
-    ids = [vocabulary.encode_text(text_tokenizer, normalise(text)) for text in texts]
-    samples = SpeechSamples(
-        vocabulary,
-        [rng.integers(0, shortest, (vocabulary.n_codebooks, n)) for n in frames],
-        ids,
-        config.task_weights,
-        config.noise,
-        columns={name: ids for task in tasks for name in task.columns},  # as long as the text, for want of better
-    )
+    columns = {name for task in tasks for name in task.columns}
+    utterances = []
+    for text, n in zip(texts, frames, strict=True):
+        ids = vocabulary.encode_text(text_tokenizer, normalise(text))
+        codes = rng.integers(0, shortest, (vocabulary.n_codebooks, n))
+        utterances.append(UtteranceTokens(codes, ids, dict.fromkeys(columns, ids)))  # as long, for want of better
+    samples = SpeechSamples(vocabulary, utterances, config.task_weights, config.noise)
     timer, device = _Timer(), resolve_device(config.device)
     settings = dataclasses.replace(config.training, steps=WARM_UP + TIMED, eval_steps=0, keep="last")
     with TemporaryDirectory() as folder:

@@ -188,8 +188,8 @@ def read_scripts(
     Raises:
         ConfigError: `strict`, and there is such a thing; or the only text holds nothing to say.
     """
-    normalise, longest = get_normaliser(vocabulary.normaliser), longest_text(config, vocabulary)
-    language = vocabulary.normaliser.partition(":")[2]
+    normalise, longest = get_normaliser(vocabulary.normaliser_of_prompts), longest_text(config, vocabulary)
+    language = vocabulary.normaliser_of_prompts.partition(":")[2]
     language = LANGUAGE if language in ("", "any") else language
     scripts: list[Script] = []
     for script in read_inputs(config, task, vocabulary):
@@ -198,7 +198,7 @@ def read_scripts(
         else:
             script.parts = [Part(script.reference, normalise(script.reference))]
         if not script.parts:
-            holds = f"{script.text!r} holds no word after the normaliser {vocabulary.normaliser!r}"
+            holds = f"{script.text!r} holds no word after the normaliser {vocabulary.normaliser_of_prompts!r}"
             script.error = f"nothing to say: {holds}"
         if task.prompt_holds_text:
             script.unsayable = unsayable(script.text, normalise, vocabulary, text_tokenizer)
@@ -409,7 +409,7 @@ def make_requests(config: Config, task: Task, scripts: Iterable[Script], speech_
         ConfigError: that is the only one, given by itself.
     """
     vocabulary = speech_lm.vocabulary
-    normalise = get_normaliser(vocabulary.normaliser)
+    normalise = get_normaliser(vocabulary.normaliser_of_prompts)
     encode = functools.partial(vocabulary.encode_text, speech_lm.text_tokenizer)
     requests: list[Request] = []
     for script in scripts:

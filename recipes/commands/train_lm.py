@@ -17,16 +17,17 @@ import torch
 
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
-from recipes.runs.deepspeed import engine_config
+from recipes.runs.deepspeed import engine_config, name_the_cpu
 from recipes.runs.inputs import check_sources, digest, refuse_other_inputs
 from recipes.runs.logs import log
-from recipes.runs.machine import is_main_process, process_count, resolve_device, resolve_precision, seed_everything
+from recipes.runs.machine import is_main_process, process_count, resolve_precision, seed_everything, training_device
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.modeling import save_slm
 from slm.training.batches import TextSamples, plan_steps
+from slm.training.config import TrainingConfig
 from slm.training.text_lm import TextLMConfig, build_text_tokenizer, new_text_lm
-from slm.training.trainer import TrainingConfig, train, trained_weights
+from slm.training.trainer import train, trained_weights
 from tokenizer.data.manifest import read_source, read_sources
 from tokenizer.data.utterances import DataSource
 
@@ -80,7 +81,7 @@ def plan(config: Config) -> dict[str, object]:
     """What a training would do; raises all that would stop it, together."""
     problems = Problems("slm train-lm")
     problems.attempt(RunFolder(config.run_dir).check, config)
-    device = problems.attempt(resolve_device, config.device)
+    device = problems.attempt(training_device, config.device)
     precision = problems.attempt(resolve_precision, config.precision, device or "cpu")
     problems.attempt(engine_config, config.training)
     problems.attempt(get_normaliser, config.normaliser)
@@ -109,7 +110,8 @@ def run(config: Config) -> Path:
     """Train, or go on where a killed run stopped; returns the model's folder."""
     folder = RunFolder(config.run_dir)
     folder.check(config)
-    device = resolve_device(config.device)
+    device = training_device(config.device)
+    name_the_cpu(device)
     tokenizer, samples, valid, fingerprint = prepare(config)
     refuse_other_inputs(folder, fingerprint, "data")
     if folder.done(config):

@@ -124,6 +124,13 @@ class Config:
     )
     seed: int = field(default=0, metadata={"help": "seed of weights, order, crops and augmentation"})
 
+    def __post_init__(self) -> None:
+        if self.distillation.semantic_reconstruction and not self.crops.semantic_only:
+            raise ValueError(
+                "distillation.semantic_reconstruction: is the loss of the items that crops.semantic_only leaves book 0 "
+                "alone, of which there are none; set crops.semantic_only=0.3 or so"
+            )
+
 
 def _model_config(config: Config) -> LMSPTConfig:
     try:

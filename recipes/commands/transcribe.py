@@ -231,7 +231,7 @@ def make_requests(
 
     An utterance that lacks what the prompt is made of gets the error that says so.
     """
-    normalise = get_normaliser(vocabulary.normaliser)
+    normalise = get_normaliser(vocabulary.normaliser_of_prompts)
 
     def encode(text: str) -> np.ndarray:
         return vocabulary.encode_text(text_tokenizer, normalise(text))

@@ -170,7 +170,7 @@ def _sizes(export: Export) -> str:
     for name, size in export.sizes.items():
         if name.endswith(".safetensors"):
             facts.append((name, f"{size_text(size)} ({size:,} bytes)"))
-    held = {"fp16": "fp16 on disk; computed with in fp32", "fp32": "fp32"}[export.dtype]
+    held = "fp32" if export.dtype == "fp32" else f"{export.dtype} on disk; computed with in fp32"
     facts.append(("weights", held))
     settings = export.settings
     if export.kind == "tokenizer":

@@ -100,6 +100,7 @@ def write_predictions(
         "frame_rate": vocabulary.frame_rate,
         "n_codebooks": vocabulary.n_codebooks,
         "normaliser": vocabulary.normaliser,
+        "prompt_normaliser": vocabulary.normaliser_of_prompts,
         "decoding": asdict(config.decoding),
         "seed": getattr(config.decoding, "seed", None),
         "source": config.corpus or (config.data.path if config.data else None),

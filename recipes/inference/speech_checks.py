@@ -46,7 +46,7 @@ def unsayable(
     elif unknown := _unknown(said, text_tokenizer):
         warnings.append(f"unknown to the model's text tokenizer, and not said: {' '.join(unknown)}")
     if dropped := _dropped(text, normalise):
-        warnings.append(f"left out by the normaliser {vocabulary.normaliser!r}: {' '.join(dropped)}")
+        warnings.append(f"left out by the normaliser {vocabulary.normaliser_of_prompts!r}: {' '.join(dropped)}")
     if marks := [mark for mark in dict.fromkeys(_MARK.findall(text)) if normalise(mark)]:
         warnings.append(f"read as words, since the model knows no marks in a text: {' '.join(marks)}")
     return warnings

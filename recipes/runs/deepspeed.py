@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 from pathlib import Path
 
 from recipes.config import CONFIGS, ConfigError
-from slm.training.trainer import TrainingConfig
+from slm.training.config import TrainingConfig
+
+ENGINES = CONFIGS / "engines"
 
 
 def engine_config(training: TrainingConfig) -> str | None:
     """The path of the DeepSpeed configuration, a file or a shipped name.
 
     Raises:
-        ConfigError: no such file, or an engine without a launcher.
+        ConfigError: no such file, an engine without a launcher or not installed, or settings that would lose the model.
     """
     if (training.deepspeed or training.fsdp) and "RANK" not in os.environ:
         raise ConfigError(
@@ -22,8 +26,42 @@ def engine_config(training: TrainingConfig) -> str | None:
         )
     if not training.deepspeed:
         return None
-    for path in (Path(training.deepspeed), CONFIGS / training.deepspeed, CONFIGS / f"{training.deepspeed}.json"):
+    path = deepspeed_file(training.deepspeed)
+    _check(path, training)
+    return str(path)
+
+
+def deepspeed_file(name: str) -> Path:
+    """The JSON that `training.deepspeed` names: a file, or a shipped one. Raises ConfigError where there is none."""
+    for path in (Path(name), CONFIGS / name, ENGINES / f"{name}.json"):
         if path.is_file():
-            return str(path)
-    shipped = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.json")))
-    raise ConfigError(f"training.deepspeed: no file {training.deepspeed}; give a JSON or a shipped name ({shipped})")
+            return path
+    shipped = ", ".join(sorted(path.stem for path in ENGINES.glob("*.json")))
+    raise ConfigError(f"training.deepspeed: no file {name}; give a JSON or a shipped name ({shipped})")
+
+
+def name_the_cpu(device: str) -> None:
+    """Tells DeepSpeed, which the Trainer imports wherever it is installed, what it would else warn that it found."""
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _check(path: Path, training: TrainingConfig) -> None:
+    """Raises ConfigError for what would only show at the end of a training, or not at all."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError("training.deepspeed: DeepSpeed is not installed; pip install deepspeed")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"training.deepspeed: {path} is no JSON ({error})") from error
+    zero = settings.get("zero_optimization", {})
+    if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        raise ConfigError(
+            f"training.deepspeed: {path} has stage 3 without stage3_gather_16bit_weights_on_model_save: the trained "
+            "model could not be gathered and saved; set it to true in zero_optimization"
+        )
+    if "optimizer" in settings and training.embedding_learning_rate is not None:
+        raise ConfigError(
+            f"training.embedding_learning_rate: {path} brings an optimizer of its own, which knows one rate; remove "
+            "`optimizer` from it"
+        )

@@ -78,7 +78,7 @@ class PastRun:
         for key in ("model", "corpus", "tokenizer"):
             if isinstance(settings.get(key), str) and settings[key]:
                 yield settings[key]
-        for source in settings.get("data") or []:
+        for source in (*(settings.get("data") or []), *(settings.get("corpora") or [])):
             yield source["path"]
 
 

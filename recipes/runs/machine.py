@@ -67,6 +67,21 @@ def resolve_device(device: str = "auto") -> str:
     return device
 
 
+def training_device(device: str = "auto") -> str:
+    """`resolve_device` for what transformers' Trainer trains: on a process's first visible GPU, whatever its number.
+
+    Raises:
+        ConfigError: no such device, or a GPU by number.
+    """
+    resolved = resolve_device(device)
+    if resolved.startswith("cuda:") and resolved != "cuda:0":
+        raise ConfigError(
+            f"device {device!r}: a training takes the first GPU it sees; choose with CUDA_VISIBLE_DEVICES="
+            f"{resolved.removeprefix('cuda:')} and device=cuda"
+        )
+    return resolved
+
+
 def resolve_precision(precision: str = "auto", device: str = "auto") -> str:
     """``auto`` -> ``bf16`` only where the hardware multiplies it fast (AMX, avx512_bf16, a GPU), else ``fp32``.
 

@@ -33,7 +33,7 @@ def import_plugins(config: Any) -> None:
         sys.path.append(here)
     for name in names:
         try:
-            importlib.import_module(name)
+            module = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise ConfigError(f"plugins: {name} imports {error.name}, which is not installed") from error
@@ -41,3 +41,10 @@ def import_plugins(config: Any) -> None:
                 f"plugins: there is no module {name!r}, neither in {Path.cwd()} nor among the installed packages; give "
                 "its name without .py"
             ) from error
+        own = Path.cwd() / f"{name.replace('.', '/')}.py"
+        if own.is_file() and Path(getattr(module, "__file__", None) or "").resolve() != own.resolve():
+            found = getattr(module, "__file__", None) or "built into Python"
+            raise ConfigError(
+                f"plugins: {name} is also the name of a module that is there already ({found}), so that {own} would "
+                "never be read; rename your file"
+            )

@@ -90,10 +90,20 @@ def make_example(
     task: Task,
     utterance: UtteranceTokens,
     change: Callable[[np.ndarray], np.ndarray] | None = None,
+    prompted: UtteranceTokens | None = None,
     bare: bool = False,
 ) -> Example:
-    """Prompt and answer, with loss on the answer and on its end; arguments as in :func:`make_prompt`."""
-    prompt = make_prompt(vocabulary, task, utterance, change, bare)
+    """Prompt and answer, with loss on the answer and on its end.
+
+    Args:
+        vocabulary: As in :func:`make_prompt`, and so `task` and `change`.
+        task: Whose sequence.
+        utterance: What the answer is made of.
+        change: What is done to the codes (n, F) of the prompt's speech.
+        prompted: What the prompt is made of, where its texts are written otherwise; None: `utterance`.
+        bare: As in :func:`make_prompt`.
+    """
+    prompt = make_prompt(vocabulary, task, prompted or utterance, change, bare)
     ids = [i for part in task.turn(utterance).answer for i in _part_ids(vocabulary, task, part)]
     if task.answers == "speech":
         if not ids or ids[0] != vocabulary.speech_id:
@@ -113,10 +123,12 @@ def prompt_size(task: Task, utterance: UtteranceTokens) -> tuple[int, int]:
     return frames, sum(len(_given(task, part.ids, "text")) for part in parts if isinstance(part, Text))
 
 
-def example_length(vocabulary: SpeechVocabulary, task: Task, utterance: UtteranceTokens) -> int:
+def example_length(
+    vocabulary: SpeechVocabulary, task: Task, utterance: UtteranceTokens, prompted: UtteranceTokens | None = None
+) -> int:
     """The length L of :func:`make_example`, without building it."""
-    turn = task.turn(utterance)
-    parts = sum(_part_length(vocabulary, task, part) for part in (*turn.prompt, *turn.answer))
+    every = (*task.turn(prompted or utterance).prompt, *task.turn(utterance).answer)
+    parts = sum(_part_length(vocabulary, task, part) for part in every)
     return len(vocabulary.before) + len(vocabulary.between) + parts + 1
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,9 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHUNK_ELEMENTS = 1 << 25  # of a chunk's logits: 128 MiB in fp32
-TOLERANCE = (
-    1e-3  # relative, between this loss and that of whole logits: rounding, or the model does more after its head
-)
+# Relative, between this loss and that of whole logits: rounding, or the model does other things after its head.
+TOLERANCE = 1e-3
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -78,12 +78,45 @@ class Head:
         return _weighted(self.logits_of(hidden), labels, weights), None
 
 
+@dataclass(frozen=True)
+class AfterHead:
+    """What some models do to their logits: a factor (Granite, Cohere, Falcon-H1), a soft cap (Gemma 2).
+
+    Args:
+        factor: logits are multiplied by it first.
+        cap: then x -> cap tanh(x / cap); None: nothing.
+    """
+
+    factor: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> AfterHead:
+        """As a configuration of transformers names it; whether it is true, `AnswerLoss.fits` finds out."""
+        caps = (getattr(config, name, None) for name in ("final_logit_softcapping", "logits_soft_cap"))
+        multipliers = (getattr(config, name, None) for name in ("logit_scale", "lm_head_multiplier"))
+        factor = 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+        return cls(factor * next((m for m in multipliers if m), 1.0), next((cap for cap in caps if cap), None))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """(N, V) logits of the head -> those of the model."""
+        logits = logits if self.factor == 1.0 else logits * self.factor
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def slope(self, after: Tensor, slope: Tensor) -> Tensor:
+        """The gradient (N, V) of the head's logits, in place, from that of the model's logits `after`."""
+        if self.cap is not None:
+            slope *= 1 - (after / self.cap) ** 2
+        return slope if self.factor == 1.0 else slope.mul_(self.factor)
+
+
 class LinearHead(Head):
     """A plain linear head: the gradient of its table is added where it belongs, without a second table."""
 
-    def __init__(self, linear: nn.Linear, logits_of: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(logits_of)
-        self.linear = linear
+    def __init__(self, linear: nn.Linear, after: AfterHead) -> None:
+        # Not by its forward, in whose place the loss stands.
+        super().__init__(lambda hidden: after(F.linear(hidden, linear.weight, linear.bias)))
+        self.linear, self.after = linear, after
         device = linear.weight.device.type
         autocast = torch.is_autocast_enabled(device)
         self.dtype = torch.get_autocast_dtype(device) if autocast else linear.weight.dtype
@@ -95,13 +128,13 @@ class LinearHead(Head):
         """As `Head.gradients`; the derivative of a cross-entropy by its logits is softmax - one-hot."""
         part = hidden.to(self.dtype)
         bias = None if self.linear.bias is None else self.linear.bias.detach().to(self.dtype)
-        logits = F.linear(part, self.table, bias).float()
+        logits = self.after(F.linear(part, self.table, bias).float())
         loss = _weighted(logits, labels, weights)
         slope = logits.softmax(-1)
-        del logits
         slope[torch.arange(len(labels), device=labels.device), labels] -= 1
         slope *= weights[:, None]
-        slope = slope.to(self.dtype)
+        slope = self.after.slope(logits, slope).to(self.dtype)
+        del logits
         for parameter, target in zip(learnt, sums, strict=True):
             if parameter is self.linear.bias:
                 target += slope.sum(0)
@@ -127,6 +160,7 @@ class AnswerLoss:
         self.head = model.get_output_embeddings()
         weight = getattr(self.head, "weight", None)
         self.rows = model.config.get_text_config().vocab_size if weight is None else weight.shape[0]
+        self.after = AfterHead.of(model.config.get_text_config())
         self.parameters = _leaves(self.head, model.get_input_embeddings().weight)
 
     def __call__(
@@ -146,15 +180,18 @@ class AnswerLoss:
         targets, counts = labels[:, 1:][answered], weights[:, 1:][answered]
         chunk = max(1, CHUNK_ELEMENTS // self.rows)
 
-        logits_of = self.head.forward
+        own, after = self.head.forward, self.after
         plain = type(self.head) is nn.Linear and "forward" not in self.head.__dict__
+        found: list[Tensor] = []
 
         def loss(hidden: Tensor) -> Tensor:
-            head = LinearHead(self.head, logits_of) if plain else Head(logits_of)
-            return _ChunkedLoss.apply(hidden[:, :-1][answered], head, targets, counts, chunk, *self.parameters)
+            head = LinearHead(self.head, after) if plain else Head(lambda states: after(own(states)))
+            found.append(_ChunkedLoss.apply(hidden[:, :-1][answered], head, targets, counts, chunk, *self.parameters))
+            return found[-1]  # the model may go on with it as with logits: what comes of that is not used
 
         with _in_place_of(self.head, loss):
-            return model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+            model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        return found[-1]
 
     def fits(self, model: nn.Module) -> bool:
         """Whether the model gives the loss of its whole logits this way: not where it changes them after the head."""
@@ -168,7 +205,13 @@ class AnswerLoss:
                 whole = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, :-1].float()
                 wanted = (F.cross_entropy(whole, ids[0, 1:], reduction="none") * weights[0, 1:]).sum()
                 got = self(model, ids, positions, ids, weights, ignored=-100)
-        except (RuntimeError, TypeError, AttributeError, IndexError):  # it does something else with its logits
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            IndexError,
+        ):  # it does something else with its logits
             return False
         finally:
             model.train(was_training)

@@ -9,7 +9,7 @@ number of processes and a resume change nothing but the rounding of sums.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,6 +23,8 @@ from slm.tasks.sequences import IGNORE, Example, answer, example_length, make_ex
 from slm.vocabulary import SpeechVocabulary
 
 Batch = dict[str, torch.Tensor]
+
+ONE_ROW = -1  # a row length: all sequences of a micro-batch end to end in one row, without padding
 
 
 class BatchError(ValueError):
@@ -75,6 +77,7 @@ class Samples(Protocol):
     tasks: np.ndarray  # (N,) int64: index into `task_names`
     task_names: Sequence[str]
     task_weights: Sequence[float]
+    shares: np.ndarray | None  # (N,): how often an epoch sees each on average; None: once
 
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
         """The sequence of one sample; `rng` None leaves noise out."""
@@ -86,12 +89,12 @@ class SpeechSamples:
 
     Args:
         vocabulary: Ids of speech.
-        codes: One (K, F) array per utterance.
-        texts: One (T,) array of text ids per utterance.
+        utterances: Codes and text ids of each, its texts as the model writes them.
         task_weights: Weight of a token of each task in the loss, by name; 0 leaves the task out.
         noise: What is done to speech in a prompt in training.
         max_length: Longer sequences are left out, and counted in `n_too_long`.
-        columns: One (T,) array of text ids per utterance of each further column, by name.
+        prompts: The same utterances with their texts as the model reads them; None: as it writes them.
+        shares: How often an epoch sees each utterance, on average: 0.5 every other time; None: once each.
 
     Raises:
         BatchError: Unknown tasks, or nothing is left.
@@ -100,12 +103,12 @@ class SpeechSamples:
     def __init__(
         self,
         vocabulary: SpeechVocabulary,
-        codes: Sequence[np.ndarray],
-        texts: Sequence[np.ndarray],
+        utterances: Sequence[UtteranceTokens],
         task_weights: dict[str, float],
         noise: NoiseConfig | None = None,
         max_length: int | None = None,
-        columns: Mapping[str, Sequence[np.ndarray]] | None = None,
+        prompts: Sequence[UtteranceTokens] | None = None,
+        shares: Sequence[float] | None = None,
     ) -> None:
         try:
             self._tasks = [get_task(name) for name in sorted(task_weights)]
@@ -116,23 +119,23 @@ class SpeechSamples:
         if not any(weight > 0 for weight in self.task_weights) or min(self.task_weights) < 0:
             raise BatchError(f"task_weights: {task_weights} must not fall below 0, and one must be above")
         self.vocabulary, self.noise = vocabulary, noise
-        # The smallest type that fits: a thousand hours at 25 Hz are 90 million codes.
-        self.utterances = [
-            UtteranceTokens(
-                np.asarray(c[: vocabulary.n_codebooks]).astype(np.int32),
-                np.asarray(t).astype(np.int32),
-                {name: np.asarray(ids[i]).astype(np.int32) for name, ids in (columns or {}).items()},
-            )
-            for i, (c, t) in enumerate(zip(codes, texts, strict=True))
-        ]
+        self.utterances = [_small(utterance, vocabulary.n_codebooks) for utterance in utterances]
+        self.prompts = self.utterances
+        if prompts is not None:
+            self.prompts = [
+                kept if own is read else _small(read, vocabulary.n_codebooks)
+                for kept, own, read in zip(self.utterances, utterances, prompts, strict=True)
+            ]
         used = [number for number, weight in enumerate(self.task_weights) if weight > 0]
+        pairs = list(zip(self.utterances, self.prompts, strict=True))
         lengths = np.array(
-            [[example_length(vocabulary, self._tasks[n], u) for u in self.utterances] for n in used], dtype=np.int64
+            [[example_length(vocabulary, self._tasks[n], *pair) for pair in pairs] for n in used], dtype=np.int64
         )
         fits = lengths <= max_length if max_length else np.ones_like(lengths, dtype=bool)
         self.n_too_long = int((~fits).any(axis=0).sum())
         rows, self.members = np.nonzero(fits)
         self.tasks, self.lengths = np.array(used, dtype=np.int64)[rows], lengths[fits]
+        self.shares = None if shares is None else np.asarray(shares, dtype=float)[self.members]
         if not len(self.lengths):
             raise BatchError(
                 f"no utterance fits: {len(self.utterances)} given, longest allowed {max_length} tokens; raise "
@@ -142,7 +145,7 @@ class SpeechSamples:
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
         """The sequence of one sample."""
         change, bare = None, False
-        task, utterance = self._tasks[self.tasks[index]], self.utterances[self.members[index]]
+        task, member = self._tasks[self.tasks[index]], self.members[index]
         if rng is not None and self.noise is not None:
             noise, sizes = self.noise, self.vocabulary.codebook_sizes
 
@@ -151,35 +154,98 @@ class SpeechSamples:
 
             if noise.drop_prompt and task.answers == "speech":
                 bare = bool(rng.random() < noise.drop_prompt)
-        return make_example(self.vocabulary, task, utterance, change, bare)
+        return make_example(self.vocabulary, task, self.utterances[member], change, self.prompts[member], bare)
+
+
+def _small(utterance: UtteranceTokens, n_codebooks: int) -> UtteranceTokens:
+    """The books used, and the smallest type that fits: a thousand hours at 25 Hz are 90 million codes."""
+    columns = {name: np.asarray(ids).astype(np.int32) for name, ids in utterance.columns.items()}
+    codes = np.asarray(utterance.codes[:n_codebooks]).astype(np.int32)
+    return UtteranceTokens(codes, np.asarray(utterance.text).astype(np.int32), columns)
 
 
 class TextSamples:
-    """Sentences for a text LM: `<bos> text <eos>`, loss on all but the bos.
+    """Texts for a text LM: `<bos> text <eos>`, loss on all but the bos; without a bos on all but the first id.
 
     Args:
-        texts: One (T,) array of ids per sentence, without bos and eos.
-        bos_id: The id before a sentence.
+        texts: One (T,) array of ids per text, without bos and eos.
+        bos_id: The id before a text; None where the tokenizer has none.
         eos_id: The id after it.
+        weight: Of a token in the loss.
+        share: How often an epoch sees each text, on average.
     """
 
     task_names: Sequence[str] = ("text",)
-    task_weights: Sequence[float] = (1.0,)
 
-    def __init__(self, texts: Sequence[np.ndarray], bos_id: int, eos_id: int) -> None:
+    def __init__(
+        self,
+        texts: Sequence[np.ndarray],
+        bos_id: int | None,
+        eos_id: int,
+        weight: float = 1.0,
+        share: float | None = None,
+    ) -> None:
         if not len(texts):
             raise BatchError("no sentence to train on")
-        self.texts, self.bos_id, self.eos_id = list(texts), bos_id, eos_id
-        self.lengths = np.array([len(text) + 2 for text in self.texts], dtype=np.int64)
+        self.texts, self.eos_id = list(texts), eos_id
+        self.before = [] if bos_id is None else [bos_id]
+        self.task_weights: Sequence[float] = (weight,)
+        self.lengths = np.array([len(self.before) + len(text) + 1 for text in self.texts], dtype=np.int64)
         self.tasks = np.zeros(len(self.texts), dtype=np.int64)
+        self.shares = None if share is None else np.full(len(self.texts), float(share))
 
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
-        """The sequence of one sentence."""
-        return answer(np.array([self.bos_id]), np.array([*self.texts[index], self.eos_id], dtype=np.int64))
+        """The sequence of one text."""
+        ids = np.array([*self.before, *self.texts[index], self.eos_id], dtype=np.int64)
+        return answer(ids[:1], ids[1:])
 
 
-def plan_steps(lengths: np.ndarray, tokens_per_step: int, steps: int, seed: int) -> list[np.ndarray]:
+class MixedSamples:
+    """Samples of several kinds in one training, such as speech and plain text; each kind has tasks of its own.
+
+    Args:
+        parts: What is mixed.
+    """
+
+    def __init__(self, parts: Sequence[Samples]) -> None:
+        self.parts = list(parts)
+        self.task_names = [name for part in parts for name in part.task_names]
+        self.task_weights = [weight for part in parts for weight in part.task_weights]
+        firsts = np.cumsum([0, *(len(part.task_names) for part in parts)])
+        self.tasks = np.concatenate([part.tasks + first for part, first in zip(parts, firsts, strict=False)])
+        self.lengths = np.concatenate([part.lengths for part in parts])
+        self.shares = None
+        if any(part.shares is not None for part in parts):
+            every = (np.ones(len(p.lengths)) if p.shares is None else p.shares for p in parts)
+            self.shares = np.concatenate(list(every))
+        self._ends = np.cumsum([len(part.lengths) for part in parts])
+
+    def example(self, index: int, rng: np.random.Generator | None) -> Example:
+        """The sequence of one sample."""
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self.parts[part].example(index - (int(self._ends[part - 1]) if part else 0), rng)
+
+
+def _epoch(n: int, shares: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    """The samples of one epoch, shuffled; one of share 2.3 is there twice, and in three of ten epochs a third time."""
+    if shares is None:
+        return rng.permutation(n)
+    times = np.floor(shares).astype(np.int64)
+    times += rng.random(n) < shares - times
+    return rng.permutation(np.repeat(np.arange(n), times))
+
+
+def plan_steps(
+    lengths: np.ndarray, tokens_per_step: int, steps: int, seed: int, shares: np.ndarray | None = None
+) -> list[np.ndarray]:
     """Which samples each optimizer step sees: shuffled epochs on end, cut where a step's tokens are full.
+
+    Args:
+        lengths: (N,) tokens of each sample.
+        tokens_per_step: What a step may hold.
+        steps: How many.
+        seed: Decides the order.
+        shares: (N,) how often an epoch sees each sample, on average; None: once.
 
     Returns:
         `steps` arrays of sample indices; a step holds as many as fit in `tokens_per_step`, and at least one.
@@ -187,7 +253,7 @@ def plan_steps(lengths: np.ndarray, tokens_per_step: int, steps: int, seed: int)
     plan: list[np.ndarray] = []
     order, epoch = np.zeros(0, dtype=np.int64), 0
     while len(plan) < steps:
-        order = np.concatenate([order, np.random.default_rng([seed, epoch]).permutation(len(lengths))])
+        order = np.concatenate([order, _epoch(len(lengths), shares, np.random.default_rng([seed, epoch]))])
         ends, start, epoch = np.cumsum(lengths[order]), 0, epoch + 1
         while len(plan) < steps:
             before = ends[start - 1] if start else 0
@@ -206,7 +272,8 @@ def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int
     Args:
         examples: The sequences.
         weights: Loss weight of each one's answer.
-        pack_length: Row length; attention's cost grows with it, padding's share shrinks. 0: one sequence a row.
+        pack_length: Row length; attention's cost grows with it, padding's share shrinks. 0: one sequence a row;
+            ONE_ROW: all in one.
 
     Returns:
         `input_ids`, `labels`, `position_ids`, `loss_weights`, each (R, L). Padding is a sequence of its own without
@@ -219,7 +286,8 @@ def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int
     >>> batch["labels"].tolist(), batch["loss_weights"].tolist()
     ([[-100, 6, 7, -100, 9]], [[0.0, 1.0, 1.0, 0.0, 0.5]])
     """
-    capacity = max(pack_length, max(len(example) for example in examples))
+    lengths = [len(example) for example in examples]
+    capacity = sum(lengths) if pack_length == ONE_ROW else max(pack_length, *lengths)
     rows: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(examples)), key=lambda i: -len(examples[i])):
@@ -260,7 +328,7 @@ class PackedBatches(Dataset):
         steps: Optimizer steps.
         tokens_per_step: Tokens that one step sees, over all processes and micro-batches.
         micro_batches: n.
-        pack_length: Row length.
+        pack_length: Row length, as `pack` takes it.
         seed: Decides order and noise.
 
     Raises:
@@ -271,7 +339,7 @@ class PackedBatches(Dataset):
         self, samples: Samples, *, steps: int, tokens_per_step: int, micro_batches: int, pack_length: int, seed: int
     ) -> None:
         self.samples, self.micro_batches, self.pack_length, self.seed = samples, micro_batches, pack_length, seed
-        self.plan = plan_steps(samples.lengths, tokens_per_step, steps, seed)
+        self.plan = plan_steps(samples.lengths, tokens_per_step, steps, seed, samples.shares)
         least = min(len(step) for step in self.plan)
         if least < micro_batches:
             raise BatchError(

@@ -1,6 +1,7 @@
 """Whether a model keeps packed sequences apart: what a row of several sequences relies on, asked of the model itself.
 
-Shapes: L tokens of a sequence, V ids; `input_ids`, `position_ids` (1, 2L) packed, (1, L) alone; logits (1, L, V).
+Shapes: R rows, L tokens of a sequence, V ids; `input_ids`, `position_ids` (R, 2L) packed, (1, L) alone; logits
+(R, L, V).
 
 transformers' attention tells sequences apart by position ids that start again. State-space and convolution layers
 (hybrid models) and a model's own remote code may read on across the border, with no error.
@@ -18,7 +19,7 @@ ROUNDING = {torch.float32: 1e-2, torch.float64: 1e-2}
 HALF_ROUNDING = 0.15
 
 
-def packing_leaks(model: nn.Module, first: np.ndarray, second: np.ndarray) -> bool:
+def packing_leaks(model: nn.Module, first: np.ndarray, second: np.ndarray, rows: int = 2) -> bool:
     """Whether the second sequence's logits depend on the first's lying before it in the row.
 
     Modes of all modules are put back and no random stream moves, so a training goes on as if this had not been.
@@ -27,6 +28,7 @@ def packing_leaks(model: nn.Module, first: np.ndarray, second: np.ndarray) -> bo
         model: A causal LM or a PeftModel around one, not sharded.
         first: (L,) ids; those past LONGEST are left out.
         second: (L',) ids likewise.
+        rows: Rows of the packed batch: attention may keep apart what lies in one and not what lies in several.
     """
     first, second = first[:LONGEST], second[:LONGEST]
     weight = next(model.parameters())
@@ -36,7 +38,7 @@ def packing_leaks(model: nn.Module, first: np.ndarray, second: np.ndarray) -> bo
     try:
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             alone = _logits(model, [second], weight.device)
-            packed = _logits(model, [first, second], weight.device)[len(first) :]
+            packed = _logits(model, [first, second], weight.device, rows)[len(first) :]
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -46,8 +48,9 @@ def packing_leaks(model: nn.Module, first: np.ndarray, second: np.ndarray) -> bo
     return bool(error > ROUNDING.get(weight.dtype, HALF_ROUNDING) * spread)
 
 
-def _logits(model: nn.Module, sequences: list[np.ndarray], device: torch.device) -> torch.Tensor:
-    """(sum of L, V) fp32 logits of sequences in one row, called just as the training calls the model."""
+def _logits(model: nn.Module, sequences: list[np.ndarray], device: torch.device, rows: int = 1) -> torch.Tensor:
+    """(sum of L, V) fp32 logits of the last of equal rows of sequences, called just as the training calls the model."""
     ids = torch.from_numpy(np.concatenate(sequences).astype(np.int64))[None].to(device)
     positions = torch.from_numpy(np.concatenate([np.arange(len(ids)) for ids in sequences]))[None].to(device)
-    return model(input_ids=ids, position_ids=positions, use_cache=False).logits[0].float()
+    ids, positions = ids.expand(rows, -1), positions.expand(rows, -1)
+    return model(input_ids=ids, position_ids=positions, use_cache=False).logits[-1].float()

@@ -16,6 +16,7 @@ from tokenizer.data.utterances import (
     Utterance,
     check_duration,
     check_utterances,
+    split_of,
     text_of,
 )
 
@@ -52,6 +53,8 @@ def read_source(source: DataSource, split: str, needs_text: bool = True) -> list
     if source.split is not None and source.split != split:
         return []
     path = Path(source.path).expanduser()
+    if source.own_splits and not (path.suffix in (".jsonl", ".parquet") or (path / "manifest.jsonl").is_file()):
+        raise DataError(f"{source.path}: own_splits reads a manifest or a Parquet file; this is none")
     if path.suffix == ".jsonl" or (path.is_dir() and (path / "manifest.jsonl").is_file()):
         utterances = _read_manifest(path if path.suffix == ".jsonl" else path / "manifest.jsonl", source, split)
     elif path.is_dir():
@@ -80,8 +83,8 @@ def _read_manifest(path: Path, source: DataSource, split: str) -> list[Utterance
             raise DataError(
                 f"{path}, line {number}: needs a JSON object with at least id and audio ({error})"
             ) from None
-        own_split = source.split or row.get("split", "train")
-        if own_split not in SPLITS:
+        own_split = split_of(source, row.get("split", "train"))
+        if own_split is not None and own_split not in SPLITS:
             raise DataError(f"{path}, line {number}: split {own_split!r} is not one of {', '.join(SPLITS)}")
         if own_split != split:
             continue

@@ -6,7 +6,7 @@ import logging
 import re
 from pathlib import Path
 
-from tokenizer.data.utterances import DataError, DataSource, RowAudio, Utterance, check_duration
+from tokenizer.data.utterances import DataError, DataSource, RowAudio, Utterance, check_duration, split_of
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def read_table(source: DataSource, split: str, local: Path | None, needs_text: b
     light = table.remove_columns([source.audio_column])
     utterances = []
     for index, row in enumerate(light):
-        own_split = row.get("split", "train") if local is not None and source.split is None else split
+        own_split = split_of(source, row.get("split", "train")) if local is not None else split
         if own_split != split:
             continue
         utterances.append(

@@ -55,6 +55,13 @@ class Utterance:
         return self.audio if isinstance(self.audio, str) else self.id
 
 
+def split_of(source: DataSource, own: str) -> str | None:
+    """The split that a row of a source belongs to, from what the row itself says; None: to none."""
+    if source.own_splits and own not in source.own_splits:
+        return None
+    return source.split or own
+
+
 @dataclass
 class DataSource:
     """Where utterances come from.
@@ -72,6 +79,13 @@ class DataSource:
         },
     )
     split: str | None = field(default=None, metadata={"help": "put all of this source into one split"})
+    own_splits: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "with `split`, of a manifest or a Parquet file: only what is in these of its own splits, such as "
+            "[valid, test]"
+        },
+    )
     limit: int | None = field(default=None, metadata={"help": "use the first N utterances of each split only"})
     subset: str | None = field(default=None, metadata={"help": "configuration of a hub data set (LibriSpeech: clean)"})
     hub_splits: dict[str, str] = field(
@@ -103,6 +117,10 @@ class DataSource:
     def __post_init__(self) -> None:
         if self.weight is not None and not 0 < self.weight < float("inf"):
             raise ValueError(f"data source {self.path}: weight={self.weight}: must be above 0, or null")
+        if self.own_splits and (self.split is None or self.stream):
+            raise ValueError(
+                f"data source {self.path}: own_splits goes with `split`, into which they are put, and no stream"
+            )
         if self.shuffle_buffer < 1:
             raise ValueError(f"data source {self.path}: shuffle_buffer={self.shuffle_buffer}: must be at least 1")
 

@@ -1,0 +1,126 @@
+"""The keys of `slm finetune`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from recipes.runs.plugins import plugins_key
+from recipes.runs.run_folder import ADJUSTABLE
+from slm.lora import LoraSettings
+from slm.training.batches import NoiseConfig
+from slm.training.config import TrainingConfig
+
+
+@dataclass
+class CorpusSource:
+    """One of several coded corpora."""
+
+    path: str = field(metadata={"help": "the run_dir of `slm encode`"})
+    weight: float = field(
+        default=1.0, metadata={"help": "how often an epoch sees each of its utterances: 0.5 every other time, 3 thrice"}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"weight: {self.weight} of corpus {self.path} must be above 0; leave it out instead")
+
+
+@dataclass
+class TextReplay:
+    """Plain text that is trained on beside speech, so that the LLM keeps what it knows of text."""
+
+    path: str = field(metadata={"help": "a file of texts, one a line; every fiftieth is kept for the valid loss"})
+    share: float = field(
+        default=1.0, metadata={"help": "how often an epoch of the speech sees each line: 0.1 every tenth time"}
+    )
+    loss_weight: float = field(default=1.0, metadata={"help": "of a token of text in the loss"})
+
+    def __post_init__(self) -> None:
+        if self.share <= 0 or self.loss_weight < 0:
+            raise ValueError(f"replay: share {self.share} must be above 0 and loss_weight {self.loss_weight} not below")
+
+
+@dataclass
+class Config:
+    """What is trained on what."""
+
+    run_dir: str = field(default="runs/finetune", metadata={"help": "run folder; the model goes to run_dir/model"})
+    model: str = field(
+        default="", metadata={"help": "embedded-lm, hub name or folder of a causal LM (or of one that speaks already)"}
+    )
+    corpus: str = field(default="", metadata={"help": "coded corpus: the run_dir of `slm encode`"})
+    corpora: list[CorpusSource] = field(
+        default_factory=list, metadata={"help": "or several of one tokenizer, e.g. corpora.0.path=runs/codes"}
+    )
+    task_weights: dict[str, float] = field(
+        default_factory=lambda: {"asr": 1.0, "tts": 1.0},
+        metadata={"help": "weight of a token of each task in the loss; tasks of your own come from `plugins`"},
+    )
+    replay: TextReplay | None = field(
+        default=None,
+        metadata={
+            "help": "plain text beside speech, as a task `text`: its valid loss is measured, whose exponential is the "
+            "perplexity of a token (before the first step too with training.trainer.eval_on_start=true). With "
+            "loss_weight 0 it is only measured"
+        },
+    )
+    n_codebooks: int = field(default=1, metadata={"help": "codebooks that become speech tokens, from book 0 on"})
+    speech_rows: Literal["noise", "codebook"] = field(
+        default="noise",
+        metadata={
+            "help": "what a speech token starts from: noise, or its codebook vector (LM-SPT tokenizers), from "
+            "which a short training on little data learns far sooner"
+        },
+    )
+    normaliser: str = field(
+        default="basic",
+        metadata={"help": "of texts that the model writes (ASR): basic (basic:de, ...), whisper-english, none"},
+    )
+    prompt_normaliser: str = field(
+        default="",
+        metadata={
+            "help": "of texts that it reads (TTS), e.g. none, which keeps case and punctuation; empty: as `normaliser`"
+        },
+    )
+    eval_utterances: int | None = field(
+        default=500,
+        metadata={
+            "help": "utterances of the valid split that losses are measured on, always the same; null: all",
+            **ADJUSTABLE,
+        },
+    )
+    noise: NoiseConfig = field(default_factory=NoiseConfig, metadata={"help": "changes to the prompts"})
+    eval_transcripts: int = field(
+        default=0,
+        metadata={
+            "help": "so many valid utterances are also written out at each evaluation: asr_wer, asr_cer (and of any "
+            "task that answers in text)"
+        },
+    )
+    max_length: int | None = field(default=None, metadata={"help": "longer sequences are left out; null: the model's"})
+    lora: LoraSettings | None = field(
+        default=None, metadata={"help": "train adapters, e.g. lora.rank=16; null: in full"}
+    )
+    weights: Literal["fp32", "bf16"] = field(
+        default="fp32", metadata={"help": "how weights are held (bf16: LoRA only)"}
+    )
+    training: TrainingConfig = field(default_factory=TrainingConfig, metadata={"help": "steps, rates, engine"})
+    seed: int = field(default=0, metadata={"help": "of new rows, order and noise"})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
+    precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16: what is computed in"})
+    plugins: list[str] = plugins_key()
+
+    def __post_init__(self) -> None:
+        if self.replay is not None and "text" in self.task_weights:
+            raise ValueError("replay and task_weights.text: both are a task called text; give one of them")
+        if self.corpus and self.corpora:
+            raise ValueError("corpus and corpora: give one of them")
+        if self.eval_utterances is not None and self.eval_utterances < 1:
+            raise ValueError(f"eval_utterances: {self.eval_utterances} must be at least 1, or null for all")
+        if self.eval_transcripts < 0:
+            raise ValueError(f"eval_transcripts: {self.eval_transcripts} must be at least 1, or 0 for none")
+        if self.weights != "fp32" and self.lora is None:
+            raise ValueError(
+                "weights: bf16 loses small updates when trained in full; use fp32 with precision=bf16, or lora"
+            )

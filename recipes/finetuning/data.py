@@ -1,0 +1,271 @@
+"""Coded corpora -> the sequences of a fine-tuning, and the speech vocabulary that they are written in."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from eval.text.normalisers import get_normaliser
+from recipes.config import ConfigError
+from recipes.finetuning.config import Config, CorpusSource
+from recipes.runs.logs import log
+from slm.corpus import INDEX_NAME, CodedCorpus, CodedRow, CorpusMetadata
+from slm.tasks import Task, TaskError, get_task
+from slm.tasks.registry import UtteranceTokens
+from slm.trained_on import TrainedOn
+from slm.training.batches import MixedSamples, Samples, SpeechSamples, TextSamples
+from slm.vocabulary import SpeechVocabulary, add_marks, add_speech
+from tokenizer import LMSPTModel, load_tokenizer
+
+
+@dataclass
+class Data:
+    """The training and valid sequences, and what they are made of."""
+
+    vocabulary: SpeechVocabulary
+    train: SpeechSamples
+    valid: SpeechSamples | None
+    text: TextSamples | None = None
+    valid_text: TextSamples | None = None
+
+    @property
+    def all_train(self) -> Samples:
+        """Speech and text."""
+        return self.train if self.text is None else MixedSamples([self.train, self.text])
+
+    @property
+    def all_valid(self) -> Samples | None:
+        """What losses are measured on."""
+        parts = [part for part in (self.valid, self.valid_text) if part is not None]
+        return MixedSamples(parts) if len(parts) > 1 else next(iter(parts), None)
+
+
+@dataclass
+class Corpora:
+    """The coded corpora of a training, whose codes are of one tokenizer."""
+
+    opened: list[CodedCorpus]
+    weights: list[float]
+
+    @property
+    def metadata(self) -> CorpusMetadata:
+        """What their codes have in common, of the first one."""
+        return self.opened[0].metadata
+
+    @property
+    def names(self) -> str:
+        """For people and messages."""
+        return ", ".join(str(corpus.folder) for corpus in self.opened)
+
+    def count(self, split: str) -> int:
+        """Utterances of a split."""
+        return sum(corpus.count(split) for corpus in self.opened)
+
+    def rows(self, split: str) -> Iterator[tuple[CodedRow, float]]:
+        """Every utterance of a split, with the weight of its corpus."""
+        for corpus, weight in zip(self.opened, self.weights, strict=True):
+            for row in corpus.rows(split) if corpus.count(split) else ():
+                yield row, weight
+
+    @property
+    def index_text(self) -> str:
+        """What stands for their bytes: their indexes hold the hash of every shard."""
+        weights = [] if self.weights == [1.0] else [json.dumps(self.weights)]
+        return "".join([*((c.folder / INDEX_NAME).read_text(encoding="utf-8") for c in self.opened), *weights])
+
+
+def open_corpora(config: Config) -> Corpora:
+    """The corpora, checked. Raises ConfigError, CorpusError."""
+    sources = config.corpora or [CorpusSource(config.corpus)]
+    if not all(source.path for source in sources):
+        raise ConfigError("corpus: not set; give the run_dir of `slm encode`, e.g. corpus=runs/codes")
+    corpora = Corpora([CodedCorpus.open(source.path) for source in sources], [source.weight for source in sources])
+    for corpus in corpora.opened:
+        if not corpus.count("train"):
+            raise ConfigError(f"corpus {corpus.folder}: no train split (it has {', '.join(corpus.splits)})")
+        corpus.check_fingerprint(corpora.metadata.fingerprint)
+    return corpora
+
+
+def used_tasks(config: Config) -> list[Task]:
+    """The tasks that are trained. Raises ConfigError where one is unknown."""
+    try:
+        return [get_task(name) for name, weight in config.task_weights.items() if weight > 0]
+    except TaskError as error:
+        raise ConfigError(f"task_weights: {error}") from error
+
+
+def columns_of(config: Config, corpora: Corpora) -> list[str]:
+    """The corpora's columns, beside codes and text, that the tasks read. Raises ConfigError where one lacks one."""
+    columns = list(dict.fromkeys(name for task in used_tasks(config) for name in task.columns))
+    for corpus in corpora.opened:
+        if missing := [name for name in columns if name not in corpus.metadata.columns]:
+            has = ", ".join(corpus.metadata.columns) or "none beside the text"
+            readers = ", ".join(task.name for task in used_tasks(config) if set(task.columns) & set(missing))
+            raise ConfigError(
+                f"task_weights: {readers} reads {', '.join(missing)}, and corpus {corpus.folder} has no such column "
+                f"(it has {has}); encode it with data.0.columns=[{','.join(missing)}]"
+            )
+    return columns
+
+
+def make_vocabulary(
+    config: Config, corpora: Corpora, tokenizer: PreTrainedTokenizerBase, own: SpeechVocabulary | None
+) -> SpeechVocabulary:
+    """The model's own speech vocabulary, or a new one added to the text tokenizer.
+
+    Raises:
+        VocabularyError: the model already speaks another tokenizer's codes.
+    """
+    facts = corpora.metadata
+    marks = [mark for task in used_tasks(config) for mark in task.marks]
+    if own is not None:
+        own.check_fingerprint(facts.fingerprint, f"the corpus {corpora.names}")
+        if own.n_codebooks != config.n_codebooks:
+            raise ConfigError(
+                f"n_codebooks: the model {config.model} was made with {own.n_codebooks}, not {config.n_codebooks}"
+            )
+        normalisers = {"normaliser": config.normaliser, "prompt_normaliser": config.prompt_normaliser}
+        return dataclasses.replace(add_marks(tokenizer, own, marks), **normalisers)
+    return add_speech(
+        tokenizer,
+        facts.codebook_sizes,
+        n_codebooks=config.n_codebooks,
+        fingerprint=facts.fingerprint,
+        frame_rate=facts.frame_rate,
+        tokenizer=facts.tokenizer,
+        precision=facts.precision,
+        normaliser=config.normaliser,
+        prompt_normaliser=config.prompt_normaliser,
+        marks=marks,
+    )
+
+
+def codebooks(config: Config, corpora: Corpora) -> list[torch.Tensor] | None:
+    """The vectors of the codebooks used, (size, D) each; None where speech tokens start from noise.
+
+    Raises:
+        ConfigError: the corpus's tokenizer has no such books, or is another by now.
+    """
+    if config.speech_rows == "noise":
+        return None
+    facts, way_out = corpora.metadata, "or take speech_rows=noise"
+    tokenizer = load_tokenizer(facts.tokenizer)
+    if not isinstance(tokenizer, LMSPTModel):
+        raise ConfigError(f"speech_rows: {facts.tokenizer} is no LM-SPT tokenizer; encode with one, {way_out}")
+    if tokenizer.fingerprint(facts.precision) != facts.fingerprint:
+        raise ConfigError(f"speech_rows: {facts.tokenizer} is not what {corpora.names} was encoded with; {way_out}")
+    return tokenizer.quantizer.entries(config.n_codebooks)
+
+
+def make_data(
+    config: Config, corpora: Corpora, tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary, longest: int
+) -> Data:
+    """The sequences of the train and valid splits, and the vocabulary that tells what they are like.
+
+    Utterances whose text, or a column that a task reads, normalises to nothing are left out, and told.
+    """
+    columns = columns_of(config, corpora)
+    write, read = get_normaliser(vocabulary.normaliser), get_normaliser(vocabulary.normaliser_of_prompts)
+    encode = functools.partial(vocabulary.encode_text, tokenizer)
+    spoken: dict[str, list[tuple[str, float]]] = {}
+
+    def samples(split: str) -> SpeechSamples | None:
+        written, prompts, shares, n_empty = [], [], [], 0
+        chosen = evaluated(corpora.count(split), config.eval_utterances) if split == "valid" else None
+        spoken[split] = []
+        for number, (row, share) in enumerate(corpora.rows(split)):
+            if chosen is not None and number not in chosen:
+                continue
+            plain = {"text": row["text"]} | {name: row["columns"][name] for name in columns}
+            texts, asked = ({name: clean(text) for name, text in plain.items()} for clean in (write, read))
+            if not all((*texts.values(), *asked.values())):
+                n_empty += 1
+                continue
+            codes = row["audio_codes"].astype(np.int32)
+            written.append(_tokens(codes, {name: encode(text) for name, text in texts.items()}))
+            same = texts == asked
+            prompts.append(written[-1] if same else _tokens(codes, {name: encode(t) for name, t in asked.items()}))
+            shares.append(share)
+            spoken[split].append((asked["text"], codes.shape[1] / vocabulary.frame_rate))
+        if n_empty:
+            named = " or ".join(["text", *columns])
+            log.warning("%s: %d utterances without %s are left out", split, n_empty, named)
+        if not written:
+            return None
+        weighted = shares if set(shares) != {1.0} and split == "train" else None
+        made = SpeechSamples(vocabulary, written, config.task_weights, config.noise, longest, prompts, weighted)
+        if made.n_too_long:
+            log.warning("%s: %d utterances longer than %d tokens are left out", split, made.n_too_long, longest)
+        return made
+
+    training = samples("train")
+    if training is None:
+        named = " and ".join(["a text", *columns])
+        raise ConfigError(f"corpus {corpora.names}: none of the train split's utterances has {named}")
+    members = np.unique(training.members)
+    texts, seconds = zip(*(spoken["train"][i] for i in members), strict=True)
+    codes, text_ids = zip(*((u.codes, u.text) for u in (training.utterances[i] for i in members)), strict=True)
+    trained_on = TrainedOn.of(texts, seconds, codes, text_ids, vocabulary.frame_rate)
+    trained_on = dataclasses.replace(trained_on, bare_prompts=config.noise.drop_prompt)
+    vocabulary = dataclasses.replace(vocabulary, trained_on=trained_on.after(vocabulary.trained_on))
+    return Data(vocabulary, training, samples("valid"), *_replayed(config, tokenizer, vocabulary, longest))
+
+
+HELD_OUT = 50  # every fiftieth line of replayed text is for the valid loss
+LONGEST_TEXT = 512  # tokens of a piece of it, where rows have no length
+
+
+def _replayed(
+    config: Config, tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary, longest: int
+) -> tuple[TextSamples | None, TextSamples | None]:
+    """The texts of `replay` for training and for the valid loss. Raises ConfigError."""
+    if config.replay is None:
+        return None, None
+    path = Path(config.replay.path).expanduser()
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"replay.path: {path} cannot be read as text ({error})") from error
+    lines = [line for line in lines if line]
+    if len(lines) < HELD_OUT:
+        raise ConfigError(f"replay.path: {path} has {len(lines)} lines; {HELD_OUT} are the least, one of them held out")
+    end = vocabulary.end_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    size = min(longest, config.training.pack_length or LONGEST_TEXT) - 2  # beside bos and eos
+
+    def samples(chosen: list[str], share: float | None) -> TextSamples:
+        ids = [vocabulary.encode_text(tokenizer, line) for line in chosen]
+        pieces = [text[start : start + size] for text in ids for start in range(0, len(text), size)]
+        return TextSamples(pieces, tokenizer.bos_token_id, end, config.replay.loss_weight, share)
+
+    held_out = samples(lines[HELD_OUT - 1 :: HELD_OUT], None)
+    kept = [line for number, line in enumerate(lines, start=1) if number % HELD_OUT]
+    return samples(kept, config.replay.share) if config.replay.loss_weight else None, held_out
+
+
+def _tokens(codes: np.ndarray, ids: dict[str, np.ndarray]) -> UtteranceTokens:
+    return UtteranceTokens(codes, ids.pop("text"), ids)
+
+
+def evaluated(n: int, most: int | None) -> set[int] | None:
+    """Which of n utterances the losses are measured on: the same in every run; None: all."""
+    if most is None or n <= most:
+        return None
+    return set(np.random.default_rng(0).choice(n, most, replace=False).tolist())
+
+
+def longest_sequence(config: Config, model_config: Any) -> int:
+    """The longest sequence that is kept. Raises ConfigError where the model cannot take that many."""
+    limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    if config.max_length and limit and config.max_length > limit:
+        raise ConfigError(f"max_length: {config.max_length} is more than the model's {limit} positions")
+    return config.max_length or limit or 2**31

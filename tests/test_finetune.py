@@ -1,0 +1,433 @@
+"""The recipes finetune and train-lm: corpora, texts, adapters, the best checkpoint, plans that name what is missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from slm_tiny import CODES, metadata, save_llm, tiny_tokenizer, utterances, write_corpus
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    SiglipVisionConfig,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from eval.text.normalisers import get_normaliser
+from eval.text.wer import score_pairs
+from recipes.commands import finetune, train_lm
+from recipes.config import ConfigError, load_config
+from recipes.finetuning.data import codebooks, evaluated, longest_sequence, make_data, make_vocabulary, open_corpora
+from recipes.runs.deepspeed import engine_config
+from slm.corpus import CodedCorpusWriter
+from slm.generation import SpeechLM, transcribe_codes
+from slm.loops import longest_loop
+from slm.lora import LoraSettings
+from slm.modeling import ModelError, describe_llm, load_llm
+from slm.trained_on import TrainedOn
+from slm.training.batches import plan_steps
+from slm.training.config import TrainingConfig, TrainingError
+from slm.vocabulary import SpeechVocabulary
+from tokenizer import load_tokenizer
+
+OPTIONS = {"tokens_per_step": 260, "pack_length": 64, "learning_rate": 3e-3, "warmup_steps": 2, "log_steps": 1}
+
+
+def finetune_config(tmp_path: Path, name: str, *overrides: str) -> finetune.Config:
+    if not (tmp_path / "llm").exists():
+        save_llm(tmp_path / "llm")
+        write_corpus(tmp_path / "codes")
+    settings = ["steps=4", "tokens_per_step=260", "pack_length=64", "save_steps=2", "eval_steps=2", "log_steps=1"]
+    own = [f"run_dir={tmp_path / name}", f"model={tmp_path / 'llm'}", f"corpus={tmp_path / 'codes'}"]
+    own += ["device=cpu", "precision=fp32", *(f"training.{item}" for item in settings)]
+    return load_config(finetune.Config, None, [*own, *overrides])
+
+
+def test_the_longest_loops_of_a_training_are_kept() -> None:
+    """The longest of all utterances, in codes and in words; an older folder's facts load without."""
+    codes = [np.array([[1, 2, 3, 4, 5, 6]]), np.array([[7] + [3, 4] * 5 + [1, 2]]), np.array([[5] * 6])]
+    ids = [np.array([9, 8, 7]), np.array([4, 4, 4, 4, 4]), np.array([1, 2, 1, 2])]
+    known = TrainedOn.of(["ab", "abcd", "abc"], [0.5, 1.0, 0.5], codes, ids, frame_rate=12.5)
+    assert (known.shortest_text, known.longest_loop_s, known.longest_text_loop) == (2, 0.8, 5)
+    before = {name: value for name, value in vars(known).items() if "loop" not in name and name != "shortest_text"}
+    assert TrainedOn(**before).longest_loop_s is None
+
+
+def test_finetune_recipe_plans_trains_skips_and_refuses(tmp_path) -> None:
+    config = finetune_config(tmp_path, "run")
+    plan = finetune.plan(config)
+    assert plan["tokens"]["asr"]["sequences"] == 12 and plan["utterances"] == {"test": 4, "train": 12, "valid": 4}
+    assert plan["speech vocabulary"] == CODES + 4
+    folder = finetune.run(config)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert plan["trainable parameters"] == sum(p.numel() for p in model.parameters())
+    told = json.loads((folder / "speech_vocabulary.json").read_text())
+    assert told["normaliser"] == "basic"
+    heard = [(row["text"], row["audio_codes"].shape[1] / 12.5) for row in utterances(12)]
+    assert told["trained_on"]["characters"] == "".join(sorted(set("".join(text for text, _ in heard))))
+    slow, _, fast = told["trained_on"]["characters_per_s"]
+    rates = [len(text) / seconds for text, seconds in heard]
+    assert min(rates) <= slow < fast <= max(rates)
+    assert (
+        told["trained_on"]["longest_s"] <= max(seconds for _, seconds in heard) < told["trained_on"]["longest_s"] + 0.1
+    )
+    assert told["trained_on"]["shortest_text"] == min(len(text) for text, _ in heard)
+    loops = [longest_loop(row["audio_codes"][:1]) / 12.5 for row in utterances(12)]
+    assert told["trained_on"]["longest_loop_s"] == max(loops) and told["trained_on"]["longest_text_loop"] == 0
+    assert told["trained_on"]["bare_prompts"] == 0.0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    assert all({"eval_asr_loss", "eval_tts_loss"} <= row.keys() for row in rows if "eval_loss" in row)
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert finetune.run(config) == folder and (folder / "model.safetensors").stat().st_mtime_ns == before
+    # Killed after its last checkpoint but before the end: the same weights come out again.
+    content = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "run" / "complete.json").unlink()
+    shutil.rmtree(folder)
+    finetune.run(config)
+    assert (folder / "model.safetensors").read_bytes() == content
+    with pytest.raises(ConfigError, match="seed"):
+        finetune.run(finetune_config(tmp_path, "run", "seed=1"))
+    llm = (tmp_path / "llm" / "model.safetensors").read_bytes()
+    (tmp_path / "llm" / "model.safetensors").write_bytes(llm[:-4] + b"new!")
+    with pytest.raises(ConfigError, match="model or corpus"):
+        finetune.run(config)
+    (tmp_path / "llm" / "model.safetensors").write_bytes(llm)
+    assert finetune.run(config) == folder
+    # A model that speaks already goes on with its own vocabulary, and refuses other codes.
+    again = finetune_config(tmp_path, "again", f"model={folder}")
+    assert finetune.plan(again)["embedding rows"].split(" -> ")[0] == finetune.plan(again)["embedding rows"].split()[-1]
+    write_corpus(tmp_path / "other", fingerprint="0" * 64)
+    with pytest.raises(ValueError, match="codes mean something else"):
+        finetune.run(finetune_config(tmp_path, "third", f"model={folder}", f"corpus={tmp_path / 'other'}"))
+
+
+def test_finetune_draws_no_bar_where_the_output_is_no_terminal(tmp_path, capfd) -> None:
+    disable_progress_bar()  # the library's own, of loading and saving: the command does so before it calls the recipe
+    finetune.run(finetune_config(tmp_path, "run", "training.eval_steps=0"))
+    said = capfd.readouterr()
+    assert "finetune:" not in said.err and "\r" not in said.err + said.out
+
+
+def data_of(config: finetune.Config):
+    """The vocabulary's text tokenizer, and what `config` would train on."""
+    facts, corpora = describe_llm(config.model), open_corpora(config)
+    vocabulary = make_vocabulary(config, corpora, facts.tokenizer, facts.vocabulary)
+    data = make_data(config, corpora, facts.tokenizer, vocabulary, longest_sequence(config, facts.config))
+    return facts.tokenizer, data
+
+
+def test_a_text_to_be_read_keeps_what_a_text_to_be_written_loses(tmp_path) -> None:
+    """Case and punctuation tell how a text is said; one normaliser for both tasks took them from TTS too."""
+    rows = [row | {"text": f"{row['text'].capitalize()}!"} for row in utterances(4)]
+    writer = CodedCorpusWriter(tmp_path / "cased", metadata())
+    writer.write_shard("train", 0, 1, rows)
+    writer.finish()
+    config = finetune_config(tmp_path, "run", f"corpus={tmp_path / 'cased'}", "prompt_normaliser=none")
+    tokenizer, data = data_of(config)
+    texts = {"asr": set(), "tts": set()}
+    for index, task in enumerate(data.train.tasks):
+        ids = data.train.example(index, None).input_ids
+        texts[data.train.task_names[task]].add(tokenizer.decode(ids[ids < data.vocabulary.first_id], True))
+    assert {text.strip() for text in texts["tts"]} == {row["text"] for row in rows}
+    assert {text.strip() for text in texts["asr"]} == {row["text"].lower().rstrip("!") for row in rows}
+    assert all(len(data.train.example(i, None)) == length for i, length in enumerate(data.train.lengths))
+    assert "!" in data.vocabulary.trained_on.characters
+    folder = finetune.run(config)
+    assert SpeechVocabulary.load(folder).normaliser_of_prompts == "none"
+
+
+def test_several_corpora_are_seen_by_their_weights(tmp_path) -> None:
+    write_corpus(tmp_path / "often", n=6)
+    write_corpus(tmp_path / "seldom", n=12)
+    sources = [f"corpora=[{{path: {tmp_path}/often, weight: 2.5}}, {{path: {tmp_path}/seldom, weight: 0.5}}]"]
+    config = finetune_config(tmp_path, "run", 'corpus=""', *sources, "task_weights={asr: 1}", "training.steps=2")
+    _, data = data_of(config)
+    plan = plan_steps(data.train.lengths, 200, 400, 0, data.train.shares)
+    seen = np.bincount(np.concatenate(plan), minlength=18)
+    assert seen[:6].mean() / seen[6:].mean() == pytest.approx(5.0, rel=0.05)
+    assert seen[:6].std() < 0.1 * seen[:6].mean()  # each of one corpus as often as the next
+    folder = finetune.run(config)
+    assert finetune.plan(config)["utterances"] == {"test": 8, "train": 18, "valid": 8} and folder.exists()
+    weights = [f"corpora=[{{path: {tmp_path}/often, weight: 1}}, {{path: {tmp_path}/seldom, weight: 0.5}}]"]
+    with pytest.raises(ConfigError, match="corpora"):
+        finetune.run(
+            finetune_config(tmp_path, "run", 'corpus=""', *weights, "task_weights={asr: 1}", "training.steps=2")
+        )
+    write_corpus(tmp_path / "foreign", fingerprint="0" * 64)
+    mixed = [f"corpora=[{{path: {tmp_path}/often}}, {{path: {tmp_path}/foreign}}]"]
+    with pytest.raises(ValueError, match="foreign.*codes mean something else"):
+        open_corpora(finetune_config(tmp_path, "mixed", 'corpus=""', *mixed))
+    with pytest.raises(ValueError, match="corpus and corpora: give one"):
+        finetune_config(tmp_path, "both", *mixed)
+
+
+def test_the_best_checkpoint_may_go_by_word_errors_and_the_training_end_when_they_rise(tmp_path) -> None:
+    """The transcripts move nothing: the same weights as without; the checkpoint of fewest errors is what is saved."""
+    own = ["training.steps=12", "training.learning_rate=3e-3", "training.warmup_steps=0", "task_weights={asr: 1}"]
+    plain = finetune.run(finetune_config(tmp_path, "plain", *own, "task_weights.tts=0"))
+    own += ["eval_transcripts=3", "task_weights.tts=0"]
+    told = finetune.run(finetune_config(tmp_path, "told", *own))
+    assert (plain / "model.safetensors").read_bytes() == (told / "model.safetensors").read_bytes()
+    rows = [json.loads(line) for line in (tmp_path / "told" / "metrics.jsonl").read_text().splitlines()]
+    found = {row["step"]: row["eval_asr_cer"] for row in rows if "eval_asr_cer" in row}
+    assert list(found) == [2, 4, 6, 8, 10, 12] and len(set(found.values())) > 1
+    best = ["training.keep=best", "training.keep_by=asr_cer"]
+    chosen = finetune.run(finetune_config(tmp_path, "best", *own, *best))
+    summary = json.loads((tmp_path / "best" / "complete.json").read_text())["summary"]
+    assert summary["eval_asr_cer"] == min(found.values())
+    speech_lm = SpeechLM.load(chosen)
+    rows = utterances(4, seed=1)[:3]
+    written = [o.text for o in transcribe_codes(speech_lm, [row["audio_codes"] for row in rows])]
+    cer = score_pairs([row["text"] for row in rows], written, get_normaliser("none")).cer
+    assert round(100 * cer, 3) == min(found.values())
+    # A rate at which it only gets worse ends it.
+    worse = ["training.learning_rate=0.5", "training.patience=2", "training.schedule=constant", "training.steps=60"]
+    finetune.run(finetune_config(tmp_path, "worse", *own, *best, *worse))
+    assert json.loads((tmp_path / "worse" / "complete.json").read_text())["summary"]["steps"] < 60
+
+
+def test_what_the_best_checkpoint_goes_by_must_be_measured(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="keep_by: 'asr_wer' is not measured; there are loss, asr_loss, tts_loss"):
+        finetune.plan(finetune_config(tmp_path, "run", "training.keep=best", "training.keep_by=asr_wer"))
+    for options in ({"patience": 2}, {"keep_by": "asr_loss"}):
+        with pytest.raises(TrainingError, match=f"training.{next(iter(options))}.*keep=best"):
+            TrainingConfig(**options)
+
+
+def test_text_that_is_replayed_keeps_its_perplexity(tmp_path) -> None:
+    """Replayed beside speech it is learnt better than by the transcripts alone; measured only, it moves nothing."""
+    words = sorted({word for row in utterances(12) for word in row["text"].split()})
+    rng = np.random.default_rng(0)
+    (tmp_path / "prose.txt").write_text("\n".join(" ".join(rng.choice(words, 6)) for _ in range(200)))
+    own = ["training.steps=20", "training.learning_rate=1e-2", "training.warmup_steps=0", "training.save_steps=20"]
+    own += ["training.eval_steps=20", "training.trainer.eval_on_start=true"]
+    losses = {}
+    for name, weight in (("replayed", 1.0), ("measured", 0.0)):
+        replay = f"replay={{path: {tmp_path / 'prose.txt'}, share: 0.2, loss_weight: {weight}}}"
+        config = finetune_config(tmp_path, name, replay, *own)
+        assert ("text" in finetune.plan(config)["tokens"]) == (weight > 0)
+        finetune.run(config)
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = [row["eval_text_loss"] for row in rows if "eval_text_loss" in row]
+    assert losses["replayed"][0] == pytest.approx(losses["measured"][0], abs=1e-4)  # the same held-out lines, before
+    assert losses["replayed"][-1] < 0.9 * losses["measured"][-1]
+    plain = finetune.run(finetune_config(tmp_path, "plain", *own))
+    assert (plain / "model.safetensors").read_bytes() == (tmp_path / "measured/model/model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="replay.path: .*none.txt cannot be read as text"):
+        finetune.plan(finetune_config(tmp_path, "none", f"replay.path={tmp_path / 'none.txt'}"))
+
+
+def test_losses_are_measured_on_the_same_part_of_a_large_valid_split(tmp_path) -> None:
+    _, data = data_of(finetune_config(tmp_path, "run", "eval_utterances=3"))
+    assert len(data.valid.utterances) == 3 and len(data.train.utterances) == 12
+    assert evaluated(1000, 10) == evaluated(1000, 10) and len(evaluated(1000, 10)) == 10
+    assert evaluated(10, 10) is None and evaluated(1000, None) is None
+
+
+def test_speech_rows_come_from_the_books_that_the_corpus_was_encoded_with(tmp_path) -> None:
+    config = finetune_config(tmp_path, "run", "speech_rows=codebook")
+    book = load_tokenizer("embedded-12.5hz")
+    facts = types.SimpleNamespace(tokenizer="embedded-12.5hz", precision="fp32", fingerprint=book.fingerprint())
+    corpora = types.SimpleNamespace(metadata=facts, names="runs/codes")
+    (entries,) = codebooks(config, corpora)
+    codes = torch.tensor([[[5, 900, 5]]])
+    torch.testing.assert_close(entries[codes[0, 0]], book.quantizer.look_up(codes, None)[0])
+    assert codebooks(finetune_config(tmp_path, "other"), corpora) is None
+    facts.fingerprint = "another"
+    with pytest.raises(ConfigError, match="speech_rows: embedded-12.5hz is not what .* was encoded with"):
+        codebooks(config, corpora)
+    facts.tokenizer = "dmel-25hz"
+    with pytest.raises(ConfigError, match="speech_rows: dmel-25hz is no LM-SPT tokenizer"):
+        codebooks(config, corpora)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_complete_finetuning_goes_on_to_more_steps(tmp_path, schedule) -> None:
+    """At a constant rate it ends in the very weights of the run begun with them; operational keys are free."""
+    own = [f"training.schedule={schedule}", "training.warmup_steps=1"]
+    whole = finetune.run(finetune_config(tmp_path, "whole", "training.steps=6", *own))
+    short = finetune.run(finetune_config(tmp_path, "grown", "training.steps=3", *own))
+    before = (short / "model.safetensors").read_bytes()
+    free = ["training.save_steps=1", "training.eval_steps=5", "training.log_steps=2", "training.keep_checkpoints=4"]
+    grown = finetune.run(finetune_config(tmp_path, "grown", "training.steps=6", *own, *free))
+    after = (grown / "model.safetensors").read_bytes()
+    assert after != before
+    assert (after == (whole / "model.safetensors").read_bytes()) == (schedule == "constant")
+    kept = {path.name for path in (tmp_path / "grown/checkpoints").glob("checkpoint-*")}
+    assert kept == {f"checkpoint-{step}" for step in (3, 4, 5, 6)}
+    rows = [json.loads(line) for line in (tmp_path / "grown/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "eval_loss" in row and row["step"] > 3] == [5, 6]
+    assert json.loads((tmp_path / "grown/complete.json").read_text())["summary"]["steps"] == 6
+    with pytest.raises(ConfigError, match="training.steps: was 6, is now 4"):
+        finetune.plan(finetune_config(tmp_path, "grown", *own))
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_lora_on_a_base_held_in_bf16_trains_and_resumes(tmp_path, kind: str) -> None:
+    """What the shipped recipes do: PEFT holds the new rows in fp32 beside it, and the first step could not multiply."""
+    own = ["lora.rank=4", "weights=bf16", "precision=bf16", "training.learning_rate=1e-2", "training.warmup_steps=0"]
+    config = finetune_config(tmp_path, "run", *own)
+    save_llm(Path(config.model), kind)
+    finetune.run(config)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    model, _, _ = load_llm(str(tmp_path / "run" / "adapter"), "bf16")
+    assert model.dtype == torch.bfloat16
+
+
+def test_an_engine_that_would_lose_the_model_is_refused_at_the_start(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    for name in ("deepspeed-zero2", "deepspeed-zero3"):
+        assert Path(engine_config(TrainingConfig(deepspeed=name))).stem == name
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    with pytest.raises(ConfigError, match="mine.json has stage 3 without stage3_gather_16bit_weights_on_model_save"):
+        engine_config(TrainingConfig(deepspeed=str(file)))
+    file.write_text(json.dumps({"optimizer": {"type": "AdamW"}}))
+    assert engine_config(TrainingConfig(deepspeed=str(file))) == str(file)
+    with pytest.raises(ConfigError, match="embedding_learning_rate: .*mine.json brings an optimizer of its own"):
+        engine_config(TrainingConfig(deepspeed=str(file), embedding_learning_rate=1e-3))
+    file.write_text("{")
+    with pytest.raises(ConfigError, match="mine.json is no JSON"):
+        engine_config(TrainingConfig(deepspeed=str(file)))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install deepspeed"):
+        engine_config(TrainingConfig(deepspeed="deepspeed-zero2"))
+
+
+def test_finetune_recipe_lora(tmp_path) -> None:
+    config = finetune_config(tmp_path, "run", "lora.rank=4", "keep=best".replace("keep", "training.keep"))
+    plan = finetune.plan(config)
+    folder = finetune.run(config)
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"adapter", "base", "model", "complete.json"}
+    saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert plan["trainable parameters"] == sum(tensor.numel() for tensor in saved.values())
+    assert folder == tmp_path / "run" / "model" and AutoModelForCausalLM.from_pretrained(folder)
+    bare = finetune_config(tmp_path, "bare", "lora.rank=4", "lora.merge=false")
+    assert finetune.run(bare).name == "adapter" and not (tmp_path / "bare" / "model").exists()
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_an_adapters_folder_is_all_that_is_needed_beside_the_base(tmp_path, kind: str) -> None:
+    """In another process, without the run's own grown base: the merged model's logits, and commands that take it."""
+    config = finetune_config(tmp_path, "run", "lora.rank=4")
+    save_llm(Path(config.model), kind)
+    merged = finetune.run(config)
+    shutil.rmtree(tmp_path / "run" / "base")
+    adapter = shutil.move(tmp_path / "run" / "adapter", tmp_path / "elsewhere")
+    ids = torch.arange(3, 23)[None]
+    wanted = load_llm(str(merged))[0](input_ids=ids).logits
+    script = (
+        "import sys, torch; from slm.generation import SpeechLM\n"
+        "lm = SpeechLM.load(sys.argv[1])\n"
+        "torch.save(lm.model(input_ids=torch.arange(3, 23)[None]).logits, sys.argv[2])\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(adapter), str(tmp_path / "logits.pt")], check=True)
+    facts, (model, _, vocabulary) = describe_llm(str(adapter)), load_llm(str(adapter))
+    own = slice(vocabulary.size)  # rows behind it only pad the table
+    got = torch.load(tmp_path / "logits.pt")
+    torch.testing.assert_close(got[..., own], wanted[..., own].detach(), atol=1e-5, rtol=1e-5)
+    assert facts.vocabulary == vocabulary is not None
+    assert facts.n_parameters == sum(p.numel() for p in model.parameters())
+    assert model.generation_config.to_diff_dict() == load_llm(str(merged))[0].generation_config.to_diff_dict()
+    shutil.rmtree(config.model)
+    with pytest.raises(ModelError, match="its base cannot be had"):
+        load_llm(str(adapter))
+
+
+@pytest.mark.parametrize("lora", [[], ["lora.rank=2"]])
+def test_of_a_multimodal_model_the_text_model_learns_alone(tmp_path, lora: list[str]) -> None:
+    """Adapters lay in the vision tower, which never runs: two fifths of what was trained moved nothing."""
+    config = finetune_config(tmp_path, "run", *lora, "training.learning_rate=1e-2", "training.warmup_steps=0")
+    sizes = dict(hidden_size=32, intermediate_size=48, num_attention_heads=2)
+    text = Gemma3TextConfig(
+        **sizes, vocab_size=len(tiny_tokenizer()) + 5, num_hidden_layers=2, num_key_value_heads=1, head_dim=16
+    )
+    vision = SiglipVisionConfig(**sizes, num_hidden_layers=1, image_size=28, patch_size=14)
+    torch.manual_seed(0)
+    both = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    shutil.rmtree(config.model)
+    Gemma3ForConditionalGeneration(both).save_pretrained(config.model)
+    tiny_tokenizer().save_pretrained(config.model)
+    plan = finetune.plan(config)
+    folder = finetune.run(config)
+    before, after = load_llm(config.model)[0], load_llm(str(folder))[0]
+    old = dict(before.named_parameters())
+    for name, value in after.named_parameters():
+        if "vision_tower" in name or "projector" in name:
+            assert torch.equal(value, old[name]), name
+        elif name.endswith("proj.weight"):
+            assert not torch.equal(value, old[name]), name
+    if lora:
+        saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+        assert saved and not [name for name in saved if "vision" in name or "projector" in name]
+        assert plan["trainable parameters"] == sum(value.numel() for value in saved.values())
+    else:
+        towers = sum(v.numel() for n, v in after.named_parameters() if "vision" in n or "projector" in n)
+        assert plan["trainable parameters"] == sum(p.numel() for p in after.parameters()) - towers
+
+
+def test_a_plan_names_all_that_is_missing(tmp_path, monkeypatch) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("slm.modeling.HfApi.model_info", unreachable)
+    config = load_config(
+        finetune.Config, None, ["model=Qwen/Qwen2.5-0.5B-Instruct", f"run_dir={tmp_path / 'r'}", "training.deepspeed=x"]
+    )
+    with pytest.raises(ConfigError) as error:
+        finetune.plan(config)
+    for part in ("Qwen/Qwen2.5-0.5B-Instruct", "model.safetensors", "corpus: not set", "torchrun"):
+        assert part in str(error.value)
+    assert not (tmp_path / "r").exists()
+    with pytest.raises(ConfigError, match="weights"):
+        load_config(finetune.Config, None, ["weights=bf16"])
+
+
+def test_train_lm_recipe(tmp_path) -> None:
+    lines = []
+    for split, rows in (("train", utterances(12)), ("valid", utterances(3))):
+        for row in rows:
+            lines.append({"id": f"{split}{row['id']}", "audio": "none.wav", "text": row["text"] + "!", "split": split})
+            lines[-1] |= {"speaker": "s", "duration": 1.0}
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sizes = ["hidden_size=32", "layers=1", "heads=2", "key_value_heads=2", "intermediate_size=48", "vocab_size=280"]
+    settings = ["steps=30", "tokens_per_step=100", "eval_steps=15", "save_steps=15", "learning_rate=0.01"]
+    overrides = [f"run_dir={tmp_path / 'lm'}", f"data=[{{path: {tmp_path / 'manifest.jsonl'}}}]", "device=cpu"]
+    overrides += ["precision=fp32", *(f"lm.{item}" for item in sizes), *(f"training.{item}" for item in settings)]
+    config = load_config(train_lm.Config, None, overrides)
+    plan = train_lm.plan(config)
+    assert plan["sentences (train, valid)"] == [4, 3]
+    folder = train_lm.run(config)
+    assert sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters()) == plan["parameters"]
+    rows = [json.loads(line) for line in (tmp_path / "lm" / "metrics.jsonl").read_text().splitlines()]
+    valid = [row["eval_text_loss"] for row in rows if "eval_text_loss" in row]
+    assert valid[-1] < valid[0] < 6
+    assert train_lm.run(config) == folder
+    next_stage = load_config(finetune.Config, None, [f"model={folder}", f"corpus={write_corpus(tmp_path / 'codes')}"])
+    assert finetune.plan(next_stage)["chat template"] is False
+
+
+def test_the_new_rows_of_an_adapter_have_a_learning_rate_of_their_own(tmp_path) -> None:
+    save_llm(tmp_path / "llm")
+    write_corpus(tmp_path / "codes")
+    own = {"model": str(tmp_path / "llm"), "corpus": str(tmp_path / "codes"), "run_dir": str(tmp_path / "run")}
+    training = OPTIONS | {"steps": 2, "eval_steps": 0, "embedding_learning_rate": 0.0, "weight_decay": 0.0}
+    finetune.run(finetune.Config(**own, lora=LoraSettings(rank=2), training=TrainingConfig(**training), device="cpu"))
+    base, adapted = (load_llm(str(tmp_path / "run" / name))[0] for name in ("base", "model"))
+    assert torch.equal(base.get_input_embeddings().weight, adapted.get_input_embeddings().weight)
+    assert not torch.equal(base.model.layers[0].mlp.up_proj.weight, adapted.model.layers[0].mlp.up_proj.weight)
