@@ -10,7 +10,7 @@ part of the cache. A row that never ends costs what it costs alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,8 +30,8 @@ from transformers import (
 from slm.loops import LoopWatch, longest_loop
 
 # Why an answer ended. `stop`: the model ended it; `length`: its budget was spent; `loop`: it repeated itself;
-# `non_finite`: the model's scores were NaN or infinite.
-FinishReason = Literal["stop", "length", "loop", "non_finite"]
+# `non_finite`: the model's scores were NaN or infinite. `going`, of a stream: it has not ended yet.
+FinishReason = Literal["stop", "length", "loop", "non_finite", "going"]
 _REASONS: tuple[FinishReason, ...] = ("stop", "length", "loop", "non_finite")
 _STOP, _LENGTH, _LOOP, _NON_FINITE = range(4)
 
@@ -218,7 +218,6 @@ class RowEnds(StoppingCriteria):
         return ended | (2 * ended.sum() >= len(ended))
 
 
-@torch.inference_mode()
 def decode(
     model: PreTrainedModel,
     prompts: Sequence[np.ndarray],
@@ -244,7 +243,51 @@ def decode(
     Returns:
         One answer per prompt, in order. What the other rows of a batch do changes none but by rounding.
     """
-    n_answers, before = len(prompts), []
+    answers: dict[int, Answer] = {}
+    for found in _rounds(model, prompts, grammar, limits, seeds, bare_prompts, guidance, sampling):
+        answers |= {row: Answer(ids, reason) for row, (ids, reason) in found.items() if reason is not None}
+    return [answers[row] for row in range(len(prompts))]
+
+
+def decode_stream(
+    model: PreTrainedModel,
+    prompt: np.ndarray,
+    grammar: Grammar,
+    limits: RowLimits,
+    every: int,
+    seed: int | None = None,
+    bare_prompt: np.ndarray | None = None,
+    guidance: float = 1.0,
+    **sampling: Any,
+) -> Iterator[Answer]:
+    """Writes one answer and gives its ids while it does; arguments as in :func:`decode`.
+
+    Yields:
+        The answer so far every so many ids, with `going` for a reason, and at last the whole.
+    """
+    seeds, bare = (None if one is None else [one] for one in (seed, bare_prompt))
+    for found in _rounds(model, [prompt], grammar, [limits], seeds, bare, guidance, sampling, every):
+        ids, reason = found[0]
+        yield Answer(ids, reason or "going")
+
+
+@torch.inference_mode()
+def _rounds(
+    model: PreTrainedModel,
+    prompts: Sequence[np.ndarray],
+    grammar: Grammar,
+    limits: Sequence[RowLimits],
+    seeds: Sequence[int] | None,
+    bare_prompts: Sequence[np.ndarray] | None,
+    guidance: float,
+    sampling: Mapping[str, Any],
+    every: int | None = None,
+) -> Iterator[dict[int, tuple[list[int], FinishReason | None]]]:
+    """Yields after each round what each of its rows has written, and why it ended; None where it goes on.
+
+    A round is over when half of its rows have ended, or after `every` ids.
+    """
+    before: list[Any] = []
     if bare_prompts is not None:
         prompts, limits, before = [*prompts, *bare_prompts], [*limits, *limits], [Guidance(guidance)]
         seeds = None if seeds is None else [*seeds, *seeds]
@@ -262,14 +305,14 @@ def decode(
     processors: list[Any] = [*before, legal]
     if seeds is not None:
         processors.append(SeededSampling(legal, seeds, **sampling))
-    answers: list[Answer | None] = [None] * len(prompts)
     rows = list(range(len(prompts)))
     cache: dict[str, Any] = {}
     while rows:
+        left = length + longest + 1 - ids.shape[1]  # one more than a budget, to see whether it is the end
         output = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            max_new_tokens=length + longest + 1 - ids.shape[1],  # one more than a budget, to see whether it is the end
+            max_new_tokens=left if every is None else min(every, left),
             do_sample=False,
             eos_token_id=grammar.end_id,
             logits_processor=LogitsProcessorList(processors),
@@ -278,21 +321,18 @@ def decode(
             **cache,
         )
         ids = output.sequences
-        reasons, lengths, tokens = ends.reasons.tolist(), ends.lengths.tolist(), ids[:, length:].tolist()
-        for place, row in enumerate(rows):
-            if reasons[place] >= 0:
-                answers[row] = Answer(tokens[place][: lengths[place]], _REASONS[reasons[place]])
-        going = [place for place, reason in enumerate(reasons) if reason < 0]
+        codes, lengths, tokens = ends.reasons.tolist(), ends.lengths.tolist(), ids[:, length:].tolist()
+        reasons = [_REASONS[code] if code >= 0 else None for code in codes]
+        written = zip(rows, tokens, lengths, reasons, strict=True)
+        yield {row: (own if reason is None else own[:n], reason) for row, own, n, reason in written}
+        going = [place for place, reason in enumerate(reasons) if reason is None]
         rows = [rows[place] for place in going]
-        if not rows:
-            break
-        keep = torch.tensor(going, device=device)
+        keep = torch.tensor(going, dtype=torch.long, device=device)
         mask = torch.cat([mask, mask.new_ones(len(mask), ids.shape[1] - mask.shape[1])], dim=1)[keep]
         ids = ids[keep]
         for part in (*processors, ends):
             part.keep(keep)
         cache = _cache_of(output, keep)
-    return answers[:n_answers]
 
 
 def _cache_of(output: Any, rows: torch.Tensor) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slm.decoding import Answer, FinishReason, Grammar, RowLimits, decode, decode_beams
+from slm.decoding import Answer, FinishReason, Grammar, RowLimits, decode, decode_beams, decode_stream
 from slm.modeling import load_llm
 from slm.settings import (
     GenerationError,
@@ -230,6 +230,58 @@ def generate_speech(
     return outputs
 
 
+def stream_speech(
+    speech_lm: SpeechLM,
+    task: Task,
+    utterance: UtteranceTokens,
+    limits: SpeechLimits,
+    settings: SynthesizeSettings | None = None,
+    key: str = "0",
+    chunk_s: float = 0.5,
+) -> Iterator[SynthesizeOutput]:
+    """Draws one answer and gives its codes while it does; without retries the same codes as :func:`generate_speech`.
+
+    Args:
+        speech_lm: The model.
+        task: Whose prompt.
+        utterance: What the prompt is made of.
+        limits: How long the answer may be and must be.
+        settings: Decoding.
+        key: What, beside the seed, decides the random stream.
+        chunk_s: Seconds of speech that are waited for.
+
+    Yields:
+        The codes that are new, (n, f), f >= 0; `finish_reason` is `going` but for the last.
+
+    Raises:
+        GenerationError: The task answers in text, or `retries` are set: what was given cannot be taken back.
+        TaskError: The utterance lacks a part of the prompt.
+    """
+    _check_modality(task, "speech")
+    settings, vocabulary = settings or SynthesizeSettings(), speech_lm.vocabulary
+    if settings.retries:
+        raise GenerationError("synthesising: retries: what a stream has given cannot be taken back; set it to 0")
+    prompt, bare = (make_prompt(vocabulary, task, utterance, bare=bare) for bare in (False, True))
+    every = max(1, round(chunk_s * vocabulary.frame_rate)) * vocabulary.n_codebooks
+    drawn = _sampling(settings, settings.seed, [key], [0])
+    drawn["seed"] = drawn.pop("seeds", [None])[0]
+    if settings.guidance > 1:
+        drawn |= {"bare_prompt": bare, "guidance": settings.guidance}
+    n_given = 0
+    grammar, rows = _speech_grammar(speech_lm, settings), limits.rows(vocabulary)
+    for answer in decode_stream(speech_lm.model, prompt, grammar, rows, every, **drawn):
+        codes = vocabulary.codes_from_ids(answer.ids)
+        yield SynthesizeOutput(codes[:, n_given:], answer.finish_reason)
+        n_given = codes.shape[1]
+
+
+def _speech_grammar(speech_lm: SpeechLM, settings: SynthesizeSettings) -> Grammar:
+    vocabulary = speech_lm.vocabulary
+    legal = [_mask(speech_lm.model, ids) for ids in vocabulary.speech_ids()]
+    loop_limit = speech_loop_limit(vocabulary, settings)
+    return Grammar(legal, vocabulary.speech_end_id, vocabulary.n_codebooks, loop_limit)
+
+
 def _draw_speech(
     speech_lm: SpeechLM,
     prompts: Sequence[np.ndarray],
@@ -241,9 +293,7 @@ def _draw_speech(
 ) -> list[Answer]:
     vocabulary, model = speech_lm.vocabulary, speech_lm.model
     rows = [one.rows(vocabulary) for one in limits]
-    legal = [_mask(model, ids) for ids in vocabulary.speech_ids()]
-    loop_limit = speech_loop_limit(vocabulary, settings)
-    grammar = Grammar(legal, vocabulary.speech_end_id, vocabulary.n_codebooks, loop_limit)
+    grammar = _speech_grammar(speech_lm, settings)
     answers: list[Answer | None] = [None] * len(prompts)
     for batch in _buckets(prompts, settings.batch_size):
         sampling = _sampling(settings, seed, keys, batch)

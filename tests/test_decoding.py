@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from slm.decoding import Grammar, RowEnds, RowLimits, decode
-from slm.generation import SpeechLM, synthesize_codes, transcribe_codes
+from slm.generation import SpeechLM, generate_speech, stream_speech, synthesize_codes, transcribe_codes
 from slm.loops import LoopWatch, longest_loop
 from slm.settings import GenerationError, SynthesizeSettings, TranscribeSettings, speech_limits
 from slm.tasks import get_task
@@ -46,9 +46,10 @@ def speaker(answers: dict[str, list[int] | float]) -> SpeechLM:
     prompts = {tuple(vocabulary.encode_text(speech_lm.text_tokenizer, text)): codes for text, codes in answers.items()}
 
     def say(prompt: list[int], said: list[int]) -> int | float | None:
-        codes = next(
-            codes for text, codes in prompts.items() if any(tuple(prompt[i : i + len(text)]) == text for i in (0, 1))
-        )
+        found = (codes for text, codes in prompts.items() if tuple(prompt[1 : 1 + len(text)]) == text)
+        codes = next(found, None)  # a bare prompt has no text
+        if codes is None:
+            return None
         if isinstance(codes, float):
             return codes
         if len(said) < len(codes):
@@ -300,3 +301,23 @@ def test_rows_leave_whatever_the_model_keeps_of_what_it_read(model, config, read
     monkeypatch.setattr(RowEnds, "__call__", lambda self, *a, **k: end(self, *a, **k) & (self.reasons >= 0))
     assert decode(*batch, temperature=1.0) == leaving and len(calls) == 4
     assert len({len(answer.ids) for answer in leaving}) > 3
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_stream_gives_the_codes_of_the_whole_answer(guidance: float) -> None:
+    """Chunk by chunk, of a random draw and of a loop; the last tells why the answer ended."""
+    settings = SynthesizeSettings(temperature=1.0, seed=2, guidance=guidance)
+    text = "place green with k one again"
+    looping = speaker({text: noise(6) + [3, 7] * 40})
+    for speech_lm, reason in ((scripted(lambda prompt, said: None), None), (looping, "loop")):
+        vocabulary = speech_lm.vocabulary
+        asked = UtteranceTokens(text=vocabulary.encode_text(speech_lm.text_tokenizer, text))
+        limits, task = speech_limits(vocabulary, text, settings), get_task("tts")
+        (whole,) = generate_speech(speech_lm, task, [asked], [limits], settings, ["a"])
+        chunks = list(stream_speech(speech_lm, task, asked, limits, settings, "a", chunk_s=0.4))
+        assert np.concatenate([chunk.codes for chunk in chunks], axis=1).tolist() == whole.codes.tolist()
+        assert [chunk.finish_reason for chunk in chunks[:-1]] == ["going"] * (len(chunks) - 1)
+        assert chunks[-1].finish_reason == whole.finish_reason and reason in (None, whole.finish_reason)
+        assert all(chunk.codes.shape[1] == 5 for chunk in chunks[:-1]) and len(chunks) > 3
+    with pytest.raises(GenerationError, match="retries"):
+        next(stream_speech(speech_lm, task, asked, limits, SynthesizeSettings(retries=1)))

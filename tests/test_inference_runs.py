@@ -23,8 +23,10 @@ from recipes.inference.batches import Outcome, make_batches
 from recipes.inference.speech_files import decoded
 from slm.generation import SpeechLM
 from slm.modeling import save_slm
-from tokenizer import load_tokenizer
+from tokenizer import LMSPTModel, load_tokenizer
+from tokenizer.model.configuration import preset_config
 
+PARTS = ("semantic_encoder", "acoustic_encoder", "decoder", "auxiliary_decoder")
 RECIPES = {"transcribe": transcribe, "synthesize": synthesize}
 
 
@@ -149,6 +151,21 @@ def test_answers_are_decoded_together_as_alone(tiny_tokenizer, monkeypatch) -> N
         np.testing.assert_allclose(waveform, alone, atol=1e-4)
 
 
+class Tones(StandIn):
+    """Each frame is a tone of its code's own, whatever stands beside it."""
+
+    decoder_receptive_field_frames = receptive_field_frames = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config.hop_length = 1280
+
+    def decode(self, audio_codes, lengths=None):
+        time_s = torch.arange(1280) / 16000
+        values = 0.3 * torch.sin(2 * math.pi * 100 * (audio_codes[:, 0, :, None] + 1) * time_s)
+        return SimpleNamespace(audio_values=values.reshape(len(audio_codes), 1, -1))
+
+
 class Silences(StandIn):
     """Code 0 is silence, code 1 is no number; all else is a tone."""
 
@@ -244,3 +261,40 @@ def test_guidance_that_was_not_learnt_is_told(job, tmp_path, caplog) -> None:
     synthesize.run(job("synthesize", "guided", "decoding.guidance=2.0", "limit=2"))
     assert "has not learnt to speak without a prompt" in caplog.text and "noise.drop_prompt=0.1" in caplog.text
     assert len(lines(tmp_path / "guided" / "predictions.jsonl")) == 2
+
+
+def test_codes_that_come_bit_by_bit_sound_as_the_whole(tiny_tokenizer) -> None:
+    """What has been played no later code changes; a causal tokenizer waits for less, one of another kind for all."""
+    looking = load_tokenizer(str(tiny_tokenizer))
+    torch.manual_seed(0)
+    sizes = {f"{part}_width": 32 for part in PARTS} | {"head_dim": 16, "latent_dim": 32}
+    causal = LMSPTModel(preset_config("nano-12.5hz-causal", **sizes)).eval()
+    opaque = SimpleNamespace(config=looking.config, decode=looking.decode)
+    rng, first = np.random.default_rng(0), []
+    codes = rng.integers(0, 16, (1, 3 * looking.decoder_receptive_field_frames))
+    parts = np.split(codes, [7, 7, 9, 30, codes.shape[1] - 1], axis=1)
+    for tokenizer in (looking, causal, opaque):
+        played = list(speech_files.decoded_stream(tokenizer, iter(parts), "cpu"))
+        with torch.inference_mode():
+            whole = tokenizer.decode(torch.from_numpy(codes)[None]).audio_values[0, 0].clamp(-1, 1).numpy()
+        np.testing.assert_allclose(np.concatenate(played), whole, atol=1e-4)
+        first.append(next(i for i, waveform in enumerate(played) if len(waveform)))
+    assert first == [3, 0, 0] and len(played) == 1
+
+
+def test_a_stream_writes_the_file_that_is_written_at_once(job, tmp_path, monkeypatch, caplog) -> None:
+    """Sentence after sentence into a file that grows; the samples, the pauses and what is told are the same."""
+    caplog.set_level("INFO", "slm")
+    monkeypatch.setattr(setup, "load_tokenizer", lambda name, device=None: Tones())
+    given = ["text=Lay red by a nine please. Set white in z four soon!", "max_characters=26", "run_dir=''"]
+    written = {}
+    for name in ("whole", "stream"):
+        caplog.clear()
+        file = tmp_path / f"{name}.wav"
+        config = job("synthesize", "none", "data=null", *given, f"output={file}", f"stream={name == 'stream'}")
+        assert synthesize.run(config) == file
+        written[name] = file.read_bytes(), [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert written["stream"] == written["whole"] and len(written["whole"][0]) > 16000
+    assert "first sound after" in caplog.text
+    with pytest.raises(ConfigError, match="stream: for a single text"):
+        job("synthesize", "other", "stream=true")

@@ -39,6 +39,7 @@ from recipes.inference.batches import (
 )
 from recipes.inference.long_texts import Part, cut_text
 from recipes.inference.predictions import (
+    NON_FINITE_SCORES,
     begun,
     finished,
     log_faults,
@@ -46,7 +47,7 @@ from recipes.inference.predictions import (
     summary_of,
     write_predictions,
 )
-from recipes.inference.scripts import SINGLE, Script, file_name, write_speech
+from recipes.inference.scripts import SINGLE, Request, Script, file_name, write_speech
 from recipes.inference.setup import (
     Setup,
     check_inputs,
@@ -58,6 +59,7 @@ from recipes.inference.setup import (
 )
 from recipes.inference.speech_checks import unsayable
 from recipes.inference.speech_files import audio_format, decoded
+from recipes.inference.streaming import write_stream
 from recipes.inference.tasks import prompt_utterance, reference_of
 from recipes.runs.files import disk_errors
 from recipes.runs.logs import log
@@ -68,7 +70,6 @@ from slm.generation import SpeechLM, generate_speech
 from slm.modeling import describe_llm
 from slm.settings import SpeechLimits, SynthesizeSettings, speech_limits
 from slm.tasks import Task, TaskError
-from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import prompt_size
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.audio import load_audio
@@ -115,6 +116,10 @@ class Config:
     strict: bool = field(
         default=False, metadata={"help": "refuse a text that holds what the model cannot say, in place of a warning"}
     )
+    stream: bool = field(
+        default=False,
+        metadata={"help": "write the sound of a single text while its codes still come, sentence after sentence"},
+    )
     weights: str = field(default="fp32", metadata={"help": "how the model is held: fp32, bf16, fp16"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
     plugins: list[str] = plugins_key()
@@ -129,6 +134,8 @@ class Config:
         if self.pause_s < 0:
             raise ValueError(f"pause_s: {self.pause_s:g} must be 0 or more")
         audio_format(self.output_file)
+        if self.stream and (self.run_dir or self.data or self.corpus or self.decoding.retries):
+            raise ValueError("stream: for a single text, without run_dir, data, corpus and decoding.retries")
         if self.output and self.run_dir:
             raise ValueError(
                 f"output (-o): {self.output!r} would be ignored with run_dir, where audio goes to "
@@ -286,6 +293,8 @@ def run(config: Config) -> Path:
     where = folder.folder if folder else Path()
     with disk_errors(where / scripts[0].audio):
         (where / scripts[0].audio).parent.mkdir(parents=True, exist_ok=True)
+    if config.stream:
+        return stream(config, setup, speech_lm, scripts[0])
     batches = make_batches(
         [(prompt_s(script, setup.vocabulary), len(script.text)) for script in scripts],
         [max(1, len(script.parts)) for script in scripts],
@@ -308,6 +317,19 @@ def run(config: Config) -> Path:
 
     outcome = work_through(batches, work, folder, processes, "synthesize")
     return processes.together(lambda: write() if processes.is_main else None)[0]
+
+
+def stream(config: Config, setup: Setup, speech_lm: SpeechLM, script: Script) -> Path:
+    """Says one text into its file as it comes, and tells when the first sound was there."""
+    requests, decoding = make_requests(config, setup.task, [script], speech_lm), config.decoding
+    started = time.perf_counter()
+    first_s = write_stream(
+        script, requests, setup.task, speech_lm, setup.tokenizer, setup.device, decoding, config.pause_s
+    )
+    warn(script.lost)
+    log_duration([script], setup.vocabulary)
+    log.info("first sound after %.2f s, the last after %.2f s", first_s, time.perf_counter() - started)
+    return Path(config.output_file)
 
 
 def write_result(
@@ -348,7 +370,7 @@ def say_scripts(
     drawn = time.perf_counter()
     for script in scripts.values():
         if any(output.finish_reason == "non_finite" for output in script.outputs.values()):
-            script.fail("the model's scores are not finite (NaN or infinite): try weights=fp32", "non_finite")
+            script.fail(NON_FINITE_SCORES, "non_finite")
     sayable = [script for script in scripts.values() if script.parts]
     codes = (script.outputs[number].codes for script in sayable for number in range(len(script.parts)))
     waveforms = decoded(tokenizer, codes, device)
@@ -388,16 +410,6 @@ def limits_of(config: Config, task: Task, script: Script, part: Part, vocabulary
         columns = (script.columns.get(name, "") for name in task.columns)
         text = part.said if is_said else " ".join([script.text, *columns])
     return speech_limits(vocabulary, text, config.decoding, prompt_s(script, vocabulary), is_said)
-
-
-@dataclass(frozen=True)
-class Request:
-    """One part of a text, what its prompt is made of, and how long its answer may be and must be."""
-
-    script: Script
-    number: int
-    utterance: UtteranceTokens
-    limits: SpeechLimits
 
 
 def make_requests(config: Config, task: Task, scripts: Iterable[Script], speech_lm: SpeechLM) -> list[Request]:

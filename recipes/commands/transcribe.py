@@ -40,6 +40,7 @@ from recipes.inference.batches import (
 )
 from recipes.inference.long_recordings import SHORTEST_PIECE_S, UNKNOWN_LONGEST_S, Piece, encode_pieces, longest_piece_s
 from recipes.inference.predictions import (
+    NON_FINITE_SCORES,
     begun,
     finished,
     log_faults,
@@ -124,7 +125,7 @@ class Item:
         """Its line of predictions.jsonl; ``segments`` where it was cut, ``n_best`` where several were asked for."""
         reasons = {piece.finish_reason for piece in self.pieces if piece.codes is not None}
         if "non_finite" in reasons:
-            self.error = f"{self.id}: the model's scores are not finite (NaN or infinite): try weights=fp32"
+            self.error = f"{self.id}: {NON_FINITE_SCORES}"
         row = {
             "id": self.id,
             "task": task.name,

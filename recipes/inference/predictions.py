@@ -25,6 +25,7 @@ FAULTS = {
     "silence": "silent",
     "non_finite": "of scores or samples that are not finite",
 }
+NON_FINITE_SCORES = "the model's scores are not finite (NaN or infinite): try weights=fp32"
 MAX_IDS, SHOWN_IDS = 100, 10  # of a fault, in the sidecar and in a message; the rows have all
 
 

@@ -17,11 +17,14 @@ from recipes.inference.speech_checks import is_silent, speech_warnings
 from recipes.inference.speech_files import audio_format
 from recipes.runs.files import disk_errors
 from slm.generation import SynthesizeOutput
+from slm.settings import SpeechLimits
 from slm.tasks import Task
+from slm.tasks.registry import UtteranceTokens
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.utterances import Utterance
 
 SINGLE = "text"  # the id of a text that was given by itself
+NON_FINITE_SAMPLES = "the speech tokenizer's decoder gave samples that are not finite (NaN)"
 
 
 @dataclass
@@ -67,6 +70,32 @@ class Script:
         self.parts, self.error, self.outputs = [], error, {}
         self.reasons.update(reasons)
 
+    def note(
+        self, part: Part, output: SynthesizeOutput, waveform: np.ndarray, rate: int, vocabulary: SpeechVocabulary
+    ) -> None:
+        """Takes down what came of its next part: (S,) samples at `rate` Hz, and what of them looks lost."""
+        start_s = self.duration_s
+        self.duration_s += len(waveform) / rate
+        self.n_codes += int(output.codes.size)
+        self.reasons.add(output.finish_reason)
+        self.silent |= is_silent(waveform)
+        self.segments.append(
+            {
+                "start_s": round(start_s, 3),
+                "end_s": round(self.duration_s, 3),
+                "text": part.written,
+                "finish_reason": output.finish_reason,
+            }
+        )
+        for warning in speech_warnings(part.said, output, waveform, rate, vocabulary):
+            self.lost.append(f"{warning}: {part.written!r}")
+
+    def pause(self, part: Part, rate: int, pause_s: float) -> np.ndarray:
+        """The silence (S,) behind a part that another follows; it is taken down too."""
+        silence = np.zeros(round(rate * pause_s * (1.0 if part.ends_sentence else 0.5)), np.float32)
+        self.duration_s += len(silence) / rate
+        return silence
+
     def row(self, task: Task) -> dict[str, Any]:
         """Its line of predictions.jsonl; ``segments`` where it was cut."""
         reason = next((r for r in ("non_finite", "loop", "length") if r in self.reasons), "stop")
@@ -86,6 +115,16 @@ class Script:
             "wall_s": round(self.wall_s, 4),
         }
         return row | ({"segments": self.segments} if len(self.segments) > 1 else {})
+
+
+@dataclass(frozen=True)
+class Request:
+    """One part of a text, what its prompt is made of, and how long its answer may be and must be."""
+
+    script: Script
+    number: int
+    utterance: UtteranceTokens
+    limits: SpeechLimits
 
 
 def file_name(utterance_id: str) -> str:
@@ -116,31 +155,15 @@ def write_speech(
         folder: where the text's `audio` lies.
         pause_s: silence between two sentences; in a sentence half.
     """
-    path, n_samples, finite = folder / script.audio, 0, True
+    path, finite = folder / script.audio, True
     with disk_errors(path), soundfile.SoundFile(path, "w", rate, 1, **audio_format(script.audio)) as file:
         for number, part in enumerate(script.parts):
             waveform, output = next(waveforms), script.outputs.pop(number)
             finite = finite and bool(np.isfinite(waveform).all())
             file.write(np.nan_to_num(waveform))
-            start, n_samples = n_samples, n_samples + len(waveform)
-            script.n_codes += int(output.codes.size)
-            script.reasons.add(output.finish_reason)
-            script.silent |= is_silent(waveform)
-            script.segments.append(
-                {
-                    "start_s": round(start / rate, 3),
-                    "end_s": round(n_samples / rate, 3),
-                    "text": part.written,
-                    "finish_reason": output.finish_reason,
-                }
-            )
-            for warning in speech_warnings(part.said, output, waveform, rate, vocabulary):
-                script.lost.append(f"{warning}: {part.written!r}")
+            script.note(part, output, waveform, rate, vocabulary)
             if number + 1 < len(script.parts):
-                pause = round(rate * pause_s * (1.0 if part.ends_sentence else 0.5))
-                file.write(np.zeros(pause, np.float32))
-                n_samples += pause
-    script.duration_s = n_samples / rate
+                file.write(script.pause(part, rate, pause_s))
     if not finite:
-        script.fail("the speech tokenizer's decoder gave samples that are not finite (NaN)", "non_finite")
+        script.fail(NON_FINITE_SAMPLES, "non_finite")
         path.unlink()

@@ -13,6 +13,10 @@ import numpy as np
 import soundfile
 import torch
 
+from tokenizer.long_form.chunking import can_chunk
+from tokenizer.long_form.lookahead import LookaheadDecoder
+from tokenizer.long_form.streaming import StreamingDecoder
+
 DECODED_S = 60.0  # of speech decoded together, padding included; a decoder's memory grows with it
 
 
@@ -43,6 +47,34 @@ def _decode(tokenizer: Any, codes: Sequence[np.ndarray], device: str) -> Iterato
     for row, item in enumerate(codes):
         # A copy: one answer that is held on to would hold all of them.
         yield values[row, : round(item.shape[1] * samples_per_frame)].copy()
+
+
+def decoded_stream(tokenizer: Any, codes: Iterable[np.ndarray], device: str) -> Iterator[np.ndarray]:
+    """Yields the waveform (s,), within [-1, 1], of codes (n, f) that come bit by bit, as soon as it is certain.
+
+    That is at the end alone where the tokenizer states no receptive field.
+    """
+    decoder: Any = None
+    pushed = False
+    if getattr(tokenizer.config, "causal", False) and tokenizer.config.exact_lengths:
+        decoder = StreamingDecoder(tokenizer)
+    elif can_chunk(tokenizer):
+        decoder = LookaheadDecoder(tokenizer)
+    held = []
+    for item in codes:
+        if decoder is None:
+            held.append(item)
+        elif item.shape[1]:
+            pushed = True
+            yield _waveform(decoder.push(torch.from_numpy(item)[None].to(device)))
+    if held:
+        yield from _decode(tokenizer, [np.concatenate(held, axis=1)], device)
+    elif pushed:
+        yield _waveform(decoder.flush())
+
+
+def _waveform(values: torch.Tensor) -> np.ndarray:
+    return values[0, 0].float().clamp(-1, 1).cpu().numpy()
 
 
 def audio_format(file: str) -> dict[str, str]:
