@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from recipes.config import ConfigError
 from recipes.runs.machine import training_device
 from slm.training import config as training_config
 from slm.training.batches import ONE_ROW, NoiseConfig, PackedBatches
-from slm.training.checkpoints import newest_checkpoint
+from slm.training.checkpoints import CheckpointError, newest_checkpoint
 from slm.training.config import TrainingConfig, TrainingError
 from slm.training.packing import packing_leaks
 from slm.training.trainer import _Watch, train
@@ -239,6 +240,14 @@ def test_two_torn_checkpoints_leave_none(tmp_path) -> None:
         "torn-checkpoint-4",
         "torn-checkpoint-4-1",
     ]
+
+
+def test_a_training_whose_checkpoints_are_gone_does_not_begin_at_step_0(tmp_path) -> None:
+    fit(tmp_path, steps=4)
+    for path in tmp_path.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    with pytest.raises(CheckpointError, match="had saved step 4, and no whole checkpoint is left.*--restart"):
+        fit(tmp_path)
 
 
 def test_evaluation_and_best_weights(tmp_path) -> None:

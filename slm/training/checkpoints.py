@@ -17,6 +17,11 @@ from transformers import TrainerCallback, TrainingArguments
 
 log = logging.getLogger(__name__)
 MARKER = "checkpoint_files.json"
+LAST = "last_checkpoint.json"  # beside the checkpoints: the step of the newest whole one
+
+
+class CheckpointError(ValueError):
+    """A training that had checkpoints has none that is whole; the message says where, and the way out."""
 
 
 class CheckpointMarker(TrainerCallback):
@@ -28,9 +33,14 @@ class CheckpointMarker(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-            temporary = folder / f".{MARKER}.tmp"
-            temporary.write_text(json.dumps(sizes, indent=1), encoding="utf-8")
-            temporary.rename(folder / MARKER)
+            _write(folder / MARKER, json.dumps(sizes, indent=1))
+            _write(folder.parent / LAST, json.dumps({"step": state.global_step}))
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(path)
 
 
 class SettingsOfThisRun(TrainerCallback):
@@ -57,6 +67,9 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
 
     Args:
         folder: Where the Trainer's `checkpoint-N` folders lie.
+
+    Raises:
+        CheckpointError: There was a whole one, and none is left: a training would begin at step 0 without a word.
     """
     found = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
     for path in found:
@@ -72,4 +85,11 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
             number += 1
         path.rename(aside)
         log.warning("%s was cut off while it was written: set aside as %s", path, aside.name)
+    last = Path(folder) / LAST
+    if last.is_file():
+        step = json.loads(last.read_text(encoding="utf-8"))["step"]
+        raise CheckpointError(
+            f"{folder}: the training had saved step {step}, and no whole checkpoint is left of it; put "
+            f"checkpoint-{step} back, or start over with --restart (sets the run's folder aside)"
+        )
     return None
