@@ -18,8 +18,10 @@ from test_generation import StandIn, make_slm
 
 from recipes.commands import synthesize, transcribe
 from recipes.config import ConfigError, dump_config, load_config
-from recipes.inference import batches, setup, speech_files
+from recipes.encoding.encoder import encode_batch
+from recipes.inference import batches, long_recordings, setup, speech_files
 from recipes.inference.batches import Outcome, make_batches
+from recipes.inference.long_recordings import encode_short
 from recipes.inference.speech_files import decoded
 from slm.generation import SpeechLM
 from slm.modeling import save_slm
@@ -134,6 +136,22 @@ def test_several_processes_need_a_folder(job, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="run_dir: needed with several processes"):
         synthesize.run(config)
+
+
+def test_recordings_are_encoded_together_as_alone(tiny_tokenizer, monkeypatch) -> None:
+    tokenizer = load_tokenizer(str(tiny_tokenizer))
+    rng, rate, seen = np.random.default_rng(0), tokenizer.config.sampling_rate, []
+    waveforms = [rng.normal(0, 0.1, round(seconds * rate)).astype("f4") for seconds in (0.9, 2.0, 0.4, 0.8, 3.5)]
+    real = tokenizer.encode
+    tokenizer.encode = lambda values, mask: seen.append(len(values)) or real(values, mask)
+    monkeypatch.setattr(long_recordings, "ENCODED_S", 3.0)
+    found = dict(encode_short(tokenizer, waveforms, "fp32", "cpu"))
+    assert seen == [3, 1, 1] and sorted(found) == [0, 1, 2, 3, 4]
+    for number, waveform in enumerate(waveforms):
+        (alone,) = encode_batch(tokenizer, [waveform], "fp32", "cpu")
+        assert found[number].end_s == len(waveform) / rate and found[number].codes.shape == alone.shape
+        assert (found[number].codes == alone).mean() > 0.99
+    assert list(encode_short(tokenizer, [], "fp32", "cpu")) == []
 
 
 def test_answers_are_decoded_together_as_alone(tiny_tokenizer, monkeypatch) -> None:

@@ -38,7 +38,15 @@ from recipes.inference.batches import (
     make_batches,
     work_through,
 )
-from recipes.inference.long_recordings import SHORTEST_PIECE_S, UNKNOWN_LONGEST_S, Piece, encode_pieces, longest_piece_s
+from recipes.inference.long_recordings import (
+    SHORTEST_PIECE_S,
+    UNKNOWN_LONGEST_S,
+    Piece,
+    encode_pieces,
+    encode_short,
+    longest_piece_s,
+    read_short,
+)
 from recipes.inference.predictions import (
     NON_FINITE_SCORES,
     begun,
@@ -206,23 +214,40 @@ def lengths_of(items: Sequence[Item]) -> list[float]:
     return [item.duration_s or 0.0 if item.utterance is None else next(found) for item in items]
 
 
-def encode_item(config: Config, setup: Setup, item: Item) -> None:
-    """Cuts a recording into pieces and encodes them; one that cannot be used gets the error that says so."""
+def encode_items(config: Config, setup: Setup, items: Sequence[Item]) -> None:
+    """Encodes recordings: the short ones together, the long ones cut into pieces.
+
+    One that cannot be used gets the error that says so.
+    """
+    if not items:  # coded ones, and no tokenizer
+        return
+    tokenizer, precision, device = setup.tokenizer, setup.vocabulary.precision, setup.device
+    rate, longest_s = tokenizer.config.sampling_rate, longest_s_of(config, setup)
+    short: list[tuple[Item, np.ndarray]] = []
+    for item in items:
+        started = time.perf_counter()
+        try:
+            waveform = read_short(item.utterance, rate, longest_s, config.max_duration_s)
+            if waveform is not None:
+                short.append((item, waveform))
+            else:
+                limits = (longest_s, config.max_duration_s, precision, device)
+                item.pieces += encode_pieces(tokenizer, item.utterance, *limits)
+                if len(item.pieces) > 1:
+                    log_cuts(item, longest_s)
+        except AudioError as error:
+            item.pieces, item.error = [], str(error)
+            if not config.files:  # of those the result is printed, or the error raised
+                log.warning("%s", error)
+        item.wall_s = time.perf_counter() - started
     started = time.perf_counter()
-    longest_s, precision = longest_s_of(config, setup), setup.vocabulary.precision
-    try:
-        for piece in encode_pieces(
-            setup.tokenizer, item.utterance, longest_s, config.max_duration_s, precision, setup.device
-        ):
-            item.pieces.append(piece)
-        item.duration_s = item.pieces[-1].end_s
-        if len(item.pieces) > 1:
-            log_cuts(item, longest_s)
-    except AudioError as error:
-        item.pieces, item.error = [], str(error)
-        if not config.files:  # of those the result is printed, or the error raised
-            log.warning("%s", error)
-    item.wall_s = time.perf_counter() - started
+    for number, piece in encode_short(tokenizer, [waveform for _, waveform in short], precision, device):
+        short[number][0].pieces = [piece]
+    for item, _ in short:
+        item.wall_s += (time.perf_counter() - started) / len(short)
+    for item in items:
+        if item.pieces:
+            item.duration_s = item.pieces[-1].end_s
 
 
 def make_requests(
@@ -255,7 +280,7 @@ def log_cuts(item: Item, longest_s: float) -> None:
     log.info(
         "%s: %.1f s, cut at quiet places into %d pieces of at most %.1f s%s",
         item.id,
-        item.duration_s,
+        item.pieces[-1].end_s,
         len(item.pieces),
         longest_s,
         f"; silent and without text: {silent}" if silent else "",
@@ -280,9 +305,7 @@ def plan(config: Config) -> dict[str, object]:
 
 def transcribe_items(config: Config, setup: Setup, speech_lm: SpeechLM, items: Mapping[int, Item]) -> Outcome:
     """Encodes some utterances, where they are recordings, and writes their texts; they are given by their numbers."""
-    for item in items.values():
-        if item.utterance is not None:
-            encode_item(config, setup, item)
+    encode_items(config, setup, [item for item in items.values() if item.utterance is not None])
     times = Times(encode_s=sum(item.wall_s for item in items.values()))
     requests = make_requests(setup.task, list(items.values()), setup.vocabulary, speech_lm.text_tokenizer)
     started = time.perf_counter()
