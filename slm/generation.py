@@ -210,14 +210,15 @@ def generate_speech(
     settings = settings or SynthesizeSettings()
     keys = _numbers(utterances) if keys is None else keys
     prompts = [make_prompt(speech_lm.vocabulary, task, item) for item in utterances]
-    bare = [make_prompt(speech_lm.vocabulary, task, item, bare=True) for item in utterances]
+    guided = settings.guidance > 1
+    bare = [make_prompt(speech_lm.vocabulary, task, item, bare=True) for item in utterances] if guided else []
     outputs: list[SynthesizeOutput | None] = [None] * len(prompts)
     todo = list(range(len(prompts)))
     for attempt in range(1 + settings.retries):
         answers = _draw_speech(
             speech_lm,
             [prompts[i] for i in todo],
-            [bare[i] for i in todo] if settings.guidance > 1 else None,
+            [bare[i] for i in todo] if guided else None,
             [limits[i] for i in todo],
             settings,
             settings.seed + attempt,

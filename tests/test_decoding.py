@@ -60,7 +60,7 @@ def speaker(answers: dict[str, list[int] | float]) -> SpeechLM:
 
 
 def test_a_model_whose_end_never_comes_is_stopped_at_its_text_s_budget() -> None:
-    """Its end token is as good as at -inf; the codes are noise, so that no guard sees a loop."""
+    """Its codes are noise, so that no guard sees a loop."""
     text = "set white in z four soon"
     speech_lm = speaker({text: noise(500)})
     limits = speech_limits(speech_lm.vocabulary, text, GREEDY)
@@ -69,6 +69,18 @@ def test_a_model_whose_end_never_comes_is_stopped_at_its_text_s_budget() -> None
     assert output.finish_reason == "length" and output.truncated
     assert output.codes.shape[1] == math.ceil(limits.most_s * 12.5)
     assert len(speech_lm.model.forwards) == output.codes.shape[1] + 1
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_model_whose_end_is_at_minus_infinity_is_stopped(guidance: float) -> None:
+    """Whatever it draws, and where the scores of two prompts are taken from each other too."""
+    speech_lm = scripted(lambda prompt, said: None)
+    end = torch.tensor([speech_lm.vocabulary.speech_end_id])
+    head = speech_lm.model.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, scores: scores.index_fill(-1, end, -math.inf))
+    text = "set white in z four soon"
+    (output,) = synthesize_codes(speech_lm, [text], SynthesizeSettings(temperature=1.0, guidance=guidance))
+    assert output.finish_reason == "length" and output.codes.shape[1] == math.ceil(1.5 * len(text) / 8 * 12.5)
 
 
 @pytest.mark.parametrize("phrase", [[3, 7], [1, 2, 3, 4, 5, 6, 7], [5]])

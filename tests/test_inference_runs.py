@@ -23,6 +23,7 @@ from recipes.inference import batches, long_recordings, setup, speech_files
 from recipes.inference.batches import Outcome, make_batches
 from recipes.inference.long_recordings import encode_short
 from recipes.inference.speech_files import decoded
+from recipes.runs.run_folder import RunFolder
 from slm.generation import SpeechLM
 from slm.modeling import save_slm
 from tokenizer import LMSPTModel, load_tokenizer
@@ -316,3 +317,22 @@ def test_a_stream_writes_the_file_that_is_written_at_once(job, tmp_path, monkeyp
     assert "first sound after" in caplog.text
     with pytest.raises(ConfigError, match="stream: for a single text"):
         job("synthesize", "other", "stream=true")
+
+
+def test_a_folder_of_before_is_still_complete(tmp_path, monkeypatch) -> None:
+    """Its 4 s for any text were the default, which nobody asked for."""
+    monkeypatch.setattr(setup, "load_tokenizer", lambda name, device=None: StandIn())
+    make_slm(tmp_path)
+    manifest = write_manifest(tmp_path, SENTENCES[:1])
+    given = [f"model={tmp_path / 'slm'}", "device=cpu", f"data.path={manifest}", f"run_dir={tmp_path / 'run'}"]
+    before = load_config(synthesize.Config, None, [*given, "decoding.min_seconds=4.0"])
+    made = synthesize.run(before)
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    new = ("retries", "guidance", "min_seconds_per_character", "loop_s", "stream")
+    kept = "".join(line for line in text.splitlines(True) if line.split(":")[0].strip() not in new)
+    (tmp_path / "run" / "config.yaml").write_text(kept)
+    RunFolder(tmp_path / "run").mark_complete({})
+    rows = made.read_bytes()
+    assert synthesize.run(load_config(synthesize.Config, None, given)) == made and made.read_bytes() == rows
+    with pytest.raises(ConfigError, match="min_seconds: was 4"):
+        synthesize.run(load_config(synthesize.Config, None, [*given, "decoding.min_seconds=3.0"]))
