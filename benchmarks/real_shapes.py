@@ -30,9 +30,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from slm.generation import SpeechLM, SynthesizeSettings, TranscribeSettings, generate_speech, generate_text
+from slm.generation import SpeechLM, generate_speech, generate_text
 from slm.lora import LoraSettings, add_lora
 from slm.modeling import extend_with_speech, load_llm, save_slm
+from slm.settings import SpeechLimits, SynthesizeSettings, TranscribeSettings
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.training.answer_loss import AnswerLoss
@@ -157,9 +158,8 @@ def generate(folder: Path, options: argparse.Namespace) -> None:
         (written,) = generate_text(speech_lm, get_task("asr"), [UtteranceTokens(codes=codes)], settings)
     text = speech_lm.vocabulary.encode_text(speech_lm.text_tokenizer, "random weights say nothing that anybody knows")
     with measured("speech for 45 letters, at most 4 s"):
-        (spoken,) = generate_speech(
-            speech_lm, get_task("tts"), [UtteranceTokens(text=text)], [4.0], SynthesizeSettings(temperature=1.0)
-        )
+        settings, limits = SynthesizeSettings(temperature=1.0), SpeechLimits(4.0)
+        (spoken,) = generate_speech(speech_lm, get_task("tts"), [UtteranceTokens(text=text)], [limits], settings)
     legal = bool((spoken.codes >= 0).all() and (spoken.codes < options.speech_rows).all())
     print(f"LLM: {written.n_tokens} tokens of text; {spoken.codes.shape[1]} codes, all legal: {legal}", flush=True)
 

@@ -54,7 +54,7 @@ TENSORS = {
 }
 OBJECTS = {  # pickled, and sent from wherever the backend wants the bytes
     ("tokenizer/training/checkpoints.py", "load_latest_state", "broadcast_object_list"),
-    ("recipes/encoding/processes.py", "_gather", "all_gather_object"),
+    ("recipes/runs/processes.py", "_gather", "all_gather_object"),
 }
 COLLECTIVES = (
     "all_reduce all_gather all_gather_into_tensor all_to_all broadcast gather gather_for_metrics reduce reduce_scatter "

@@ -17,8 +17,8 @@ from recipes.commands import encode
 from recipes.commands.encode import Config
 from recipes.config import ConfigError, dump_config, load_config
 from recipes.encoding import encoder
-from recipes.encoding.processes import Processes
 from recipes.runs.logs import setup_logging
+from recipes.runs.processes import Processes
 
 ROOT = Path(__file__).resolve().parents[1]
 # gloo takes CUDA's place where a GPU is seen: the processes would share it

@@ -31,8 +31,10 @@ from recipes.finetuning.data import codebooks, evaluated, longest_sequence, make
 from recipes.runs.deepspeed import engine_config
 from slm.corpus import CodedCorpusWriter
 from slm.generation import SpeechLM, transcribe_codes
+from slm.loops import longest_loop
 from slm.lora import LoraSettings
 from slm.modeling import ModelError, describe_llm, load_llm
+from slm.trained_on import TrainedOn
 from slm.training.batches import plan_steps
 from slm.training.config import TrainingConfig, TrainingError
 from slm.vocabulary import SpeechVocabulary
@@ -49,6 +51,16 @@ def finetune_config(tmp_path: Path, name: str, *overrides: str) -> finetune.Conf
     own = [f"run_dir={tmp_path / name}", f"model={tmp_path / 'llm'}", f"corpus={tmp_path / 'codes'}"]
     own += ["device=cpu", "precision=fp32", *(f"training.{item}" for item in settings)]
     return load_config(finetune.Config, None, [*own, *overrides])
+
+
+def test_the_longest_loops_of_a_training_are_kept() -> None:
+    """The longest of all utterances, in codes and in words; an older folder's facts load without."""
+    codes = [np.array([[1, 2, 3, 4, 5, 6]]), np.array([[7] + [3, 4] * 5 + [1, 2]]), np.array([[5] * 6])]
+    ids = [np.array([9, 8, 7]), np.array([4, 4, 4, 4, 4]), np.array([1, 2, 1, 2])]
+    known = TrainedOn.of(["ab", "abcd", "abc"], [0.5, 1.0, 0.5], codes, ids, frame_rate=12.5)
+    assert (known.shortest_text, known.longest_loop_s, known.longest_text_loop) == (2, 0.8, 5)
+    before = {name: value for name, value in vars(known).items() if "loop" not in name and name != "shortest_text"}
+    assert TrainedOn(**before).longest_loop_s is None
 
 
 def test_finetune_recipe_plans_trains_skips_and_refuses(tmp_path) -> None:
@@ -69,6 +81,10 @@ def test_finetune_recipe_plans_trains_skips_and_refuses(tmp_path) -> None:
     assert (
         told["trained_on"]["longest_s"] <= max(seconds for _, seconds in heard) < told["trained_on"]["longest_s"] + 0.1
     )
+    assert told["trained_on"]["shortest_text"] == min(len(text) for text, _ in heard)
+    loops = [longest_loop(row["audio_codes"][:1]) / 12.5 for row in utterances(12)]
+    assert told["trained_on"]["longest_loop_s"] == max(loops) and told["trained_on"]["longest_text_loop"] == 0
+    assert told["trained_on"]["bare_prompts"] == 0.0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
     assert all({"eval_asr_loss", "eval_tts_loss"} <= row.keys() for row in rows if "eval_loss" in row)

@@ -20,19 +20,12 @@ from recipes.commands import synthesize, transcribe
 from recipes.config import ConfigError, load_config
 from recipes.inference import setup
 from recipes.inference.long_recordings import encode_pieces
+from recipes.inference.scripts import file_name
 from recipes.runs.run_folder import RunFolder
-from slm.generation import (
-    GenerationError,
-    LegalIds,
-    SeededSampling,
-    SpeechLM,
-    SynthesizeSettings,
-    TranscribeSettings,
-    seconds_allowed,
-    synthesize_codes,
-    transcribe_codes,
-)
+from slm.decoding import Grammar, LegalIds, SeededSampling
+from slm.generation import SpeechLM, synthesize_codes, transcribe_codes
 from slm.modeling import extend_with_speech, load_llm, save_slm
+from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings, TranscribeSettings, speech_limits
 from slm.tasks import Task, get_task, register, registry
 from slm.tasks.registry import Mark, Speech, Text, Turn
 from slm.trained_on import TrainedOn
@@ -127,9 +120,9 @@ def test_one_long_recording_does_not_pad_the_others(untrained: SpeechLM, monkeyp
     rng, rows = np.random.default_rng(0), []
     frames = [10, 12, 11, 100, 9, 60, 55, 58]
     codes = [rng.integers(0, CODES, (2, n)) for n in frames]
-    original = generation._generate
+    original = generation.decode
     monkeypatch.setattr(
-        generation, "_generate", lambda lm, prompts, *a, **b: rows.append(prompts) or original(lm, prompts, *a, **b)
+        generation, "decode", lambda lm, prompts, *a, **b: rows.append(prompts) or original(lm, prompts, *a, **b)
     )
     settings = {"tokens_per_s": 0.1, "min_tokens": 3}
     together = transcribe_codes(untrained, codes, TranscribeSettings(**settings, batch_seconds=10.0))
@@ -170,15 +163,15 @@ def test_a_draw_costs_what_is_legal_and_not_the_vocabulary(monkeypatch) -> None:
     scores = torch.randn(3, rows, generator=torch.Generator().manual_seed(0))
     scores[:, 0] += 100  # the likeliest of all, and not legal
     prompt = torch.zeros(3, 4, dtype=torch.long)
-    settings = SynthesizeSettings(top_k=0)
-    together = SeededSampling(LegalIds([mask], 7, 4, min_new=1), [1, 2, 3], settings)(prompt, scores).argmax(-1)
+    grammar = Grammar([mask], 7, min_new=1)
+    together = SeededSampling(LegalIds(grammar, 4), [1, 2, 3], 0.8)(prompt, scores).argmax(-1)
     assert set(drawn) == {CODES} and set(together.tolist()) <= set(columns.tolist())
     alone = [
-        int(SeededSampling(LegalIds([mask], 7, 4, min_new=1), [seed], settings)(prompt[:1], scores[i : i + 1]).argmax())
+        int(SeededSampling(LegalIds(grammar, 4), [seed], 0.8)(prompt[:1], scores[i : i + 1]).argmax())
         for i, seed in enumerate((1, 2, 3))
     ]
     assert together.tolist() == alone
-    later = LegalIds([mask], 7, 3, min_new=1)
+    later = LegalIds(grammar, 3)
     assert later.columns(prompt).tolist() == [7, *columns.tolist()]  # now the end may come
 
 
@@ -427,15 +420,23 @@ def test_a_long_text_is_said_in_parts_and_what_looks_lost_is_told(recipe, tmp_pa
     assert not list((tmp_path / "strict").glob("audio/*"))
 
 
-def test_the_budget_follows_the_training_s_rate_of_speech(untrained) -> None:
-    known = TrainedOn("abc", longest_text=24, longest_s=3.0, characters_per_s=(8, 10, 16))
+def test_the_limits_follow_the_training_s_rate_of_speech(untrained) -> None:
+    """At most 1.5 times its slowest, at least half of its fastest; what is below its shortest is allowed as much."""
+    known = TrainedOn("abc", 24, 3.0, characters_per_s=(8, 10, 16), shortest_text=10)
     told = dataclasses.replace(untrained.vocabulary, trained_on=known)
-    for vocabulary, asked, expected in (
-        (told, None, 4 + 40 * 2 / 8),
-        (untrained.vocabulary, None, 4 + 40 * 0.25),
-        (told, 0.5, 4 + 40 * 0.5),
+    before = dataclasses.replace(untrained.vocabulary, trained_on=TrainedOn("abc", 24, 3.0, (8, 10, 16)))
+    for vocabulary, characters, settings, expected in (
+        (told, 40, {}, (1.5 * 40 / 8, 0.5 * 40 / 16)),
+        (told, 2, {}, (1.5 * 10 / 8, 0.5 * 2 / 16)),
+        (before, 40, {}, (4 + 40 * 2 / 8, 0)),  # a model folder of before keeps the rule of before
+        (untrained.vocabulary, 40, {}, (4 + 40 * 0.25, 0)),
+        (told, 40, {"seconds_per_character": 0.5, "min_seconds": 3.0, "min_seconds_per_character": 0.01}, (23.0, 0.4)),
+        (told, 40, {"seconds_per_character": 0.5}, (20.0, 0.5 * 40 / 16)),
     ):
-        assert seconds_allowed(vocabulary, "a" * 40, SynthesizeSettings(seconds_per_character=asked)) == expected
+        found = speech_limits(vocabulary, "a" * characters, SynthesizeSettings(**settings))
+        assert (found.most_s, found.least_s) == pytest.approx(expected)
+    assert speech_limits(told, "a" * 40, SynthesizeSettings(), speech_s=2.0, is_said=False) == SpeechLimits(11.5, 0.0)
+    assert speech_limits(told, "", SynthesizeSettings(), speech_s=2.0).most_s == 4.0 + 2 * 2.0  # speech goes on
 
 
 @pytest.mark.parametrize(("name", "kind"), [("a.wav", "WAV"), ("a.mp3", "MP3"), ("a.OGG", "OGG"), ("a.flac", "FLAC")])
@@ -574,6 +575,6 @@ def test_a_recording_beside_a_text_is_asked_about_as_a_whole(recipe, tmp_path, o
 
 
 def test_file_names_never_meet() -> None:
-    names = [synthesize.file_name(name) for name in ("a", "a/b", "a_b", "../a", "utt#1", "utt_1", ".a")]
+    names = [file_name(name) for name in ("a", "a/b", "a_b", "../a", "utt#1", "utt_1", ".a")]
     assert len(set(names)) == len(names) and all("/" not in name and not name.startswith(".") for name in names)
     assert tiny_tokenizer().eos_token_id is not None

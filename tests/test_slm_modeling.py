@@ -9,7 +9,7 @@ from peft import PeftModel
 from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_model, tiny_tokenizer, tokens_of, utterances
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PhiConfig, PhiForCausalLM
 
-from slm.generation import SpeechLM, SynthesizeSettings, synthesize_codes, transcribe_codes
+from slm.generation import SpeechLM, synthesize_codes, transcribe_codes
 from slm.lora import LoraSettings, add_lora, merge_lora, save_adapter
 from slm.modeling import (
     ModelError,
@@ -20,6 +20,7 @@ from slm.modeling import (
     resolve_model,
     save_slm,
 )
+from slm.settings import SynthesizeSettings
 from slm.training.batches import SpeechSamples
 from slm.training.config import TrainingConfig
 from slm.training.text_lm import TextLMConfig, new_text_lm

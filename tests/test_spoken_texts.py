@@ -8,7 +8,9 @@ from slm_tiny import tiny_tokenizer
 
 from eval.text.normalisers import get_normaliser, normalise_basic
 from recipes.inference.long_texts import cut_text
-from recipes.inference.speech_checks import longest_loop_s, longest_pause_s, speech_warnings, unsayable
+from recipes.inference.speech_checks import longest_pause_s, speech_warnings, unsayable
+from slm.generation import SynthesizeOutput
+from slm.loops import longest_loop
 from slm.trained_on import TrainedOn
 from slm.vocabulary import SpeechVocabulary
 
@@ -76,11 +78,11 @@ def test_what_cannot_be_said_is_told() -> None:
 SAID = "set white at b four now"  # 23 characters: 1.64 s at 14 in a second, 1.15 s at 20, 2.3 s at 10
 
 
-def signs(seconds: float, codes: np.ndarray | None = None, truncated: bool = False, gain: float = 0.3) -> list[str]:
+def signs(seconds: float, codes: np.ndarray | None = None, reason: str = "stop", gain: float = 0.3) -> list[str]:
     rng = np.random.default_rng(0)
     waveform = gain * rng.standard_normal(round(seconds * 16000)).clip(-1, 1)
     codes = rng.integers(0, 8, (1, round(seconds * 12.5))) if codes is None else codes
-    return speech_warnings(SAID, codes, truncated, waveform, 16000, voice())
+    return speech_warnings(SAID, SynthesizeOutput(codes, reason), waveform, 16000, voice())
 
 
 def test_what_looks_lost_is_told() -> None:
@@ -88,7 +90,8 @@ def test_what_looks_lost_is_told() -> None:
         assert signs(well) == []
     assert "1.6 s were expected: words look lost" in signs(0.8)[0]
     assert "said twice" in signs(4.0)[0]
-    assert signs(2.0, truncated=True)[0].startswith("cut off after 2.0 s")
+    assert signs(2.0, reason="length")[0].startswith("cut off after 2.0 s, its budget")
+    assert signs(2.0, reason="loop")[0].startswith("cut off after 2.0 s, in a loop")
     assert signs(2.0, gain=1e-4) == ["2.0 s of silence"]
     looped = np.tile(np.arange(4), 8)[None]
     assert signs(2.56, looped) == ["the same sounds again and again for 2.6 s"]
@@ -100,6 +103,6 @@ def test_pauses_and_loops_are_measured() -> None:
     assert longest_pause_s(np.concatenate([sound, np.zeros(24000), sound]), 16000) == pytest.approx(1.5, abs=0.04)
     assert longest_pause_s(sound, 16000) == 0
     tail = rng.integers(100, 200, 20)
-    assert longest_loop_s(np.concatenate([np.tile([1, 2, 3], 5), tail])[None], 12.5) == pytest.approx(15 / 12.5)
-    assert longest_loop_s(np.concatenate([np.tile([1, 2, 3], 3), tail])[None], 12.5) == 0
-    assert longest_loop_s(np.zeros((1, 1), int), 12.5) == 0
+    assert longest_loop(np.concatenate([np.tile([1, 2, 3], 5), tail])[None]) == 15
+    assert longest_loop(np.concatenate([np.tile([1, 2, 3], 3), tail])[None]) == 0
+    assert longest_loop(np.zeros((1, 1), int)) == 0

@@ -31,15 +31,9 @@ from recipes.commands import evaluate, finetune
 from recipes.config import ConfigError, from_values
 from recipes.runs.pipeline import PipelineConfig, Stage, make_steps
 from recipes.scoring import evaluation
-from slm.generation import (
-    GenerationError,
-    SpeechLM,
-    TranscribeSettings,
-    generate_speech,
-    generate_text,
-    tokens_allowed,
-)
+from slm.generation import SpeechLM, generate_speech, generate_text
 from slm.modeling import extend_with_speech, save_slm
+from slm.settings import GenerationError, SpeechLimits, TranscribeSettings, tokens_allowed
 from slm.tasks import Task, TaskError, get_task, register, registry, tasks
 from slm.tasks.registry import Mark, Speech, Text, Turn, UtteranceTokens
 from slm.tasks.sequences import example_length, make_example, make_prompt
@@ -142,7 +136,7 @@ def test_a_new_task_goes_the_whole_road(tmp_path) -> None:
         assert [output.text for output in answers] == reversed_texts
         assert speech_lm.vocabulary.mark_id(backwards) == speech_lm.vocabulary.size - 1
         with pytest.raises(GenerationError, match="call generate_text"):
-            generate_speech(speech_lm, task, prompts, [1.0] * len(prompts))
+            generate_speech(speech_lm, task, prompts, [SpeechLimits(1.0)] * len(prompts))
     finally:
         registry._TASKS.pop("backwards")
 

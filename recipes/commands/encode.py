@@ -38,12 +38,12 @@ from recipes.encoding.plan import (
     make_items,
     read_splits,
 )
-from recipes.encoding.processes import Processes
 from recipes.runs.files import atomic_write_text, disk_errors, text_lines
 from recipes.runs.inputs import check_sources
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_precision, seed_everything
 from recipes.runs.plugins import plugins_key
+from recipes.runs.processes import Processes
 from recipes.runs.progress import progress
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from slm.corpus import CodedCorpusWriter, CorpusMetadata, begun_metadata

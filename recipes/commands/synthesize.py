@@ -3,35 +3,51 @@
 Speaks your own words (``slm synthesize "text" -o out.wav model=RUN/model``), or the texts of a split of a data source
 or coded corpus. A text longer than the model's training texts is said sentence by sentence, with a pause between. A
 task whose prompt holds speech takes that from the corpus, or encodes the data source's recordings. What the model
-cannot say is warned of before it speaks, and what looks lost (truncated, silent, short for its words) after. One sample
-per text, drawn from its own random stream; codes become sound by semantic reconstruction (main decoder, book 0) or,
-where the model speaks several codebooks, from all of them. Writes ``audio/*.wav``, ``predictions.jsonl`` and
-``predictions.json``.
+cannot say is warned of before it speaks, and what looks lost (cut off, silent, short for its words) after. One sample
+per text, drawn from its own random stream, and again where the model did not end it, if ``decoding.retries`` asks for
+it; codes become sound by semantic reconstruction (main decoder, book 0) or, where the model speaks several codebooks,
+from all of them. Writes ``audio/*.wav``, ``predictions.jsonl`` and ``predictions.json``.
 
-Not here: scores (``slm evaluate``), choice among samples.
+`torchrun --nproc_per_node N -m recipes.cli synthesize ...` starts N processes, each with its own part of the texts; a
+run that was killed goes on where it was. Either way the result is that of one process.
+
+Not here: scores (``slm evaluate``), choice among samples by a judge.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
 from recipes.encoding.encoder import encode_batch
+from recipes.inference.batches import (
+    Outcome,
+    Times,
+    begin_together,
+    forget_batches,
+    join_processes,
+    make_batches,
+    work_through,
+)
 from recipes.inference.long_texts import Part, cut_text
-from recipes.inference.predictions import begun, finished, in_chunks, write_predictions
+from recipes.inference.predictions import (
+    NON_FINITE_SCORES,
+    begun,
+    finished,
+    log_faults,
+    log_speed,
+    summary_of,
+    write_predictions,
+)
+from recipes.inference.scripts import SINGLE, Request, Script, file_name, write_speech
 from recipes.inference.setup import (
     Setup,
     check_inputs,
@@ -41,26 +57,28 @@ from recipes.inference.setup import (
     source_utterances,
     speech_tokenizer,
 )
-from recipes.inference.speech_checks import speech_warnings, unsayable
+from recipes.inference.speech_checks import unsayable
+from recipes.inference.speech_files import audio_format, decoded
+from recipes.inference.streaming import write_stream
 from recipes.inference.tasks import prompt_utterance, reference_of
 from recipes.runs.files import disk_errors
 from recipes.runs.logs import log
 from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
-from recipes.runs.run_folder import ADJUSTABLE
-from slm.generation import SpeechLM, SynthesizeOutput, SynthesizeSettings, generate_speech, seconds_allowed
+from recipes.runs.run_folder import ADJUSTABLE, RunFolder
+from slm.generation import SpeechLM, generate_speech
 from slm.modeling import describe_llm
+from slm.settings import SpeechLimits, SynthesizeSettings, speech_limits
 from slm.tasks import Task, TaskError
-from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import prompt_size
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.audio import load_audio
-from tokenizer.data.utterances import AudioError, DataSource, Utterance
+from tokenizer.data.utterances import AudioError, DataSource
 
-SINGLE = "text"  # the id of a text that was given by itself
 LANGUAGE = "en"  # whose abbreviations end no sentence, where the normaliser names no language
 UNKNOWN_LONGEST_TEXT = 200  # characters said in one go, where a model does not tell how long its training's texts were
 MAX_WARNINGS = 20  # lines of warnings
+NOT_LEARNT = "what guidance moves away from is a guess; `slm finetune ... noise.drop_prompt=0.1` teaches it"
 
 
 @dataclass
@@ -98,11 +116,16 @@ class Config:
     strict: bool = field(
         default=False, metadata={"help": "refuse a text that holds what the model cannot say, in place of a warning"}
     )
+    stream: bool = field(
+        default=False,
+        metadata={"help": "write the sound of a single text while its codes still come, sentence after sentence"},
+    )
     weights: str = field(default="fp32", metadata={"help": "how the model is held: fp32, bf16, fp16"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
     plugins: list[str] = plugins_key()
 
-    former_defaults = {"decoding.seconds_per_character": 0.25}  # of finished folders
+    # Of finished folders.
+    former_defaults = {"decoding.seconds_per_character": 0.25, "decoding.min_seconds": 4.0}
 
     def __post_init__(self) -> None:
         check_inputs(self, self.text, "text")
@@ -111,6 +134,8 @@ class Config:
         if self.pause_s < 0:
             raise ValueError(f"pause_s: {self.pause_s:g} must be 0 or more")
         audio_format(self.output_file)
+        if self.stream and (self.run_dir or self.data or self.corpus or self.decoding.retries):
+            raise ValueError("stream: for a single text, without run_dir, data, corpus and decoding.retries")
         if self.output and self.run_dir:
             raise ValueError(
                 f"output (-o): {self.output!r} would be ignored with run_dir, where audio goes to "
@@ -121,63 +146,6 @@ class Config:
     def output_file(self) -> str:
         """Where the audio of a single text goes."""
         return self.output or "out.wav"
-
-
-@dataclass
-class Script:
-    """One text on its way to speech, and what became of it.
-
-    `reference` is what its speech should say, `parts` are that as it is said. `codes` (K, F) or the `recording` are the
-    speech of its prompt, where there is any.
-    """
-
-    id: str
-    text: str
-    reference: str
-    columns: Mapping[str, str] = field(default_factory=dict)
-    codes: np.ndarray | None = None
-    recording: Utterance | None = None
-    parts: list[Part] = field(default_factory=list)
-    unsayable: list[str] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
-    error: str | None = None
-    audio: str = ""
-    outputs: dict[int, SynthesizeOutput] = field(default_factory=dict)  # by number of the part, until they are written
-    segments: list[dict[str, Any]] = field(default_factory=list)
-    n_codes: int = 0
-    duration_s: float = 0.0
-    truncated: bool = False
-    wall_s: float = 0.0
-
-    @property
-    def place(self) -> str:
-        """Which text a message is about; a single one needs no name."""
-        return "" if self.id == SINGLE else f"{self.id}: "
-
-    def key(self, number: int, by_text: bool) -> str:
-        """What decides a part's random stream, beside the seed."""
-        whole = self.parts[number].said if by_text else self.id
-        return whole if len(self.parts) == 1 else f"{whole} {number}"
-
-    def fail(self, error: str) -> None:
-        """It is not said, for this reason."""
-        self.parts, self.error = [], error
-
-    def row(self, task: Task) -> dict[str, Any]:
-        """Its line of predictions.jsonl; ``segments`` where it was cut."""
-        row = {
-            "id": self.id,
-            "task": task.name,
-            "text": self.reference,
-            "audio": None if self.error else self.audio,
-            "n_codes": self.n_codes,
-            "truncated": self.truncated,
-            "finish_reason": None if self.error else finish_reason(self.truncated),
-            "warnings": self.unsayable + self.lost,
-            "error": self.error,
-            "wall_s": round(self.wall_s, 4),
-        }
-        return row | ({"segments": self.segments} if len(self.segments) > 1 else {})
 
 
 def read_inputs(config: Config, task: Task, vocabulary: SpeechVocabulary) -> Iterator[Script]:
@@ -196,14 +164,6 @@ def read_inputs(config: Config, task: Task, vocabulary: SpeechVocabulary) -> Ite
         yield Script(SINGLE, config.text, reference_of(task, config.text, {}))
 
 
-def file_name(utterance_id: str) -> str:
-    """A file name for an id; ids that are none get a hash, so that two never share a name."""
-    plain = re.sub(r"[^A-Za-z0-9._-]", "_", utterance_id)[:100]
-    if plain != utterance_id or plain.startswith("."):
-        plain = f"{plain.lstrip('.')}-{hashlib.sha256(utterance_id.encode()).hexdigest()[:8]}"
-    return plain + ".wav"
-
-
 def decoding_tokenizer(config: Config, vocabulary: SpeechVocabulary, device: str) -> Any:
     """The speech tokenizer the model was trained with. Raises ConfigError where it has no decoder."""
     tokenizer = speech_tokenizer(config, vocabulary, device)
@@ -213,13 +173,6 @@ def decoding_tokenizer(config: Config, vocabulary: SpeechVocabulary, device: str
             "sound of them: it can transcribe, not synthesize. Fine-tune a model on codes of a tokenizer with a decoder"
         )
     return tokenizer
-
-
-@torch.inference_mode()
-def decode(tokenizer: Any, codes: np.ndarray, device: str) -> np.ndarray:
-    """(n, F) codes -> (S,) waveform by the main decoder, within [-1, 1]."""
-    values = tokenizer.decode(torch.from_numpy(codes)[None].to(device)).audio_values
-    return values[0, 0].float().clamp(-1, 1).cpu().numpy()
 
 
 def longest_text(config: Config, vocabulary: SpeechVocabulary) -> int:
@@ -296,7 +249,8 @@ def plan(config: Config) -> dict[str, object]:
     task, vocabulary, tokenizer = setup.task, setup.vocabulary, setup.tokenizer
     scripts = read_scripts(config, task, vocabulary, describe_llm(config.model).tokenizer)
     parts = [part for script in scripts for part in script.parts]
-    budget = sum(allowed_s(config, task, script, part, vocabulary) for script in scripts for part in script.parts)
+    limits = [limits_of(config, task, script, part, vocabulary) for script in scripts for part in script.parts]
+    budget = sum(one.most_s for one in limits)
     facts: dict[str, object] = {
         "model": config.model,
         "speech tokenizer": config.tokenizer or vocabulary.tokenizer,
@@ -315,45 +269,133 @@ def plan(config: Config) -> dict[str, object]:
 
 
 def run(config: Config) -> Path:
-    """Synthesize; returns predictions.jsonl, or the audio file where no run_dir is set."""
+    """Synthesize, or go on where a killed run stopped; returns predictions.jsonl, or the audio file without run_dir.
+
+    Raises:
+        ConfigError, DataError, CorpusError: something cannot be used; the message says what to do.
+        ProcessError: another process failed; the message is its own.
+    """
     if (done := finished(config, [config.text])) is not None:
         return done
+    processes = join_processes(config)
     setup = prepare(config)
-    task, vocabulary, tokenizer, device = setup.task, setup.vocabulary, setup.tokenizer, setup.device
-    folder = begun(config, [config.text])
-    speech_lm = SpeechLM.load(config.model, device, config.weights)
-    scripts = read_scripts(config, task, vocabulary, speech_lm.text_tokenizer)
-    encode_recordings(scripts, tokenizer, vocabulary.precision, device)
-    requests = make_requests(config, task, scripts, speech_lm)
-    warn(f"{script.place}{line}" for script in scripts for line in [*script.unsayable, *filter(None, [script.error])])
+    folder = begin_together(lambda: begun(config, [config.text]), config, processes)
+    speech_lm = SpeechLM.load(config.model, setup.device, config.weights)
+    scripts = read_scripts(config, setup.task, setup.vocabulary, speech_lm.text_tokenizer)
+    if processes.is_main:
+        warn(f"{one.place}{line}" for one in scripts for line in [*one.unsayable, *filter(None, [one.error])])
+        known = setup.vocabulary.trained_on
+        if config.decoding.guidance > 1 and not (known and known.bare_prompts):
+            log.warning("decoding.guidance: %s has not learnt to speak without a prompt: %s", config.model, NOT_LEARNT)
+    unfit = {number for number, script in enumerate(scripts) if script.error}  # told by now
     for script in scripts:
         script.audio = f"audio/{file_name(script.id)}" if folder else config.output_file
     where = folder.folder if folder else Path()
     with disk_errors(where / scripts[0].audio):
         (where / scripts[0].audio).parent.mkdir(parents=True, exist_ok=True)
-    for script in generated(config, task, requests, speech_lm, by_text=folder is None):
-        started = time.perf_counter()
-        write_speech(config, script, tokenizer, vocabulary, where, device)
-        script.wall_s += time.perf_counter() - started
-    warn(f"{script.place}{line}" for script in scripts for line in script.lost)
-    log_duration(scripts, vocabulary)
+    if config.stream:
+        return stream(config, setup, speech_lm, scripts[0])
+    batches = make_batches(
+        [(prompt_s(script, setup.vocabulary), len(script.text)) for script in scripts],
+        [max(1, len(script.parts)) for script in scripts],
+        config.decoding.batch_size,
+    )
+
+    def work(numbers: Sequence[int]) -> Outcome:
+        return say_scripts(config, setup, speech_lm, {number: scripts[number] for number in numbers}, where)
+
+    def write() -> Path:
+        rows = [row for _, row in sorted(outcome.rows.items())]
+        for number, (script, row) in enumerate(zip(scripts, rows, strict=True)):
+            script.lost, script.duration_s = row["warnings"][len(script.unsayable) :], row["duration_s"]
+            script.lost += [row["error"]] if row["error"] and number not in unfit else []
+        warn(f"{script.place}{line}" for script in scripts for line in script.lost)
+        log_duration(scripts, setup.vocabulary)
+        if folder is None and scripts[0].error:
+            raise ConfigError(f"text: {scripts[0].error}")
+        return write_result(config, setup, rows, outcome.times, folder, processes.count)
+
+    outcome = work_through(batches, work, folder, processes, "synthesize")
+    return processes.together(lambda: write() if processes.is_main else None)[0]
+
+
+def stream(config: Config, setup: Setup, speech_lm: SpeechLM, script: Script) -> Path:
+    """Says one text into its file as it comes, and tells when the first sound was there."""
+    requests, decoding = make_requests(config, setup.task, [script], speech_lm), config.decoding
+    started = time.perf_counter()
+    first_s = write_stream(
+        script, requests, setup.task, speech_lm, setup.tokenizer, setup.device, decoding, config.pause_s
+    )
+    warn(script.lost)
+    log_duration([script], setup.vocabulary)
+    log.info("first sound after %.2f s, the last after %.2f s", first_s, time.perf_counter() - started)
+    return Path(config.output_file)
+
+
+def write_result(
+    config: Config, setup: Setup, rows: list[dict[str, Any]], times: Times, folder: RunFolder | None, n_processes: int
+) -> Path:
+    """Writes the predictions where there is a run folder, and says how it went."""
+    audio_s = sum(row["duration_s"] for row in rows if row["error"] is None)
     if folder is None:
+        log_speed(times, audio_s)
         return Path(config.output_file)
-    rows, good = [script.row(task) for script in scripts], [script for script in scripts if not script.error]
-    wall_s, audio_s = sum(script.wall_s for script in good), sum(script.duration_s for script in good)
-    path = write_predictions(config, task, rows, vocabulary, wall_s, audio_s)
-    truncated = sum(row["truncated"] for row in rows)
-    log.info("said %d of %d texts, %d cut off", len(good), len(rows), truncated)
-    warned = sum(bool(row["warnings"]) for row in rows)
-    summary = {"n": len(rows), "n_failed": len(rows) - len(good), "n_truncated": truncated, "n_with_warnings": warned}
+    path = write_predictions(config, setup.task, rows, setup.vocabulary, times, audio_s, n_processes)
+    summary = summary_of(rows) | {"n_with_warnings": sum(bool(row["warnings"]) for row in rows)}
+    summary["n_retried"] = sum(row["attempts"] > 1 for row in rows)
+    log.info(
+        "said %d of %d texts, %d cut off%s",
+        summary["n"] - summary["n_failed"],
+        summary["n"],
+        summary["n_truncated"],
+        f", {summary['n_retried']} drawn more than once" if config.decoding.retries else "",
+    )
+    log_faults(rows)
+    log_speed(times, audio_s)
     folder.mark_complete(summary)
+    forget_batches(folder)
     return path
 
 
-def encode_recordings(scripts: Sequence[Script], tokenizer: Any, precision: str, device: str) -> None:
+def say_scripts(
+    config: Config, setup: Setup, speech_lm: SpeechLM, scripts: Mapping[int, Script], where: Path
+) -> Outcome:
+    """Draws the codes of some texts, decodes and writes them; they are given by their numbers."""
+    vocabulary, tokenizer, device = setup.vocabulary, setup.tokenizer, setup.device
+    started = time.perf_counter()
+    encode_recordings(scripts.values(), tokenizer, vocabulary.precision, device)
+    encoded = time.perf_counter()
+    requests = make_requests(config, setup.task, scripts.values(), speech_lm)
+    draw(config, setup.task, requests, speech_lm, by_text=not config.run_dir)
+    drawn = time.perf_counter()
+    for script in scripts.values():
+        if any(output.finish_reason == "non_finite" for output in script.outputs.values()):
+            script.fail(NON_FINITE_SCORES, "non_finite")
+    sayable = [script for script in scripts.values() if script.parts]
+    codes = (script.outputs[number].codes for script in sayable for number in range(len(script.parts)))
+    waveforms = decoded(tokenizer, codes, device)
+    for script in sayable:
+        write_speech(script, waveforms, tokenizer.config.sampling_rate, vocabulary, where, config.pause_s)
+    n_tokens = sum(script.n_codes for script in sayable)
+    times = Times(encoded - started, drawn - encoded, time.perf_counter() - drawn, n_tokens)
+    for script in scripts.values():
+        script.wall_s = (times.encode_s + times.generate_s + times.decode_s) / len(scripts)
+        script.codes = None
+    return Outcome({number: script.row(setup.task) for number, script in scripts.items()}, times)
+
+
+def prompt_s(script: Script, vocabulary: SpeechVocabulary) -> float:
+    """Seconds of speech in a prompt; of a recording that is not encoded yet, as its source says."""
+    if script.codes is not None:
+        return script.codes.shape[1] / vocabulary.frame_rate
+    return script.recording.duration or 0.0 if script.recording is not None else 0.0
+
+
+def encode_recordings(scripts: Iterable[Script], tokenizer: Any, precision: str, device: str) -> None:
     """Puts the codes of each recording into its script; of one that cannot be used the error."""
-    todo = [script for script in scripts if script.recording is not None and script.parts]
-    for script in progress(todo, "encode", len(todo)) if todo else ():
+    for script in scripts:
+        if script.recording is None or not script.parts:
+            continue
         try:
             waveform = load_audio(script.recording, tokenizer.config.sampling_rate)
             script.codes = encode_batch(tokenizer, [waveform], precision, device)[0]
@@ -361,30 +403,16 @@ def encode_recordings(scripts: Sequence[Script], tokenizer: Any, precision: str,
             script.fail(str(error))
 
 
-def allowed_s(config: Config, task: Task, script: Script, part: Part, vocabulary: SpeechVocabulary) -> float:
-    """The most seconds of speech for a part; a recording that is not encoded yet counts as its source says."""
-    text, speech_s = "", 0.0
+def limits_of(config: Config, task: Task, script: Script, part: Part, vocabulary: SpeechVocabulary) -> SpeechLimits:
+    """How long the speech of a part may be and must be."""
+    text, is_said = "", may_be_cut(task)
     if task.prompt_holds_text:
         columns = (script.columns.get(name, "") for name in task.columns)
-        text = part.said if may_be_cut(task) else " ".join([script.text, *columns])
-    if script.codes is not None:
-        speech_s = script.codes.shape[1] / vocabulary.frame_rate
-    elif script.recording is not None:
-        speech_s = script.recording.duration or 0.0
-    return seconds_allowed(vocabulary, text, config.decoding, speech_s)
+        text = part.said if is_said else " ".join([script.text, *columns])
+    return speech_limits(vocabulary, text, config.decoding, prompt_s(script, vocabulary), is_said)
 
 
-@dataclass(frozen=True)
-class Request:
-    """One part of a text, what its prompt is made of, and the seconds that its answer may last."""
-
-    script: Script
-    number: int
-    utterance: UtteranceTokens
-    seconds: float
-
-
-def make_requests(config: Config, task: Task, scripts: Sequence[Script], speech_lm: SpeechLM) -> list[Request]:
+def make_requests(config: Config, task: Task, scripts: Iterable[Script], speech_lm: SpeechLM) -> list[Request]:
     """What the model is asked, the shortest first.
 
     A text that lacks what its prompt is made of gets the error that says so.
@@ -402,8 +430,8 @@ def make_requests(config: Config, task: Task, scripts: Sequence[Script], speech_
             for number, part in enumerate(script.parts):
                 text = part.said if may_be_cut(task) else normalise(script.text)
                 utterance = prompt_utterance(task, script.codes, text, columns, encode)
-                seconds = allowed_s(config, task, script, part, vocabulary)
-                requests.append(Request(script, number, utterance, seconds))
+                limits = limits_of(config, task, script, part, vocabulary)
+                requests.append(Request(script, number, utterance, limits))
         except TaskError as error:
             if config.text:
                 raise ConfigError(f"text: {error}") from error
@@ -413,58 +441,23 @@ def make_requests(config: Config, task: Task, scripts: Sequence[Script], speech_
     )
 
 
-def generated(
-    config: Config, task: Task, requests: Sequence[Request], speech_lm: SpeechLM, by_text: bool
-) -> Iterator[Script]:
-    """Draws the codes of all parts in batches of like length; yields each text whose parts are all there."""
-    for chunk in in_chunks(requests, 2, config.decoding.batch_size, "synthesize"):
-        started = time.perf_counter()
+def draw(config: Config, task: Task, requests: Sequence[Request], speech_lm: SpeechLM, by_text: bool) -> None:
+    """Draws the codes of all parts, in batches of like length, into their scripts."""
+    size = 2 * config.decoding.batch_size
+    slices = [requests[start : start + size] for start in range(0, len(requests), size)]
+    # A long text is one utterance, and its parts are what takes the time.
+    for some in progress(slices, "sentences", len(slices)) if len(slices) > 1 else slices:
         outputs = generate_speech(
             speech_lm,
             task,
-            [one.utterance for one in chunk],
-            [one.seconds for one in chunk],
+            [one.utterance for one in some],
+            [one.limits for one in some],
             config.decoding,
-            [one.script.key(one.number, by_text) for one in chunk],
+            [one.script.key(one.number, by_text) for one in some],
         )
-        seconds = (time.perf_counter() - started) / len(chunk)
-        for one, output in zip(chunk, outputs, strict=True):
-            script = one.script
-            script.outputs[one.number] = output
-            script.wall_s += seconds
-            if len(script.outputs) == len(script.parts):
-                yield script
-
-
-def write_speech(
-    config: Config, script: Script, tokenizer: Any, vocabulary: SpeechVocabulary, where: Path, device: str
-) -> None:
-    """Decodes a text's parts, writes them one behind the other, and notes what looks lost. Frees the codes."""
-    rate, path = tokenizer.config.sampling_rate, where / script.audio
-    n_samples = 0
-    with disk_errors(path), soundfile.SoundFile(path, "w", rate, 1, **audio_format(script.audio)) as file:
-        for number, part in enumerate(script.parts):
-            output = script.outputs.pop(number)
-            waveform = decode(tokenizer, output.codes, device)
-            file.write(waveform)
-            start, n_samples = n_samples, n_samples + len(waveform)
-            script.n_codes += int(output.codes.size)
-            script.truncated |= output.truncated
-            script.segments.append(
-                {
-                    "start_s": round(start / rate, 3),
-                    "end_s": round(n_samples / rate, 3),
-                    "text": part.written,
-                    "finish_reason": finish_reason(output.truncated),
-                }
-            )
-            for warning in speech_warnings(part.said, output.codes, output.truncated, waveform, rate, vocabulary):
-                script.lost.append(f"{warning}: {part.written!r}")
-            if number + 1 < len(script.parts):
-                pause = round(rate * config.pause_s * (1.0 if part.ends_sentence else 0.5))
-                file.write(np.zeros(pause, np.float32))
-                n_samples += pause
-    script.duration_s = n_samples / rate
+        for one, output in zip(some, outputs, strict=True):
+            one.script.outputs[one.number] = output
+            one.script.attempts = max(one.script.attempts, output.attempts)
 
 
 def warn(lines: Iterable[str]) -> None:
@@ -482,24 +475,3 @@ def log_duration(scripts: Sequence[Script], vocabulary: SpeechVocabulary) -> Non
         seconds = characters / known.characters_per_s[1]
         expected = f"; about {seconds:.1f} s were expected of {characters} characters"
     log.info("%.1f s of speech%s%s", sum(script.duration_s for script in scripts), cut, expected)
-
-
-def audio_format(file: str) -> dict[str, str]:
-    """soundfile's format and subtype for a file's ending, 16 bits where the format has them.
-
-    Raises:
-        ValueError: the ending names no format that can be written.
-    """
-    kind = {"aif": "AIFF", "opus": "OGG"}.get(ending := Path(file).suffix[1:].lower(), ending.upper())
-    if kind not in soundfile.available_formats() or kind == "RAW":
-        raise ValueError(f"output (-o): {file!r} must end in a format's name: .wav, .flac, .ogg, .mp3")
-    subtype = "OPUS" if ending == "opus" else "PCM_16"
-    return {
-        "format": kind,
-        "subtype": subtype if soundfile.check_format(kind, subtype) else soundfile.default_subtype(kind),
-    }
-
-
-def finish_reason(truncated: bool) -> str:
-    """Why the model stopped: it came to the end, or its budget of tokens did."""
-    return "length" if truncated else "stop"

@@ -4,8 +4,12 @@ Reads your own files (``slm transcribe a.wav b.flac model=RUN/model``), a split 
 which needs no speech tokenizer. A recording longer than the model's training utterances is cut at quiet places, its
 pieces transcribed and joined; a coded one has no sound to cut by and goes through whole, and so does one that stands in
 the prompt beside a text. Writes ``predictions.jsonl``
-and, beside it, ``predictions.json`` with the model, the decoding settings and the real-time factor. A recording that
-cannot be used gets an ``error`` and no hypothesis: it is counted, never dropped.
+and, beside it, ``predictions.json`` with the model, the decoding settings and the real-time factors. A recording that
+cannot be used gets an ``error`` and no hypothesis: it is counted, never dropped. So is what was cut off, at its budget
+or in a loop.
+
+`torchrun --nproc_per_node N -m recipes.cli transcribe ...` starts N processes, each with its own part of the
+utterances; a run that was killed goes on where it was. Either way the result is that of one process.
 
 Not here: scores (``slm evaluate``).
 """
@@ -24,8 +28,34 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
-from recipes.inference.long_recordings import SHORTEST_PIECE_S, UNKNOWN_LONGEST_S, Piece, encode_pieces, longest_piece_s
-from recipes.inference.predictions import begun, finished, in_chunks, write_predictions
+from recipes.encoding.plan import durations_of
+from recipes.inference.batches import (
+    Outcome,
+    Times,
+    begin_together,
+    forget_batches,
+    join_processes,
+    make_batches,
+    work_through,
+)
+from recipes.inference.long_recordings import (
+    SHORTEST_PIECE_S,
+    UNKNOWN_LONGEST_S,
+    Piece,
+    encode_pieces,
+    encode_short,
+    longest_piece_s,
+    read_short,
+)
+from recipes.inference.predictions import (
+    NON_FINITE_SCORES,
+    begun,
+    finished,
+    log_faults,
+    log_speed,
+    summary_of,
+    write_predictions,
+)
 from recipes.inference.setup import (
     Setup,
     check_inputs,
@@ -38,13 +68,16 @@ from recipes.inference.setup import (
 from recipes.inference.tasks import prompt_utterance, reference_of
 from recipes.runs.logs import log
 from recipes.runs.plugins import plugins_key
-from recipes.runs.progress import progress
-from slm.generation import SpeechLM, TranscribeSettings, generate_text
+from recipes.runs.run_folder import RunFolder
+from slm.generation import SpeechLM, generate_text
+from slm.settings import TranscribeSettings
 from slm.tasks import Task, TaskError
 from slm.tasks.registry import UtteranceTokens
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.audio import open_audio
 from tokenizer.data.utterances import AudioError, DataSource, Utterance
+
+HEADER_THREADS = 2  # that read how long recordings are
 
 
 @dataclass
@@ -85,37 +118,45 @@ class Config:
 
 @dataclass
 class Item:
-    """One utterance on its way: its pieces, or the error why there are none."""
+    """One utterance on its way: a recording to be encoded, or its pieces, or the error why there are none."""
 
     id: str
     text: str
     columns: Mapping[str, str]
     duration_s: float | None
+    utterance: Utterance | None = None
     pieces: list[Piece] = field(default_factory=list)
     error: str | None = None
     wall_s: float = 0.0
 
     def row(self, task: Task) -> dict[str, Any]:
-        """Its line of predictions.jsonl; ``segments`` where it was cut."""
+        """Its line of predictions.jsonl; ``segments`` where it was cut, ``n_best`` where several were asked for."""
+        reasons = {piece.finish_reason for piece in self.pieces if piece.codes is not None}
+        if "non_finite" in reasons:
+            self.error = f"{self.id}: {NON_FINITE_SCORES}"
         row = {
             "id": self.id,
             "task": task.name,
             "reference": reference_of(task, self.text, self.columns),
             "hypothesis": None if self.error else " ".join(piece.text for piece in self.pieces if piece.text),
-            "truncated": any(piece.truncated for piece in self.pieces),
+            "truncated": bool(reasons & {"length", "loop"}),
+            "faults": sorted(reasons - {"stop"}),
             "error": self.error,
             "duration_s": self.duration_s,
             "wall_s": round(self.wall_s, 4),
         }
+        if len(self.pieces) == 1 and self.pieces[0].n_best:
+            row["n_best"] = list(self.pieces[0].n_best)
         if len(self.pieces) > 1:
             row["segments"] = [
                 {
                     "start_s": round(piece.start_s, 3),
                     "end_s": round(piece.end_s, 3),
                     "text": piece.text,
-                    "truncated": piece.truncated,
+                    "truncated": piece.finish_reason in ("length", "loop"),
                     "silent": piece.codes is None,
                 }
+                | ({"n_best": list(piece.n_best)} if piece.n_best else {})
                 for piece in self.pieces
             ]
         return row
@@ -147,8 +188,7 @@ def longest_s_of(config: Config, setup: Setup) -> float:
 
 
 def read_items(config: Config, setup: Setup) -> list[Item]:
-    """Everything to transcribe, as codes."""
-    tokenizer, vocabulary, device = setup.tokenizer, setup.vocabulary, setup.device
+    """Everything to transcribe, recordings not encoded yet."""
     if config.corpus:
         return [
             Item(
@@ -156,35 +196,58 @@ def read_items(config: Config, setup: Setup) -> list[Item]:
                 row["text"],
                 row["columns"],
                 row["duration"],
-                [Piece(0.0, row["duration"], row["audio_codes"])],
+                pieces=[Piece(0.0, row["duration"], row["audio_codes"])],
             )
-            for row in corpus_rows(config, vocabulary)
+            for row in corpus_rows(config, setup.vocabulary)
         ]
     utterances: Sequence[Utterance]
     if config.data:
         utterances = source_utterances(config)
     else:
         utterances = [Utterance(id=str(path), audio=str(path), split="test") for path in config.files]
-    longest_s = longest_s_of(config, setup)
-    items = []
-    for utterance in progress(utterances, "encode", len(utterances)):
+    return [Item(one.id, one.text, one.columns, one.duration, utterance=one) for one in utterances]
+
+
+def lengths_of(items: Sequence[Item]) -> list[float]:
+    """Seconds of each, by which they are put into batches; of recordings as their headers say."""
+    found = iter(durations_of([item.utterance for item in items if item.utterance is not None], HEADER_THREADS))
+    return [item.duration_s or 0.0 if item.utterance is None else next(found) for item in items]
+
+
+def encode_items(config: Config, setup: Setup, items: Sequence[Item]) -> None:
+    """Encodes recordings: the short ones together, the long ones cut into pieces.
+
+    One that cannot be used gets the error that says so.
+    """
+    if not items:  # coded ones, and no tokenizer
+        return
+    tokenizer, precision, device = setup.tokenizer, setup.vocabulary.precision, setup.device
+    rate, longest_s = tokenizer.config.sampling_rate, longest_s_of(config, setup)
+    short: list[tuple[Item, np.ndarray]] = []
+    for item in items:
         started = time.perf_counter()
-        item = Item(utterance.id, utterance.text, utterance.columns, utterance.duration)
         try:
-            for piece in encode_pieces(
-                tokenizer, utterance, longest_s, config.max_duration_s, vocabulary.precision, device
-            ):
-                item.pieces.append(piece)
-            item.duration_s = item.pieces[-1].end_s
-            if len(item.pieces) > 1:
-                log_cuts(item, longest_s)
+            waveform = read_short(item.utterance, rate, longest_s, config.max_duration_s)
+            if waveform is not None:
+                short.append((item, waveform))
+            else:
+                limits = (longest_s, config.max_duration_s, precision, device)
+                item.pieces += encode_pieces(tokenizer, item.utterance, *limits)
+                if len(item.pieces) > 1:
+                    log_cuts(item, longest_s)
         except AudioError as error:
             item.pieces, item.error = [], str(error)
             if not config.files:  # of those the result is printed, or the error raised
                 log.warning("%s", error)
         item.wall_s = time.perf_counter() - started
-        items.append(item)
-    return items
+    started = time.perf_counter()
+    for number, piece in encode_short(tokenizer, [waveform for _, waveform in short], precision, device):
+        short[number][0].pieces = [piece]
+    for item, _ in short:
+        item.wall_s += (time.perf_counter() - started) / len(short)
+    for item in items:
+        if item.pieces:
+            item.duration_s = item.pieces[-1].end_s
 
 
 def make_requests(
@@ -217,7 +280,7 @@ def log_cuts(item: Item, longest_s: float) -> None:
     log.info(
         "%s: %.1f s, cut at quiet places into %d pieces of at most %.1f s%s",
         item.id,
-        item.duration_s,
+        item.pieces[-1].end_s,
         len(item.pieces),
         longest_s,
         f"; silent and without text: {silent}" if silent else "",
@@ -240,37 +303,74 @@ def plan(config: Config) -> dict[str, object]:
     return facts | {"result": config.run_dir or "the terminal"}
 
 
+def transcribe_items(config: Config, setup: Setup, speech_lm: SpeechLM, items: Mapping[int, Item]) -> Outcome:
+    """Encodes some utterances, where they are recordings, and writes their texts; they are given by their numbers."""
+    encode_items(config, setup, [item for item in items.values() if item.utterance is not None])
+    times = Times(encode_s=sum(item.wall_s for item in items.values()))
+    requests = make_requests(setup.task, list(items.values()), setup.vocabulary, speech_lm.text_tokenizer)
+    started = time.perf_counter()
+    keys = [f"{item.id} {piece.start_s}" for item, piece, _ in requests]
+    texts = generate_text(speech_lm, setup.task, [utterance for *_, utterance in requests], config.decoding, keys)
+    times.generate_s = time.perf_counter() - started
+    for (item, piece, _), output in zip(requests, texts, strict=True):
+        piece.text, piece.finish_reason, piece.n_best = output.text, output.finish_reason, output.n_best
+        item.wall_s += times.generate_s / len(requests)
+        times.n_tokens += output.n_tokens
+    rows = {number: item.row(setup.task) for number, item in items.items()}
+    for item in items.values():
+        item.pieces = []  # the codes of a whole corpus are not held longer than they are needed
+    return Outcome(rows, times)
+
+
 def run(config: Config) -> Path | dict[str, str]:
-    """Transcribe; returns predictions.jsonl, or {file: text} where no run_dir is set."""
+    """Transcribe, or go on where a killed run stopped.
+
+    Returns:
+        predictions.jsonl, or {file: text} where no run_dir is set.
+
+    Raises:
+        ConfigError, DataError, CorpusError: something cannot be used; the message says what to do.
+        AudioError: none of the files can be used.
+        ProcessError: another process failed; the message is its own.
+    """
     inputs = [Path(path) for path in config.files]
     if (done := finished(config, inputs)) is not None:
         return done
+    processes = join_processes(config)
     setup = prepare(config)
-    task, vocabulary, device = setup.task, setup.vocabulary, setup.device
-    folder = begun(config, inputs)
+    folder = begin_together(lambda: begun(config, inputs), config, processes)
     items = read_items(config, setup)
-    if config.files and all(item.error for item in items):
-        raise AudioError("\n".join(item.error for item in items))
-    speech_lm = SpeechLM.load(config.model, device, config.weights)
-    requests = make_requests(task, items, vocabulary, speech_lm.text_tokenizer)
-    requests.sort(key=lambda one: one[1].codes.shape[1])
-    for chunk in in_chunks(requests, 4, config.decoding.batch_size, "transcribe"):
-        started = time.perf_counter()
-        texts = generate_text(speech_lm, task, [utterance for *_, utterance in chunk], config.decoding)
-        seconds = (time.perf_counter() - started) / len(chunk)
-        for (item, piece, _), output in zip(chunk, texts, strict=True):
-            piece.text, piece.truncated = output.text, output.truncated
-            item.wall_s += seconds
-    good = [item for item in items if item.error is None]
-    rows = [item.row(task) for item in items]
+    batches = make_batches(lengths_of(items), [1] * len(items), config.decoding.batch_size)
+    speech_lm = SpeechLM.load(config.model, setup.device, config.weights)
+
+    def work(numbers: Sequence[int]) -> Outcome:
+        return transcribe_items(config, setup, speech_lm, {number: items[number] for number in numbers})
+
+    outcome = work_through(batches, work, folder, processes, "transcribe")
+    rows = [row for _, row in sorted(outcome.rows.items())]
+    write = lambda: write_result(config, setup, rows, outcome.times, folder, processes.count)  # noqa: E731
+    path = processes.together(lambda: write() if processes.is_main else None)[0]
+    return {row["id"]: row["hypothesis"] for row in rows} if folder is None else path
+
+
+def write_result(
+    config: Config, setup: Setup, rows: list[dict[str, Any]], times: Times, folder: RunFolder | None, n_processes: int
+) -> Path | None:
+    """Prints the texts of files, writes the predictions where there is a run folder, and says how it went."""
+    if config.files and all(row["error"] for row in rows):
+        raise AudioError("\n".join(row["error"] for row in rows))
     for row in rows if config.files else ():
         text = (row["hypothesis"] or "") + ("  [cut off]" if row["truncated"] else "")
         print(row["error"] or (text if len(rows) == 1 else f"{row['id']}: {text}"))
     if folder is None:
-        return {row["id"]: row["hypothesis"] for row in rows}
-    wall, audio = sum(item.wall_s for item in good), sum(item.duration_s or 0 for item in good)
-    path = write_predictions(config, task, rows, vocabulary, wall, audio)
-    truncated = sum(row["truncated"] for row in rows)
-    log.info("transcribed %d of %d utterances, %d cut off", len(good), len(rows), truncated)
-    folder.mark_complete({"n": len(rows), "n_failed": len(rows) - len(good), "n_truncated": truncated})
+        return None
+    audio_s = sum(row["duration_s"] or 0 for row in rows if row["error"] is None)
+    path = write_predictions(config, setup.task, rows, setup.vocabulary, times, audio_s, n_processes)
+    summary = summary_of(rows)
+    good, truncated = summary["n"] - summary["n_failed"], summary["n_truncated"]
+    log.info("transcribed %d of %d utterances, %d cut off", good, summary["n"], truncated)
+    log_faults(rows)
+    log_speed(times, audio_s)
+    folder.mark_complete(summary)
+    forget_batches(folder)
     return path

@@ -90,7 +90,7 @@ class Config:
             **ADJUSTABLE,
         },
     )
-    noise: NoiseConfig = field(default_factory=NoiseConfig, metadata={"help": "changes to the speech of prompts"})
+    noise: NoiseConfig = field(default_factory=NoiseConfig, metadata={"help": "changes to the prompts"})
     eval_transcripts: int = field(
         default=0,
         metadata={

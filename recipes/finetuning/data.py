@@ -212,7 +212,11 @@ def make_data(
     if training is None:
         named = " and ".join(["a text", *columns])
         raise ConfigError(f"corpus {corpora.names}: none of the train split's utterances has {named}")
-    trained_on = TrainedOn.of(*zip(*(spoken["train"][i] for i in np.unique(training.members)), strict=True))
+    members = np.unique(training.members)
+    texts, seconds = zip(*(spoken["train"][i] for i in members), strict=True)
+    codes, text_ids = zip(*((u.codes, u.text) for u in (training.utterances[i] for i in members)), strict=True)
+    trained_on = TrainedOn.of(texts, seconds, codes, text_ids, vocabulary.frame_rate)
+    trained_on = dataclasses.replace(trained_on, bare_prompts=config.noise.drop_prompt)
     vocabulary = dataclasses.replace(vocabulary, trained_on=trained_on.after(vocabulary.trained_on))
     return Data(vocabulary, training, samples("valid"), *_replayed(config, tokenizer, vocabulary, longest))
 

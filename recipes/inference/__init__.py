@@ -1,5 +1,5 @@
 """What `slm transcribe` and `slm synthesize` share: the model with its tokenizer, and the predictions they write.
 
-`long_recordings` and `long_texts` cut what is longer than a model was trained on; `speech_checks` looks for
-text that was not spoken. Begin with `setup`.
+`long_recordings` and `long_texts` cut what is longer than a model was trained on; `batches` deals the work to processes
+and keeps what is done; `speech_checks` looks for text that was not spoken. Begin with `setup`.
 """

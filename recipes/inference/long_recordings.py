@@ -8,7 +8,7 @@ Shapes: S samples, s samples of a piece, K books, F code frames; waveforms (S,),
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,14 @@ import numpy as np
 
 from eval.speech.audio import cut_blocks
 from recipes.encoding.encoder import encode_batch
+from slm.decoding import FinishReason
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.audio import SILENCE_PEAK, load_audio
 from tokenizer.data.utterances import Utterance
 from tokenizer.long_form.long_audio import LongAudio
 
 UNKNOWN_LONGEST_S = 10.0  # of a piece, where a model does not tell how long its training's utterances were
+ENCODED_S = 60.0  # of recordings encoded together, padding included
 SHORTEST_PIECE_S = 0.5  # that may be asked for
 # A pause between words is longer than the closure of a stop consonant inside one, which is about 0.08 s.
 QUIET_S = 0.2
@@ -32,13 +34,16 @@ SILENT_BELOW = 10 ** (-50 / 20)
 
 @dataclass
 class Piece:
-    """A stretch of a recording, in seconds from its start: codes (K, F), None where it is silent, and its text."""
+    """A stretch of a recording, in seconds from its start: codes (K, F), None where it is silent, its text and why that
+    ended; the likeliest texts where several were asked for.
+    """
 
     start_s: float
     end_s: float
     codes: np.ndarray | None
     text: str = ""
-    truncated: bool = False
+    finish_reason: FinishReason = "stop"
+    n_best: tuple[str, ...] = ()
 
 
 def longest_piece_s(vocabulary: SpeechVocabulary, asked: float | None) -> float:
@@ -46,6 +51,39 @@ def longest_piece_s(vocabulary: SpeechVocabulary, asked: float | None) -> float:
     if asked is not None:
         return asked
     return max(vocabulary.trained_on.longest_s, SHORTEST_PIECE_S) if vocabulary.trained_on else UNKNOWN_LONGEST_S
+
+
+def read_short(
+    utterance: Utterance, sampling_rate: int, longest_s: float, max_duration_s: float | None
+) -> np.ndarray | None:
+    """The samples (S,) of a recording that is one piece; None of one that is longer than `longest_s`.
+
+    Raises:
+        AudioError: the recording cannot be used, or is longer than `max_duration_s`.
+    """
+    if LongAudio(utterance, sampling_rate, max_duration_s).duration_s > longest_s:
+        return None
+    return load_audio(utterance, sampling_rate)
+
+
+def encode_short(
+    tokenizer: Any, waveforms: Sequence[np.ndarray], precision: str, device: str
+) -> Iterator[tuple[int, Piece]]:
+    """Yields the number and the one piece of each recording (S,), those of like length encoded together.
+
+    A batch takes up to `ENCODED_S` seconds, padding included.
+    """
+    rate = tokenizer.config.sampling_rate
+    batch: list[int] = []
+    order = sorted(range(len(waveforms)), key=lambda number: len(waveforms[number]))
+    for place, number in enumerate(order):
+        batch.append(number)
+        following = len(waveforms[order[place + 1]]) if place + 1 < len(order) else 0
+        if not following or (len(batch) + 1) * following > ENCODED_S * rate:
+            codes = encode_batch(tokenizer, [waveforms[one] for one in batch], precision, device)
+            for one, own in zip(batch, codes, strict=True):
+                yield one, Piece(0.0, len(waveforms[one]) / rate, own)
+            batch = []
 
 
 def encode_pieces(

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from recipes.inference.batches import Times
 from recipes.inference.setup import source_utterances
 from recipes.runs.files import atomic_write_text
 from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log
-from recipes.runs.progress import progress
+from recipes.runs.machine import describe_machine, machine_text
 from recipes.runs.run_folder import RunFolder
 from slm.tasks import Task
 from slm.vocabulary import SpeechVocabulary
+
+# What may be wrong with an answer: by its name in the rows, and as a message says it.
+FAULTS = {
+    "length": "cut off at their budget",
+    "loop": "cut off in a loop",
+    "silence": "silent",
+    "non_finite": "of scores or samples that are not finite",
+}
+NON_FINITE_SCORES = "the model's scores are not finite (NaN or infinite): try weights=fp32"
+MAX_IDS, SHOWN_IDS = 100, 10  # of a fault, in the sidecar and in a message; the rows have all
 
 
 def begun(config: Any, own: Iterable[str | Path]) -> RunFolder | None:
@@ -57,11 +68,28 @@ def finished(config: Any, own: Iterable[str | Path]) -> Path | None:
 
 
 def write_predictions(
-    config: Any, task: Task, rows: Sequence[dict[str, Any]], vocabulary: SpeechVocabulary, wall_s: float, audio_s: float
+    config: Any,
+    task: Task,
+    rows: Sequence[dict[str, Any]],
+    vocabulary: SpeechVocabulary,
+    times: Times,
+    audio_s: float,
+    n_processes: int,
 ) -> Path:
-    """Writes predictions.jsonl and its sidecar, which says what the task answers in; returns the former."""
+    """Writes predictions.jsonl and its sidecar, which says what the task answers in; returns the former.
+
+    Args:
+        config: the recipe's configuration.
+        task: what was asked.
+        rows: the utterances' lines, in their order.
+        vocabulary: of the model.
+        times: seconds of the parts, of all processes together.
+        audio_s: seconds of speech that were heard or said.
+        n_processes: how many there were.
+    """
     path = Path(config.run_dir) / "predictions.jsonl"
     atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    wall_s, tokenizer_s = sum(row["wall_s"] for row in rows if row["error"] is None), times.encode_s + times.decode_s
     sidecar = {
         "task": task.name,
         "answers": task.answers,
@@ -81,21 +109,56 @@ def write_predictions(
         "n": len(rows),
         "n_failed": sum(row["error"] is not None for row in rows),
         "n_truncated": sum(row["truncated"] for row in rows),
+        "n_retried": sum(row.get("attempts", 1) > 1 for row in rows),
+        "faults": {name: {"n": len(ids), "ids": ids[:MAX_IDS]} for name, ids in faults_of(rows).items()},
         "wall_s": round(wall_s, 3),
         "audio_s": round(audio_s, 3),
         "timed": "the LLM alone: the codes were there"
         if task.answers == "text" and config.corpus
         else "LLM and tokenizer",
         "real_time_factor": round(wall_s / audio_s, 5) if audio_s else None,
+        "encode_s": round(times.encode_s, 3),
+        "generate_s": round(times.generate_s, 3),
+        "decode_s": round(times.decode_s, 3),
+        "llm_real_time_factor": round(times.generate_s / audio_s, 5) if audio_s else None,
+        "tokenizer_real_time_factor": round(tokenizer_s / audio_s, 5) if audio_s and tokenizer_s else None,
+        "n_tokens": times.n_tokens,
+        "generated_tokens_per_s": round(times.n_tokens / times.generate_s, 2) if times.generate_s else None,
+        "n_processes": n_processes,
+        "machine": machine_text({"machine": describe_machine()}),
     }
     atomic_write_text(path.with_suffix(".json"), json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n")
     return path
 
 
-def in_chunks(items: Sequence[Any], size: int, batch_size: int, description: str) -> Iterator[Sequence[Any]]:
-    """Slices of some batches each, under a progress bar."""
-    if not items:
-        return
-    step = size * batch_size
-    for start in progress(range(0, len(items), step), description, -(-len(items) // step)):
-        yield items[start : start + step]
+def faults_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """The ids of the utterances of each fault."""
+    return {name: [row["id"] for row in rows if name in row["faults"]] for name in FAULTS}
+
+
+def log_faults(rows: Sequence[dict[str, Any]]) -> None:
+    """Names the utterances whose answer is not to be trusted as it is, a line for each fault."""
+    for name, ids in faults_of(rows).items():
+        if ids:
+            more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+            log.warning("%d %s: %s%s", len(ids), FAULTS[name], ", ".join(ids[:SHOWN_IDS]), more)
+
+
+def log_speed(times: Times, audio_s: float) -> None:
+    """Says how fast the two parts were."""
+    if times.generate_s and audio_s:
+        log.info(
+            "LLM: %.0f tokens/s, real-time factor %.3g; tokenizer: real-time factor %.3g",
+            times.n_tokens / times.generate_s,
+            times.generate_s / audio_s,
+            (times.encode_s + times.decode_s) / audio_s,
+        )
+
+
+def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """What complete.json says of a run's rows."""
+    return {
+        "n": len(rows),
+        "n_failed": sum(row["error"] is not None for row in rows),
+        "n_truncated": sum(row["truncated"] for row in rows),
+    } | {f"n_{name}": len(ids) for name, ids in faults_of(rows).items()}

@@ -12,6 +12,9 @@ from collections.abc import Callable
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from slm.generation import SynthesizeOutput
+from slm.loops import longest_loop, longest_run
+from slm.settings import LEAST_LOOP_S, speech_loop_s
 from slm.vocabulary import SpeechVocabulary
 
 _MARK = re.compile(r"<[^<>\s]+>|\[[^\[\]]+\]")
@@ -21,7 +24,6 @@ SILENT_PEAK = 10 ** (-50 / 20)
 QUIET_BELOW = 10 ** (-40 / 20)  # of the loudest frame: a pause
 LONGEST_PAUSE_S = 1.5
 FRAME_S = 0.02
-LOOP_S, LOOP_TURNS = 1.5, 4  # the same codes again and again, for so long and so many times
 
 
 def unsayable(
@@ -71,10 +73,14 @@ def _dropped(text: str, normalise: Callable[[str], str]) -> list[str]:
     return list(found)
 
 
+def is_silent(waveform: np.ndarray) -> bool:
+    """Whether nothing is to be heard in a waveform (S,)."""
+    return float(np.abs(waveform).max(initial=0.0)) < SILENT_PEAK
+
+
 def speech_warnings(
     said: str,
-    codes: np.ndarray,
-    truncated: bool,
+    output: SynthesizeOutput,
     waveform: np.ndarray,
     sampling_rate: int,
     vocabulary: SpeechVocabulary,
@@ -83,29 +89,32 @@ def speech_warnings(
 
     Args:
         said: the text, normalised; empty where nobody knows it, and then the rate of speech cannot be judged.
-        codes: (n, F) what the model drew for it.
-        truncated: whether the model was stopped by its budget.
+        output: what the model drew for it.
         waveform: (S,) what became of the codes.
         sampling_rate: Hz.
         vocabulary: of the model; without its `trained_on` the rate of speech cannot be judged.
     """
     seconds, warnings = len(waveform) / sampling_rate, []
-    if truncated:
+    if output.finish_reason == "length":
         warnings.append(
             f"cut off after {seconds:.1f} s, its budget (decoding.min_seconds and seconds_per_character raise it)"
         )
-    if float(np.abs(waveform).max(initial=0.0)) < SILENT_PEAK:
+    elif output.finish_reason == "loop":
+        warnings.append(f"cut off after {seconds:.1f} s, in a loop (decoding.loop_s says what is one)")
+    if is_silent(waveform):
         return [*warnings, f"{seconds:.1f} s of silence"]
     if (pause_s := longest_pause_s(waveform, sampling_rate)) > LONGEST_PAUSE_S:
         warnings.append(f"{pause_s:.1f} s of silence in it")
-    elif (loop_s := longest_loop_s(codes, vocabulary.frame_rate)) > LOOP_S:
-        warnings.append(f"the same sounds again and again for {loop_s:.1f} s")
+    elif output.finish_reason != "loop":
+        loop_s = longest_loop(output.codes) / vocabulary.frame_rate
+        if loop_s > speech_loop_s(vocabulary, LEAST_LOOP_S):
+            warnings.append(f"the same sounds again and again for {loop_s:.1f} s")
     if said and (known := vocabulary.trained_on) is not None:
         slow, usual, fast = known.characters_per_s
         expected_s = len(said) / usual
         if seconds < len(said) / fast / LEEWAY:
             warnings.append(f"{seconds:.1f} s where about {expected_s:.1f} s were expected: words look lost")
-        elif seconds > len(said) / slow * LEEWAY + LEEWAY_S and not truncated:
+        elif seconds > len(said) / slow * LEEWAY + LEEWAY_S and not output.truncated:
             warnings.append(f"{seconds:.1f} s where about {expected_s:.1f} s were expected: something looks said twice")
     return warnings
 
@@ -115,19 +124,4 @@ def longest_pause_s(waveform: np.ndarray, sampling_rate: int) -> float:
     size = max(1, round(FRAME_S * sampling_rate))
     frames = waveform[: len(waveform) // size * size].reshape(-1, size)
     levels = np.sqrt(np.square(frames, dtype=np.float64).mean(axis=1))
-    return _longest_run(levels < QUIET_BELOW * levels.max(initial=0.0)) * size / sampling_rate
-
-
-def longest_loop_s(codes: np.ndarray, frame_rate: float) -> float:
-    """Seconds of the longest stretch of codes (n, F) that repeats itself at least `LOOP_TURNS` times; 0 without one."""
-    longest = 0
-    for period in range(1, codes.shape[1] // LOOP_TURNS + 1):
-        same = _longest_run((codes[:, period:] == codes[:, :-period]).all(axis=0))
-        if same >= (LOOP_TURNS - 1) * period:
-            longest = max(longest, same + period)
-    return longest / frame_rate
-
-
-def _longest_run(flags: np.ndarray) -> int:
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
-    return int((edges[1::2] - edges[::2]).max(initial=0))
+    return longest_run(levels < QUIET_BELOW * levels.max(initial=0.0)) * size / sampling_rate

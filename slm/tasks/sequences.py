@@ -56,6 +56,7 @@ def make_prompt(
     task: Task,
     utterance: UtteranceTokens,
     change: Callable[[np.ndarray], np.ndarray] | None = None,
+    bare: bool = False,
 ) -> np.ndarray:
     """The ids after which the model writes the answer.
 
@@ -64,6 +65,8 @@ def make_prompt(
         task: Whose prompt.
         utterance: What the prompt is made of; what only the answer needs may be missing.
         change: What is done to the codes (n, F) of the prompt's speech: training's noise.
+        bare: Leave out the prompt's speech and text, so that its marks ask for any answer at all: what classifier-free
+            guidance (arXiv 2207.12598) holds the asked one against.
 
     Returns:
         (P,) int64.
@@ -73,6 +76,8 @@ def make_prompt(
     """
     ids = [*vocabulary.before]
     for part in task.turn(utterance).prompt:
+        if bare and not isinstance(part, Mark):
+            continue
         if isinstance(part, Speech) and part.codes is not None and change is not None:
             part = Speech(change(part.codes))
         ids.extend(_part_ids(vocabulary, task, part))
@@ -86,6 +91,7 @@ def make_example(
     utterance: UtteranceTokens,
     change: Callable[[np.ndarray], np.ndarray] | None = None,
     prompted: UtteranceTokens | None = None,
+    bare: bool = False,
 ) -> Example:
     """Prompt and answer, with loss on the answer and on its end.
 
@@ -95,8 +101,9 @@ def make_example(
         utterance: What the answer is made of.
         change: What is done to the codes (n, F) of the prompt's speech.
         prompted: What the prompt is made of, where its texts are written otherwise; None: `utterance`.
+        bare: As in :func:`make_prompt`.
     """
-    prompt = make_prompt(vocabulary, task, prompted or utterance, change)
+    prompt = make_prompt(vocabulary, task, prompted or utterance, change, bare)
     ids = [i for part in task.turn(utterance).answer for i in _part_ids(vocabulary, task, part)]
     if task.answers == "speech":
         if not ids or ids[0] != vocabulary.speech_id:

@@ -33,14 +33,21 @@ class BatchError(ValueError):
 
 @dataclass
 class NoiseConfig:
-    """What training does to the speech tokens of a prompt, against over-fitting. The answer is never touched."""
+    """What training does to a prompt: to its speech tokens, against over-fitting. The answer is never touched."""
 
     replace: float = field(default=0.05, metadata={"help": "share of codes replaced by a random one of their book"})
     drop: float = field(default=0.05, metadata={"help": "share of frames left out, in spans"})
     drop_span: int = field(default=3, metadata={"help": "longest span of frames left out together"})
+    drop_prompt: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of answers in speech that are learnt with nothing but marks in the prompt, which "
+            "classifier-free guidance (decoding.guidance of `slm synthesize`) builds on: 0.1, say"
+        },
+    )
 
     def __post_init__(self) -> None:
-        for name in ("replace", "drop"):
+        for name in ("replace", "drop", "drop_prompt"):
             if not 0 <= getattr(self, name) < 1:
                 raise BatchError(f"noise.{name}: {getattr(self, name)} must be at least 0 and below 1")
         if self.drop_span < 1:
@@ -137,16 +144,17 @@ class SpeechSamples:
 
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
         """The sequence of one sample."""
-        change = None
+        change, bare = None, False
+        task, member = self._tasks[self.tasks[index]], self.members[index]
         if rng is not None and self.noise is not None:
             noise, sizes = self.noise, self.vocabulary.codebook_sizes
 
             def change(codes: np.ndarray) -> np.ndarray:
                 return noise.apply(codes, sizes, rng)
 
-        member = self.members[index]
-        task = self._tasks[self.tasks[index]]
-        return make_example(self.vocabulary, task, self.utterances[member], change, self.prompts[member])
+            if noise.drop_prompt and task.answers == "speech":
+                bare = bool(rng.random() < noise.drop_prompt)
+        return make_example(self.vocabulary, task, self.utterances[member], change, self.prompts[member], bare)
 
 
 def _small(utterance: UtteranceTokens, n_codebooks: int) -> UtteranceTokens:

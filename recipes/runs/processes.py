@@ -1,7 +1,7 @@
-"""The processes of one ``slm encode``: who I am, on which device, and how an error in one of them ends all.
+"""The processes of one run, each with its own part of the work: who am I, on which device, how an error ends all.
 
 They share nothing but the run folder and a gloo group of a few bytes. The group is made apart from accelerate's own,
-whose collectives give up after minutes: a process may wait for hours until the others' shards are done.
+whose collectives give up after minutes: a process may wait for hours until the others' parts are done.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Processes:
         if state.num_processes != self.count:
             raise ConfigError(
                 f"WORLD_SIZE={self.count}, but accelerate found {state.num_processes} process: start them with "
-                "torchrun --nproc_per_node N -m recipes.cli encode ..."
+                "torchrun --nproc_per_node N -m recipes.cli COMMAND ..."
             )
         self.rank = state.process_index
         if self.device == "cuda":
