@@ -55,6 +55,7 @@ TENSORS = {
 OBJECTS = {  # pickled, and sent from wherever the backend wants the bytes
     ("tokenizer/training/checkpoints.py", "load_latest_state", "broadcast_object_list"),
     ("recipes/runs/processes.py", "_gather", "all_gather_object"),
+    ("slm/training/trainer.py", "evaluate", "broadcast_object_list"),
 }
 COLLECTIVES = (
     "all_reduce all_gather all_gather_into_tensor all_to_all broadcast gather gather_for_metrics reduce reduce_scatter "
@@ -220,7 +221,7 @@ def test_a_fine_tunings_sums_are_reduced_on_the_accelerators_device(two):
     trainer.model, trainer.evaluation, trainer.task_weights = nn.Identity(), {"asr": [batch]}, {"asr": 1.0}
     trainer.compute_loss_context_manager, trainer._prepare_inputs = torch.no_grad, lambda inputs: inputs
     trainer._weighted_sum = lambda model, inputs: (torch.tensor(2.0), None)
-    trainer.state = trainer.control = None
+    trainer.state = trainer.control = trainer.measure = None
     trainer.log = lambda metrics: None
     trainer.callback_handler = SimpleNamespace(on_evaluate=lambda *_: None)
     assert trainer.evaluate() == {"eval_asr_loss": 1.0, "eval_loss": 1.0}
@@ -279,9 +280,10 @@ def test_a_recognisers_and_an_llms_do_so_too(tmp_path, monkeypatch):
     def asked(**kwargs):
         raise Asked(kwargs["ddp_timeout"])
 
-    monkeypatch.setattr("slm.training.trainer.TrainingArguments", asked)
+    settings = TrainingConfig(**WAITS)
+    monkeypatch.setattr("slm.training.config.TrainingArguments", asked)
     with pytest.raises(Asked, match="5000"):
-        train(nn.Identity(), None, None, TrainingConfig(**WAITS), tmp_path)
+        train(nn.Identity(), None, None, settings, tmp_path)
 
 
 def test_a_run_that_starts_over_waits_as_long_too(monkeypatch, tmp_path):

@@ -267,7 +267,6 @@ def training_arguments(
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
         "use_cpu": device == "cpu",
-        "ddp_timeout": round(config.process_timeout_s),
         "ddp_backend": "gloo" if device == "cpu" and processes > 1 and dist.is_torchelastic_launched() else None,
         "deepspeed": config.deepspeed,
         "fsdp": config.fsdp or "",
@@ -282,4 +281,4 @@ def training_arguments(
     }
     if config.gradient_checkpointing:
         own["gradient_checkpointing"] = True
-    return TrainingArguments(**own | config.trainer)
+    return TrainingArguments(ddp_timeout=round(config.process_timeout_s), **own | config.trainer)
