@@ -30,7 +30,7 @@ from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig
 from tokenizer.training.initialisation import initialise_from
 
 ROOT = Path(__file__).parents[1]
-LARGEST_BYTES = 8_000_000  # of a tokenizer or recogniser
+LARGEST_BYTES = 12_000_000  # of a tokenizer or recogniser
 LARGEST_LM_BYTES = 12_000_000
 
 

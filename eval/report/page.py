@@ -147,7 +147,6 @@ def _part(seconds: float | None, row: Row) -> str:
 
 # Heading, text of a row, whether it is a number. A column that is empty in every row is left out.
 _COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
-    ("model", lambda row: row.model, False),
     ("WER % [95 %]", wer_text, True),
     (DIFFERENCE, difference_text, True),
     ("p, MAPSSWE", mapsswe_text, True),
@@ -159,6 +158,7 @@ _COLUMNS: list[tuple[str, Callable[[Row], str], bool]] = [
     ("D", lambda row: str(row.deletions), True),
     ("I", lambda row: str(row.insertions), True),
     ("N", lambda row: str(row.n_words), True),
+    ("model", lambda row: row.model, False),
     ("scored", lambda row: str(row.n_scored), True),
     ("failed", lambda row: str(row.n_failed), True),
     ("cut off", lambda row: "" if row.n_truncated is None else str(row.n_truncated), True),
