@@ -18,6 +18,7 @@ from test_librispeech_configs import LIBRISPEECH, LIBRITTS, cell_config, hub_row
 from transformers import DacModel, EncodecModel, HubertConfig, MimiModel, WhisperConfig, XcodecModel
 
 from eval.judges import packages
+from eval.protocol_presets import PRESETS
 from recipes.commands import compare, encode, evaluate, finetune
 from recipes.config import CONFIGS
 from recipes.scoring import evaluation
@@ -252,3 +253,16 @@ def test_hub_splits_are_those_that_the_sets_have(monkeypatch):
 
 def test_the_page_names_every_plan_and_no_other():
     assert set(re.findall(r"benchmarks/([\w-]+)", DOC.read_text(encoding="utf-8"))) == set(PLANS)
+
+
+def test_published_figures_stand_beside_what_is_here():
+    """Plans and protocols that the page of published results names are there, and each of its rows says its source."""
+    page = (DOC.parent / "published-results.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`benchmarks/([\w-]+)`", page)) <= set(PLANS)
+    protocols = set(re.findall(r"`protocol=([\w-]+)`", page))
+    assert {"librispeech-hubert", "dwer-whisper-small", "seed-tts-eval"} <= protocols <= set(PRESETS)
+    for section in re.split(r"\n##+ ", page.split("\n## Traps")[0])[1:]:
+        for table in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE):
+            heading, _, *rows = table.splitlines()
+            sources = [row.split("|")[-2].strip() for row in rows] if "read in" in heading else [section]
+            assert all(re.search(r"\b[abc]: |the same", source) for source in sources), heading
