@@ -96,6 +96,21 @@ def test_vctk(tmp_path, caplog, version):
     assert "1 of 2 have no transcript" in caplog.text
 
 
+def test_seed_tts_eval(tmp_path, caplog):
+    """Its recordings with the texts to be spoken; the voices that prompt them are no utterances."""
+    lines = [
+        "a-b|A prompt.|prompt-wavs/a.wav|Get to the bank.",
+        "c-d.wav|Another.|prompt-wavs/a.wav|你好。",
+        "e-f|Another.|prompt-wavs/a.wav|Elsewhere.|human/f.wav",
+        "g-h|Another.|prompt-wavs/a.wav|Not recorded.",
+    ]
+    audio = ["wavs/a-b.wav", "wavs/c-d.wav", "human/f.wav", "prompt-wavs/a.wav"]
+    root = build(tmp_path / "en", audio, {"meta.lst": "\n".join(lines) + "\n", "hardcase.lst": "x|y|z|another set\n"})
+    assert read(root) == {"a-b": ("Get to the bank.", ""), "c-d": ("你好。", ""), "f": ("Elsewhere.", "")}
+    assert "meta.lst names 1 recordings that are not there" in caplog.text
+    assert read(root, "test", split="test").keys() == {"a-b", "c-d", "f"} and read(root, "test") == {}
+
+
 def test_any_other_tree_is_read_as_before_through_links_and_once(tmp_path, caplog):
     elsewhere = build(tmp_path / "disk", ["anna/a b.wav", "anna/\u5317.wav"], {"anna/a b.txt": "hello\n"})
     root = build(tmp_path / "mine", ["bert/z.wav"], {})

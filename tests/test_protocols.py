@@ -183,6 +183,16 @@ def test_dwer_holds_speech_against_what_the_judge_hears_in_the_recording(tmp_pat
                                 predictions=config.predictions))  # fmt: skip
 
 
+def test_dwer_needs_no_transcripts(tmp_path, corpus, echo) -> None:
+    manifest = corpus / "manifest.jsonl"
+    lines = [json.loads(line) | {"text": ""} for line in manifest.read_text().splitlines()]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (row,) = load_results(evaluate.run(configure(tmp_path, corpus, protocol="dwer-whisper-small"))).rows
+    assert row.wer == 0 and [u.reference for u in row.utterances][0] == "blue at f 2 now"
+    with pytest.raises(ConfigError, match="no utterance has a transcript"):
+        evaluate.plan(configure(tmp_path, corpus, run_dir=str(tmp_path / "b"), protocol="whisper-base"))
+
+
 def test_a_protocol_s_judge_is_not_needed_where_there_is_no_audio(tmp_path, corpus) -> None:
     (tmp_path / "asr").mkdir()
     lines = [{"id": f"u{i}", "task": "asr", "reference": t, "hypothesis": t.upper()} for i, t in enumerate(TEXTS)]

@@ -202,7 +202,7 @@ def _check_parts(config: Config) -> None:
     for folder in config.codes:
         problems.attempt(CodedCorpus.open, folder)
     if config.data:
-        check_sources(problems, config.data, [config.split])
+        check_sources(problems, config.data, [config.split], needs_text=settled is None or settled.needs_text)
     if problems.errors and config.tokenizer:
         problems.attempt(load_tokenizer, config.tokenizer)
     problems.raise_all()
@@ -238,9 +238,10 @@ def prepare(config: Config) -> Job:
     names = [identity["name"] for identity in identities]
     if len(set(names)) != len(names):
         raise ConfigError(f"judges: two are called the same ({', '.join(names)}); set `label` to tell them apart")
-    utterances = read_sources(config.data, config.split)[: config.limit] if config.data else []
+    utterances = read_sources(config.data, config.split, settled.needs_text)[: config.limit] if config.data else []
     column = _column(config, predictions)
-    texts, name = _test_texts(config, utterances, [p for p in predictions if p.column == column], normaliser)
+    same = [found for found in predictions if found.column == column]
+    texts, name = _test_texts(config, utterances, same, normaliser, settled.needs_text)
     _check_references(texts, name, predictions, column)
     tokenizer = None
     device = resolve_device(config.device)
@@ -317,7 +318,11 @@ def _check_references(texts: dict[str, str], name: str, predictions: Sequence[Pr
 
 
 def _test_texts(
-    config: Config, utterances: Sequence[Utterance], predictions: Sequence[Predictions], normaliser: Normaliser
+    config: Config,
+    utterances: Sequence[Utterance],
+    predictions: Sequence[Predictions],
+    normaliser: Normaliser,
+    needs_text: bool,
 ) -> tuple[dict[str, str], str]:
     """Reference texts by id, and the test set's name; with data, predictions must speak of the same texts."""
     if not utterances:
@@ -330,7 +335,7 @@ def _test_texts(
         texts = {u.id: u.text for u in utterances}
         folders = [Path(s.path).parent if Path(s.path).suffix else Path(s.path) for s in config.data]
         name = f"{' + '.join(dict.fromkeys(folder.name for folder in folders))} {config.split}"
-    if not any(normaliser(text) for text in texts.values()):
+    if needs_text and not any(normaliser(text) for text in texts.values()):
         raise ConfigError(f"{name}: no utterance has a transcript, so there is nothing to score against")
     for found in predictions:
         for i in (i for i in texts if i in found.lines):

@@ -34,6 +34,11 @@ class Settled:
     alignment: str = "jiwer"
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def needs_text(self) -> bool:
+        """Whether recordings need transcripts: not where what the judge hears in them is the reference."""
+        return self.reference == "text"
+
     def rules(self, judged: bool) -> dict[str, Any]:
         """What goes into a row's protocol; its name says so where no judge read what the protocol's judge would."""
         return {

@@ -101,6 +101,24 @@ def _vctk(folder: Folder) -> Iterator[tuple[Path, str | None, str]]:
             yield file, text_of(text).strip() if text in texts else None, file.parent.name
 
 
+def _seed_tts_eval(folder: Folder) -> Iterator[tuple[Path, str | None, str]]:
+    """Lines `ID|prompt's text|prompt's audio|text[|recording]` in meta.lst; wavs/ID.wav says the text.
+
+    The prompts are voices to speak in and no utterances of the test set; their speaker is not known.
+    """
+    texts, there = {}, set(folder.files)
+    for line in text_of(folder.path / "meta.lst").split("\n"):
+        name, *given = line.strip().split("|")
+        if len(given) >= 3:
+            recording = given[3] if len(given) > 3 else f"wavs/{name.removesuffix('.wav')}.wav"
+            texts[folder.path / recording] = given[2].strip()
+    if missing := [file for file in texts if file not in there]:
+        logger.warning("%s: meta.lst names %d recordings that are not there", folder.path, len(missing))
+    for file in folder.audio:
+        if file in texts:
+            yield file, texts[file], ""
+
+
 def _text_beside_audio(folder: Folder) -> Iterator[tuple[Path, str | None, str]]:
     """Any tree: the text in a .txt beside the audio, the speaker is the folder."""
     texts = set(folder.ending(".txt"))
@@ -123,6 +141,7 @@ LAYOUTS = (
         lambda f: (f.path / "txt").is_dir() and any((f.path / name).is_dir() for name in VCTK_AUDIO),
         _vctk,
     ),
+    Layout("seed-tts-eval (meta.lst)", lambda f: f.path / "meta.lst" in f.files, _seed_tts_eval),
     Layout("audio with .txt beside it", lambda f: True, _text_beside_audio),
 )
 

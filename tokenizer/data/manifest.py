@@ -21,13 +21,18 @@ from tokenizer.data.utterances import (
 )
 
 
-def read_sources(sources: Sequence[DataSource], split: str) -> list[Utterance]:
+def read_sources(sources: Sequence[DataSource], split: str, needs_text: bool = True) -> list[Utterance]:
     """Reads one split of several sources, in their order.
+
+    Args:
+        sources: what to read.
+        split: train, valid or test.
+        needs_text: as of `read_source`.
 
     Raises:
         DataError: if a source is missing or malformed, if two utterances share an id, or if nothing is left.
     """
-    utterances = [utterance for source in sources for utterance in read_source(source, split)]
+    utterances = [utterance for source in sources for utterance in read_source(source, split, needs_text)]
     check_utterances(utterances, sources, split)
     return utterances
 

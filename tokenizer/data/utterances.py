@@ -74,8 +74,8 @@ class DataSource:
     path: str = field(
         default="",
         metadata={
-            "help": "manifest.jsonl, a folder (LibriSpeech, LibriTTS, LJSpeech, VCTK as downloaded, or audio with .txt "
-            "beside it), a .parquet file or a hub name"
+            "help": "manifest.jsonl, a folder (LibriSpeech, LibriTTS, LJSpeech, VCTK, seed-tts-eval as downloaded, or "
+            "audio with .txt beside it), a .parquet file or a hub name"
         },
     )
     split: str | None = field(default=None, metadata={"help": "put all of this source into one split"})
