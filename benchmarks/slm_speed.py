@@ -30,8 +30,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
-from slm.generation import SpeechLM, SynthesizeSettings, TranscribeSettings, generate_speech, generate_text
+from slm.generation import SpeechLM, generate_speech, generate_text
 from slm.modeling import extend_with_speech, load_llm, save_slm
+from slm.settings import SpeechLimits, SynthesizeSettings, TranscribeSettings
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE
@@ -161,7 +162,7 @@ def generation_rows(speech_lm: SpeechLM, utterances: list[UtteranceTokens], opti
         frames = []
 
         def call() -> None:
-            spoken = generate_speech(speech_lm, tts, texts, [4.0] * len(texts), settings)
+            spoken = generate_speech(speech_lm, tts, texts, [SpeechLimits(4.0, 4.0)] * len(texts), settings)
             frames.append(max(item.codes.shape[1] for item in spoken))
 
         return timed(call) / max(1, frames[0])
