@@ -37,6 +37,7 @@ from slm.settings import SpeechLimits, SynthesizeSettings, TranscribeSettings
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.training.answer_loss import AnswerLoss
+from slm.training.trainer import bare_model
 from slm.vocabulary import add_speech
 from tokenizer.model.configuration import preset_config
 from tokenizer.model.modeling import LMSPTModel
@@ -177,7 +178,7 @@ def train_full(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _train(kind: str, model: nn.Module, speech_ids: Sequence[int], options: argparse.Namespace) -> None:
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    bare = bare_model(model)
     answers, learnt = AnswerLoss(bare), [p for p in model.train().parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learnt)
     print(f"LLM: {kind}: {sum(p.numel() for p in learnt) / 1e6:.1f} M parameters are trained", flush=True)

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from slm.training.answer_loss import AnswerLoss
+from slm.training.trainer import bare_model
 
 IGNORED = -100
 NEW_ROWS = 2048
@@ -71,7 +72,7 @@ def measure(kind: str, options: argparse.Namespace, rows: int, results: Any) -> 
     """Seconds of a step (median of the rounds) and MiB beyond the model's own, of one way."""
     torch.set_num_threads(options.threads)
     model = make_model(kind, options, rows).train()
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    bare = bare_model(model)
     data = batch(bare.get_input_embeddings().weight.shape[0], options.tokens)
     loss = AnswerLoss(bare) if "answers" in kind else None
     for parameter in model.parameters():  # gradients exist from the first step on, and are not the head's matter

@@ -204,8 +204,8 @@ def _with_adapter(
     """An adapter's base, grown by the rows that the adapter holds, with the adapter folded in."""
     from peft import PeftModel
 
-    model, _, own = load_llm(_resolve_base(where, base), dtype, attention)
     check_base(where, base)
+    model, _, own = load_llm(_resolve_base(where, base), dtype, attention)
     if vocabulary is not None:
         rows = rows_needed(model.get_input_embeddings().weight.shape[0], vocabulary)
         model.resize_token_embeddings(rows, mean_resizing=False)

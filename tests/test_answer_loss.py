@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from slm_tiny import tiny_model
 from test_sequences import speech_samples
+from torch import nn
 from torch.nn import functional as F
 from transformers import (
     CohereConfig,
@@ -187,6 +188,8 @@ def test_a_model_that_changes_its_logits_in_a_way_of_its_own_is_refused() -> Non
     assert loss.fits(model)
     model.config.final_logit_softcapping = 3.0  # not what the configuration said
     assert not loss.fits(model)
+    model.lm_head = nn.Bilinear(32, 32, ROWS)  # no head that one hidden state goes through
+    assert AnswerLoss.of(model, model) is None
 
 
 @pytest.mark.parametrize(

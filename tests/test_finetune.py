@@ -154,7 +154,7 @@ def test_several_corpora_are_seen_by_their_weights(tmp_path) -> None:
     sources = [f"corpora=[{{path: {tmp_path}/often, weight: 2.5}}, {{path: {tmp_path}/seldom, weight: 0.5}}]"]
     config = finetune_config(tmp_path, "run", 'corpus=""', *sources, "task_weights={asr: 1}", "training.steps=2")
     _, data = data_of(config)
-    plan = plan_steps(data.train.lengths, 200, 400, 0, data.train.shares)
+    plan = plan_steps(data.train.lengths, 200, 400, 0, data.train.repeats)
     seen = np.bincount(np.concatenate(plan), minlength=18)
     assert seen[:6].mean() / seen[6:].mean() == pytest.approx(5.0, rel=0.05)
     assert seen[:6].std() < 0.1 * seen[:6].mean()  # each of one corpus as often as the next
@@ -215,7 +215,7 @@ def test_text_that_is_replayed_keeps_its_perplexity(tmp_path) -> None:
     own += ["training.eval_steps=20", "training.trainer.eval_on_start=true"]
     losses = {}
     for name, weight in (("replayed", 1.0), ("measured", 0.0)):
-        replay = f"replay={{path: {tmp_path / 'prose.txt'}, share: 0.2, loss_weight: {weight}}}"
+        replay = f"replay={{path: {tmp_path / 'prose.txt'}, weight: 0.2, loss_weight: {weight}}}"
         config = finetune_config(tmp_path, name, replay, *own)
         assert ("text" in finetune.plan(config)["tokens"]) == (weight > 0)
         finetune.run(config)
@@ -225,6 +225,10 @@ def test_text_that_is_replayed_keeps_its_perplexity(tmp_path) -> None:
     assert losses["replayed"][-1] < 0.9 * losses["measured"][-1]
     plain = finetune.run(finetune_config(tmp_path, "plain", *own))
     assert (plain / "model.safetensors").read_bytes() == (tmp_path / "measured/model/model.safetensors").read_bytes()
+    with (tmp_path / "prose.txt").open("a") as file:
+        file.write("\nanother line")
+    with pytest.raises(ConfigError, match="model, corpus or replayed text"):
+        finetune.run(finetune_config(tmp_path, "measured", replay, *own))
     with pytest.raises(ConfigError, match="replay.path: .*none.txt cannot be read as text"):
         finetune.plan(finetune_config(tmp_path, "none", f"replay.path={tmp_path / 'none.txt'}"))
 

@@ -175,10 +175,10 @@ def test_text_samples() -> None:
     assert example.input_ids.tolist() == [1, 5, 6, 2] and example.labels.tolist() == [-100, 5, 6, 2]
 
 
-def test_kinds_of_samples_are_mixed_by_their_shares() -> None:
-    """Every sample keeps its sequence, its task and its weight; an epoch sees it as often as its share says."""
+def test_kinds_of_samples_are_mixed_as_often_as_is_asked() -> None:
+    """Every sample keeps its sequence, its task and its weight; an epoch sees it as often as is asked."""
     speech = speech_samples()
-    text = TextSamples([np.array([5] * n) for n in range(3, 13)], 1, 2, weight=0.5, share=0.2)
+    text = TextSamples([np.array([5] * n) for n in range(3, 13)], 1, 2, weight=0.5, repeat=0.2)
     mixed = MixedSamples([speech, text])
     assert mixed.task_names == ["asr", "tts", "text"] and mixed.task_weights == [1.0, 1.0, 0.5]
     n = len(speech.lengths)
@@ -187,7 +187,7 @@ def test_kinds_of_samples_are_mixed_by_their_shares() -> None:
     for index in (0, 9):
         assert mixed.example(n + index, None).input_ids.tolist() == text.example(index, None).input_ids.tolist()
     assert [len(mixed.example(i, None)) for i in range(n + 10)] == mixed.lengths.tolist()
-    plan = plan_steps(mixed.lengths, 260, 600, 0, mixed.shares)
+    plan = plan_steps(mixed.lengths, 260, 600, 0, mixed.repeats)
     seen = np.bincount(np.concatenate(plan), minlength=n + 10)
     assert seen[n:].mean() / seen[:n].mean() == pytest.approx(0.2, rel=0.1)
-    assert MixedSamples([speech, TextSamples([np.array([5])], 1, 2)]).shares is None
+    assert MixedSamples([speech, TextSamples([np.array([5])], 1, 2)]).repeats is None

@@ -17,8 +17,6 @@ Errors: ConfigError for settings, predictions or data that do not fit together; 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from eval.codes import CodeStatistics, code_statistics
-from eval.judges.judge import conditions_of, load_judge
 from eval.judges.transcripts import CachedJudge
 from eval.report.markdown import write_markdown
 from eval.report.page import format_table, write_report
@@ -35,13 +32,12 @@ from eval.schema import Results, Row, difference_of, is_task, load_results, make
 from eval.speech.measures.registry import chosen_measures
 from eval.text.wer import score_pairs
 from recipes.config import ConfigError
-from recipes.runs.embedded import resolve_judge
 from recipes.runs.files import read_json
 from recipes.runs.logs import log
 from recipes.runs.run_folder import RunFolder
-from recipes.scoring.answer_cache import AnswerCache
 from recipes.scoring.audio_pass import CLIP_S, Listening, Players, spread, write_listings
 from recipes.scoring.evaluation import Config, Job, prepare
+from recipes.scoring.judges import load_judges
 from recipes.scoring.protocols import audio_files_sha256, made_with, unsegmented_note
 from recipes.scoring.systems import (
     CodecSystems,
@@ -108,7 +104,8 @@ def run(config: Config) -> Path:
         if not _rescore_outdated(folder):
             log.info("%s is complete: skipped", config.run_dir)
         return folder.folder
-    judges = _load_judges(config, job)  # before any other work: one may be missing
+    heard = Path(config.transcripts_dir or folder.path("transcripts"))
+    judges = load_judges(job.settled.judges, job.device, heard, config.strict)  # first: one may be missing
     folder.start(config, job.fingerprint())
     if job.utterances:
         job.test_set = replace(job.test_set, audio_sha256=audio_files_sha256(job.utterances))
@@ -230,24 +227,6 @@ def _rows(config: Config, job: Job, systems: Sequence[System], judges: Sequence[
         rows += judged
     own = [system for system in systems if system.answers == "text"]
     return rows + [_row(config, job, system.kind, {}, system, system.texts) for system in own]
-
-
-def _load_judges(config: Config, job: Job) -> list[CachedJudge]:
-    """Every judge, with what it has heard already: one small file for each and the conditions it reads under.
-
-    Raises:
-        JudgeError: one cannot be loaded.
-    """
-    folder = Path(config.transcripts_dir or RunFolder(config.run_dir).path("transcripts"))
-    judges = []
-    for settings in job.settled.judges:
-        judge = load_judge(resolve_judge(settings), job.device)
-        path, conditions = None, conditions_of(judge.identity, job.device)
-        if conditions is not None:
-            number = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:12]
-            path = folder / f"{judge.identity['kind']}-{number}.jsonl"
-        judges.append(CachedJudge(judge, AnswerCache(path, conditions), config.strict))
-    return judges
 
 
 @dataclass

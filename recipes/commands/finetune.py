@@ -31,7 +31,7 @@ from recipes.finetuning.data import (
 )
 from recipes.finetuning.estimates import describe_plan
 from recipes.finetuning.measure import measured_names, word_errors
-from recipes.runs.deepspeed import engine_config, name_the_cpu
+from recipes.runs.deepspeed import engine_config, set_deepspeed_device
 from recipes.runs.embedded import model_path
 from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log
@@ -102,14 +102,15 @@ def run(config: Config) -> Path:
     result = folder.path("model" if config.lora is None or config.lora.merge else "adapter")
     measured_names(config)
     corpora = open_corpora(config)
-    fingerprint = digest(model_path(config.model), corpora.index_text)
-    refuse_other_inputs(folder, fingerprint, "model or corpus")
+    replayed = [Path(config.replay.path).expanduser()] if config.replay else []
+    fingerprint = digest(model_path(config.model), corpora.index_text, *replayed)
+    refuse_other_inputs(folder, fingerprint, "model, corpus or replayed text" if replayed else "model or corpus")
     if folder.done(config):
         log.info("%s is complete: skipped", config.run_dir)
         return result
     device = training_device(config.device)
     engine = engine_config(config.training)
-    name_the_cpu(device)
+    set_deepspeed_device(device)
     folder.start(config, fingerprint)
     seed_everything(config.seed)
     model, tokenizer, vocabulary = build_model(config, folder, corpora)

@@ -17,7 +17,7 @@ import torch
 
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
-from recipes.runs.deepspeed import engine_config, name_the_cpu
+from recipes.runs.deepspeed import engine_config, set_deepspeed_device
 from recipes.runs.inputs import check_sources, digest, refuse_other_inputs
 from recipes.runs.logs import log
 from recipes.runs.machine import is_main_process, process_count, resolve_precision, seed_everything, training_device
@@ -111,7 +111,7 @@ def run(config: Config) -> Path:
     folder = RunFolder(config.run_dir)
     folder.check(config)
     device = training_device(config.device)
-    name_the_cpu(device)
+    set_deepspeed_device(device)
     tokenizer, samples, valid, fingerprint = prepare(config)
     refuse_other_inputs(folder, fingerprint, "data")
     if folder.done(config):

@@ -31,14 +31,14 @@ class TextReplay:
     """Plain text that is trained on beside speech, so that the LLM keeps what it knows of text."""
 
     path: str = field(metadata={"help": "a file of texts, one a line; every fiftieth is kept for the valid loss"})
-    share: float = field(
+    weight: float = field(
         default=1.0, metadata={"help": "how often an epoch of the speech sees each line: 0.1 every tenth time"}
     )
     loss_weight: float = field(default=1.0, metadata={"help": "of a token of text in the loss"})
 
     def __post_init__(self) -> None:
-        if self.share <= 0 or self.loss_weight < 0:
-            raise ValueError(f"replay: share {self.share} must be above 0 and loss_weight {self.loss_weight} not below")
+        if self.weight <= 0 or self.loss_weight < 0:
+            raise ValueError(f"replay: weight {self.weight} must be above 0, loss_weight {self.loss_weight} not below")
 
 
 @dataclass
@@ -95,7 +95,8 @@ class Config:
         default=0,
         metadata={
             "help": "so many valid utterances are also written out at each evaluation: asr_wer, asr_cer (and of any "
-            "task that answers in text)"
+            "task that answers in text)",
+            **ADJUSTABLE,
         },
     )
     max_length: int | None = field(default=None, metadata={"help": "longer sequences are left out; null: the model's"})

@@ -79,6 +79,7 @@ class Corpora:
     @property
     def index_text(self) -> str:
         """What stands for their bytes: their indexes hold the hash of every shard."""
+        # One corpus is as it was before there could be several: its runs go on.
         weights = [] if self.weights == [1.0] else [json.dumps(self.weights)]
         return "".join([*((c.folder / INDEX_NAME).read_text(encoding="utf-8") for c in self.opened), *weights])
 
@@ -176,34 +177,36 @@ def make_data(
     """
     columns = columns_of(config, corpora)
     write, read = get_normaliser(vocabulary.normaliser), get_normaliser(vocabulary.normaliser_of_prompts)
+    as_written = vocabulary.normaliser == vocabulary.normaliser_of_prompts
     encode = functools.partial(vocabulary.encode_text, tokenizer)
     spoken: dict[str, list[tuple[str, float]]] = {}
 
     def samples(split: str) -> SpeechSamples | None:
-        written, prompts, shares, n_empty = [], [], [], 0
+        written, prompts, weights, n_empty = [], [], [], 0
         chosen = evaluated(corpora.count(split), config.eval_utterances) if split == "valid" else None
         spoken[split] = []
-        for number, (row, share) in enumerate(corpora.rows(split)):
+        for number, (row, weight) in enumerate(corpora.rows(split)):
             if chosen is not None and number not in chosen:
                 continue
             plain = {"text": row["text"]} | {name: row["columns"][name] for name in columns}
-            texts, asked = ({name: clean(text) for name, text in plain.items()} for clean in (write, read))
+            texts = {name: write(text) for name, text in plain.items()}
+            asked = texts if as_written else {name: read(text) for name, text in plain.items()}
             if not all((*texts.values(), *asked.values())):
                 n_empty += 1
                 continue
             codes = row["audio_codes"].astype(np.int32)
             written.append(_tokens(codes, {name: encode(text) for name, text in texts.items()}))
-            same = texts == asked
+            same = asked == texts
             prompts.append(written[-1] if same else _tokens(codes, {name: encode(t) for name, t in asked.items()}))
-            shares.append(share)
+            weights.append(weight)
             spoken[split].append((asked["text"], codes.shape[1] / vocabulary.frame_rate))
         if n_empty:
             named = " or ".join(["text", *columns])
             log.warning("%s: %d utterances without %s are left out", split, n_empty, named)
         if not written:
             return None
-        weighted = shares if set(shares) != {1.0} and split == "train" else None
-        made = SpeechSamples(vocabulary, written, config.task_weights, config.noise, longest, prompts, weighted)
+        repeats = weights if set(weights) != {1.0} and split == "train" else None
+        made = SpeechSamples(vocabulary, written, config.task_weights, config.noise, longest, prompts, repeats)
         if made.n_too_long:
             log.warning("%s: %d utterances longer than %d tokens are left out", split, made.n_too_long, longest)
         return made
@@ -242,14 +245,14 @@ def _replayed(
     end = vocabulary.end_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     size = min(longest, config.training.pack_length or LONGEST_TEXT) - 2  # beside bos and eos
 
-    def samples(chosen: list[str], share: float | None) -> TextSamples:
+    def samples(chosen: list[str], repeat: float | None) -> TextSamples:
         ids = [vocabulary.encode_text(tokenizer, line) for line in chosen]
         pieces = [text[start : start + size] for text in ids for start in range(0, len(text), size)]
-        return TextSamples(pieces, tokenizer.bos_token_id, end, config.replay.loss_weight, share)
+        return TextSamples(pieces, tokenizer.bos_token_id, end, config.replay.loss_weight, repeat)
 
     held_out = samples(lines[HELD_OUT - 1 :: HELD_OUT], None)
     kept = [line for number, line in enumerate(lines, start=1) if number % HELD_OUT]
-    return samples(kept, config.replay.share) if config.replay.loss_weight else None, held_out
+    return samples(kept, config.replay.weight) if config.replay.loss_weight else None, held_out
 
 
 def _tokens(codes: np.ndarray, ids: dict[str, np.ndarray]) -> UtteranceTokens:

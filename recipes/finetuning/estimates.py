@@ -30,7 +30,7 @@ def describe_plan(
 ) -> dict[str, object]:
     """The plan as a table's rows."""
     training, samples = config.training, data.all_train
-    steps = plan_steps(samples.lengths, training.tokens_per_step, training.steps, config.seed, samples.shares)
+    steps = plan_steps(samples.lengths, training.tokens_per_step, training.steps, config.seed, samples.repeats)
     micro = training.gradient_accumulation * process_count()
     if min(map(len, steps)) < micro:
         raise TrainingError(f"training.tokens_per_step: too few sequences to deal to {micro} micro-batches; raise it")
@@ -43,13 +43,14 @@ def describe_plan(
     trainable = total - frozen if config.lora is None else lora_parameters(facts.skeleton, config.lora)
     if config.lora is not None:
         trainable += len(data.vocabulary.new_ids) * table.shape[1] * tables
-    tokens = {}
+    tokens, repeats = {}, np.ones(len(samples.lengths)) if samples.repeats is None else samples.repeats
     for number, task in enumerate(samples.task_names):
-        lengths = samples.lengths[samples.tasks == number]
+        own = samples.tasks == number
+        lengths = samples.lengths[own]
         if len(lengths):
             tokens[task] = {
                 "sequences": len(lengths),
-                "tokens an epoch": int(lengths.sum()),
+                "tokens an epoch": round(float((lengths * repeats[own]).sum())),
                 "longest": int(lengths.max()),
                 "weight": samples.task_weights[number],
             }
@@ -66,7 +67,7 @@ def describe_plan(
         "tokens": tokens,
         "steps": training.steps,
         "tokens a step": int(np.mean([samples.lengths[step].sum() for step in steps])),
-        "epochs": round(sum(map(len, steps)) / len(samples.lengths), 2),
+        "epochs": round(sum(map(len, steps)) / float(repeats.sum()), 2),
         "training": "LoRA" if config.lora else "full",
         "trainable parameters": int(trainable),
         "memory (MiB, about)": estimate_memory(config, facts, total, trainable, rows, precision),

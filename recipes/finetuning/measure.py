@@ -13,6 +13,7 @@ from recipes.config import ConfigError
 from recipes.finetuning.config import Config
 from recipes.finetuning.data import Data, used_tasks
 from slm.generation import SpeechLM, generate_text
+from slm.training.trainer import bare_model
 
 
 def measured_names(config: Config) -> list[str]:
@@ -45,8 +46,7 @@ def word_errors(
     as_written = get_normaliser("none")
 
     def measure(model: nn.Module) -> dict[str, float]:
-        bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-        speech_lm, found = SpeechLM(bare, text_tokenizer, data.vocabulary), {}
+        speech_lm, found = SpeechLM(bare_model(model), text_tokenizer, data.vocabulary), {}
         for task in tasks:
             ids = [u.text if task.reference == "text" else u.columns[task.reference] for u in utterances]
             references = [text_tokenizer.decode(item, skip_special_tokens=True).strip() for item in ids]

@@ -40,8 +40,8 @@ def deepspeed_file(name: str) -> Path:
     raise ConfigError(f"training.deepspeed: no file {name}; give a JSON or a shipped name ({shipped})")
 
 
-def name_the_cpu(device: str) -> None:
-    """Tells DeepSpeed, which the Trainer imports wherever it is installed, what it would else warn that it found."""
+def set_deepspeed_device(device: str) -> None:
+    """Names the CPU to DeepSpeed, which the Trainer imports wherever it is installed and which else warns of it."""
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 

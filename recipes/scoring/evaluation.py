@@ -23,7 +23,7 @@ from recipes.runs.machine import resolve_device, resolve_precision
 from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from recipes.scoring.code_use import corpus_code_statistics
-from recipes.scoring.protocols import DEFAULT_NORMALISER, Settled, settle
+from recipes.scoring.protocols import DEFAULT_NORMALISER, Settled, resampled, settle
 from recipes.scoring.systems import (
     Predictions,
     System,
@@ -273,19 +273,8 @@ def prepare(config: Config) -> Job:
         speakers=speakers,
         durations={u.id: u.duration for u in utterances},
         n_speakers=n_speakers,
-        resampled=_resampled(config, n_speakers),
+        resampled=resampled(config.resample, n_speakers, "name speakers in its manifest"),
     )
-
-
-def _resampled(config: Config, n_speakers: int | None) -> str:
-    """What the bootstrap draws. Raises ConfigError where speakers are asked for and there are none to draw."""
-    if config.resample == "speakers" and (n_speakers or 0) < 2:
-        found = "one speaker alone" if n_speakers else "utterances whose speaker is not known"
-        raise ConfigError(
-            f"resample=speakers: the test set has {found}; name speakers in its manifest, or set resample=utterances"
-        )
-    enough = (n_speakers or 0) >= ENOUGH_SPEAKERS
-    return "speakers" if config.resample == "speakers" or (config.resample == "auto" and enough) else "utterances"
 
 
 def _code_use(config: Config, tokenizer: Any, precision: str) -> list[CodeStatistics]:

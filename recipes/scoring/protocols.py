@@ -10,13 +10,14 @@ from typing import Any
 
 from eval.judges.config import JudgeConfig
 from eval.protocol_presets import get_preset
+from eval.stats import ENOUGH_SPEAKERS
 from eval.text.normalisers import Normaliser, get_normaliser, unsegmented
 from recipes.config import ConfigError
 from recipes.runs.machine import machine_text
 from recipes.runs.run_folder import describe_run
 from tokenizer.data.utterances import RowAudio, Utterance
 
-__all__ = ["Settled", "audio_files_sha256", "made_with", "settle", "unsegmented_note"]
+__all__ = ["Settled", "audio_files_sha256", "made_with", "resampled", "settle", "unsegmented_note"]
 
 DEFAULT_NORMALISER = "basic"
 BLOCK_BYTES = 1 << 20
@@ -67,6 +68,19 @@ def settle(protocol: str | None, judges: Sequence[JudgeConfig], normaliser: str)
     differs = f"; done otherwise here: {preset.differs}" if preset.differs else ""
     note = f"protocol {name}: {preset.about} (after {preset.source}){differs}"
     return Settled([judge], get_normaliser(preset.normaliser), name, preset.reference, preset.official, notes=[note])
+
+
+def resampled(asked: str, n_speakers: int | None, way_out: str) -> str:
+    """What the bootstrap draws, "utterances" or "speakers".
+
+    Raises:
+        ConfigError: speakers are asked for and there are none to draw; the message names the way out.
+    """
+    if asked == "speakers" and (n_speakers or 0) < 2:
+        found = "one speaker alone" if n_speakers else "utterances whose speaker is not known"
+        raise ConfigError(f"resample=speakers: the test set has {found}; {way_out}, or set resample=utterances")
+    enough = (n_speakers or 0) >= ENOUGH_SPEAKERS
+    return "speakers" if asked == "speakers" or (asked == "auto" and enough) else "utterances"
 
 
 def unsegmented_note(texts: Sequence[str], normaliser: Normaliser) -> list[str]:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eval.judges.judge import check_judge, conditions_of, load_judge
+from eval.judges.judge import check_judge
 from eval.judges.transcripts import CachedJudge
 from eval.protocol import Protocol, TestSet, test_set_sha256
 from eval.schema import Results, Row, difference_of, make_row
-from eval.stats import ENOUGH_SPEAKERS
 from eval.text.wer import score_pairs
 from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import resolve_judge
 from recipes.runs.machine import resolve_device
 from recipes.runs.own_folders import some_of
-from recipes.scoring.answer_cache import AnswerCache
+from recipes.scoring.judges import load_judges
 from recipes.scoring.labels import distinct
-from recipes.scoring.protocols import Settled, audio_files_sha256, made_with, settle, unsegmented_note
+from recipes.scoring.protocols import Settled, audio_files_sha256, made_with, resampled, settle, unsegmented_note
 from recipes.scoring.systems import Recordings
 from recipes.scoring.text_files import Entry, TextFile, read_texts
 from tokenizer.data.utterances import Utterance
@@ -42,6 +40,14 @@ class Job:
     resampled: str
     n_speakers: int | None
     notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def audio_sha256(self) -> str | None:
+        """Digest of the reference's recordings; None where not every line names one."""
+        entries = self.reference.entries
+        if not all(entry.audio for entry in entries.values()):
+            return None
+        return audio_files_sha256(Utterance(id=i, audio=str(entry.audio)) for i, entry in entries.items())
 
     @property
     def texts(self) -> dict[str, str]:
@@ -113,8 +119,7 @@ def prepare(config: Any) -> Job:
         )
     if not spoken:  # a protocol's judge has nothing to read
         settled = replace(settled, judges=[])
-    for judge in settled.judges:
-        problems.attempt(lambda judge=judge: check_judge(resolve_judge(judge)))
+    identities = [problems.attempt(lambda judge=judge: check_judge(resolve_judge(judge))) for judge in settled.judges]
     problems.raise_all()
     speakers = {entry.speaker for entry in reference.entries.values()}
     n_speakers = None if "" in speakers else len(speakers)
@@ -122,8 +127,10 @@ def prepare(config: Any) -> Job:
         reference=reference,
         hypotheses=hypotheses,
         settled=settled,
-        identities=[check_judge(resolve_judge(judge)) for judge in settled.judges],
-        resampled=_resampled(config.resample, n_speakers),
+        identities=identities,
+        resampled=resampled(
+            config.resample, n_speakers, "add a column `speaker` to the reference (Kaldi: utt2spk beside text)"
+        ),
         n_speakers=n_speakers,
         notes=notes,
     )
@@ -172,20 +179,10 @@ def _count(ids: Sequence[str]) -> str:
     return f"{len(ids)} utterance{'s' * (len(ids) != 1)}"
 
 
-def _resampled(asked: str, n_speakers: int | None) -> str:
-    """What the bootstrap draws. Raises ConfigError where speakers are asked for and there are none to draw."""
-    if asked == "speakers" and (n_speakers or 0) < 2:
-        raise ConfigError(
-            "resample=speakers: the reference names no speaker of each utterance, or one alone; add a column `speaker` "
-            "(Kaldi: utt2spk beside text), or set resample=utterances"
-        )
-    enough = (n_speakers or 0) >= ENOUGH_SPEAKERS
-    return "speakers" if asked == "speakers" or (asked == "auto" and enough) else "utterances"
-
-
 def score(config: Any, job: Job) -> Results:
     """Every row: texts as they are, audio as each judge reads it."""
-    judges = _load_judges(config, job)  # before any other work: one may be missing
+    heard_before = None if config.output is None else Path(config.output) / "transcripts"
+    judges = load_judges(job.settled.judges, resolve_device(config.device), heard_before)  # first: one may be missing
     rows = [
         _row(config, job, name, {}, {i: e.text for i, e in file.entries.items()}, job.texts)
         for name, file in job.hypotheses.items()
@@ -212,19 +209,6 @@ def score(config: Any, job: Job) -> Results:
     return Results(title=config.title, rows=rows, notes=notes, versions=made_with(config))
 
 
-def _load_judges(config: Any, job: Job) -> list[CachedJudge]:
-    """The judges, with what they have heard already where a folder keeps it. Raises JudgeError."""
-    device, found = resolve_device(config.device), []
-    for settings in job.settled.judges:
-        judge = load_judge(resolve_judge(settings), device)
-        path, conditions = None, conditions_of(judge.identity, device)
-        if conditions is not None and config.output is not None:
-            number = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:12]
-            path = Path(config.output) / "transcripts" / f"{judge.identity['kind']}-{number}.jsonl"
-        found.append(CachedJudge(judge, AnswerCache(path, conditions)))
-    return found
-
-
 def _heard(
     config: Any, judge: CachedJudge, name: str, entries: Mapping[str, Entry], notes: list[str]
 ) -> dict[str, str | None]:
@@ -248,14 +232,13 @@ def _row(
 ) -> Row:
     entries = job.reference.entries
     ids, by_judge = list(references), job.settled.reference == "judge" and bool(judge)
-    audio = None
-    if judge and all(entry.audio for entry in entries.values()):
-        audio = audio_files_sha256(Utterance(id=i, audio=str(entry.audio)) for i, entry in entries.items())
     test_set = f"{_label(str(job.reference.path))} {config.split or ''}".strip()
     protocol = Protocol(
         task="speech" if judge else "asr",
         judge=judge,
-        test_set=TestSet(test_set, test_set_sha256(list(references.items())), len(ids), audio),
+        test_set=TestSet(
+            test_set, test_set_sha256(list(references.items())), len(ids), job.audio_sha256 if judge else None
+        ),
         reference="judge" if by_judge else "text",
         seed=config.seed,
         bootstrap_samples=config.bootstrap_samples,

@@ -23,6 +23,8 @@ from torch.nn import functional as F
 CHUNK_ELEMENTS = 1 << 25  # of a chunk's logits: 128 MiB in fp32
 # Relative, between this loss and that of whole logits: rounding, or the model does other things after its head.
 TOLERANCE = 1e-3
+# What comes of a model that does something else with its head or its logits.
+OTHER_LOGITS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -133,8 +135,9 @@ class LinearHead(Head):
         slope = logits.softmax(-1)
         slope[torch.arange(len(labels), device=labels.device), labels] -= 1
         slope *= weights[:, None]
-        slope = self.after.slope(logits, slope).to(self.dtype)
+        slope = self.after.slope(logits, slope)
         del logits
+        slope = slope.to(self.dtype)
         for parameter, target in zip(learnt, sums, strict=True):
             if parameter is self.linear.bias:
                 target += slope.sum(0)
@@ -193,6 +196,15 @@ class AnswerLoss:
             model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
         return found[-1]
 
+    @classmethod
+    def of(cls, bare: nn.Module, model: nn.Module) -> AnswerLoss | None:
+        """The loss of a causal LM, `model` as it is called; None where its head or its logits are of another kind."""
+        try:
+            loss = cls(bare)
+        except OTHER_LOGITS:
+            return None
+        return loss if loss.fits(model) else None
+
     def fits(self, model: nn.Module) -> bool:
         """Whether the model gives the loss of its whole logits this way: not where it changes them after the head."""
         ids = torch.arange(1, 9, device=next(model.parameters()).device)[None] % self.rows
@@ -205,13 +217,7 @@ class AnswerLoss:
                 whole = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, :-1].float()
                 wanted = (F.cross_entropy(whole, ids[0, 1:], reduction="none") * weights[0, 1:]).sum()
                 got = self(model, ids, positions, ids, weights, ignored=-100)
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            IndexError,
-        ):  # it does something else with its logits
+        except OTHER_LOGITS:
             return False
         finally:
             model.train(was_training)

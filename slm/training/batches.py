@@ -9,6 +9,7 @@ number of processes and a resume change nothing but the rounding of sums.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -77,7 +78,7 @@ class Samples(Protocol):
     tasks: np.ndarray  # (N,) int64: index into `task_names`
     task_names: Sequence[str]
     task_weights: Sequence[float]
-    shares: np.ndarray | None  # (N,): how often an epoch sees each on average; None: once
+    repeats: np.ndarray | None  # (N,): how often an epoch sees each on average; None: once
 
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
         """The sequence of one sample; `rng` None leaves noise out."""
@@ -94,7 +95,7 @@ class SpeechSamples:
         noise: What is done to speech in a prompt in training.
         max_length: Longer sequences are left out, and counted in `n_too_long`.
         prompts: The same utterances with their texts as the model reads them; None: as it writes them.
-        shares: How often an epoch sees each utterance, on average: 0.5 every other time; None: once each.
+        repeats: How often an epoch sees each utterance, on average: 0.5 every other time; None: once each.
 
     Raises:
         BatchError: Unknown tasks, or nothing is left.
@@ -108,7 +109,7 @@ class SpeechSamples:
         noise: NoiseConfig | None = None,
         max_length: int | None = None,
         prompts: Sequence[UtteranceTokens] | None = None,
-        shares: Sequence[float] | None = None,
+        repeats: Sequence[float] | None = None,
     ) -> None:
         try:
             self._tasks = [get_task(name) for name in sorted(task_weights)]
@@ -123,7 +124,7 @@ class SpeechSamples:
         self.prompts = self.utterances
         if prompts is not None:
             self.prompts = [
-                kept if own is read else _small(read, vocabulary.n_codebooks)
+                kept if own is read else dataclasses.replace(_small(read, vocabulary.n_codebooks), codes=kept.codes)
                 for kept, own, read in zip(self.utterances, utterances, prompts, strict=True)
             ]
         used = [number for number, weight in enumerate(self.task_weights) if weight > 0]
@@ -135,7 +136,7 @@ class SpeechSamples:
         self.n_too_long = int((~fits).any(axis=0).sum())
         rows, self.members = np.nonzero(fits)
         self.tasks, self.lengths = np.array(used, dtype=np.int64)[rows], lengths[fits]
-        self.shares = None if shares is None else np.asarray(shares, dtype=float)[self.members]
+        self.repeats = None if repeats is None else np.asarray(repeats, dtype=float)[self.members]
         if not len(self.lengths):
             raise BatchError(
                 f"no utterance fits: {len(self.utterances)} given, longest allowed {max_length} tokens; raise "
@@ -172,7 +173,7 @@ class TextSamples:
         bos_id: The id before a text; None where the tokenizer has none.
         eos_id: The id after it.
         weight: Of a token in the loss.
-        share: How often an epoch sees each text, on average.
+        repeat: How often an epoch sees each text, on average.
     """
 
     task_names: Sequence[str] = ("text",)
@@ -183,7 +184,7 @@ class TextSamples:
         bos_id: int | None,
         eos_id: int,
         weight: float = 1.0,
-        share: float | None = None,
+        repeat: float | None = None,
     ) -> None:
         if not len(texts):
             raise BatchError("no sentence to train on")
@@ -192,7 +193,7 @@ class TextSamples:
         self.task_weights: Sequence[float] = (weight,)
         self.lengths = np.array([len(self.before) + len(text) + 1 for text in self.texts], dtype=np.int64)
         self.tasks = np.zeros(len(self.texts), dtype=np.int64)
-        self.shares = None if share is None else np.full(len(self.texts), float(share))
+        self.repeats = None if repeat is None else np.full(len(self.texts), float(repeat))
 
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
         """The sequence of one text."""
@@ -214,10 +215,10 @@ class MixedSamples:
         firsts = np.cumsum([0, *(len(part.task_names) for part in parts)])
         self.tasks = np.concatenate([part.tasks + first for part, first in zip(parts, firsts, strict=False)])
         self.lengths = np.concatenate([part.lengths for part in parts])
-        self.shares = None
-        if any(part.shares is not None for part in parts):
-            every = (np.ones(len(p.lengths)) if p.shares is None else p.shares for p in parts)
-            self.shares = np.concatenate(list(every))
+        self.repeats = None
+        if any(part.repeats is not None for part in parts):
+            every = (np.ones(len(p.lengths)) if p.repeats is None else p.repeats for p in parts)
+            self.repeats = np.concatenate(list(every))
         self._ends = np.cumsum([len(part.lengths) for part in parts])
 
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
@@ -226,17 +227,17 @@ class MixedSamples:
         return self.parts[part].example(index - (int(self._ends[part - 1]) if part else 0), rng)
 
 
-def _epoch(n: int, shares: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-    """The samples of one epoch, shuffled; one of share 2.3 is there twice, and in three of ten epochs a third time."""
-    if shares is None:
+def _epoch(n: int, repeats: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    """The samples of one epoch, shuffled; one of 2.3 is there twice, and in three of ten epochs a third time."""
+    if repeats is None:
         return rng.permutation(n)
-    times = np.floor(shares).astype(np.int64)
-    times += rng.random(n) < shares - times
+    times = np.floor(repeats).astype(np.int64)
+    times += rng.random(n) < repeats - times
     return rng.permutation(np.repeat(np.arange(n), times))
 
 
 def plan_steps(
-    lengths: np.ndarray, tokens_per_step: int, steps: int, seed: int, shares: np.ndarray | None = None
+    lengths: np.ndarray, tokens_per_step: int, steps: int, seed: int, repeats: np.ndarray | None = None
 ) -> list[np.ndarray]:
     """Which samples each optimizer step sees: shuffled epochs on end, cut where a step's tokens are full.
 
@@ -245,7 +246,7 @@ def plan_steps(
         tokens_per_step: What a step may hold.
         steps: How many.
         seed: Decides the order.
-        shares: (N,) how often an epoch sees each sample, on average; None: once.
+        repeats: (N,) how often an epoch sees each sample, on average; None: once.
 
     Returns:
         `steps` arrays of sample indices; a step holds as many as fit in `tokens_per_step`, and at least one.
@@ -253,7 +254,7 @@ def plan_steps(
     plan: list[np.ndarray] = []
     order, epoch = np.zeros(0, dtype=np.int64), 0
     while len(plan) < steps:
-        order = np.concatenate([order, _epoch(len(lengths), shares, np.random.default_rng([seed, epoch]))])
+        order = np.concatenate([order, _epoch(len(lengths), repeats, np.random.default_rng([seed, epoch]))])
         ends, start, epoch = np.cumsum(lengths[order]), 0, epoch + 1
         while len(plan) < steps:
             before = ends[start - 1] if start else 0
@@ -339,7 +340,7 @@ class PackedBatches(Dataset):
         self, samples: Samples, *, steps: int, tokens_per_step: int, micro_batches: int, pack_length: int, seed: int
     ) -> None:
         self.samples, self.micro_batches, self.pack_length, self.seed = samples, micro_batches, pack_length, seed
-        self.plan = plan_steps(samples.lengths, tokens_per_step, steps, seed, samples.shares)
+        self.plan = plan_steps(samples.lengths, tokens_per_step, steps, seed, samples.repeats)
         least = min(len(step) for step in self.plan)
         if least < micro_batches:
             raise BatchError(

@@ -104,7 +104,7 @@ class SpeechTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return None  # they hold parts of the head's weights, and only while the model itself runs
         bare = bare_model(self.model)
-        if bare.get_output_embeddings() is not None and (loss := AnswerLoss(bare)).fits(self.model):
+        if (loss := AnswerLoss.of(bare, self.model)) is not None:
             return loss
         log.warning(
             "%s changes its logits after the head: the loss takes those of whole micro-batches, 12 bytes a token and "
@@ -147,7 +147,8 @@ class SpeechTrainer(Trainer):
             metrics[f"{metric_key_prefix}_{task}_loss"] = float(sums[0] / sums[1])
             weight = self.task_weights.get(task, 0.0)  # what is measured only
             weighted, norm = weighted + weight * float(sums[0]), norm + weight * float(sums[1])
-        metrics[f"{metric_key_prefix}_loss"] = weighted / norm
+        if norm:  # 0 where all that is valid is measured only
+            metrics[f"{metric_key_prefix}_loss"] = weighted / norm
         if self.measure is not None:
             # By the first process alone; the others learn what it found, so that all choose and stop alike.
             found = [self.measure(self.model) if self.is_world_process_zero() else {}]
