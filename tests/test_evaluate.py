@@ -137,7 +137,7 @@ def configure(tmp_path: Path, corpus: Path, **changes: Any) -> Config:
 @pytest.fixture
 def length_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "check_judge", lambda config: LengthJudge(config.display_name()).identity)
-    monkeypatch.setattr(evaluate, "load_judge", lambda config, device: LengthJudge(config.display_name()))
+    monkeypatch.setattr("recipes.scoring.judges.load_judge", lambda config, device: LengthJudge(config.display_name()))
 
 
 def test_every_row_and_every_failure(tmp_path, models, corpus, asr, tts, length_judge, monkeypatch, capsys) -> None:
@@ -232,7 +232,7 @@ def test_the_bootstrap_draws_speakers_where_there_are_enough(tmp_path, corpus, l
     assert drawn([one]) == {("speakers", 2)}
     # A resample of two speakers is one of them twice, or both: 0 of 18 words, 3 of 27, or 3 of 9 ("gone" failed).
     assert one.interval == (0.0, pytest.approx(3 / 9)) and [u.speaker for u in one.utterances] == two
-    monkeypatch.setattr(evaluation, "ENOUGH_SPEAKERS", 5)
+    monkeypatch.setattr("recipes.scoring.protocols.ENOUGH_SPEAKERS", 5)
     assert drawn(rows(five, title="again")) == {("speakers", 5)}
     assert drawn(rows(five, resample="utterances")) == {("utterances", 5)}
     with pytest.raises(ConfigError, match="resample=speakers: .*speaker is not known; name speakers in its manifest"):

@@ -88,7 +88,7 @@ class Cheap:
 def ear(monkeypatch: pytest.MonkeyPatch) -> Ear:
     judge = Ear()
     monkeypatch.setattr(evaluation, "check_judge", lambda config: Ear.identity)
-    monkeypatch.setattr(evaluate, "load_judge", lambda config, device: judge)
+    monkeypatch.setattr("recipes.scoring.judges.load_judge", lambda config, device: judge)
     return judge
 
 
@@ -278,7 +278,7 @@ def test_a_judge_that_cannot_be_loaded_stops_before_any_other_work(tmp_path, ear
             raise JudgeError("judge 'second' is incomplete: model.safetensors is torn")
         return ear
 
-    monkeypatch.setattr(evaluate, "load_judge", absent)
+    monkeypatch.setattr("recipes.scoring.judges.load_judge", absent)
     monkeypatch.setattr(evaluation, "check_judge", lambda config: Ear.identity | {"name": config.label or "ear"})
     config = configure(tmp_path / "run", corpus(tmp_path / "mini", [0.5]))
     with pytest.raises(JudgeError, match="torn"):

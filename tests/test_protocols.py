@@ -158,7 +158,7 @@ class Echo:
 @pytest.fixture
 def echo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "check_judge", lambda config: Echo(config.display_name()).identity)
-    monkeypatch.setattr(evaluate, "load_judge", lambda config, device: Echo(config.display_name()))
+    monkeypatch.setattr("recipes.scoring.judges.load_judge", lambda config, device: Echo(config.display_name()))
 
 
 def tts(tmp_path: Path, order: tuple[int, ...]) -> str:
@@ -228,7 +228,7 @@ def test_a_changed_normaliser_scores_again_from_the_stored_texts(tmp_path, corpu
     def refuse(*_: Any) -> None:
         raise AssertionError("no audio is read again")
 
-    monkeypatch.setattr(evaluate, "load_judge", refuse)
+    monkeypatch.setattr("recipes.scoring.judges.load_judge", refuse)
     evaluate.run(config)
     assert load_results(folder).rows == stored.rows
     new_version(monkeypatch, lambda text: text.upper().split()[-1])

@@ -145,7 +145,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             return super().transcribe(audios, sampling_rate)
 
     monkeypatch.setattr(text_scores, "check_judge", lambda config: Lengths.identity)
-    monkeypatch.setattr(text_scores, "load_judge", lambda config, device: Noted())
+    monkeypatch.setattr("recipes.scoring.judges.load_judge", lambda config, device: Noted())
     return read
 
 
@@ -255,7 +255,9 @@ def test_what_cannot_be_scored_is_said_at_once(files) -> None:
         score.plan(configure(files, hypothesis=str(files / "other.txt")))
     with pytest.raises(ConfigError, match="no answer for 1 utterance.*1 utterance beyond.*leave --strict"):
         score.plan(configure(files, strict=True))
-    with pytest.raises(ConfigError, match="resample=speakers: the reference names no speaker"):
+    with pytest.raises(
+        ConfigError, match="resample=speakers: the test set has utterances whose speaker is not known; add a column"
+    ):
         score.plan(configure(files, reference=str(files / "asr.txt"), resample="speakers"))
     (files / "none.txt").write_text("u1 ...\n")
     with pytest.raises(ConfigError, match="no utterance has a word"):
@@ -279,7 +281,7 @@ def test_what_cannot_be_scored_is_said_at_once(files) -> None:
 
 def test_the_same_recordings_are_one_test_set_to_evaluate_and_to_score(files, judge, monkeypatch) -> None:
     monkeypatch.setattr(evaluation, "check_judge", lambda config: Lengths.identity)
-    monkeypatch.setattr(evaluate, "load_judge", lambda config, device: Lengths())
+    monkeypatch.setattr("recipes.scoring.judges.load_judge", lambda config, device: Lengths())
     folder = write_audio(files / "wavs", {"u1": 1, "u4": 5})
     rows = [{"id": i, "text": TEXTS[i], "audio": f"wavs/{i}.wav", "split": "test"} for i in ("u1", "u4")]
     (files / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from eval.schema import load_results
 from recipes import cli
-from recipes.commands import evaluate, finetune
+from recipes.commands import finetune
 from recipes.config import ConfigError, from_values
 from recipes.runs.pipeline import PipelineConfig, Stage, make_steps
 from recipes.scoring import evaluation
@@ -264,7 +264,7 @@ def test_a_task_that_speaks_goes_from_recordings_to_the_report(
     first = json.loads((tmp_path / "coded" / "predictions.jsonl").read_text().splitlines()[0])
     assert (first["task"], first["error"]) == ("parrot", None) and first["text"].startswith("text ")
     monkeypatch.setattr(evaluation, "check_judge", lambda config: OneText.identity)
-    monkeypatch.setattr(evaluate, "load_judge", lambda config, device: OneText())
+    monkeypatch.setattr("recipes.scoring.judges.load_judge", lambda config, device: OneText())
     slm(
         "evaluate", "predictions=[recorded]", f"data={data}", "split=train", "judges=[{name: one text}]",
         "run_dir=scores", "bootstrap_samples=50", "normaliser=none",
