@@ -139,7 +139,8 @@ COMMANDS = [
     Command(
         "transcribe",
         "Speech to text with a fine-tuned SLM: your own files, or a coded corpus.",
-        "slm transcribe recording.wav model=runs/quickstart/12.5hz/finetune/model",
+        "slm transcribe recording.wav",
+        "Without model=... the embedded SLM of 12.5 Hz does it; your own: model=runs/quickstart/12.5hz/finetune/model. "
         "task=NAME runs another task that answers in text; plugins=[MODULE] brings tasks of your own.",
         positional="files",
         metavar="FILE... KEY=VALUE",
@@ -148,7 +149,8 @@ COMMANDS = [
     Command(
         "synthesize",
         "Text to speech with a fine-tuned SLM: your own words, or a coded corpus's texts.",
-        'slm synthesize "set white at b four now" -o out.wav model=runs/quickstart/12.5hz/finetune/model',
+        'slm synthesize "the weather is fine today" -o out.wav',
+        "Without model=... the embedded SLM of 12.5 Hz does it; your own: model=runs/quickstart/12.5hz/finetune/model. "
         "task=NAME runs another task that answers in speech; plugins=[MODULE] brings tasks of your own.",
         positional="text",
         metavar="TEXT KEY=VALUE",

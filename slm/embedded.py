@@ -1,15 +1,22 @@
-"""The small text LLM that comes with this package, by name: `embedded-lm`, in `slm/weights/embedded-lm`.
+"""The small models that come with this package, by name, in `slm/weights/NAME`.
 
-It knows the sentences of the corpora that the embedded tokenizers were trained on and is there to be fine-tuned where
-no larger model can be had. fp16 on disk, computed with in fp32; its README.md says what it was made from.
+`embedded-lm` is a text LLM: it knows the sentences of the corpora that the embedded tokenizers were trained on and is
+there to be fine-tuned where no larger model can be had. `embedded-slm-25hz`, `-12.5hz` and `-6.25hz` already hear and
+speak the codes of the embedded tokenizer of that rate. fp16 on disk, computed with in fp32; each README.md says what
+its model was made from and how it scores.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from slm.vocabulary import FILE_NAME as VOCABULARY_FILE
+
 WEIGHTS = Path(__file__).parent / "weights"
-EMBEDDED = ("embedded-lm",)
+TEXT_LM = "embedded-lm"
+SPEECH_LMS = ("embedded-slm-25hz", "embedded-slm-12.5hz", "embedded-slm-6.25hz")
+DEFAULT_SPEECH_LM = "embedded-slm-12.5hz"  # what transcribes and synthesises where no model is named
+EMBEDDED = (TEXT_LM, *SPEECH_LMS)
 _NEEDED = ("config.json", "tokenizer.json", "model.safetensors")
 
 
@@ -30,7 +37,8 @@ def embedded_folder(name: str) -> Path | None:
             return None
         raise EmbeddedError(f"no embedded LLM is called {name!r}; this package has {', '.join(EMBEDDED)}")
     folder = WEIGHTS / name
-    if missing := [file for file in _NEEDED if not (folder / file).is_file()]:
+    needed = (*_NEEDED, VOCABULARY_FILE) if name in SPEECH_LMS else _NEEDED
+    if missing := [file for file in needed if not (folder / file).is_file()]:
         raise EmbeddedError(
             f"{name}: its files are missing from this installation ({folder} has no {' and no '.join(missing)}). "
             "Install the package again, or name another model (a folder made by `slm train-lm`, a hub name)"

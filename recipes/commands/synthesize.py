@@ -56,6 +56,7 @@ from recipes.inference.setup import (
     require_input,
     source_utterances,
     speech_tokenizer,
+    tell_default_model,
 )
 from recipes.inference.speech_checks import unsayable
 from recipes.inference.speech_files import audio_format, decoded
@@ -66,6 +67,7 @@ from recipes.runs.logs import log
 from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
+from slm.embedded import DEFAULT_SPEECH_LM
 from slm.generation import SpeechLM, generate_speech
 from slm.modeling import describe_llm
 from slm.settings import SpeechLimits, SynthesizeSettings, speech_limits
@@ -86,7 +88,10 @@ class Config:
     """What is said with what."""
 
     run_dir: str = field(default="", metadata={"help": "where audio and predictions go; may be empty with a text"})
-    model: str = field(default="", metadata={"help": "folder of a fine-tuned model (RUN_DIR/model of `slm finetune`)"})
+    model: str = field(
+        default=DEFAULT_SPEECH_LM,
+        metadata={"help": "folder of a fine-tuned model (RUN_DIR/model of `slm finetune`), or an embedded one"},
+    )
     task: str = field(default="tts", metadata={"help": "what is asked of the model: a task that answers in speech"})
     text: str = field(default="", metadata={"help": "what to say"})
     output: str = field(
@@ -283,6 +288,7 @@ def run(config: Config) -> Path:
     speech_lm = SpeechLM.load(config.model, setup.device, config.weights)
     scripts = read_scripts(config, setup.task, setup.vocabulary, speech_lm.text_tokenizer)
     if processes.is_main:
+        tell_default_model(config)
         warn(f"{one.place}{line}" for one in scripts for line in [*one.unsayable, *filter(None, [one.error])])
         known = setup.vocabulary.trained_on
         if config.decoding.guidance > 1 and not (known and known.bare_prompts):

@@ -64,11 +64,13 @@ from recipes.inference.setup import (
     require_input,
     source_utterances,
     speech_tokenizer,
+    tell_default_model,
 )
 from recipes.inference.tasks import prompt_utterance, reference_of
 from recipes.runs.logs import log
 from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import RunFolder
+from slm.embedded import DEFAULT_SPEECH_LM
 from slm.generation import SpeechLM, generate_text
 from slm.settings import TranscribeSettings
 from slm.tasks import Task, TaskError
@@ -85,7 +87,10 @@ class Config:
     """What is transcribed with what."""
 
     run_dir: str = field(default="", metadata={"help": "where predictions go; may be empty with files"})
-    model: str = field(default="", metadata={"help": "folder of a fine-tuned model (RUN_DIR/model of `slm finetune`)"})
+    model: str = field(
+        default=DEFAULT_SPEECH_LM,
+        metadata={"help": "folder of a fine-tuned model (RUN_DIR/model of `slm finetune`), or an embedded one"},
+    )
     task: str = field(default="asr", metadata={"help": "what is asked of the model: a task that answers in text"})
     files: list[str] = field(default_factory=list, metadata={"help": "recordings"})
     data: DataSource | None = field(default=None, metadata={"help": "or a data source, e.g. data.path=manifest.jsonl"})
@@ -338,6 +343,8 @@ def run(config: Config) -> Path | dict[str, str]:
         return done
     processes = join_processes(config)
     setup = prepare(config)
+    if processes.is_main:
+        tell_default_model(config)
     folder = begin_together(lambda: begun(config, inputs), config, processes)
     items = read_items(config, setup)
     batches = make_batches(lengths_of(items), [1] * len(items), config.decoding.batch_size)

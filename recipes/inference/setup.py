@@ -8,9 +8,11 @@ from typing import Any
 
 from recipes.config import ConfigError, Problems
 from recipes.inference.tasks import check_marks, resolve_task
+from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device
 from recipes.runs.run_folder import RunFolder
 from slm.corpus import CodedCorpus
+from slm.embedded import DEFAULT_SPEECH_LM, SPEECH_LMS
 from slm.modeling import DTYPES, ModelError, describe_llm
 from slm.tasks import Task, get_task
 from slm.tasks.registry import Modality
@@ -102,10 +104,16 @@ def speech_tokenizer(config: Any, vocabulary: SpeechVocabulary, device: str) -> 
     return tokenizer
 
 
+def tell_default_model(config: Any) -> None:
+    """Says which model answers where nobody has named one."""
+    if config.model == DEFAULT_SPEECH_LM:
+        log.info("model: %s, which comes with the package (your own: model=RUN_DIR/model)", config.model)
+
+
 def model_vocabulary(config: Any) -> SpeechVocabulary:
     """The speech vocabulary of the model folder, checked without reading weights. Raises ModelError."""
     if not config.model:
-        raise ConfigError("model: not set; give a model that `slm finetune` made, e.g. model=runs/finetune/model")
+        raise ConfigError(f"model: not set; give {', '.join(SPEECH_LMS)} or one that `slm finetune` made")
     facts = describe_llm(config.model)
     if facts.vocabulary is None:
         raise ModelError(f"model {config.model}: a text LM that has not learnt speech; make it one with `slm finetune`")
