@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import slm_tiny
+import soundfile
 import torch
 from conftest import tone
 from safetensors import safe_open
@@ -20,12 +22,14 @@ import slm.embedded
 import tokenizer.embedded
 from eval.judges.config import JudgeConfig
 from eval.judges.judge import check_judge, load_judge
-from recipes.commands import export, train_teacher, train_tokenizer
-from recipes.config import ConfigError
+from recipes.commands import export, synthesize, train_teacher, train_tokenizer, transcribe
+from recipes.config import ConfigError, load_config
 from recipes.runs.embedded import EMBEDDED, model_path, resolve, resolve_judge
 from recipes.runs.inputs import digest
-from slm.modeling import describe_llm, load_llm
-from tokenizer import load_tokenizer
+from recipes.runs.logs import log
+from slm.modeling import describe_llm, extend_with_speech, load_llm, save_slm
+from slm.vocabulary import add_speech
+from tokenizer import LMSPTModel, load_tokenizer
 from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig
 from tokenizer.training.initialisation import initialise_from
 
@@ -46,7 +50,21 @@ def weights(tmp_path_factory, tiny_tokenizer, tiny_teacher) -> dict[str, Path]:
     for name, source in sources.items():
         place = places["slm" if name == "embedded-lm" else "tokenizer"]
         export.run(export.Config(str(source), str(place / name)))
+    codec = load_tokenizer(places["tokenizer"] / "embedded-12.5hz")
+    speaking = save_speech_lm(codec, tmp_path_factory.mktemp("slm") / "model")
+    export.run(export.Config(str(speaking), str(places["slm"] / slm.embedded.DEFAULT_SPEECH_LM)))
     return places
+
+
+def save_speech_lm(codec: LMSPTModel, folder: Path) -> Path:
+    """An untrained SLM of the codes of the embedded tokenizer of 12.5 Hz, as `slm finetune` leaves it."""
+    text_tokenizer = slm_tiny.tiny_tokenizer()
+    model = slm_tiny.tiny_model("qwen2", len(text_tokenizer))
+    facts = {"fingerprint": codec.fingerprint(), "frame_rate": 12.5, "tokenizer": "embedded-12.5hz"}
+    vocabulary = add_speech(text_tokenizer, codec.config.codebook_sizes, **facts, precision="fp32")
+    extend_with_speech(model, vocabulary, 0)
+    save_slm(model, text_tokenizer, vocabulary, folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +108,36 @@ def test_the_llm_by_name_is_fine_tuned_in_fp32():
     model, text_tokenizer, vocabulary = load_llm("embedded-lm")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32} and vocabulary is None
     assert describe_llm("embedded-lm").tokenizer("bin blue")["input_ids"] == text_tokenizer("bin blue")["input_ids"]
+
+
+def test_a_recording_and_a_text_need_no_model_and_are_told_which_answers(tmp_path, capsys, caplog):
+    def told() -> list[str]:
+        found = [record.message for record in caplog.records if record.message.startswith("model: ")]
+        caplog.clear()
+        return found
+
+    caplog.set_level("INFO", logger=log.name)
+    soundfile.write(tmp_path / "a.wav", tone(0.5), 16000)
+    heard = transcribe.run(load_config(transcribe.Config, None, [f"files=[{tmp_path / 'a.wav'}]"]))
+    printed = capsys.readouterr().out.removesuffix("  [cut off]\n")
+    assert printed.strip() == heard[str(tmp_path / "a.wav")].strip()
+    assert ["embedded-slm-12.5hz" in line for line in told()] == [True]
+    said = synthesize.run(
+        load_config(synthesize.Config, None, ["text=bin blue", f"output={tmp_path / 'b.wav'}", "decoding.min_seconds=1", "decoding.seconds_per_character=0"])
+    )
+    assert soundfile.info(said).samplerate == 16000 and ["embedded-slm-12.5hz" in line for line in told()] == [True]
+    # One of one's own is not announced.
+    own = ["text=bin blue", f"output={tmp_path / 'c.wav'}", "decoding.min_seconds=1", "decoding.seconds_per_character=0"]
+    synthesize.run(load_config(synthesize.Config, None, [*own, f"model={slm.embedded.WEIGHTS}/embedded-slm-12.5hz"]))
+    assert not told()
+
+
+def test_an_slm_whose_vocabulary_is_missing_says_so(weights, tmp_path, monkeypatch):
+    shutil.copytree(weights["slm"], tmp_path / "weights")
+    monkeypatch.setattr(slm.embedded, "WEIGHTS", tmp_path / "weights")
+    (tmp_path / "weights" / "embedded-slm-12.5hz" / "speech_vocabulary.json").unlink()
+    with pytest.raises(ValueError, match="embedded-slm-12.5hz: its files are missing.*speech_vocabulary.json"):
+        describe_llm("embedded-slm-12.5hz")
 
 
 def test_trainings_start_from_names_and_their_digest_follows_the_weights(weights, tmp_path):
@@ -178,6 +226,11 @@ def test_what_is_shipped_is_small_half_precision_and_has_a_card(name, monkeypatc
         model = load_tokenizer(name)
         assert model.trained and f"embedded-{model.config.frame_rate:g}hz" == name
         assert model.config.sampling_rate == 16000 and model.fingerprint() in card
+    if name in slm.embedded.SPEECH_LMS:
+        codec = load_tokenizer(name.replace("-slm", ""))
+        vocabulary = describe_llm(name).vocabulary
+        assert vocabulary.fingerprint == codec.fingerprint() and vocabulary.frame_rate == codec.config.frame_rate
+        assert vocabulary.trained_on is not None and sum(path.stat().st_size for path in weights) <= 11_000_000
 
 
 def test_a_wheel_carries_the_weights_and_no_tests(tmp_path, weights):
@@ -197,6 +250,7 @@ def test_a_wheel_carries_the_weights_and_no_tests(tmp_path, weights):
         "tokenizer/weights/embedded-12.5hz": ("config.json", "model.safetensors", "README.md"),
         "tokenizer/weights/embedded-recogniser": ("ctc_head.safetensors", "tokenizer.json", "preprocessor_config.json"),
         "slm/weights/embedded-lm": ("config.json", "model.safetensors", "tokenizer.json", "README.md"),
+        "slm/weights/embedded-slm-12.5hz": ("model.safetensors", "speech_vocabulary.json"),
         "recipes/configs/quickstart": ("quickstart.yaml", "from-scratch.yaml"),
     }.items():
         assert {f"{name}/{file}" for file in files} <= names

@@ -490,7 +490,7 @@ def test_a_user_s_slips_are_told_with_the_way_out(recipe, tmp_path, capsys, capl
     assert [texts[name] is not None for name in (*good, bad[1])] == [True, True, False]
     assert capsys.readouterr().out.count(bad[1]) == 1
     with pytest.raises(ConfigError, match="model: not set.*slm finetune"):
-        transcribe.plan(load_config(transcribe.Config, None, [f"files={json.dumps(good)}"]))
+        transcribe.plan(load_config(transcribe.Config, None, [f"files={json.dumps(good)}", 'model=""']))
     (tmp_path / "run").mkdir()
     shutil.copytree(tmp_path / "slm", tmp_path / "run" / "model")
     with pytest.raises(ValueError, match=f"give {tmp_path / 'run' / 'model'}$"):
