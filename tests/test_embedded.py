@@ -122,13 +122,12 @@ def test_a_recording_and_a_text_need_no_model_and_are_told_which_answers(tmp_pat
     printed = capsys.readouterr().out.removesuffix("  [cut off]\n")
     assert printed.strip() == heard[str(tmp_path / "a.wav")].strip()
     assert ["embedded-slm-12.5hz" in line for line in told()] == [True]
-    said = synthesize.run(
-        load_config(synthesize.Config, None, ["text=bin blue", f"output={tmp_path / 'b.wav'}", "decoding.min_seconds=1", "decoding.seconds_per_character=0"])
-    )
+    text = ["text=bin blue", "decoding.min_seconds=1", "decoding.seconds_per_character=0"]
+    said = synthesize.run(load_config(synthesize.Config, None, [*text, f"output={tmp_path / 'b.wav'}"]))
     assert soundfile.info(said).samplerate == 16000 and ["embedded-slm-12.5hz" in line for line in told()] == [True]
     # One of one's own is not announced.
-    own = ["text=bin blue", f"output={tmp_path / 'c.wav'}", "decoding.min_seconds=1", "decoding.seconds_per_character=0"]
-    synthesize.run(load_config(synthesize.Config, None, [*own, f"model={slm.embedded.WEIGHTS}/embedded-slm-12.5hz"]))
+    own = [f"output={tmp_path / 'c.wav'}", f"model={slm.embedded.WEIGHTS / 'embedded-slm-12.5hz'}"]
+    synthesize.run(load_config(synthesize.Config, None, [*text, *own]))
     assert not told()
 
 

@@ -13,8 +13,9 @@ from eval.schema import Results, make_row, save_results
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.commands import compare, finetune, quickstart
-from recipes.commands.quickstart import STEPS_FILE, StepBudget, choose_steps
 from recipes.config import ConfigError, load_config
+from recipes.finetuning import step_budget
+from recipes.finetuning.step_budget import STEPS_FILE, StepBudget, choose_steps
 from recipes.runs.pipeline import make_steps
 from recipes.runs.run_folder import RunFolder
 from slm.tasks import Task, register, registry
@@ -112,28 +113,28 @@ def test_a_budget_is_checked(tmp_path):
 
 def test_a_step_is_timed_on_rows_of_the_real_shape(tmp_path, monkeypatch):
     seen = []
-    real = quickstart.train
+    real = step_budget.train
 
     def train(model, samples, valid, config, folder, **more):
         seen.append((model, samples, config))
         return real(model, samples, valid, config, folder, **more)
 
-    monkeypatch.setattr(quickstart, "train", train)
+    monkeypatch.setattr(step_budget, "train", train)
     llm = save_llm(tmp_path / "llm")
     settings = [f"model={llm}", "training.tokens_per_step=200", "training.pack_length=64", "training.keep=best"]
     config = load_config(finetune.Config, None, [*settings, "device=cpu", "precision=fp32"])
-    assert 0 < quickstart.time_step(config, "embedded-12.5hz", ["set white at b four now"] * 20) < 60
+    assert 0 < step_budget.time_step(config, "embedded-12.5hz", ["set white at b four now"] * 20) < 60
     ((model, samples, training),) = seen
     assert (training.tokens_per_step, training.pack_length) == (200, 64)
     assert model.get_input_embeddings().weight.shape[0] >= 1024  # the tokenizer's codes have rows
-    assert samples.utterances[0].codes.shape == (1, round(23 * quickstart.SECONDS_PER_CHARACTER * 12.5))
+    assert samples.utterances[0].codes.shape == (1, round(23 * step_budget.SECONDS_PER_CHARACTER * 12.5))
     assert set(samples.task_weights) == {1.0}
     # A further task's mark and column are there too, before any corpus is.
     turn = lambda u: Turn([Speech(u.codes), Mark("<|translate|>")], [Text(u.columns["translation"])])  # noqa: E731
     register(Task("st", "text", turn, ("<|translate|>",), ("translation",), "translation"))
     try:
         config = load_config(finetune.Config, None, [*settings, "task_weights.st=2", "device=cpu", "precision=fp32"])
-        quickstart.time_step(config, "embedded-12.5hz", ["set white at b four now"] * 20)
+        step_budget.time_step(config, "embedded-12.5hz", ["set white at b four now"] * 20)
     finally:
         registry._TASKS.pop("st")
     assert seen[-1][1].task_names == ("asr", "st", "tts")
@@ -204,4 +205,4 @@ def test_the_opening_knows_what_was_done_before_and_what_is_redone(tmp_path, cap
 def test_a_record_that_cannot_be_read_names_the_way_out(tmp_path):
     (tmp_path / STEPS_FILE).write_text(json.dumps({"steps": "many"}))
     with pytest.raises(ConfigError, match=r"steps.json(.|\n)*--restart"):
-        quickstart.saved_steps(RunFolder(tmp_path))
+        step_budget.saved_steps(RunFolder(tmp_path))
