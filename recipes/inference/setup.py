@@ -102,6 +102,17 @@ def speech_tokenizer(config: Any, vocabulary: SpeechVocabulary, device: str) -> 
     return tokenizer
 
 
+def decoding_tokenizer(config: Any, vocabulary: SpeechVocabulary, device: str) -> Any:
+    """The speech tokenizer the model was trained with. Raises ConfigError where it has no decoder."""
+    tokenizer = speech_tokenizer(config, vocabulary, device)
+    if not tokenizer.decode_paths:
+        raise ConfigError(
+            f"the model speaks the codes of {config.tokenizer or vocabulary.tokenizer}, which has no decoder to make "
+            "sound of them: it can transcribe, not synthesize. Fine-tune a model on codes of a tokenizer with a decoder"
+        )
+    return tokenizer
+
+
 def model_vocabulary(config: Any) -> SpeechVocabulary:
     """The speech vocabulary of the model folder, checked without reading weights. Raises ModelError."""
     if not config.model:

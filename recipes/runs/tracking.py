@@ -136,9 +136,9 @@ class MetricsCallback(TrainerCallback):
         self.path = Path(path)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After a resume, forget what was logged past the checkpoint."""
+        """After a resume, forget what was logged past the checkpoint; without one, all: it will be logged again."""
         if state.is_world_process_zero:
-            drop_metrics_after(self.path, state.global_step)
+            drop_metrics_after(self.path, state.global_step or -1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Append one line."""
