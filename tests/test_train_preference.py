@@ -146,7 +146,8 @@ def test_texts_that_are_held_out_are_not_learnt_from(configure, start, tmp_path)
     texts = read_texts(configure("run"), vocabulary)
     assert len(texts.held_out) == 2 and texts.left_out == 1
     assert {text.said for text in texts.train} == set(TEXTS) - {text.said for text in texts.held_out}
-    assert read_texts(configure("run", "limit=3"), vocabulary).train == texts.train[:3]
+    few = read_texts(configure("run", "limit=3"), vocabulary)
+    assert len(few.train) == 3 and set(few.train) < set(texts.train) and few.held_out == texts.held_out
     (tmp_path / "more.txt").write_text("\n".join([*TEXTS, *TEXTS, "abc" * 9]), encoding="utf-8")
     again = read_texts(configure("run", f"texts={tmp_path / 'more.txt'}"), vocabulary)
     assert len(again.train) == 6  # each once, and none longer than what the model knows
@@ -307,6 +308,10 @@ def test_what_cannot_run_is_refused_before_anything_is_drawn(configure, ears, tm
                 train_preference.run(configure("run", f"{judge}.name={name}"))
     with pytest.raises(ConfigError, match="second_judge: ear is the judge that is learnt from"):
         train_preference.run(configure("run", "second_judge.name=ear", "second_judge.label=another"))
+    shared = {"name": "copy", "kind": "test", "weights_sha256": "ab"}
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="second_judge: copy is the judge"):
+        patch.setattr(train_preference, "check_judge", lambda config: shared | {"decoding": config.decoding})
+        train_preference.run(configure("run", "second_judge.name=copy", "second_judge.decoding=ctc"))
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="3 problems") as raised:
         train_preference.plan(configure("run", "judge.name=absent", "texts=nowhere.txt", "normaliser=nothing"))

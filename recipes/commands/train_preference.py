@@ -21,14 +21,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from eval.judges.config import JudgeConfig
 from eval.judges.judge import check_judge, load_judge
 from eval.protocol import pinned_identity
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
 from recipes.finetuning.results import kept_figures, save_result
 from recipes.inference.setup import decoding_tokenizer, model_vocabulary
-from recipes.inference.tasks import check_marks
 from recipes.preference.config import Config
 from recipes.preference.groups import make_rollout, prompt_samples
 from recipes.preference.held_out import held_out_figures
@@ -43,12 +41,10 @@ from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.lora import add_lora
 from slm.modeling import LLMFacts, describe_llm, freeze_other_towers, load_llm, save_slm
-from slm.tasks import get_task
 from slm.training.batches import plan_steps
-from slm.training.preference import TASK, PairSamples, dpo, grpo
+from slm.training.preference import PairSamples, dpo, grpo
 from slm.training.reference import Reference, Scorer
 from slm.training.trainer import train
-from slm.vocabulary import SpeechVocabulary
 
 __all__ = ["Config", "plan", "run"]
 
@@ -68,25 +64,15 @@ def judge_identities(config: Config) -> list[dict[str, Any]]:
         JudgeError: One is not there, or cannot be read in the configured way.
         ConfigError: They are the same recogniser.
     """
-    first, second = (
-        pinned_identity(check_judge(resolve_judge(judge))) for judge in (config.judge, config.second_judge)
-    )
-    if same_recogniser(config.judge, config.second_judge) or first == second:
+    judges = [resolve_judge(judge) for judge in (config.judge, config.second_judge)]
+    first, second = (pinned_identity(check_judge(judge)) for judge in judges)
+    same_weights = "weights_sha256" in first and first["weights_sha256"] == second.get("weights_sha256")
+    if judges[0].name == judges[1].name or same_weights:
         raise ConfigError(
             f"second_judge: {config.second_judge.name} is the judge that is learnt from; name another recogniser "
             "(embedded-second-recogniser, pocketsphinx, a folder), or nobody sees what only that judge likes"
         )
     return [first, second]
-
-
-def same_recogniser(judge: JudgeConfig, other: JudgeConfig) -> bool:
-    """Whether two judges are one model, however they read."""
-    return resolve_judge(judge).name == resolve_judge(other).name
-
-
-def check_speaks(vocabulary: SpeechVocabulary, config: Config) -> None:
-    """Raises ConfigError where the model has not learnt to speak."""
-    check_marks(get_task(TASK), vocabulary, config.model)
 
 
 def plan(config: Config) -> dict[str, object]:
@@ -103,7 +89,6 @@ def plan(config: Config) -> dict[str, object]:
     vocabulary = attempt(model_vocabulary, config)
     texts = tokenizer = None
     if vocabulary is not None:
-        attempt(check_speaks, vocabulary, config)
         tokenizer = attempt(decoding_tokenizer, config, vocabulary, "cpu")
         texts = attempt(read_texts, config, vocabulary)
     problems.raise_all()
@@ -153,7 +138,6 @@ def run(config: Config) -> Path:
     folder.check(config)
     result = folder.path("model" if config.lora is None or config.lora.merge else "adapter")
     vocabulary = model_vocabulary(config)
-    check_speaks(vocabulary, config)
     texts = read_texts(config, vocabulary)
     identities = json.dumps(judge_identities(config), sort_keys=True)
     every = [text.written for text in (*texts.train, *texts.held_out)]
@@ -175,6 +159,8 @@ def run(config: Config) -> Path:
     model, text_tokenizer, vocabulary = load_llm(config.model, config.weights, config.training.attention)
     model = model.to(device).eval()
     speaker = Speaker(text_tokenizer, vocabulary, tokenizer, device)
+    if texts.left_out:
+        log.warning("%d texts that hold no word, or are longer than the model knows, are left out", texts.left_out)
     if vocabulary.trained_on is None:
         log.warning("%s does not tell the rate of speech of its training: lengths are not judged", config.model)
     if config.method == "dpo":

@@ -111,7 +111,9 @@ class Config:
         default="", metadata={"help": "texts to say: the run_dir of `slm encode` (splits train and valid)"}
     )
     texts: str = field(default="", metadata={"help": "or a file of texts, one a line"})
-    limit: int | None = field(default=None, metadata={"help": "only so many of the training's texts"})
+    limit: int | None = field(
+        default=None, metadata={"help": "only so many of the texts, chosen at random, always the same"}
+    )
     eval_texts: int = field(
         default=100,
         metadata={

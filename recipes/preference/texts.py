@@ -67,17 +67,17 @@ def read_texts(config: Config, vocabulary: SpeechVocabulary) -> Texts:
             )
         held_out = _some(training, config.eval_texts)
     taken = {text.said for text in held_out}
-    training = [text for text in training if text.said not in taken][: config.limit]
+    training = [text for text in training if text.said not in taken]
     if not training:
         raise ConfigError(
             f"{source}: no text is left to learn from ({left_out} hold no word or are longer than the model's training "
             f"texts, {len(held_out)} are held out): give other texts, or lower eval_texts"
         )
-    return Texts(training, held_out, left_out)
+    return Texts(_some(training, config.limit), held_out, left_out)
 
 
-def _some(texts: list[Text], most: int) -> list[Text]:
-    """So many of the texts, always the same, in their order."""
+def _some(texts: list[Text], most: int | None) -> list[Text]:
+    """So many of the texts, chosen at random and always the same, in their order; None: all."""
     chosen = np.random.default_rng(0).permutation(len(texts))[:most]
     return [texts[i] for i in sorted(chosen)]
 
