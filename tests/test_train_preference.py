@@ -18,7 +18,7 @@ from recipes.config import ConfigError, load_config
 from recipes.inference import batches, setup
 from recipes.preference.config import RewardSettings
 from recipes.preference.pairs import best_and_worst
-from recipes.preference.samples import Sample, reward_of
+from recipes.preference.samples import Sample, Speaker, reward_of
 from recipes.preference.texts import read_texts
 from recipes.runs.run_folder import RunFolder
 from slm.generation import SpeechLM, synthesize_codes
@@ -287,6 +287,25 @@ def test_grpo_makes_what_the_judge_hears_better(configure, tmp_path) -> None:
     assert last["eval_kl"] > first["eval_kl"]
     rewards = [row["reward"] for row in rows if "reward" in row]
     assert len(rewards) == 24 and np.mean(rewards[-4:]) > np.mean(rewards[:4]) + 0.1
+
+
+def test_what_is_drawn_at_a_step_does_not_depend_on_its_micro_batches(configure, tmp_path, monkeypatch) -> None:
+    """Accumulation may change on resume; a step may hold a text twice."""
+    rewards, speak, asked = {}, Speaker.speak, []
+
+    def noted(self, model, texts, settings, keys):
+        asked.append([text.said for text in texts])
+        return speak(self, model, texts, settings, keys)
+
+    monkeypatch.setattr(Speaker, "speak", noted)
+    for accumulation in (1, 3):
+        own = ["steps=2", "warmup_steps=2", "eval_steps=0", "tokens_per_step=900"]
+        own = [f"training.{item}" for item in (*own, f"gradient_accumulation={accumulation}")]
+        train_preference.run(configure(str(accumulation), "method=grpo", "grpo.kl_weight=0", *own))
+        rows = lines(tmp_path / str(accumulation) / "metrics.jsonl")
+        rewards[accumulation] = [(row["reward"], row["loss"]) for row in rows if "reward" in row]
+    assert len(rewards[1]) == 2 and max(asked[0].count(text) for text in asked[0]) == 8 and asked[0] != asked[2]
+    assert np.array(rewards[3]) == pytest.approx(np.array(rewards[1]), abs=1e-5)
 
 
 def test_adapters_are_merged_into_a_model_and_the_start_is_kept(configure, start, tmp_path) -> None:

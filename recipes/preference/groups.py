@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,12 +34,12 @@ def make_rollout(config: Config, texts: Sequence[Text], speaker: Speaker, judge:
 
     def rollout(model: nn.Module, step: int, numbers: np.ndarray) -> list[list[Drawn]]:
         asked = [texts[number] for number in numbers for _ in range(size)]
-        # Its place too: where an epoch ends, a step may hold a text twice.
-        keys = [
-            f"{texts[number].said}\0{step}\0{place}\0{sample}"
-            for place, number in enumerate(numbers)
-            for sample in range(size)
-        ]
+        # Where an epoch ends, a step may hold a text twice; its place there depends on the micro-batches.
+        times: Counter[int] = Counter()
+        keys = []
+        for number in numbers.tolist():
+            keys += [f"{texts[number].said}\0{step}\0{times[number]}\0{sample}" for sample in range(size)]
+            times[number] += 1
         spoken = speaker.speak(model, asked, config.sampling, keys)
         samples = judged(config.reward, speaker, spoken, asked, hear(judge, speaker, spoken, asked, normalise))
         drawn = [

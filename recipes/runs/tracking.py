@@ -26,6 +26,7 @@ from recipes.runs.run_folder import RunFolder
 
 Tracker = Literal["tensorboard", "wandb"]
 PROJECT = "lmspt-slm"
+SHOWN = ("loss", "reward", "reward_margin")  # of what the Trainer logs, beside the progress
 
 
 def append_metrics(path: str | Path, step: int, values: dict[str, Any]) -> None:
@@ -167,11 +168,10 @@ class TrainerProgress(TrainerCallback):
             self.progress.update(state.global_step - self.progress.done)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Show the loss; scores of the valid split as a line of their own."""
+        """Show the loss, and rewards; scores of the valid split as a line of their own."""
         if self.progress is None or not logs:
             return
-        if "loss" in logs:
-            self.progress.show(loss=f"{logs['loss']:.3f}")
+        self.progress.show(**{name: f"{logs[name]:.3f}" for name in SHOWN if name in logs})
         scores = {name: value for name, value in logs.items() if name.startswith(("valid", "eval_"))}
         if scores:
             line = ", ".join(f"{n} {v:.3f}" for n, v in scores.items() if isinstance(v, float))
