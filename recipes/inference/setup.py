@@ -102,6 +102,16 @@ def speech_tokenizer(config: Any, vocabulary: SpeechVocabulary, device: str) -> 
     return tokenizer
 
 
+def model_vocabulary(config: Any) -> SpeechVocabulary:
+    """The speech vocabulary of the model folder, checked without reading weights. Raises ModelError."""
+    if not config.model:
+        raise ConfigError("model: not set; give a model that `slm finetune` made, e.g. model=runs/finetune/model")
+    facts = describe_llm(config.model)
+    if facts.vocabulary is None:
+        raise ModelError(f"model {config.model}: a text LM that has not learnt speech; make it one with `slm finetune`")
+    return facts.vocabulary
+
+
 def decoding_tokenizer(config: Any, vocabulary: SpeechVocabulary, device: str) -> Any:
     """The speech tokenizer the model was trained with. Raises ConfigError where it has no decoder."""
     tokenizer = speech_tokenizer(config, vocabulary, device)
@@ -111,13 +121,3 @@ def decoding_tokenizer(config: Any, vocabulary: SpeechVocabulary, device: str) -
             "sound of them: it can transcribe, not synthesize. Fine-tune a model on codes of a tokenizer with a decoder"
         )
     return tokenizer
-
-
-def model_vocabulary(config: Any) -> SpeechVocabulary:
-    """The speech vocabulary of the model folder, checked without reading weights. Raises ModelError."""
-    if not config.model:
-        raise ConfigError("model: not set; give a model that `slm finetune` made, e.g. model=runs/finetune/model")
-    facts = describe_llm(config.model)
-    if facts.vocabulary is None:
-        raise ModelError(f"model {config.model}: a text LM that has not learnt speech; make it one with `slm finetune`")
-    return facts.vocabulary
