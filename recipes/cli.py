@@ -137,6 +137,11 @@ COMMANDS = [
         "my_tasks.py registers my_task (docs/architecture.md tells how).",
     ),
     Command(
+        "train-preference",
+        "Preference optimisation of a fine-tuned SLM's speech by a judge: DPO or GRPO, watched by a second judge.",
+        "slm train-preference --config embedded/train-preference model=runs/finetune/model corpus=runs/codes --dry-run",
+    ),
+    Command(
         "transcribe",
         "Speech to text with a fine-tuned SLM: your own files, or a coded corpus.",
         "slm transcribe recording.wav",

@@ -53,9 +53,9 @@ from recipes.inference.setup import (
     check_inputs,
     check_setup,
     corpus_rows,
+    decoding_tokenizer,
     require_input,
     source_utterances,
-    speech_tokenizer,
     tell_default_model,
 )
 from recipes.inference.speech_checks import unsayable
@@ -167,17 +167,6 @@ def read_inputs(config: Config, task: Task, vocabulary: SpeechVocabulary) -> Ite
             yield Script(utterance.id, utterance.text, reference, utterance.columns, recording=recording)
     else:
         yield Script(SINGLE, config.text, reference_of(task, config.text, {}))
-
-
-def decoding_tokenizer(config: Config, vocabulary: SpeechVocabulary, device: str) -> Any:
-    """The speech tokenizer the model was trained with. Raises ConfigError where it has no decoder."""
-    tokenizer = speech_tokenizer(config, vocabulary, device)
-    if not tokenizer.decode_paths:
-        raise ConfigError(
-            f"the model speaks the codes of {config.tokenizer or vocabulary.tokenizer}, which has no decoder to make "
-            "sound of them: it can transcribe, not synthesize. Fine-tune a model on codes of a tokenizer with a decoder"
-        )
-    return tokenizer
 
 
 def longest_text(config: Config, vocabulary: SpeechVocabulary) -> int:
