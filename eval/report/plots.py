@@ -69,6 +69,7 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     # Physical size goes, so that the page scales the figure by its viewBox; the page's font is used.
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"(<svg[^>]*)>", rf'\1 role="img"><title>{html.escape(title)}</title>', svg, count=1)
     return re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
 
