@@ -21,10 +21,13 @@ from recipes.runs.logs import log
 from slm.corpus import INDEX_NAME, CodedCorpus, CodedRow, CorpusMetadata
 from slm.tasks import Task, TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
+from slm.tasks.styles import PromptStyles, language_mark, wording_ids
 from slm.trained_on import TrainedOn
 from slm.training.batches import MixedSamples, Samples, SpeechSamples, TextSamples
 from slm.vocabulary import SpeechVocabulary, add_marks, add_speech
 from tokenizer import LMSPTModel, load_tokenizer
+
+SPLITS = ("train", "valid")
 
 
 @dataclass
@@ -107,16 +110,34 @@ def used_tasks(config: Config) -> list[Task]:
 
 def columns_of(config: Config, corpora: Corpora) -> list[str]:
     """The corpora's columns, beside codes and text, that the tasks read. Raises ConfigError where one lacks one."""
-    columns = list(dict.fromkeys(name for task in used_tasks(config) for name in task.columns))
+    tasks = {task.name: list(task.columns) for task in used_tasks(config)}
+    _check_columns("task_weights", tasks, corpora)
+    _check_columns("prompts.languages", {task: [name] for task, name in config.prompts.languages.items()}, corpora)
+    return list(dict.fromkeys(name for names in tasks.values() for name in names))
+
+
+def _check_columns(key: str, columns: dict[str, list[str]], corpora: Corpora) -> None:
+    """Raises ConfigError where a corpus lacks a column that a task reads."""
     for corpus in corpora.opened:
-        if missing := [name for name in columns if name not in corpus.metadata.columns]:
+        lacking = {task: [n for n in names if n not in corpus.metadata.columns] for task, names in columns.items()}
+        if missing := list(dict.fromkeys(name for names in lacking.values() for name in names)):
             has = ", ".join(corpus.metadata.columns) or "none beside the text"
-            readers = ", ".join(task.name for task in used_tasks(config) if set(task.columns) & set(missing))
+            readers = ", ".join(task for task, names in lacking.items() if names)
             raise ConfigError(
-                f"task_weights: {readers} reads {', '.join(missing)}, and corpus {corpus.folder} has no such column "
+                f"{key}: {readers} reads {', '.join(missing)}, and corpus {corpus.folder} has no such column "
                 f"(it has {has}); encode it with data.0.columns=[{','.join(missing)}]"
             )
-    return columns
+
+
+def language_marks(config: Config, corpora: Corpora) -> list[str]:
+    """The tags of all languages that the tasks' answers are in. Raises ConfigError where one is no language."""
+    found: set[str] = set()
+    for column in set(config.prompts.languages.values()):
+        found |= {value for corpus in corpora.opened for split in SPLITS for value in corpus.values(split, column)}
+    try:
+        return [language_mark(language) for language in sorted(found - {""})]
+    except TaskError as error:
+        raise ConfigError(f"prompts.languages: corpus {corpora.names}: {error}") from error
 
 
 def make_vocabulary(
@@ -126,9 +147,10 @@ def make_vocabulary(
 
     Raises:
         VocabularyError: the model already speaks another tokenizer's codes.
+        ConfigError: it was made with another number of codebooks, or a row's language is none.
     """
     facts = corpora.metadata
-    marks = [mark for task in used_tasks(config) for mark in task.marks]
+    marks = [mark for task in used_tasks(config) for mark in task.marks] + language_marks(config, corpora)
     if own is not None:
         own.check_fingerprint(facts.fingerprint, f"the corpus {corpora.names}")
         if own.n_codebooks != config.n_codebooks:
@@ -180,9 +202,15 @@ def make_data(
     as_written = vocabulary.normaliser == vocabulary.normaliser_of_prompts
     encode = functools.partial(vocabulary.encode_text, tokenizer)
     spoken: dict[str, list[tuple[str, float]]] = {}
+    asked_in = config.prompts
+    wordings = {
+        task: [wording_ids(vocabulary, tokenizer, wording) for wording in found]
+        for task, found in asked_in.wordings.items()
+    }
 
     def samples(split: str) -> SpeechSamples | None:
         written, prompts, weights, n_empty = [], [], [], 0
+        languages: dict[str, list[str | None]] = {task: [] for task in asked_in.languages}
         chosen = evaluated(corpora.count(split), config.eval_utterances) if split == "valid" else None
         spoken[split] = []
         for number, (row, weight) in enumerate(corpora.rows(split)):
@@ -199,6 +227,9 @@ def make_data(
             same = asked == texts
             prompts.append(written[-1] if same else _tokens(codes, {name: encode(t) for name, t in asked.items()}))
             weights.append(weight)
+            for task, column in asked_in.languages.items():
+                language = row["columns"][column]
+                languages[task].append(language_mark(language) if language else None)
             spoken[split].append((asked["text"], codes.shape[1] / vocabulary.frame_rate))
         if n_empty:
             named = " or ".join(["text", *columns])
@@ -206,7 +237,8 @@ def make_data(
         if not written:
             return None
         repeats = weights if set(weights) != {1.0} and split == "train" else None
-        made = SpeechSamples(vocabulary, written, config.task_weights, config.noise, longest, prompts, repeats)
+        styles = PromptStyles(wordings, languages, asked_in.share)
+        made = SpeechSamples(vocabulary, written, config.task_weights, config.noise, longest, prompts, repeats, styles)
         if made.n_too_long:
             log.warning("%s: %d utterances longer than %d tokens are left out", split, made.n_too_long, longest)
         return made
@@ -219,7 +251,12 @@ def make_data(
     texts, seconds = zip(*(spoken["train"][i] for i in members), strict=True)
     codes, text_ids = zip(*((u.codes, u.text) for u in (training.utterances[i] for i in members)), strict=True)
     trained_on = TrainedOn.of(texts, seconds, codes, text_ids, vocabulary.frame_rate)
-    trained_on = dataclasses.replace(trained_on, bare_prompts=config.noise.drop_prompt)
+    trained_on = dataclasses.replace(
+        trained_on,
+        bare_prompts=config.noise.drop_prompt,
+        wordings=tuple(asked_in.wordings.items()),
+        languages=tuple(asked_in.languages.items()),
+    )
     vocabulary = dataclasses.replace(vocabulary, trained_on=trained_on.after(vocabulary.trained_on))
     return Data(vocabulary, training, samples("valid"), *_replayed(config, tokenizer, vocabulary, longest))
 
