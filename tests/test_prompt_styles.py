@@ -196,7 +196,7 @@ def test_mistakes_are_told_with_the_way_out(tmp_path) -> None:
             finetune.plan(from_values(finetune.Config, common | {"prompts": prompts}))
         return str(error.value)
 
-    assert "prompts.wordings: st is not trained; give it a weight" in refused(wordings={"st": ["Translate."]})
+    assert "prompts.wordings: st is not trained; set its task_weights" in refused(wordings={"st": ["Translate."]})
     assert "prompts.wordings.asr: give at least one" in refused(wordings={"asr": []})
     assert "prompts.share: 0.8 and 0.2 must be above 0 and below 1" in refused(share=[0.8, 0.2])
     found = refused(languages={"asr": "language"})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recipes.config import ConfigError, Problems
-from recipes.inference.tasks import check_marks, resolve_task, style_of
+from recipes.inference.tasks import check_language, check_marks, resolve_task
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device
 from recipes.runs.run_folder import RunFolder
@@ -85,7 +85,7 @@ def check_setup(
     vocabulary = problems.attempt(model_vocabulary, config)
     if task is not None and vocabulary is not None:
         problems.attempt(check_marks, task, vocabulary, config.model)
-        problems.attempt(lambda: style_of(config, task, vocabulary).of({}))
+        problems.attempt(check_language, config, task, vocabulary)
     tokenizer = None
     if vocabulary is not None and tokenizer_of is not None:
         tokenizer = problems.attempt(tokenizer_of, config, vocabulary, device or "cpu")

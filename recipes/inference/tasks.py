@@ -101,6 +101,14 @@ def style_of(
     return Style(frozenset(vocabulary.token_names()), ids, config.language, column)
 
 
+def check_language(config: Any, task: Task, vocabulary: SpeechVocabulary) -> None:
+    """Raises ConfigError where the model has no tag of the language that all answers are asked for in."""
+    try:
+        style_of(config, task, vocabulary).of({})
+    except TaskError as error:
+        raise ConfigError(str(error)) from error
+
+
 def warn_of_no_language(config: Any, style: Style) -> None:
     """Warns where the task was trained with the tag of a language and nothing here says which one."""
     if style.language or not style.column:
