@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from slm_tiny import SENTENCES, save_llm, translation, utterances, write_corpus
+from slm_tiny import SENTENCES, metadata, save_llm, translation, utterances, write_corpus
 from typer.testing import CliRunner
 
 from eval.schema import load_results
 from eval.text.translation import can_score_translations
 from recipes import cli
 from recipes.scoring import evaluation
+from slm.corpus import CodedCorpusWriter
 from slm.generation import SpeechLM, generate_speech
 from slm.settings import SpeechLimits, SynthesizeSettings
 from slm.tasks import get_task
@@ -140,6 +141,21 @@ def test_a_continuation_is_learnt_until_it_is_what_followed(slm, tmp_path) -> No
         assert [output.finish_reason for output in outputs] == ["stop"] * 4
         for output, (_, rest) in zip(outputs, parts, strict=True):
             assert output.codes.tolist() == rest.tolist()
+
+
+def test_speech_without_transcripts_can_be_continued(slm, tmp_path) -> None:
+    corpus = CodedCorpusWriter(tmp_path / "codes", metadata())
+    corpus.write_shard("train", 0, 1, [row | {"text": ""} for row in utterances(4)])
+    corpus.finish()
+    model = learn(slm, "{continuation: 1}", tmp_path / "codes", steps=2)
+    speech_lm = SpeechLM.load(model)
+    assert speech_lm.vocabulary.trained_on is None
+    prompts = [UtteranceTokens(codes=row["audio_codes"]) for row in utterances(2)]
+    assert len(generate_speech(speech_lm, get_task("continuation"), prompts, [SpeechLimits(0.5)] * 2)) == 2
+    mixed = slm(
+        "finetune", "run_dir=both", f"corpus={tmp_path / 'codes'}", "model=llm", "task_weights={asr: 1}", code=2
+    )
+    assert "none of the train split's utterances has a text" in mixed
 
 
 class OneText:

@@ -193,11 +193,13 @@ def codebooks(config: Config, corpora: Corpora) -> list[torch.Tensor] | None:
 def make_data(
     config: Config, corpora: Corpora, tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary, longest: int
 ) -> Data:
-    """The sequences of the train and valid splits, and the vocabulary that tells what they are like.
+    """The sequences of the train and valid splits, and the vocabulary that tells what they are like, texts above all.
 
-    Utterances whose text, or a column that a task reads, normalises to nothing are left out, and told.
+    Utterances whose text, or a column that a task reads, normalises to nothing are left out, and told; unless no task
+    holds any text.
     """
     columns = columns_of(config, corpora)
+    needed = ["text", *columns] if any(task.holds_text for task in used_tasks(config)) else []
     write, read = get_normaliser(vocabulary.normaliser), get_normaliser(vocabulary.normaliser_of_prompts)
     as_written = vocabulary.normaliser == vocabulary.normaliser_of_prompts
     encode = functools.partial(vocabulary.encode_text, tokenizer)
@@ -219,7 +221,7 @@ def make_data(
             plain = {"text": row["text"]} | {name: row["columns"][name] for name in columns}
             texts = {name: write(text) for name, text in plain.items()}
             asked = texts if as_written else {name: read(text) for name, text in plain.items()}
-            if not all((*texts.values(), *asked.values())):
+            if not all(texts[name] and asked[name] for name in needed):
                 n_empty += 1
                 continue
             codes = row["audio_codes"].astype(np.int32)
@@ -232,8 +234,7 @@ def make_data(
                 languages[task].append(language_mark(language) if language else None)
             spoken[split].append((asked["text"], codes.shape[1] / vocabulary.frame_rate))
         if n_empty:
-            named = " or ".join(["text", *columns])
-            log.warning("%s: %d utterances without %s are left out", split, n_empty, named)
+            log.warning("%s: %d utterances without %s are left out", split, n_empty, " or ".join(needed))
         if not written:
             return None
         repeats = weights if set(weights) != {1.0} and split == "train" else None
@@ -247,7 +248,14 @@ def make_data(
     if training is None:
         named = " and ".join(["a text", *columns])
         raise ConfigError(f"corpus {corpora.names}: none of the train split's utterances has {named}")
-    members = np.unique(training.members)
+    members = [i for i in np.unique(training.members) if spoken["train"][i][0]]
+    if not members:  # recordings without transcripts: nothing is known of their texts, nor of their rate of speech
+        if asked_in.wordings or asked_in.languages:
+            log.warning(
+                "no utterance has a transcript, without which the model keeps nothing of its training: ask it with "
+                "wording=... and language=..."
+            )
+        return Data(vocabulary, training, samples("valid"), *_replayed(config, tokenizer, vocabulary, longest))
     texts, seconds = zip(*(spoken["train"][i] for i in members), strict=True)
     codes, text_ids = zip(*((u.codes, u.text) for u in (training.utterances[i] for i in members)), strict=True)
     trained_on = TrainedOn.of(texts, seconds, codes, text_ids, vocabulary.frame_rate)

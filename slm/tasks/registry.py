@@ -106,18 +106,22 @@ class Task:
     @cached_property
     def prompt_holds_speech(self) -> bool:
         """Whether there is speech in the prompt."""
-        return any(isinstance(part, Speech) for part in self._sample_prompt)
+        return any(isinstance(part, Speech) for part in self._sample.prompt)
 
     @cached_property
     def prompt_holds_text(self) -> bool:
         """Whether there is text in the prompt."""
-        return any(isinstance(part, Text) for part in self._sample_prompt)
+        return any(isinstance(part, Text) for part in self._sample.prompt)
 
     @cached_property
-    def _sample_prompt(self) -> list[Part]:
+    def holds_text(self) -> bool:
+        """Whether there is text in the prompt or in the answer; else recordings without a transcript will do."""
+        return any(isinstance(part, Text) for part in (*self._sample.prompt, *self._sample.answer))
+
+    @cached_property
+    def _sample(self) -> Turn:
         text = np.zeros(8, dtype=np.int64)
-        utterance = UtteranceTokens(np.zeros((1, 8), dtype=np.int64), text, dict.fromkeys(self.columns, text))
-        return self.turn(utterance).prompt
+        return self.turn(UtteranceTokens(np.zeros((1, 8), dtype=np.int64), text, dict.fromkeys(self.columns, text)))
 
 
 _TASKS: dict[str, Task] = {}
