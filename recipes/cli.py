@@ -138,6 +138,11 @@ COMMANDS = [
         "(docs/architecture.md tells how).",
     ),
     Command(
+        "train-preference",
+        "Preference optimisation of a fine-tuned SLM's speech by a judge: DPO or GRPO, watched by a second judge.",
+        "slm train-preference --config embedded/train-preference model=runs/finetune/model corpus=runs/codes --dry-run",
+    ),
+    Command(
         "transcribe",
         "Speech to text with a fine-tuned SLM: your own files, or a coded corpus.",
         "slm transcribe recording.wav",

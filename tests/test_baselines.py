@@ -15,8 +15,8 @@ from transformers import AutoModel
 
 from eval.schema import load_results
 from recipes.commands import encode, evaluate, train_teacher
-from recipes.commands.synthesize import decoding_tokenizer
 from recipes.config import ConfigError, from_values
+from recipes.inference.setup import decoding_tokenizer
 from slm.corpus import CodedCorpus
 from tokenizer import load_tokenizer
 from tokenizer.codecs.dmel import HOPS
@@ -197,6 +197,6 @@ def test_encode_and_evaluate_run_on_other_codecs(kind, test_set, tmp_path):
 
 def test_synthesis_with_codes_that_cannot_sound_is_refused_beforehand(tmp_path, monkeypatch):
     save_recogniser(recogniser(), tmp_path)
-    monkeypatch.setattr("recipes.commands.synthesize.speech_tokenizer", lambda *_: load_tokenizer(tmp_path))
+    monkeypatch.setattr("recipes.inference.setup.speech_tokenizer", lambda *_: load_tokenizer(tmp_path))
     with pytest.raises(ConfigError, match="no decoder.*transcribe"):
         decoding_tokenizer(type("Config", (), {"tokenizer": "some-codes"}), None, "cpu")

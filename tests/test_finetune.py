@@ -89,6 +89,7 @@ def test_finetune_recipe_plans_trains_skips_and_refuses(tmp_path) -> None:
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
     assert all({"eval_asr_loss", "eval_tts_loss"} <= row.keys() for row in rows if "eval_loss" in row)
     assert any((tmp_path / "run" / "tensorboard").iterdir())
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["recipe"] == "finetune"
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert finetune.run(config) == folder and (folder / "model.safetensors").stat().st_mtime_ns == before
     # Killed after its last checkpoint but before the end: the same weights come out again.

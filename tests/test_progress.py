@@ -1,12 +1,14 @@
 """Progress: a bar on a terminal, elsewhere a line of the log every few per cent."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 
 from recipes.runs import progress as module
 from recipes.runs.progress import Progress, progress
 from recipes.runs.times import clock
+from recipes.runs.tracking import TrainerProgress
 
 
 @pytest.fixture
@@ -69,3 +71,14 @@ def test_only_the_first_process_tells(lines, monkeypatch):
 
 def test_clock():
     assert clock(7.4) == "7 s" and clock(135) == "2 min 15 s"
+
+
+def test_a_trainer_s_progress_shows_its_loss_and_rewards(monkeypatch):
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=10, global_step=0)
+    shown = TrainerProgress("train-preference")
+    shown.on_train_begin(None, state, None)
+    figures = []
+    monkeypatch.setattr(shown.progress, "show", lambda **found: figures.append(found))
+    shown.on_log(None, state, None, logs={"loss": 0.6931, "reward_margin": 0.25, "reward_accuracy": 1.0})
+    shown.on_log(None, state, None, logs={"loss": 1e-5, "reward": -0.5, "kl": 0.1})
+    assert figures == [{"loss": "0.693", "reward_margin": "0.250"}, {"loss": "0.000", "reward": "-0.500"}]

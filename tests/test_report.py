@@ -231,7 +231,7 @@ def test_a_further_task_stands_behind_the_known_ones_with_a_name_a_table_and_a_c
     (save_results(Results("Tasks", rows), tmp_path), write_report(load_results(tmp_path), tmp_path))
     page = Page((tmp_path / "report.html").read_text())
     assert "SLM st" in page.text and "What SLM st writes" in format_table(load_results(tmp_path))
-    texts = [text.get_text() for text in rate_figure(speech.rows).legends[0].texts]
+    texts = [text.get_text() for text in rate_figure(speech.rows).legends[0].texts][:-1]  # the last is the front
     assert texts == ["ground truth", "SLM TTS", "SLM echo"]
     assert set(lines_of(rate_figure(speech.rows))) == set(texts)  # by colour: no two share one
     with pytest.raises(ValueError, match="'st' is unknown: choose one of ground_truth.*or slm-TASK"):
@@ -420,11 +420,24 @@ def test_the_rate_plot_has_one_named_line_for_each_method_with_its_seeds_pooled(
     assert [list(values) for values in ticks] == [[pytest.approx(100 / words), pytest.approx(300 / words)]]
 
 
+def test_a_ring_marks_what_no_other_point_beats() -> None:
+    rows = method_rows(("a", 25.0, 0, 1), ("a", 12.5, 0, 3), ("b", 25.0, 0, 2), ("b", 12.5, 0, 3), ("b", 6.25, 0, 3))
+    figure = rate_figure(rows)
+    rings = [line for axes in figure.axes for line in axes.lines if line.get_markersize() == 13]
+    wers = {(row.method, row.tokens_per_second): 100 * row.wer for row in rows}
+    # Three of as many errors: the one of fewest tokens; and the better of two at 25.
+    assert {(float(r.get_xdata()[0]), float(r.get_ydata()[0])) for r in rings} == {
+        (25.0, wers["a", 25.0]),
+        (6.25, wers["b", 6.25]),
+    }
+    assert any("front" in text.get_text() for text in figure.legends[0].texts)
+
+
 def test_rows_that_do_not_say_in_what_they_differ_are_not_joined() -> None:
     rows = method_rows(("", 12.5, None, 1), ("", 12.5, None, 3), ("", 6.25, None, 4))
     rows[1].cell = "another"
     figure = rate_figure(rows)
-    assert lines_of(figure) == {} and len(figure.legends[0].texts) == 3
+    assert lines_of(figure) == {} and len(figure.legends[0].texts) == 3 + 1  # and the front
     apart = method_rows(("", 12.5, 0, 1), ("", 6.25, 0, 4))
     assert list(lines_of(rate_figure(apart))) == ["SLM TTS"]
 

@@ -11,7 +11,16 @@ from eval.report.plots import contrast_figure, save_figure
 from eval.schema import Contrast, by_groups, system_name
 from eval.stats import holm
 
-__all__ = ["COLUMNS", "EXPLANATION", "blocks", "contrasts_markdown", "reading", "scope", "write_contrasts"]
+__all__ = [
+    "COLUMNS",
+    "EXPLANATION",
+    "blocks",
+    "contrasts_markdown",
+    "reading",
+    "scope",
+    "shows_difference",
+    "write_contrasts",
+]
 
 COLUMNS = (
     "row",
@@ -42,12 +51,13 @@ LEVEL, LOST = 0.05, ", not after Holm"
 def reading(contrast: Contrast) -> str:
     """What the interval allows to say: of the methods where their seeds are in it, else of these models."""
     if not contrast.of_methods:
-        return "these models differ" if _shows_one(contrast) else "no difference shown"
+        return "these models differ" if shows_difference(contrast) else "no difference shown"
     better = "a" if contrast.interval[1] < 0 else "b"
-    return f"{better} is better" if _shows_one(contrast) else "inconclusive"
+    return f"{better} is better" if shows_difference(contrast) else "inconclusive"
 
 
-def _shows_one(contrast: Contrast) -> bool:
+def shows_difference(contrast: Contrast) -> bool:
+    """Whether the interval leaves zero out."""
     low, high = contrast.interval
     return high < 0 or low > 0
 
@@ -89,7 +99,7 @@ def blocks(contrasts: Sequence[Contrast], each: bool = True) -> list[dict[str, o
                 p_text(corrected[id(c)]),
                 p_text(c.mapsswe_p),
                 "n/a" if c.smallest_detectable is None else f"{100 * c.smallest_detectable:.1f}",
-                reading(c) + (LOST if each and corrected[id(c)] > LEVEL and _shows_one(c) else ""),
+                reading(c) + (LOST if each and corrected[id(c)] > LEVEL and shows_difference(c) else ""),
             ]
             for c in mine
         ]

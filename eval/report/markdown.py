@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.report.answer import answers
 from eval.report.page import DIFFERENCE, NARROW_COLUMNS, caption_of, columns_of, groups_of, label_of
 from eval.report.tables import measure_tables
 from eval.schema import Results
@@ -20,7 +21,7 @@ _NOTE = (
 
 def results_markdown(results: Results) -> str:
     """Every table of the report: the scores of each judge and test set, the codes, the audio's quality."""
-    text = [f"# {results.title}", "", _NOTE, ""]
+    text = [f"# {results.title}", "", *(line for answer in answers(results) for line in (answer, "")), _NOTE, ""]
     for group in groups_of(results.rows):
         columns = columns_of(group, NARROW_COLUMNS)
         lines = []

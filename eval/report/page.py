@@ -19,6 +19,7 @@ from rich.text import Text
 
 from eval.codes import most_frames
 from eval.protocol import Protocol
+from eval.report.answer import answers
 from eval.report.contrasts import COLUMNS, EXPLANATION, blocks, p_text
 from eval.report.errors import error_tables, worst_utterances
 from eval.report.plots import book_use_figure, contrast_figure, rate_figure, svg_of, wer_figure
@@ -45,6 +46,8 @@ _MEDIA_TYPES = {".flac": "audio/flac", ".wav": "audio/wav", ".ogg": "audio/ogg",
 DIFFERENCE = "\u0394 WER"
 CER = "CER % [95 %]"
 OFFICIAL_WER = "official WER %"
+RATE_TITLE = "Word error rate against speech tokens per second; the figures stand in the table by frame rate"
+CONTRAST_TITLE = "Differences in word error rate with their intervals; the figures stand in the tables below"
 _WORST = 10  # utterances listed for each row
 
 
@@ -253,6 +256,8 @@ def format_table(results: Results, width: int = 110) -> str:
         for line in block["lines"]:
             table.add_row(*(Text(line[i]) for i in shown))
         console.print(table)
+    for answer in answers(results):
+        console.print(Text(answer))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
@@ -383,7 +388,7 @@ def write_report(results: Results, folder: Path | str) -> Path:
                 "caption": caption_of(group),
                 "frame_rates": _frame_rate_table(group),
                 "bars": _safe(wer_figure(group.rows, labels, f"wer{number}")),
-                "curve": _safe(svg_of(rate_figure(group.rows), f"rate{number}")),
+                "curve": _safe(svg_of(rate_figure(group.rows), f"rate{number}", RATE_TITLE)),
                 "worst": [
                     (label, worst_utterances(row.utterances, _WORST), error_tables(row))
                     for label, row in zip(labels, group.rows, strict=True)
@@ -397,10 +402,11 @@ def write_report(results: Results, folder: Path | str) -> Path:
         test_sets=list({group["group"].protocol.test_set: None for group in groups}),
         judges=list(dict.fromkeys(g["group"].protocol.judge["name"] for g in groups if g["group"].protocol.judge)),
         book_use=_safe(book_use_figure(most_frames(results.codes), "books")),
+        answers=answers(results),
         contrasts=blocks(results.contrasts),
         contrast_columns=COLUMNS,
         contrast_note=EXPLANATION,
-        contrast_plot=_safe(svg_of(contrast_figure(results.contrasts), "contrasts")),
+        contrast_plot=_safe(svg_of(contrast_figure(results.contrasts), "contrasts", CONTRAST_TITLE)),
         samples=_players(results.samples, folder),
         measures=measure_tables(results),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import itertools
 import re
@@ -58,8 +59,8 @@ def _bare(axes: matplotlib.axes.Axes) -> None:
     axes.tick_params(colors=_TEXT, length=0)
 
 
-def _svg(figure: Figure, name: str) -> str:
-    """Inline SVG; ``name`` keeps the ids of several figures on one page apart."""
+def _svg(figure: Figure, name: str, title: str) -> str:
+    """Inline SVG; ``name`` keeps the ids of several figures on one page apart, ``title`` is what is read aloud."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
@@ -68,6 +69,8 @@ def _svg(figure: Figure, name: str) -> str:
     # Physical size goes, so that the page scales the figure by its viewBox; the page's font is used.
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"(<svg[^>]*)>", rf'\1 role="img"><title>{html.escape(title)}</title>', svg, count=1)
     return re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
 
 
@@ -108,7 +111,7 @@ def wer_figure(rows: Sequence[Row], labels: Sequence[str], name: str) -> str | N
     axes.set_xlabel("WER, % (line: interval)", color=_TEXT, fontsize=9)
     axes.grid(axis="x", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    return _svg(figure, name)
+    return _svg(figure, name, "Word error rate of each row with its interval; the figures stand in the table above")
 
 
 def rate_figure(rows: Sequence[Row]) -> Figure | None:
@@ -116,7 +119,8 @@ def rate_figure(rows: Sequence[Row]) -> Figure | None:
 
     With one method there is one panel with a line for each system; with several a panel for each system, a line for
     each method. A point is the mean of its method's seeds: each of them is a tick, the bar spans them. An open point is
-    one model with its 95 % interval. The reconstruction from all books is left out: no LLM reads those.
+    one model with its 95 % interval. A ring marks a system's front: no other point of it has fewer errors for as few
+    tokens. The reconstruction from all books is left out: no LLM reads those.
     """
     points = [row for row in rows if row.wer is not None and row.tokens_per_second is not None]
     points = [row for row in points if row.system != "reconstruction"]
@@ -131,13 +135,17 @@ def rate_figure(rows: Sequence[Row]) -> Figure | None:
     colours = by_methods if by_method else _colours_of(systems)
     markers = dict(zip(entries, itertools.cycle(_MARKERS), strict=False))
     panels = systems if by_method else [""]
-    legend_rows = -(-len(entries) // 3)
+    legend_rows = -(-(len(entries) + 1) // 3)
     figure = Figure(figsize=(7.2, 2.9 + 0.2 * legend_rows), layout="constrained")
     figure.patch.set_alpha(0)
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     ticks = sorted({row.tokens_per_second for row in points})
+    front = _fronts(lines)
     for axes, panel in zip(grid, panels, strict=True):
         _bare(axes)
+        for system, rate, mean in front:
+            if panel in ("", system):
+                axes.plot(rate, mean, "o", markersize=13, markerfacecolor="none", color=_TEXT, markeredgewidth=0.8)
         for (system, method), at in lines.items():
             if panel in ("", system):
                 entry = method if by_method else system
@@ -160,6 +168,8 @@ def rate_figure(rows: Sequence[Row]) -> Figure | None:
     for entry in entries:
         label = entry or "no method stated" if by_method else system_name(entry)
         grid[0].plot([], [], color=colours[entry], marker=markers[entry], markersize=5, label=label)
+    ring = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 0.8, "linestyle": "none"}
+    grid[0].plot([], [], marker="o", color=_TEXT, label="front: fewest errors for as few tokens", **ring)
     # Above the panels, where it hides no point.
     figure.legend(loc="outside upper center", ncols=3, frameon=False, labelcolor=_TEXT, fontsize=9)
     return figure
@@ -184,6 +194,23 @@ def _lines_of(rows: Sequence[Row]) -> dict[tuple[str, str], dict[float, list[Row
             for row in some:
                 lines.setdefault((system, f"{row.label}, {row.model}".strip(", ")), {}).setdefault(rate, []).append(row)
     return lines
+
+
+def _fronts(lines: dict[tuple[str, str], dict[float, list[Row]]]) -> list[tuple[str, float, float]]:
+    """Of each system the points (system, tokens per second, mean WER in %) that no other of it beats.
+
+    A point is beaten by one of as few tokens or fewer that has fewer errors, or as few for fewer tokens.
+    """
+    points: dict[str, list[tuple[float, float]]] = {}
+    for (system, _), at in lines.items():
+        for rate, rows in at.items():
+            points.setdefault(system, []).append((rate, 100 * sum(row.wer for row in rows) / len(rows)))
+    return [
+        (system, rate, wer)
+        for system, found in points.items()
+        for rate, wer in found
+        if not any(r <= rate and w <= wer and (r, w) != (rate, wer) for r, w in found)
+    ]
 
 
 def _rate_line(axes: matplotlib.axes.Axes, at: dict[float, list[Row]], colour: str, marker: str) -> None:
@@ -224,7 +251,7 @@ def book_use_figure(codes: Sequence[CodeStatistics], name: str) -> str | None:
     axes.set_axisbelow(True)
     if len(codes) > 1:
         axes.legend(frameon=False, labelcolor=_TEXT, fontsize=9)
-    return _svg(figure, name)
+    return _svg(figure, name, "Perplexity and use of each codebook; the figures stand in the table")
 
 
 def contrast_figure(contrasts: Sequence[Contrast]) -> Figure | None:
@@ -290,9 +317,15 @@ def contrast_figure(contrasts: Sequence[Contrast]) -> Figure | None:
     return figure
 
 
-def svg_of(figure: Figure | None, name: str) -> str | None:
-    """A figure as inline SVG in the page's own text colour; ``name`` keeps the ids of several figures apart."""
-    return None if figure is None else _svg(figure, name)
+def svg_of(figure: Figure | None, name: str, title: str) -> str | None:
+    """A figure as inline SVG in the page's own text colour.
+
+    Args:
+        figure: what is shown; None: nothing.
+        name: keeps the ids of several figures on one page apart.
+        title: what it shows, for those who do not see it.
+    """
+    return None if figure is None else _svg(figure, name, title)
 
 
 def save_figure(figure: Figure, path: Path) -> Path:

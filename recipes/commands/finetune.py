@@ -31,6 +31,7 @@ from recipes.finetuning.data import (
 )
 from recipes.finetuning.estimates import describe_plan
 from recipes.finetuning.measure import measured_names, word_errors
+from recipes.finetuning.results import kept_figures, save_result
 from recipes.runs.deepspeed import engine_config, set_deepspeed_device
 from recipes.runs.embedded import model_path
 from recipes.runs.inputs import digest, refuse_other_inputs
@@ -38,7 +39,7 @@ from recipes.runs.logs import log
 from recipes.runs.machine import is_main_process, process_count, resolve_precision, seed_everything, training_device
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
-from slm.lora import add_lora, merge_lora, save_adapter
+from slm.lora import add_lora
 from slm.modeling import (
     LLMFacts,
     describe_llm,
@@ -47,7 +48,7 @@ from slm.modeling import (
     load_llm,
     save_slm,
 )
-from slm.training.trainer import train, trained_weights
+from slm.training.trainer import train
 from slm.vocabulary import SpeechVocabulary
 
 FIGURES = ("loss", "wer", "cer")  # how the names of an evaluation's figures end
@@ -131,19 +132,9 @@ def run(config: Config) -> Path:
         measure=word_errors(config, data, tokenizer),
     )
     wall = time.perf_counter() - started
-    trained, state = trained_weights(trainer)
+    save_result(folder, trainer, data.vocabulary, tokenizer, config.lora, config.weights, config.model)
     if is_main_process():
-        if config.lora is None:
-            save_slm(trained, tokenizer, data.vocabulary, folder.path("model"), state)
-        else:
-            save_adapter(trained, tokenizer, data.vocabulary, folder.path("adapter"), config.model, state)
-            if config.lora.merge:
-                merged = merge_lora(folder.path("base"), folder.path("adapter"), config.weights)
-                save_slm(merged, tokenizer, data.vocabulary, folder.path("model"))
-        history = [row for row in trainer.state.log_history if "eval_loss" in row]
-        if config.training.keep == "best":
-            history.sort(key=lambda row: row[f"eval_{config.training.keep_by}"], reverse=True)
-        kept = {key: value for key, value in history[-1].items() if key.endswith(FIGURES)} if history else {}
+        kept = kept_figures(trainer, config.training, FIGURES)
         folder.mark_complete({"steps": trainer.state.global_step, "wall_s": round(wall, 1), **kept})
     trainer.accelerator.wait_for_everyone()
     return result

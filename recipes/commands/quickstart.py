@@ -3,8 +3,8 @@
 A small corpus is synthesised; at 25, 12.5 and 6.25 Hz the embedded tokenizer encodes it, the embedded SLM of that rate
 is fine-tuned on its codes for ASR and TTS together, and all is scored by the embedded recogniser: recordings, the
 tokenizer's three outputs, and the SLM. The fine-tuning takes as many steps as fit its budget of time on this machine,
-the same number at every rate. With ``--train-tokenizer`` nothing embedded is used: a teacher, a tokenizer at 12.5 Hz and a text LM are
-trained first (`quickstart/from-scratch`).
+the same number at every rate. With ``--train-tokenizer`` nothing embedded is used: a teacher, a tokenizer at 12.5 Hz
+and a text LM are trained first (`quickstart/from-scratch`).
 """
 
 from __future__ import annotations

@@ -55,9 +55,9 @@ from recipes.inference.setup import (
     check_inputs,
     check_setup,
     corpus_rows,
+    decoding_tokenizer,
     require_input,
     source_utterances,
-    speech_tokenizer,
     tell_default_model,
 )
 from recipes.inference.speech_checks import unsayable
@@ -217,17 +217,6 @@ def hear(script: Script, codes: np.ndarray, config: Config, task: Task, vocabula
     if task.continues and not config.files:
         script.codes, rest = split_codes(codes, config.prompt_share)
         script.expected_s = rest.shape[1] / vocabulary.frame_rate
-
-
-def decoding_tokenizer(config: Config, vocabulary: SpeechVocabulary, device: str) -> Any:
-    """The speech tokenizer the model was trained with. Raises ConfigError where it has no decoder."""
-    tokenizer = speech_tokenizer(config, vocabulary, device)
-    if not tokenizer.decode_paths:
-        raise ConfigError(
-            f"the model speaks the codes of {config.tokenizer or vocabulary.tokenizer}, which has no decoder to make "
-            "sound of them: it can transcribe, not synthesize. Fine-tune a model on codes of a tokenizer with a decoder"
-        )
-    return tokenizer
 
 
 def longest_text(config: Config, vocabulary: SpeechVocabulary) -> int:

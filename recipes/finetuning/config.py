@@ -46,6 +46,8 @@ class TextReplay:
 class Config:
     """What is trained on what."""
 
+    recipe = "finetune"  # what run.json calls the command
+
     run_dir: str = field(default="runs/finetune", metadata={"help": "run folder; the model goes to run_dir/model"})
     model: str = field(
         default="", metadata={"help": "embedded-lm, hub name or folder of a causal LM (or of one that speaks already)"}

@@ -122,3 +122,14 @@ def model_vocabulary(config: Any) -> SpeechVocabulary:
     if facts.vocabulary is None:
         raise ModelError(f"model {config.model}: a text LM that has not learnt speech; make it one with `slm finetune`")
     return facts.vocabulary
+
+
+def decoding_tokenizer(config: Any, vocabulary: SpeechVocabulary, device: str) -> Any:
+    """The speech tokenizer the model was trained with. Raises ConfigError where it has no decoder."""
+    tokenizer = speech_tokenizer(config, vocabulary, device)
+    if not tokenizer.decode_paths:
+        raise ConfigError(
+            f"the model speaks the codes of {config.tokenizer or vocabulary.tokenizer}, which has no decoder to make "
+            "sound of them: it can transcribe, not synthesize. Fine-tune a model on codes of a tokenizer with a decoder"
+        )
+    return tokenizer

@@ -26,6 +26,7 @@ from recipes.runs.run_folder import RunFolder
 
 Tracker = Literal["tensorboard", "wandb"]
 PROJECT = "lmspt-slm"
+SHOWN = ("loss", "reward", "reward_margin")  # of what the Trainer logs, beside the progress
 
 
 def append_metrics(path: str | Path, step: int, values: dict[str, Any]) -> None:
@@ -136,9 +137,9 @@ class MetricsCallback(TrainerCallback):
         self.path = Path(path)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After a resume, forget what was logged past the checkpoint."""
+        """After a resume, forget what was logged past the checkpoint; without one, all: it will be logged again."""
         if state.is_world_process_zero:
-            drop_metrics_after(self.path, state.global_step)
+            drop_metrics_after(self.path, state.global_step or -1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Append one line."""
@@ -167,11 +168,10 @@ class TrainerProgress(TrainerCallback):
             self.progress.update(state.global_step - self.progress.done)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Show the loss; scores of the valid split as a line of their own."""
+        """Show the loss, and rewards; scores of the valid split as a line of their own."""
         if self.progress is None or not logs:
             return
-        if "loss" in logs:
-            self.progress.show(loss=f"{logs['loss']:.3f}")
+        self.progress.show(**{name: f"{logs[name]:.3f}" for name in SHOWN if name in logs})
         scores = {name: value for name, value in logs.items() if name.startswith(("valid", "eval_"))}
         if scores:
             line = ", ".join(f"{n} {v:.3f}" for n, v in scores.items() if isinstance(v, float))

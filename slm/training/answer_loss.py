@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 CHUNK_ELEMENTS = 1 << 25  # of a chunk's logits: 128 MiB in fp32
 # Relative, between this loss and that of whole logits: rounding, or the model does other things after its head.
@@ -148,6 +149,11 @@ class LinearHead(Head):
         return loss, (slope @ self.table).to(hidden.dtype)
 
 
+def label_log_probabilities(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+    """(N, V) logits and (N,) labels -> (N,) log-probabilities in fp32."""
+    return -F.cross_entropy(logits.float() / temperature, labels, reduction="none")
+
+
 def _weighted(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     return (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
 
@@ -193,6 +199,45 @@ class AnswerLoss:
             return found[-1]  # the model may go on with it as with logits: what comes of that is not used
 
         with _in_place_of(self.head, loss):
+            model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        return found[-1]
+
+    def log_probabilities(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        labels: Tensor,
+        ignored: int,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Log-probability of each answer token, (N,) fp32, row after row; its gradient reaches all that is trained.
+
+        The logits of a chunk are made again on the way back, so that none are kept.
+
+        Args:
+            model: as in :meth:`__call__`, and so the tensors.
+            input_ids: (R, L).
+            position_ids: (R, L).
+            labels: (R, L).
+            ignored: the label of positions that are not asked for.
+            temperature: logits are divided by it.
+        """
+        answered = labels[:, 1:] != ignored
+        targets, chunk = labels[:, 1:][answered], max(1, CHUNK_ELEMENTS // self.rows)
+        own, after = self.head.forward, self.after
+        found: list[Tensor] = []
+
+        def of_chunk(states: Tensor, targets: Tensor) -> Tensor:
+            return label_log_probabilities(after(own(states)), targets, temperature)
+
+        def log_probabilities(hidden: Tensor) -> Tensor:
+            states = hidden[:, :-1][answered]
+            parts = zip(states.split(chunk), targets.split(chunk), strict=True)
+            found.append(torch.cat([checkpoint(of_chunk, *part, use_reentrant=False) for part in parts]))
+            return found[-1]
+
+        with _in_place_of(self.head, log_probabilities):
             model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
         return found[-1]
 

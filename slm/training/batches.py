@@ -282,7 +282,7 @@ def plan_steps(
     return plan
 
 
-def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int) -> Batch:
+def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int, numbered: bool = False) -> Batch:
     """Lays sequences end to end in rows of at most `pack_length` (or the longest sequence, if that is longer).
 
     Args:
@@ -290,10 +290,11 @@ def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int
         weights: Loss weight of each one's answer.
         pack_length: Row length; attention's cost grows with it, padding's share shrinks. 0: one sequence a row;
             ONE_ROW: all in one.
+        numbered: Whether the batch tells whose each place is.
 
     Returns:
         `input_ids`, `labels`, `position_ids`, `loss_weights`, each (R, L). Padding is a sequence of its own without
-        loss.
+        loss. With `numbered` also `sequences`, (R, L) int64: the number of the example, -1 for padding.
 
     >>> a, b = answer(np.array([5]), np.array([6, 7])), answer(np.array([8]), np.array([9]))
     >>> batch = pack([a, b], [1.0, 0.5], pack_length=5)
@@ -320,6 +321,7 @@ def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int
     labels = np.full((len(rows), length), IGNORE, dtype=np.int64)
     positions = np.zeros((len(rows), length), dtype=np.int64)
     loss_weights = np.zeros((len(rows), length), dtype=np.float32)
+    sequences = np.full((len(rows), length), -1, dtype=np.int64)
     for row, members in enumerate(rows):
         start = 0
         for index in members:
@@ -328,12 +330,13 @@ def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int
             ids[row, cells], labels[row, cells] = example.input_ids, example.labels
             positions[row, cells] = np.arange(len(example))
             loss_weights[row, cells] = (example.labels != IGNORE) * weights[index]
+            sequences[row, cells] = index
             start += len(example)
         positions[row, start:] = np.arange(length - start)
-    names = ("input_ids", "labels", "position_ids", "loss_weights")
-    return {
-        name: torch.from_numpy(array) for name, array in zip(names, (ids, labels, positions, loss_weights), strict=True)
-    }
+    arrays = {"input_ids": ids, "labels": labels, "position_ids": positions, "loss_weights": loss_weights}
+    if numbered:
+        arrays["sequences"] = sequences
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 class PackedBatches(Dataset):
@@ -367,15 +370,19 @@ class PackedBatches(Dataset):
     def __len__(self) -> int:
         return len(self.plan) * self.micro_batches
 
-    def __getitem__(self, item: int) -> Batch:
-        step, micro = divmod(item, self.micro_batches)
+    def places(self, step: int, micro: int) -> np.ndarray:
+        """Which of the samples `plan[step]` a micro-batch holds, by their places in it."""
         members = self.plan[step]
         by_length = np.argsort(-self.samples.lengths[members], kind="stable")
         # Dealt there and back, so that the micro-batches are of about one size.
         rank = np.arange(len(members))
         lap, seat = np.divmod(rank, self.micro_batches)
         seat = np.where(lap % 2 == 0, seat, self.micro_batches - 1 - seat)
-        places = np.sort(by_length[rank[seat == micro]])
+        return np.sort(by_length[rank[seat == micro]])
+
+    def __getitem__(self, item: int) -> Batch:
+        step, micro = divmod(item, self.micro_batches)
+        members, places = self.plan[step], self.places(step, micro)
         examples = [
             self.samples.example(int(members[place]), np.random.default_rng([self.seed, step, int(place)]))
             for place in places

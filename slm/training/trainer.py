@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,21 @@ from slm.training.packing import packing_leaks
 log = logging.getLogger(__name__)
 
 Measure = Callable[[nn.Module], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised, on what: the answers' loss on packed sequences, or another (`slm.training.preference`).
+
+    Args:
+        trainer: The Trainer whose `compute_loss` is minimised; takes what `SpeechTrainer` does.
+        batches: What each optimizer step sees; takes what `PackedBatches` does.
+        evaluates_first: Whether an evaluation comes before the first step too; not again after a resume.
+    """
+
+    trainer: Callable[..., SpeechTrainer]
+    batches: Callable[..., PackedBatches] = PackedBatches
+    evaluates_first: bool = False
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -196,13 +212,14 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
     tensorboard: str | Path | None = None,
     measure: Measure | None = None,
+    objective: Objective | None = None,
 ) -> SpeechTrainer:
     """Trains a model, going on from the newest whole checkpoint in `folder` if there is one.
 
     Args:
         model: A causal LM or a PeftModel around one.
         train_samples: What to train on.
-        valid_samples: What `eval_steps` measures; None for no evaluation.
+        valid_samples: What the loss is measured on every `eval_steps`; None for no such loss.
         config: Steps, rates, engine.
         folder: Where the `checkpoint-N` folders go.
         seed: Decides data order and noise, and dropout.
@@ -213,6 +230,7 @@ def train(
         tensorboard: Folder of TensorBoard's events.
         measure: Further figures of each evaluation by name, of the model as it is in eval mode; not of one that an
             engine has sharded.
+        objective: What is minimised; None: the loss of the answers.
 
     Returns:
         The trainer, its model trained (with `keep: best`, that of lowest valid loss).
@@ -221,7 +239,8 @@ def train(
         TrainingError: Another number of processes or another engine than asked for came up, or the model reads
             across the borders of packed sequences.
     """
-    evaluates = valid_samples is not None and config.eval_steps > 0
+    objective = objective or Objective(SpeechTrainer)
+    evaluates = (valid_samples is not None or measure is not None) and config.eval_steps > 0
     if config.keep == "best" and not evaluates:
         raise TrainingError("training.keep: best needs a valid split; the corpus has none, so take keep: last")
     arguments = training_arguments(
@@ -239,7 +258,7 @@ def train(
     # transformers tells packed sequences apart for FlashAttention-2 only where a batch is one row.
     flash = "flash" in bare.config._attn_implementation
     row_length = ONE_ROW if flash and config.pack_length else config.pack_length
-    batches = PackedBatches(
+    batches = objective.batches(
         train_samples,
         steps=config.steps,
         tokens_per_step=config.tokens_per_step,
@@ -248,13 +267,13 @@ def train(
         seed=seed,
     )
     evaluation = {}
-    if evaluates:
+    if evaluates and valid_samples is not None:
         micro_tokens = max(config.pack_length, config.tokens_per_step // (config.gradient_accumulation * processes))
         evaluation = evaluation_batches(valid_samples, micro_tokens, row_length)
     attention = bare.config._attn_implementation
     if config.attention == "auto" and device == "cpu" and 0 < config.pack_length <= SHORT_ROW:
         bare.set_attn_implementation("eager")
-    trainer = SpeechTrainer(
+    trainer = objective.trainer(
         model=model,
         args=arguments,
         train_dataset=batches,
@@ -285,6 +304,7 @@ def train(
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(tensorboard))))
     with arguments.main_process_first(desc="looking for checkpoints"):
         checkpoint = newest_checkpoint(folder)
+    arguments.eval_on_start |= objective.evaluates_first and evaluates and checkpoint is None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     bare.set_attn_implementation(attention)
     return trainer

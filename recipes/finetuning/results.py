@@ -1,0 +1,52 @@
+"""What an SLM's training leaves: the model's folder and, of adapters, theirs."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from recipes.runs.run_folder import RunFolder
+from slm.lora import LoraSettings, merge_lora, save_adapter
+from slm.modeling import save_slm
+from slm.training.config import TrainingConfig
+from slm.training.trainer import SpeechTrainer, trained_weights
+from slm.vocabulary import SpeechVocabulary
+
+
+def save_result(
+    folder: RunFolder,
+    trainer: SpeechTrainer,
+    vocabulary: SpeechVocabulary,
+    text_tokenizer: PreTrainedTokenizerBase,
+    lora: LoraSettings | None,
+    weights: str,
+    base: str,
+) -> None:
+    """Writes `model`, or `adapter` and, where it is to be merged, `model`; call it in every process.
+
+    Args:
+        folder: The run's; of adapters it holds the base that they are merged into (`base`).
+        trainer: Of the training that is over.
+        vocabulary: Of the model.
+        text_tokenizer: Of the model.
+        lora: The adapters' settings; None where all was trained.
+        weights: How the merged weights are held.
+        base: The model that was trained, by the name that it has elsewhere.
+    """
+    trained, state = trained_weights(trainer)
+    if not trainer.is_world_process_zero():
+        return
+    if lora is None:
+        save_slm(trained, text_tokenizer, vocabulary, folder.path("model"), state)
+        return
+    save_adapter(trained, text_tokenizer, vocabulary, folder.path("adapter"), base, state)
+    if lora.merge:
+        merged = merge_lora(folder.path("base"), folder.path("adapter"), weights)
+        save_slm(merged, text_tokenizer, vocabulary, folder.path("model"))
+
+
+def kept_figures(trainer: SpeechTrainer, training: TrainingConfig, endings: tuple[str, ...]) -> dict[str, float]:
+    """The figures of the evaluation whose weights were kept, those whose names have one of the endings."""
+    history = [row for row in trainer.state.log_history if any(name.startswith("eval_") for name in row)]
+    if training.keep == "best":
+        history.sort(key=lambda row: row[f"eval_{training.keep_by}"], reverse=True)
+    return {key: value for key, value in history[-1].items() if key.endswith(endings)} if history else {}
