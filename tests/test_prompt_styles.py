@@ -13,13 +13,15 @@ from slm_tiny import CODES, SENTENCES, metadata, save_llm, tiny_tokenizer, token
 
 from recipes.commands import finetune, transcribe
 from recipes.config import ConfigError, from_values
+from slm import generation
 from slm.corpus import CodedCorpusWriter
+from slm.generation import SpeechLM, transcribe_codes
 from slm.modeling import describe_llm
 from slm.tasks import TaskError, get_task
 from slm.tasks.continuation import CONTINUE, split_codes
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import make_example, make_prompt
-from slm.tasks.styles import PromptsConfig, PromptStyles, language_mark, wording_ids
+from slm.tasks.styles import PromptsConfig, PromptStyles, language_mark, trained_wording, wording_ids
 from slm.trained_on import TrainedOn
 from slm.training.batches import NoiseConfig, SpeechSamples
 from slm.vocabulary import add_speech
@@ -149,6 +151,15 @@ def test_a_model_keeps_its_wordings_and_is_asked_in_the_first(tmp_path) -> None:
             assert all(text.removeprefix("<|bos|>").startswith(begins) for text in asked) and len(asked) == 4
             if wording != "Hm?":  # which it has never met
                 assert [line["hypothesis"] for line in lines] == SENTENCES
+    speech_lm, codes = SpeechLM.load(model), [row["audio_codes"] for row in utterances(4, seed=2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "make_prompt", lambda *given: asked.append(given[2].wording) or make_prompt(*given))
+        asked.clear()
+        assert [output.text for output in transcribe_codes(speech_lm, codes)] == SENTENCES
+        assert [tokenizer.decode(wording) for wording in asked] == [f"{SAID}\n"] * 4
+    wording = trained_wording(speech_lm.vocabulary, tokenizer, get_task("asr"))
+    assert tokenizer.decode(wording) == f"{SAID}\n"
+    assert trained_wording(speech_lm.vocabulary, tokenizer, get_task("tts")) is None
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["eval_asr_wer"] for row in metrics if "eval_asr_wer" in row][-1] == 0.0
 

@@ -15,7 +15,7 @@ from slm.corpus import CodedCorpus
 from slm.tasks import Task, TaskError, get_task, tasks
 from slm.tasks.registry import Modality, UtteranceTokens
 from slm.tasks.sequences import prompt_size
-from slm.tasks.styles import language_mark, wording_ids
+from slm.tasks.styles import language_mark, trained_wording, wording_ids
 from slm.vocabulary import SpeechVocabulary
 
 COMMANDS: dict[Modality, str] = {"text": "slm transcribe", "speech": "slm synthesize"}
@@ -93,10 +93,12 @@ def style_of(
     config: Any, task: Task, vocabulary: SpeechVocabulary, text_tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Style:
     """How a configuration asks for a task; without the text tokenizer without its wording."""
+    ids = None
+    if text_tokenizer is not None and config.wording is None:
+        ids = trained_wording(vocabulary, text_tokenizer, task)
+    elif text_tokenizer is not None:
+        ids = wording_ids(vocabulary, text_tokenizer, config.wording)
     known = vocabulary.trained_on
-    wordings = dict(known.wordings).get(task.name, ()) if known else ()
-    wording = config.wording if config.wording is not None else next(iter(wordings), "")
-    ids = wording_ids(vocabulary, text_tokenizer, wording) if wording and text_tokenizer is not None else None
     column = dict(known.languages).get(task.name, "") if known else ""
     return Style(frozenset(vocabulary.token_names()), ids, config.language, column)
 

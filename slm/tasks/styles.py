@@ -101,6 +101,14 @@ def wording_ids(vocabulary: SpeechVocabulary, text_tokenizer: PreTrainedTokenize
     return vocabulary.encode_text(text_tokenizer, f"{wording}\n")
 
 
+def trained_wording(
+    vocabulary: SpeechVocabulary, text_tokenizer: PreTrainedTokenizerBase, task: Task
+) -> np.ndarray | None:
+    """Ids (T,) of the wording that a model is asked in where nobody says another; None: the task's marks alone."""
+    wordings = dict(vocabulary.trained_on.wordings).get(task.name) if vocabulary.trained_on else None
+    return wording_ids(vocabulary, text_tokenizer, wordings[0]) if wordings else None
+
+
 def language_mark(language: str) -> str:
     """The tag of a language, such as `<|de|>`.
 
