@@ -173,7 +173,7 @@ COMMANDS = [
         "  slm generate task=st model=RUN/model corpus=runs/codes run_dir=runs/translations",
         "A task that answers in text runs as slm transcribe (asr, st), one that answers in speech as slm synthesize "
         "(tts, continuation), with their code and into the same files. It takes what their help tells: decoding.KEY as "
-        "there, their further keys as options.KEY. docs/architecture.md has the table of tasks.",
+        "there, their further keys as options.KEY. docs/tasks.md has the table of tasks.",
         positional="inputs",
         metavar="FILE...|TEXT KEY=VALUE",
         output="output",

@@ -288,7 +288,7 @@ def refuse_files(task: Task) -> None:
 def prepare(config: Config, with_files: bool = False) -> Setup:
     """Raises all that would stop a synthesis, together; `with_files`: and each file that is missing or empty."""
     problems = Problems("slm synthesize")
-    problems.attempt(require_input, config, config.text or config.files, '"TEXT"')
+    problems.attempt(require_input, config, config.text or config.files, '"TEXT" (for speech in the prompt: files)')
     setup = check_setup(problems, config, "speech", decoding_tokenizer)
     if setup is not None and setup.task.prompt_holds_speech and config.text:
         problems.attempt(refuse_text, setup.task)

@@ -193,7 +193,7 @@ def codebooks(config: Config, corpora: Corpora) -> list[torch.Tensor] | None:
 def make_data(
     config: Config, corpora: Corpora, tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary, longest: int
 ) -> Data:
-    """The sequences of the train and valid splits, and the vocabulary that tells what they are like, texts above all.
+    """The sequences of the train and valid splits, and the vocabulary that tells what those with a text are like.
 
     Utterances whose text, or a column that a task reads, normalises to nothing are left out, and told; unless no task
     holds any text.
