@@ -279,6 +279,22 @@ def test_a_complete_finetuning_goes_on_to_more_steps(tmp_path, schedule) -> None
         finetune.plan(finetune_config(tmp_path, "grown", *own))
 
 
+def test_epochs_are_the_steps_that_they_come_to(tmp_path) -> None:
+    """Half as many codes a second are half as many steps for the same speech, in the plan and in the training."""
+    config = finetune_config(tmp_path, "run", "training.epochs=2.5", "training.eval_steps=0")
+    plan = finetune.plan(config)
+    lengths = data_of(config)[1].train.lengths
+    assert plan["steps"] == round(2.5 * lengths.sum() / 260) != 4 and 2.3 < plan["epochs"] < 2.8
+    finetune.run(config)
+    assert json.loads((tmp_path / "run" / "complete.json").read_text())["summary"]["steps"] == plan["steps"]
+    twice = finetune_config(
+        tmp_path, "twice", "training.epochs=2.5", f"corpora=[{{path: {tmp_path / 'codes'}, weight: 2}}]", "corpus=''"
+    )
+    assert finetune.plan(twice)["steps"] == pytest.approx(2 * plan["steps"], abs=1)
+    with pytest.raises(ConfigError, match="training.epochs: 0 must be above 0, or null for training.steps"):
+        finetune_config(tmp_path, "none", "training.epochs=0")
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "llama"])
 def test_lora_on_a_base_held_in_bf16_trains_and_resumes(tmp_path, kind: str) -> None:
     """What the shipped recipes do: PEFT holds the new rows in fp32 beside it, and the first step could not multiply."""

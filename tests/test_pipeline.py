@@ -280,7 +280,8 @@ def test_the_shipped_quickstarts_are_wired_whole(tmp_path, name):
             assert "runs/" not in repr(settings), f"{cell}, {stage} reads from another pipeline's folder: {settings}"
         assert steps["encode"].tokenizer == steps["evaluate"].tokenizer
         if name == "quickstart":
-            assert steps["encode"].tokenizer == f"embedded-{cell}" and steps["finetune"].model == "embedded-lm"
+            assert steps["encode"].tokenizer == f"embedded-{cell}" and steps["finetune"].model == f"embedded-slm-{cell}"
+            assert steps["encode"].precision == "fp32"  # as the SLM's own codes, on every machine
             assert [judge.name for judge in steps["evaluate"].judges] == ["embedded-recogniser"]
         else:
             assert steps["encode"].tokenizer == str(tmp_path / cell / "train-tokenizer" / "model")
@@ -298,12 +299,13 @@ def test_the_quickstart_says_at_once_which_embedded_files_are_missing(tmp_path, 
         (weights / name / "config.json").touch()
         (weights / name / "model.safetensors").touch()
     for start in (quickstart.plan, quickstart.run):
-        with pytest.raises(ConfigError, match=r"embedded-lm: its files are missing(.|\n)*--train-tokenizer"):
+        with pytest.raises(ConfigError, match=r"embedded-slm-25hz: its files are missing(.|\n)*--train-tokenizer"):
             start(config)
     assert not (tmp_path / "runs").exists()
-    (weights / "embedded-lm").mkdir()
-    for file in ("config.json", "model.safetensors", "tokenizer.json"):
-        (weights / "embedded-lm" / file).touch()
+    for name in slm.embedded.SPEECH_LMS:
+        (weights / name).mkdir()
+        for file in ("config.json", "model.safetensors", "tokenizer.json", "speech_vocabulary.json"):
+            (weights / name / file).touch()
     plan = quickstart.plan(config)
     assert "prepare-corpus" in repr(plan) and "6.25hz" in repr(plan)
 

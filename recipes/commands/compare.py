@@ -1,6 +1,7 @@
 """``slm compare``: the cells of one YAML (frame rates, tokenizers) through the same stages, into one table.
 
-A cell is a name and what it sets. Stages marked ``shared`` (the teacher, the text LM) run once; the others once per
+A cell is a name and what it sets; `axes` make a matrix of them (rates x methods x seeds), of which stages that do the
+same in several cells run once. Stages marked ``shared`` (the teacher, the text LM) run once; the others once per
 cell, in ``run_dir/<cell>/``. A comparison that was cut off goes on; a cell added later runs alone; ``only`` runs some
 cells now. A cell that fails is named in the table, and the others go on. The table holds every cell that is complete,
 and ``contrasts`` compares groups of them, such as the seeds of one method with those of another. A cell's method and
@@ -39,7 +40,7 @@ from recipes.runs.pipeline import (
     set_aside_from,
 )
 from recipes.runs.run_folder import ADJUSTABLE, COMPLETE_FILE, RunFolder
-from recipes.scoring.cells import Cell, Identity, identify
+from recipes.scoring.cells import Axis, Cell, Identity, cells_of, identify
 
 # What does not depend on the cell: kept once in the table.
 COMMON_SYSTEMS = ("ground_truth",)
@@ -68,6 +69,14 @@ class Config(PipelineConfig):
 
     run_dir: str = "runs/compare"
     cells: list[Cell] = field(default_factory=list, metadata={"help": "what is compared", **ADJUSTABLE})
+    axes: list[Axis] = field(
+        default_factory=list,
+        metadata={
+            "help": "or a matrix: a cell for each choice of their values; what several of its cells do alike, such as "
+            "encoding for two seeds, is done once",
+            **ADJUSTABLE,
+        },
+    )
     only: list[str] | None = field(
         default=None,
         metadata={
@@ -82,6 +91,7 @@ class Config(PipelineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.cells = self._with_matrix()
         names = [cell.name for cell in self.cells]
         if not names or len(set(names)) != len(names):
             raise ValueError("cells: give at least one, each with a name of its own")
@@ -100,6 +110,16 @@ class Config(PipelineConfig):
                 why = f"no cell fits {', '.join(unmatched)}" if unmatched else "a and b must hold different cells"
                 raise ValueError(f"contrasts: {contrast.name!r}: {why}; there are {', '.join(names)}")
 
+    def _with_matrix(self) -> list[Cell]:
+        """The cells that are listed and those of the axes; a resolved configuration lists both. Raises ValueError."""
+        if twice := {axis.name for axis in self.axes if [other.name for other in self.axes].count(axis.name) > 1}:
+            raise ValueError(f"axes: {', '.join(sorted(twice))} stands there twice; give each a name of its own")
+        listed = {cell.name: cell for cell in self.cells}
+        made = [cell for cell in cells_of(self.axes) if listed.get(cell.name) != cell]
+        if clash := [cell.name for cell in made if cell.name in listed]:
+            raise ValueError(f"cells: {', '.join(clash)} of the axes is listed with other settings; rename one")
+        return [*self.cells, *made]
+
     def runs(self, cell: str) -> bool:
         """Whether the cell is to be run, not only shown."""
         return self.only is None or cell in self.only
@@ -107,7 +127,8 @@ class Config(PipelineConfig):
 
 def make_cells(config: Config) -> dict[str, list[Step]]:
     """Every cell's stages. Raises ConfigError where one is wrong, or an embedded model is missing."""
-    steps = {cell.name: make_steps(config, cell.name, cell.set) for cell in config.cells}
+    owners = {} if config.axes else None  # comparisons without axes were begun with a folder for each cell
+    steps = {cell.name: make_steps(config, cell.name, cell.set, owners) for cell in config.cells}
     if not any(results_folders(some) for some in steps.values()):
         raise ConfigError("stages: none is an `evaluate`, so there would be nothing to compare")
     chosen = [step for cell, some in steps.items() if config.runs(cell) for step in some]

@@ -24,7 +24,7 @@ from recipes.runs.machine import is_main_process, process_count, resolve_precisi
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.modeling import save_slm
-from slm.training.batches import TextSamples, plan_steps
+from slm.training.batches import TextSamples, plan_steps, with_steps
 from slm.training.config import TrainingConfig
 from slm.training.text_lm import TextLMConfig, build_text_tokenizer, new_text_lm
 from slm.training.trainer import train, trained_weights
@@ -91,14 +91,15 @@ def plan(config: Config) -> dict[str, object]:
     tokenizer, samples, valid, _ = prepared
     with torch.device("meta"):
         model = new_text_lm(tokenizer, config.lm, config.seed)
-    steps = plan_steps(samples.lengths, config.training.tokens_per_step, config.training.steps, config.seed)
+    training = with_steps(config.training, samples)
+    steps = plan_steps(samples.lengths, training.tokens_per_step, training.steps, config.seed)
     return {
         "sentences (train, valid)": [len(samples.lengths), len(valid.lengths) if valid else 0],
         "tokens an epoch": int(samples.lengths.sum()),
         "longest sentence (tokens)": int(samples.lengths.max()),
         "text vocabulary": len(tokenizer),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "steps": config.training.steps,
+        "steps": training.steps,
         "epochs": round(sum(map(len, steps)) / len(samples.lengths), 2),
         "device": device,
         "precision": precision,

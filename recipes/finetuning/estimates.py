@@ -21,7 +21,7 @@ from slm.modeling import (
     rows_needed,
 )
 from slm.training.answer_loss import CHUNK_ELEMENTS
-from slm.training.batches import plan_steps
+from slm.training.batches import plan_steps, with_steps
 from slm.training.config import TrainingConfig, TrainingError
 
 
@@ -29,7 +29,8 @@ def describe_plan(
     config: Config, facts: LLMFacts, corpora: Corpora, data: Data, device: str, precision: str
 ) -> dict[str, object]:
     """The plan as a table's rows."""
-    training, samples = config.training, data.all_train
+    samples = data.all_train
+    training = with_steps(config.training, samples)
     steps = plan_steps(samples.lengths, training.tokens_per_step, training.steps, config.seed, samples.repeats)
     micro = training.gradient_accumulation * process_count()
     if min(map(len, steps)) < micro:

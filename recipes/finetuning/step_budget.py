@@ -162,7 +162,7 @@ def time_step(config: Config, speech_tokenizer: str, texts: Sequence[str]) -> fl
         utterances.append(UtteranceTokens(codes, ids, dict.fromkeys(columns, ids)))  # as long, for want of better
     samples = SpeechSamples(vocabulary, utterances, config.task_weights, config.noise)
     timer, device = _Timer(), resolve_device(config.device)
-    settings = dataclasses.replace(config.training, steps=WARM_UP + TIMED, eval_steps=0, keep="last")
+    settings = dataclasses.replace(config.training, steps=WARM_UP + TIMED, epochs=None, eval_steps=0, keep="last")
     with TemporaryDirectory() as folder:
         train(
             model,

@@ -174,6 +174,8 @@ class Config:
                 "weights: bf16 loses small updates when trained in full; use fp32 with precision=bf16, or lora"
             )
         training, updates = self.training, self.grpo.updates
+        if training.epochs is not None:
+            raise ValueError("training.epochs: how many pairs or answers there are is not known before; give steps")
         if training.deepspeed or training.fsdp:
             raise ValueError(
                 "training.deepspeed and training.fsdp: a model that is held in parts cannot speak while it learns; a "

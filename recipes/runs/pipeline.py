@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,17 @@ def stage_override(item: str, names: list[str]) -> tuple[str, str]:
     return name, override
 
 
-def make_steps(config: PipelineConfig, cell: str | None = None, cell_set: list[str] = ()) -> list[Step]:
+def make_steps(
+    config: PipelineConfig, cell: str | None = None, cell_set: list[str] = (), owners: dict[str, str] | None = None
+) -> list[Step]:
     """Every stage with its configuration, checked before anything runs.
 
     Args:
         config: the pipeline.
         cell: a cell's name: stages that are not shared go into its folder.
         cell_set: its overrides, as ``STAGE.key=value``, after the pipeline's own.
+        owners: what a stage does -> the folder of the first cell that does it, where a cell that does the same finds
+            it; filled here. None: each cell has its own.
 
     Raises:
         ConfigError: an unknown command, variable or key; the message names the stage.
@@ -139,11 +144,20 @@ def make_steps(config: PipelineConfig, cell: str | None = None, cell_set: list[s
             filled = [substitute(item, known) for item in overrides]
             named = dict.fromkeys(name for item in overrides for name in VARIABLE.findall(item))
             inputs = tuple(RunFolder(known[name]) for name in named)
-            steps.append(Step(stage, recipe, load_config(recipe.Config, stage.config, filled), inputs))
+            loaded = load_config(recipe.Config, stage.config, filled)
+            if own and owners is not None:
+                folders[stage.name] = owners.setdefault(_what_it_does(stage, loaded), folders[stage.name])
+                loaded.run_dir = folders[stage.name]
+            steps.append(Step(stage, recipe, loaded, inputs))
             import_plugins(steps[-1].config)
         except ConfigError as error:
             raise ConfigError(f"stage {stage.name}: {error}") from error
     return steps
+
+
+def _what_it_does(stage: Stage, config: Any) -> str:
+    """A stage's command and configuration but for its folder: with the same inputs, what comes out is the same."""
+    return json.dumps([stage.command, asdict(config) | {"run_dir": ""}], sort_keys=True, default=str)
 
 
 def substitute(text: str, folders: dict[str, str]) -> str:

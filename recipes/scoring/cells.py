@@ -7,6 +7,7 @@ let a contrast speak of the method.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -36,6 +37,35 @@ class Cell:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name {self.name!r} must be usable as a folder's name")
+
+
+@dataclass
+class Axis:
+    """What cells differ in: one of its values stands in each."""
+
+    name: str = field(metadata={"help": "rate, method, seed ...; the values of `method` name the cells' methods"})
+    values: dict[str, list[str]] = field(
+        metadata={"help": "a value's name, which is part of the cells' names, and what it sets, as STAGE.key=value"}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError(f"axis {self.name}: give at least one value")
+
+
+def cells_of(axes: Sequence[Axis]) -> list[Cell]:
+    """The cells of a matrix: one for each choice of values, called by them, the last axis changing first.
+
+    >>> rates = Axis("rate", {"25hz": ["encode.tokenizer=embedded-25hz"], "12.5hz": []})
+    >>> [cell.name for cell in cells_of([rates, Axis("seed", {"s0": [], "s1": ["finetune.seed=1"]})])]
+    ['25hz-s0', '25hz-s1', '12.5hz-s0', '12.5hz-s1']
+    """
+    found = []
+    for chosen in itertools.product(*(axis.values for axis in axes)) if axes else ():
+        parts = dict(zip((axis.name for axis in axes), chosen, strict=True))
+        sets = [item for axis in axes for item in axis.values[parts[axis.name]]]
+        found.append(Cell("-".join(chosen), sets, method=parts.get("method")))
+    return found
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from slm.tasks import Task, TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, Example, answer, example_length, make_example
 from slm.tasks.styles import PromptStyles
+from slm.training.config import TrainingConfig
 from slm.vocabulary import SpeechVocabulary
 
 Batch = dict[str, torch.Tensor]
@@ -280,6 +281,15 @@ def plan_steps(
             start = stop
         order = order[start:]
     return plan
+
+
+def with_steps(config: TrainingConfig, samples: Samples) -> TrainingConfig:
+    """The same with the steps that its epochs come to; as it is where it says steps."""
+    if config.epochs is None:
+        return config
+    repeats = np.ones(len(samples.lengths)) if samples.repeats is None else samples.repeats
+    steps = round(config.epochs * float(samples.lengths @ repeats) / config.tokens_per_step)
+    return dataclasses.replace(config, steps=max(1, steps), epochs=None)
 
 
 def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int, numbered: bool = False) -> Batch:

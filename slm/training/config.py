@@ -32,6 +32,13 @@ class TrainingConfig:
         default=2000,
         metadata={"help": "optimizer steps; a run, a complete one too, goes on where there are more", **EXTENDABLE},
     )
+    epochs: float | None = field(
+        default=None,
+        metadata={
+            "help": "in place of steps: how often the training sees its data, the same seconds of speech whatever the "
+            "frame rate; steps follow"
+        },
+    )
     tokens_per_step: int = field(
         default=4096, metadata={"help": "tokens a step sees, over all processes and micro-batches"}
     )
@@ -130,6 +137,8 @@ class TrainingConfig:
         for name in ("steps", "tokens_per_step", "gradient_accumulation", "log_steps", "save_steps"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"training.{name}: {getattr(self, name)} must be at least 1")
+        if self.epochs is not None and self.epochs <= 0:
+            raise TrainingError(f"training.epochs: {self.epochs:g} must be above 0, or null for training.steps")
         if self.process_timeout_s < 1:
             raise TrainingError(
                 f"training.process_timeout_s: {self.process_timeout_s:g} must be at least 1; 7200 are two hours"

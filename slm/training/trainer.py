@@ -21,7 +21,7 @@ from transformers.integrations import TensorBoardCallback
 
 from slm.tasks.sequences import IGNORE
 from slm.training.answer_loss import AnswerLoss
-from slm.training.batches import ONE_ROW, Batch, PackedBatches, Samples, evaluation_batches
+from slm.training.batches import ONE_ROW, Batch, PackedBatches, Samples, evaluation_batches, with_steps
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
 from slm.training.config import SHORT_ROW, TrainingConfig, TrainingError, training_arguments
 from slm.training.packing import packing_leaks
@@ -239,6 +239,7 @@ def train(
         TrainingError: Another number of processes or another engine than asked for came up, or the model reads
             across the borders of packed sequences.
     """
+    config = with_steps(config, train_samples)
     objective = objective or Objective(SpeechTrainer)
     evaluates = (valid_samples is not None or measure is not None) and config.eval_steps > 0
     if config.keep == "best" and not evaluates:
