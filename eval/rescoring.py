@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-from eval.schema import Results, Row, difference_of, make_row
+from eval.schema import Results, Row, difference_of, make_row, speakers_of
 from eval.text.normalisers import Normaliser, get_normaliser
+from eval.text.translation import can_score_translations, score_translations
 from eval.text.wer import ErrorRates, score_pairs
 
 __all__ = ["outdated", "rescored", "up_to_date"]
@@ -13,6 +14,7 @@ __all__ = ["outdated", "rescored", "up_to_date"]
 # What `make_row` finds anew; every other field of a row stays.
 _FOUND = {"wer", "cer", "interval", "cer_interval", "substitutions", "deletions", "insertions", "n_words", "n_scored"}
 _FOUND |= {"n_failed", "utterances", "mean_wer", "above_half", "official_wer", "interval_by", "difference"}
+_FOUND |= {"translation"}
 _GIVEN = {"name", "system", "model", "protocol"}
 
 
@@ -65,6 +67,9 @@ def _rescored_row(row: Row, normaliser: Normaliser) -> Row:
     if normaliser.name != row.protocol.normaliser:
         protocol = replace(protocol, name="", official="")  # a protocol by name has its own normaliser
     facts = {f.name: getattr(row, f.name) for f in fields(Row) if f.name not in _FOUND | _GIVEN}
+    if row.translation is not None and can_score_translations():
+        drawn = (speakers_of(protocol, rates.utterances), protocol.bootstrap_samples, protocol.seed)
+        facts["translation"] = score_translations(rates.utterances, *drawn)
     return make_row(row.name, row.system, row.model, protocol, rates, **facts)
 
 

@@ -22,6 +22,7 @@ from eval.protocol import Protocol, protocol_differences
 from eval.speech.quality import QualitySummary
 from eval.stats import PairedDifference, bootstrap_interval, paired_bootstrap, resampling_says_little
 from eval.text.matched_pairs import MatchedPairs, matched_pairs_test
+from eval.text.translation import TranslationScores
 from eval.text.wer import ErrorRates, UtteranceErrors, official_rate
 
 __all__ = [
@@ -173,6 +174,9 @@ class Row:
     ``real_time_factor`` is ``wall_s / audio_s`` on ``machine``; ``timed`` says of which parts ``wall_s`` is the sum: of
     ASR encode + generate for the seconds heard, of TTS generate + decode for the seconds spoken, of a tokenizer encode
     + decode.
+
+    ``translation`` holds the scores of a task whose answers are translations; there WER and CER count every other
+    wording as errors.
     """
 
     name: str
@@ -211,6 +215,7 @@ class Row:
     above_half: float | None = None
     official_wer: float | None = None
     interval_by: str = "bootstrap"
+    translation: TranslationScores | None = None
 
     @property
     def label(self) -> str:

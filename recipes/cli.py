@@ -133,8 +133,9 @@ COMMANDS = [
         "finetune",
         "Extend an LLM with speech tokens and fine-tune it for ASR and TTS, in full or by LoRA.",
         "slm finetune --config quickstart/finetune model=Qwen/Qwen2.5-0.5B-Instruct --dry-run",
-        "Tasks of your own are trained beside them: plugins=[my_tasks] task_weights={asr: 1, my_task: 1}, where "
-        "my_tasks.py registers my_task (docs/architecture.md tells how).",
+        "task_weights.continuation=1 and task_weights.st=1 train two tasks more; those of your own are trained beside "
+        "them: plugins=[my_tasks] task_weights={asr: 1, my_task: 1}, where my_tasks.py registers my_task "
+        "(docs/architecture.md tells how).",
     ),
     Command(
         "train-preference",
@@ -161,6 +162,21 @@ COMMANDS = [
         metavar="TEXT KEY=VALUE",
         output="output",
         strict="Refuse a text that holds what the model cannot say.",
+        goes_on=False,
+    ),
+    Command(
+        "generate",
+        "Any task of a fine-tuned SLM by its name: transcribe and synthesize are the two that everyone knows.",
+        "slm generate task=asr recording.wav\n"
+        '  slm generate task=tts "the weather is fine today" -o out.wav\n'
+        "  slm generate task=continuation model=RUN/model beginning.wav -o out.wav\n"
+        "  slm generate task=st model=RUN/model corpus=runs/codes run_dir=runs/translations",
+        "A task that answers in text runs as slm transcribe (asr, st), one that answers in speech as slm synthesize "
+        "(tts, continuation), with their code and into the same files. It takes what their help tells: decoding.KEY as "
+        "there, their further keys as options.KEY. docs/tasks.md has the table of tasks.",
+        positional="inputs",
+        metavar="FILE...|TEXT KEY=VALUE",
+        output="output",
         goes_on=False,
     ),
     Command(

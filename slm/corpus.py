@@ -335,6 +335,13 @@ class CodedCorpus:
                         f"{self.folder / shard['name']}: its hash is not the index's; encode again or copy it anew"
                     )
 
+    def values(self, split: str, column: str) -> set[str]:
+        """What stands in one of the further columns of a split, each text once; no codes are read."""
+        found: set[str] = set()
+        for shard in self.index["splits"].get(split, {}).get("shards", ()):
+            found.update(pq.read_table(self.folder / shard["name"], columns=[column])[column].to_pylist())
+        return found
+
     def rows(self, split: str) -> Iterator[CodedRow]:
         """Yields a split's utterances in the corpus's order.
 

@@ -31,6 +31,7 @@ from slm.settings import (
 from slm.tasks import Task, get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import make_prompt
+from slm.tasks.styles import trained_wording
 from slm.vocabulary import SpeechVocabulary, VocabularyError
 
 
@@ -90,7 +91,7 @@ class SpeechLM:
 def transcribe_codes(
     speech_lm: SpeechLM, codes: Sequence[np.ndarray], settings: TranscribeSettings | None = None
 ) -> list[TranscribeOutput]:
-    """Writes the text of each utterance: the task `asr`.
+    """Writes the text of each utterance: the task `asr`, asked in its first wording, if it was trained with some.
 
     Args:
         speech_lm: The model.
@@ -100,7 +101,9 @@ def transcribe_codes(
     Returns:
         One output per utterance, in order.
     """
-    return generate_text(speech_lm, get_task("asr"), [UtteranceTokens(codes=item) for item in codes], settings)
+    task = get_task("asr")
+    wording = trained_wording(speech_lm.vocabulary, speech_lm.text_tokenizer, task)
+    return generate_text(speech_lm, task, [UtteranceTokens(codes=item, wording=wording) for item in codes], settings)
 
 
 def synthesize_codes(
@@ -109,7 +112,7 @@ def synthesize_codes(
     settings: SynthesizeSettings | None = None,
     keys: Sequence[str] | None = None,
 ) -> list[SynthesizeOutput]:
-    """Draws the speech tokens of each text: the task `tts`.
+    """Draws the speech tokens of each text: the task `tts`, asked in its first wording, if it was trained with some.
 
     Args:
         speech_lm: The model.
@@ -128,9 +131,11 @@ def synthesize_codes(
     for i, text in enumerate(texts):
         if not text.strip():
             raise GenerationError(f"text {i + 1} of {len(texts)} is empty: there is nothing to say")
-    utterances = [UtteranceTokens(text=vocabulary.encode_text(speech_lm.text_tokenizer, text)) for text in texts]
+    task, text_tokenizer = get_task("tts"), speech_lm.text_tokenizer
+    wording = trained_wording(vocabulary, text_tokenizer, task)
+    utterances = [UtteranceTokens(text=vocabulary.encode_text(text_tokenizer, text), wording=wording) for text in texts]
     limits = [speech_limits(vocabulary, text, settings) for text in texts]
-    return generate_speech(speech_lm, get_task("tts"), utterances, limits, settings, texts if keys is None else keys)
+    return generate_speech(speech_lm, task, utterances, limits, settings, texts if keys is None else keys)
 
 
 def generate_text(

@@ -31,6 +31,9 @@ class TrainedOn:
         longest_loop_s: The longest stretch of codes that repeats itself, in seconds: silence, above all.
         longest_text_loop: The longest stretch of text tokens that repeats itself.
         bare_prompts: Share of the answers in speech that were learnt without their prompt.
+        wordings: The wordings of each task that has some, (task, wordings); the first is what the model is asked in
+            where nobody says another.
+        languages: The column that named the language of a task's answers, (task, column).
     """
 
     characters: str
@@ -41,8 +44,13 @@ class TrainedOn:
     longest_loop_s: float | None = None
     longest_text_loop: int | None = None
     bare_prompts: float = 0.0
+    wordings: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    languages: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
+        # As JSON gives them back, these are lists.
+        object.__setattr__(self, "wordings", tuple((task, tuple(wordings)) for task, wordings in self.wordings))
+        object.__setattr__(self, "languages", tuple((task, column) for task, column in self.languages))
         object.__setattr__(self, "characters_per_s", tuple(float(rate) for rate in self.characters_per_s))
 
     @classmethod

@@ -99,7 +99,7 @@ def test_an_unknown_task_is_refused() -> None:
 def test_a_plan_names_the_key_of_an_unknown_task(tmp_path) -> None:
     values = {"corpus": str(write_corpus(tmp_path / "corpus")), "model": str(save_llm(tmp_path / "llm"))}
     values |= {"run_dir": str(tmp_path / "run"), "task_weights": {"sing": 1.0}, "precision": "fp32"}
-    with pytest.raises(ConfigError, match="task_weights: task 'sing' is unknown; there are asr, tts"):
+    with pytest.raises(ConfigError, match="task_weights: task 'sing' is unknown; there are asr, continuation, st, tts"):
         finetune.plan(from_values(finetune.Config, values))
 
 
@@ -175,10 +175,10 @@ from slm.tasks import Task, register
 from slm.tasks.registry import Mark, Speech, Text, Turn
 
 register(Task(
-    "st",
+    "gloss",
     "text",
-    lambda u: Turn([Speech(u.codes), Mark("<|translate|>")], [Text(u.columns["translation"])]),
-    marks=("<|translate|>",),
+    lambda u: Turn([Speech(u.codes), Mark("<|gloss|>")], [Text(u.columns["translation"])]),
+    marks=("<|gloss|>",),
     columns=("translation",),
     reference="translation",
 ))
@@ -204,7 +204,7 @@ def slm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         return " ".join(found.output.split())
 
     yield run
-    for name in ("st", "parrot"):
+    for name in ("gloss", "parrot"):
         registry._TASKS.pop(name, None)
     sys.modules.pop("my_tasks", None)
 
@@ -220,20 +220,20 @@ def learn(slm: Callable[..., str], task: str, corpus: Path, steps: int = 150) ->
 
 
 def test_a_task_that_writes_goes_from_a_corpus_to_the_report(slm, tmp_path) -> None:
-    """Speech translation, from a file outside: its column, its mark, its answers and a row for them."""
+    """Words in another order, from a file outside: its column, its mark, its answers and a row for them."""
     corpus = write_corpus(tmp_path / "codes", columns=["translation"])
-    model = learn(slm, "st", corpus)
-    slm("transcribe", "task=st", f"model={model}", f"corpus={corpus}", "run_dir=said", "plugins=[my_tasks]")
+    model = learn(slm, "gloss", corpus)
+    slm("transcribe", "task=gloss", f"model={model}", f"corpus={corpus}", "run_dir=said", "plugins=[my_tasks]")
     lines = [json.loads(line) for line in (tmp_path / "said" / "predictions.jsonl").read_text().splitlines()]
-    assert [line["task"] for line in lines] == ["st"] * 4
+    assert [line["task"] for line in lines] == ["gloss"] * 4
     assert [line["reference"] for line in lines] == [translation(text) for text in SENTENCES]
     assert [line["hypothesis"] for line in lines] == [translation(text) for text in SENTENCES]
     slm("evaluate", "predictions=[said]", "run_dir=scores", "bootstrap_samples=50")  # needs no plugin
     (row,) = load_results(tmp_path / "scores").rows
-    assert (row.name, row.system, row.wer, row.n_scored) == ("SLM st", "slm-st", 0.0, 4)
+    assert (row.name, row.system, row.wer, row.n_scored) == ("SLM gloss", "slm-gloss", 0.0, 4)
     assert row.generation["answers"] == "text" and row.generation["reference"] == "translation"
     page = (tmp_path / "scores" / "report.html").read_text()
-    assert "What SLM st writes" in page and ">SLM st<" in page
+    assert "What SLM gloss writes" in page and ">SLM gloss<" in page
 
 
 class OneText:
@@ -291,14 +291,17 @@ def test_what_cannot_be_asked_is_said_with_the_way_out(slm, tmp_path) -> None:
 
     asked = [f"model={tmp_path / 'slm'}", f"corpus={corpus}", "run_dir=out"]
     assert "answers in speech: `slm synthesize task=tts` asks it" in refuses("transcribe", "task=tts", *asked)
-    assert "answer in text: asr, st" in refuses("transcribe", "task=tts", *asked)
-    assert "`slm transcribe task=st` asks it" in refuses("synthesize", "task=st", *asked)
-    assert "'sing' is unknown; there are asr, parrot, st, tts" in refuses("synthesize", "task=sing", *asked)
-    assert "has not learnt st (its vocabulary has no <|translate|>)" in refuses("transcribe", "task=st", *asked)
+    assert "answer in text: asr, gloss, st" in refuses("transcribe", "task=tts", *asked)
+    assert "`slm transcribe task=gloss` asks it" in refuses("synthesize", "task=gloss", *asked)
+    assert "'sing' is unknown; there are asr, continuation, gloss, parrot, st, tts" in refuses(
+        "synthesize", "task=sing", *asked
+    )
+    one = refuses("transcribe", "task=gloss", *asked)
+    assert "has not learnt gloss (its vocabulary has no <|gloss|>)" in one
     one = refuses("synthesize", "say this", "task=parrot", asked[0])
     assert "a prompt of parrot holds speech, which TEXT has not" in one
-    one = refuses("finetune", f"model={model}", f"corpus={corpus}", "task_weights={st: 1}", "run_dir=run")
-    assert "st reads translation, and corpus" in one and "encode it with data.0.columns=[translation]" in one
+    one = refuses("finetune", f"model={model}", f"corpus={corpus}", "task_weights={gloss: 1}", "run_dir=run")
+    assert "gloss reads translation, and corpus" in one and "encode it with data.0.columns=[translation]" in one
     with pytest.raises(TaskError, match="'x': reference 'topic' must be text or one of its columns"):
         register(Task("x", "text", get_task("asr").turn, reference="topic"))
 
@@ -309,8 +312,8 @@ def test_plugins_are_found_in_the_working_directory_and_by_stages_of_a_pipeline(
     assert "broken imports a_library_that_is_not_there" in slm("transcribe", "x.wav", "plugins=[broken]", code=2)
     (tmp_path / "code.py").write_text("")  # Python's own `code` would be taken for it
     assert "rename your file" in slm("transcribe", "x.wav", "plugins=[code]", code=2)
-    assert "st" not in tasks()
+    assert "gloss" not in tasks()
     make_steps(PipelineConfig(str(tmp_path / "runs"), [Stage("finetune", set=["plugins=[my_tasks]"])]))
-    assert {"st", "parrot"} <= set(tasks())
+    assert {"gloss", "parrot"} <= set(tasks())
     told = slm("finetune", "--help")
     assert "plugins=[my_tasks]" in told and "my_tasks.py in the working directory" in told

@@ -1,4 +1,4 @@
-"""Tables of what is no error rate: the codes' cost and use, and the audio against the recordings."""
+"""Tables of what is no error rate: translations, the codes' cost and use, and the audio against the recordings."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from eval.codes import CodeStatistics, most_frames
-from eval.schema import SYSTEMS, Results
+from eval.schema import SYSTEMS, Results, Row
 from eval.speech.measures.registry import Column, columns_of, explanation_of
 from eval.speech.quality import QualitySummary
 
-__all__ = ["MeasureTable", "code_table", "fitting", "measure_tables", "quality_table"]
+__all__ = ["MeasureTable", "code_table", "fitting", "measure_tables", "quality_table", "translation_table"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,32 @@ def _measure(item: QualitySummary, column: Column) -> str:
     return text if measured == item.n_scored else f"{text} ({measured} clips)"
 
 
+def translation_table(rows: Sequence[Row]) -> MeasureTable:
+    """BLEU and chrF of the rows that have them, each with its interval."""
+    lines, signatures = [], []
+    for row in rows:
+        scores = row.translation
+        values = [
+            f"{value:.1f} [{low:.1f}, {high:.1f}]"
+            for value, (low, high) in ((scores.bleu, scores.bleu_interval), (scores.chrf, scores.chrf_interval))
+        ]
+        counts = [str(row.n_scored), str(row.n_failed)]
+        lines.append([row.label, row.model, row.protocol.test_set.name, row.protocol.normaliser, *counts, *values])
+        signatures += [f"BLEU {scores.bleu_signature}", f"chrF {scores.chrf_signature}"]
+    return MeasureTable(
+        title="Translations",
+        note="Over the corpus [95 %], higher is better; texts as the normaliser leaves them, a failed utterance as an "
+        f"empty one. By sacrebleu: {'; '.join(dict.fromkeys(signatures))}.",
+        headings=["system", "model", "test set", "normaliser", "scored", "failed", "BLEU", "chrF"],
+        lines=lines,
+        names=4,
+        narrow=[0, 5, 6, 7],
+    )
+
+
 def measure_tables(results: Results, briefly: bool = False) -> list[MeasureTable]:
-    """Those of the two tables that have a line; ``briefly`` with each tokenizer's largest set of codes alone."""
-    tables = [code_table(most_frames(results.codes) if briefly else results.codes)] if results.codes else []
+    """Those of the tables that have a line; ``briefly`` with each tokenizer's largest set of codes alone."""
+    translated = [row for row in results.rows if row.translation is not None]
+    tables = [translation_table(translated)] if translated else []
+    tables += [code_table(most_frames(results.codes) if briefly else results.codes)] if results.codes else []
     return tables + ([quality_table(results.quality)] if results.quality else [])

@@ -7,7 +7,8 @@ however many judges read it, a batch at a time, and not kept: memory follows the
 What judges heard is kept as they go: an evaluation that was killed goes on.
 
 A task of the SLM whose reference is no transcript but another column, such as a translation, is scored on a test set of
-its own: the same utterances with the texts that its predictions bring.
+its own: the same utterances with the texts that its predictions bring. Translations get BLEU and chrF beside; a task
+without a reference, such as continuation, no error rates, but what judges hear and the measures of its audio.
 
 Real-time factors: (encode + generate) / seconds heard for ASR, (generate + decode) / seconds spoken for TTS, (encode +
 decode) / seconds for a tokenizer's own rows; reading and writing of files is not counted.
@@ -28,8 +29,9 @@ from eval.judges.transcripts import CachedJudge
 from eval.report.markdown import write_markdown
 from eval.report.page import format_table, write_report
 from eval.rescoring import outdated, up_to_date
-from eval.schema import Results, Row, difference_of, is_task, load_results, make_row, save_results
+from eval.schema import Results, Row, difference_of, is_task, load_results, make_row, save_results, speakers_of
 from eval.speech.measures.registry import chosen_measures
+from eval.text.translation import can_score_translations, score_translations
 from eval.text.wer import score_pairs
 from recipes.config import ConfigError
 from recipes.runs.files import read_json
@@ -138,7 +140,7 @@ def run(config: Config) -> Path:
             job.speakers if job.resampled == "speakers" else None,
         ),
         samples=players.samples(job.texts, work.systems, job.test_set.sha256),
-        notes=[*job.settled.notes, *notes, *_text_notes(job, rows), *_speed_notes(rows)],
+        notes=[*job.settled.notes, *notes, *_text_notes(job, rows), *_task_notes(work.systems), *_speed_notes(rows)],
         created=time.strftime("%Y-%m-%d %H:%M"),
         versions=made_with(config),
     )
@@ -181,6 +183,19 @@ def _text_notes(job: Job, rows: Sequence[Row]) -> list[str]:
     left_out = {row.protocol.test_set.n for row in rows if row.protocol.reference == "judge"}
     if left_out and min(left_out) < len(job.texts):
         notes.append(f"{len(job.texts) - min(left_out)} recordings that the judge could not read are no references")
+    return notes
+
+
+def _task_notes(systems: Sequence[System]) -> list[str]:
+    """What readers should know of tasks whose answers are no transcripts."""
+    notes = []
+    if translating := [system.name for system in systems if system.translates]:
+        names = ", ".join(translating)
+        notes.append(f"WER and CER of {names} count every other wording of a translation as errors")
+        if not can_score_translations():
+            notes.append(f"{names}: BLEU and chrF need sacrebleu, which is not installed (the extra `eval` brings it)")
+    if open_ended := [system.name for system in systems if system.column == ""]:
+        notes.append(f"{', '.join(open_ended)}: it is not known what should be said, so there are no error rates")
     return notes
 
 
@@ -330,7 +345,11 @@ def _row(
         [job.speakers.get(i, "") for i in ids],
         [job.durations.get(i) for i in ids],
     )
-    return make_row(system.name, system.kind, system.model, protocol, rates, **system.facts)
+    translation = None
+    if system.translates and can_score_translations():
+        drawn = (speakers_of(protocol, rates.utterances), protocol.bootstrap_samples, protocol.seed)
+        translation = score_translations(rates.utterances, *drawn)
+    return make_row(system.name, system.kind, system.model, protocol, rates, translation=translation, **system.facts)
 
 
 def _add_differences(rows: list[Row], systems: list[System]) -> None:

@@ -16,6 +16,7 @@ Not here: scores (``slm evaluate``), choice among samples by a judge.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from eval.text.normalisers import get_normaliser
@@ -61,7 +63,7 @@ from recipes.inference.setup import (
 from recipes.inference.speech_checks import unsayable
 from recipes.inference.speech_files import audio_format, decoded
 from recipes.inference.streaming import write_stream
-from recipes.inference.tasks import prompt_utterance, reference_of
+from recipes.inference.tasks import prompt_utterance, reference_of, style_of, warn_of_no_language
 from recipes.runs.files import disk_errors
 from recipes.runs.logs import log
 from recipes.runs.plugins import plugins_key
@@ -72,10 +74,11 @@ from slm.generation import SpeechLM, generate_speech
 from slm.modeling import describe_llm
 from slm.settings import SpeechLimits, SynthesizeSettings, speech_limits
 from slm.tasks import Task, TaskError
+from slm.tasks.continuation import split_codes
 from slm.tasks.sequences import prompt_size
 from slm.vocabulary import SpeechVocabulary
-from tokenizer.data.audio import load_audio
-from tokenizer.data.utterances import AudioError, DataSource
+from tokenizer.data.audio import load_audio, open_audio
+from tokenizer.data.utterances import AudioError, DataSource, Utterance
 
 LANGUAGE = "en"  # whose abbreviations end no sentence, where the normaliser names no language
 UNKNOWN_LONGEST_TEXT = 200  # characters said in one go, where a model does not tell how long its training's texts were
@@ -94,11 +97,15 @@ class Config:
     )
     task: str = field(default="tts", metadata={"help": "what is asked of the model: a task that answers in speech"})
     text: str = field(default="", metadata={"help": "what to say"})
+    files: list[str] = field(
+        default_factory=list,
+        metadata={"help": "or recordings, for a task whose prompt is speech alone, such as continuation"},
+    )
     output: str = field(
         default="",
         metadata={
-            "help": "the file for a text without run_dir, its ending names the format (wav, flac, ogg, mp3); empty: "
-            "out.wav",
+            "help": "the file for a single answer without run_dir; its ending names the format (wav, flac, ogg, mp3); "
+            "empty: out.wav",
             **ADJUSTABLE,
         },
     )
@@ -108,6 +115,27 @@ class Config:
     limit: int | None = field(default=None, metadata={"help": "only the first N texts"})
     tokenizer: str = field(default="", metadata={"help": "speech tokenizer; empty: the one the model was trained with"})
     decoding: SynthesizeSettings = field(default_factory=SynthesizeSettings, metadata={"help": "how codes are drawn"})
+    wording: str | None = field(
+        default=None,
+        metadata={
+            "help": "how the task is put in words, in front of the prompt; null: as the model was trained, by its "
+            "first wording; empty: the task's marks alone"
+        },
+    )
+    language: str = field(
+        default="",
+        metadata={
+            "help": "language of the answers (de, pt-BR), of a model that was trained with their tags; empty: as the "
+            "data source's or corpus's column says"
+        },
+    )
+    prompt_share: float = field(
+        default=0.5,
+        metadata={
+            "help": "of a task that continues speech: the share of each utterance of data or corpus that it hears; "
+            "the length of the rest stands beside the answer's. Of `files` it hears all"
+        },
+    )
     max_characters: int | None = field(
         default=None,
         metadata={
@@ -133,14 +161,18 @@ class Config:
     former_defaults = {"decoding.seconds_per_character": 0.25, "decoding.min_seconds": 4.0}
 
     def __post_init__(self) -> None:
-        check_inputs(self, self.text, "text")
+        check_inputs(self, "text", "files")
+        if len(self.files) > 1 and not self.run_dir:
+            raise ValueError("run_dir: needed with several files; that is where their answers go")
+        if not 0 < self.prompt_share < 1:
+            raise ValueError(f"prompt_share: {self.prompt_share:g} must be above 0 and below 1")
         if self.max_characters is not None and self.max_characters < 1:
             raise ValueError(f"max_characters: {self.max_characters} must be at least 1, or null")
         if self.pause_s < 0:
             raise ValueError(f"pause_s: {self.pause_s:g} must be 0 or more")
         audio_format(self.output_file)
-        if self.stream and (self.run_dir or self.data or self.corpus or self.decoding.retries):
-            raise ValueError("stream: for a single text, without run_dir, data, corpus and decoding.retries")
+        if self.stream and (self.run_dir or self.files or self.data or self.corpus or self.decoding.retries):
+            raise ValueError("stream: for a single text, without run_dir, files, data, corpus and decoding.retries")
         if self.output and self.run_dir:
             raise ValueError(
                 f"output (-o): {self.output!r} would be ignored with run_dir, where audio goes to "
@@ -149,8 +181,13 @@ class Config:
 
     @property
     def output_file(self) -> str:
-        """Where the audio of a single text goes."""
+        """Where the audio of a single answer goes."""
         return self.output or "out.wav"
+
+    @property
+    def own_inputs(self) -> list[str | Path]:
+        """What it is asked to answer where neither a data source nor a corpus is given."""
+        return [Path(path) for path in self.files] or [self.text]
 
 
 def read_inputs(config: Config, task: Task, vocabulary: SpeechVocabulary) -> Iterator[Script]:
@@ -158,15 +195,28 @@ def read_inputs(config: Config, task: Task, vocabulary: SpeechVocabulary) -> Ite
     if config.corpus:
         for row in corpus_rows(config, vocabulary):
             reference = reference_of(task, row["text"], row["columns"])
-            codes = row["audio_codes"] if task.prompt_holds_speech else None
-            yield Script(row["id"], row["text"], reference, row["columns"], codes)
+            script = Script(row["id"], row["text"], reference, row["columns"])
+            if task.prompt_holds_speech:
+                hear(script, row["audio_codes"], config, task, vocabulary)
+            yield script
     elif config.data:
         for utterance in source_utterances(config):
             reference = reference_of(task, utterance.text, utterance.columns)
             recording = utterance if task.prompt_holds_speech else None
             yield Script(utterance.id, utterance.text, reference, utterance.columns, recording=recording)
+    elif config.files:
+        for path in config.files:
+            yield Script(path, "", "", recording=Utterance(path, path))
     else:
         yield Script(SINGLE, config.text, reference_of(task, config.text, {}))
+
+
+def hear(script: Script, codes: np.ndarray, config: Config, task: Task, vocabulary: SpeechVocabulary) -> None:
+    """Puts the speech of its prompt (K, F) into a script: all of it, or what is to be continued."""
+    script.codes = codes
+    if task.continues and not config.files:
+        script.codes, rest = split_codes(codes, config.prompt_share)
+        script.expected_s = rest.shape[1] / vocabulary.frame_rate
 
 
 def longest_text(config: Config, vocabulary: SpeechVocabulary) -> int:
@@ -221,25 +271,38 @@ def the_first(lines: Iterable[str]) -> list[str]:
 
 def refuse_text(task: Task) -> None:
     """Raises ConfigError: a text by itself has no speech."""
+    files = "" if task.prompt_holds_text else "files=[FILE], "
     raise ConfigError(
-        f"task: a prompt of {task.name} holds speech, which TEXT has not; give data.path=... or corpus=..."
+        f"task: a prompt of {task.name} holds speech, which TEXT has not; give {files}data.path=... or corpus=..."
     )
 
 
-def prepare(config: Config) -> Setup:
-    """Raises all that would stop a synthesis, together."""
+def refuse_files(task: Task) -> None:
+    """Raises ConfigError: a recording by itself has no text."""
+    text = "" if task.prompt_holds_speech else '"TEXT", '
+    raise ConfigError(
+        f"task: a prompt of {task.name} holds a text, which FILE has not; give {text}data.path=... or corpus=..."
+    )
+
+
+def prepare(config: Config, with_files: bool = False) -> Setup:
+    """Raises all that would stop a synthesis, together; `with_files`: and each file that is missing or empty."""
     problems = Problems("slm synthesize")
-    problems.attempt(require_input, config, config.text, '"TEXT"')
+    problems.attempt(require_input, config, config.text or config.files, '"TEXT" (for speech in the prompt: files)')
     setup = check_setup(problems, config, "speech", decoding_tokenizer)
     if setup is not None and setup.task.prompt_holds_speech and config.text:
         problems.attempt(refuse_text, setup.task)
+    if setup is not None and setup.task.prompt_holds_text and config.files:
+        problems.attempt(refuse_files, setup.task)
+    for path in config.files if with_files else ():
+        problems.attempt(open_audio, Utterance(path, path))
     problems.raise_all()
     return setup
 
 
 def plan(config: Config) -> dict[str, object]:
     """What would be said; raises all that would stop it, together."""
-    setup = prepare(config)
+    setup = prepare(config, with_files=True)
     task, vocabulary, tokenizer = setup.task, setup.vocabulary, setup.tokenizer
     scripts = read_scripts(config, task, vocabulary, describe_llm(config.model).tokenizer)
     parts = [part for script in scripts for part in script.parts]
@@ -269,15 +332,16 @@ def run(config: Config) -> Path:
         ConfigError, DataError, CorpusError: something cannot be used; the message says what to do.
         ProcessError: another process failed; the message is its own.
     """
-    if (done := finished(config, [config.text])) is not None:
+    if (done := finished(config, config.own_inputs)) is not None:
         return done
     processes = join_processes(config)
     setup = prepare(config)
-    folder = begin_together(lambda: begun(config, [config.text]), config, processes)
+    folder = begin_together(lambda: begun(config, config.own_inputs), config, processes)
     speech_lm = SpeechLM.load(config.model, setup.device, config.weights)
     scripts = read_scripts(config, setup.task, setup.vocabulary, speech_lm.text_tokenizer)
     if processes.is_main:
         tell_default_model(config)
+        warn_of_no_language(config, style_of(config, setup.task, setup.vocabulary))
         warn(f"{one.place}{line}" for one in scripts for line in [*one.unsayable, *filter(None, [one.error])])
         known = setup.vocabulary.trained_on
         if config.decoding.guidance > 1 and not (known and known.bare_prompts):
@@ -307,7 +371,7 @@ def run(config: Config) -> Path:
         warn(f"{script.place}{line}" for script in scripts for line in script.lost)
         log_duration(scripts, setup.vocabulary)
         if folder is None and scripts[0].error:
-            raise ConfigError(f"text: {scripts[0].error}")
+            raise ConfigError(f"{'text' if config.text else 'files'}: {scripts[0].error}")
         return write_result(config, setup, rows, outcome.times, folder, processes.count)
 
     outcome = work_through(batches, work, folder, processes, "synthesize")
@@ -358,7 +422,7 @@ def say_scripts(
     """Draws the codes of some texts, decodes and writes them; they are given by their numbers."""
     vocabulary, tokenizer, device = setup.vocabulary, setup.tokenizer, setup.device
     started = time.perf_counter()
-    encode_recordings(scripts.values(), tokenizer, vocabulary.precision, device)
+    encode_recordings(config, setup, scripts.values())
     encoded = time.perf_counter()
     requests = make_requests(config, setup.task, scripts.values(), speech_lm)
     draw(config, setup.task, requests, speech_lm, by_text=not config.run_dir)
@@ -386,14 +450,16 @@ def prompt_s(script: Script, vocabulary: SpeechVocabulary) -> float:
     return script.recording.duration or 0.0 if script.recording is not None else 0.0
 
 
-def encode_recordings(scripts: Iterable[Script], tokenizer: Any, precision: str, device: str) -> None:
+def encode_recordings(config: Config, setup: Setup, scripts: Iterable[Script]) -> None:
     """Puts the codes of each recording into its script; of one that cannot be used the error."""
+    tokenizer, vocabulary = setup.tokenizer, setup.vocabulary
     for script in scripts:
         if script.recording is None or not script.parts:
             continue
         try:
             waveform = load_audio(script.recording, tokenizer.config.sampling_rate)
-            script.codes = encode_batch(tokenizer, [waveform], precision, device)[0]
+            codes = encode_batch(tokenizer, [waveform], vocabulary.precision, setup.device)[0]
+            hear(script, codes, config, setup.task, vocabulary)
         except AudioError as error:
             script.fail(str(error))
 
@@ -418,6 +484,7 @@ def make_requests(config: Config, task: Task, scripts: Iterable[Script], speech_
     vocabulary = speech_lm.vocabulary
     normalise = get_normaliser(vocabulary.normaliser_of_prompts)
     encode = functools.partial(vocabulary.encode_text, speech_lm.text_tokenizer)
+    style = style_of(config, task, vocabulary, speech_lm.text_tokenizer)
     requests: list[Request] = []
     for script in scripts:
         columns = {name: normalise(script.columns.get(name, "")) for name in task.columns}
@@ -425,6 +492,7 @@ def make_requests(config: Config, task: Task, scripts: Iterable[Script], speech_
             for number, part in enumerate(script.parts):
                 text = part.said if may_be_cut(task) else normalise(script.text)
                 utterance = prompt_utterance(task, script.codes, text, columns, encode)
+                utterance = dataclasses.replace(utterance, **style.of(script.columns))
                 limits = limits_of(config, task, script, part, vocabulary)
                 requests.append(Request(script, number, utterance, limits))
         except TaskError as error:

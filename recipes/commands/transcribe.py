@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ from recipes.inference.setup import (
     speech_tokenizer,
     tell_default_model,
 )
-from recipes.inference.tasks import prompt_utterance, reference_of
+from recipes.inference.tasks import Style, prompt_utterance, reference_of, style_of, warn_of_no_language
 from recipes.runs.logs import log
 from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import RunFolder
@@ -99,6 +99,20 @@ class Config:
     limit: int | None = field(default=None, metadata={"help": "only the first N utterances"})
     tokenizer: str = field(default="", metadata={"help": "speech tokenizer; empty: the one the model was trained with"})
     decoding: TranscribeSettings = field(default_factory=TranscribeSettings, metadata={"help": "how text is decoded"})
+    wording: str | None = field(
+        default=None,
+        metadata={
+            "help": "how the task is put in words, in front of the prompt; null: as the model was trained, by its "
+            "first wording; empty: the task's marks alone"
+        },
+    )
+    language: str = field(
+        default="",
+        metadata={
+            "help": "language of the answers (de, pt-BR), of a model that was trained with their tags; empty: as the "
+            "data source's or corpus's column says"
+        },
+    )
     piece_s: float | None = field(
         default=None,
         metadata={
@@ -114,7 +128,7 @@ class Config:
     former_defaults = {"max_duration_s": 120.0}  # of finished folders; what is long is cut since
 
     def __post_init__(self) -> None:
-        check_inputs(self, self.files, "files")
+        check_inputs(self, "files")
         if self.piece_s is not None and self.piece_s < SHORTEST_PIECE_S:
             raise ValueError(
                 f"piece_s: {self.piece_s:g} is too short for words; {SHORTEST_PIECE_S:g} s or more, or null"
@@ -256,7 +270,11 @@ def encode_items(config: Config, setup: Setup, items: Sequence[Item]) -> None:
 
 
 def make_requests(
-    task: Task, items: Sequence[Item], vocabulary: SpeechVocabulary, text_tokenizer: PreTrainedTokenizerBase
+    task: Task,
+    items: Sequence[Item],
+    vocabulary: SpeechVocabulary,
+    text_tokenizer: PreTrainedTokenizerBase,
+    style: Style,
 ) -> list[tuple[Item, Piece, UtteranceTokens]]:
     """What the model is asked: each piece that is not silent, and what its prompt is made of.
 
@@ -272,7 +290,8 @@ def make_requests(
         audible = [piece for piece in item.pieces if piece.codes is not None]
         try:
             prompts = [prompt_utterance(task, piece.codes, item.text, item.columns, encode) for piece in audible]
-            found += [(item, *both) for both in zip(audible, prompts, strict=True)]
+            asked = style.of(item.columns)
+            found += [(item, piece, replace(one, **asked)) for piece, one in zip(audible, prompts, strict=True)]
         except TaskError as error:
             item.pieces, item.error = [], f"{item.id}: {error}"
             log.warning("%s", item.error)
@@ -312,7 +331,8 @@ def transcribe_items(config: Config, setup: Setup, speech_lm: SpeechLM, items: M
     """Encodes some utterances, where they are recordings, and writes their texts; they are given by their numbers."""
     encode_items(config, setup, [item for item in items.values() if item.utterance is not None])
     times = Times(encode_s=sum(item.wall_s for item in items.values()))
-    requests = make_requests(setup.task, list(items.values()), setup.vocabulary, speech_lm.text_tokenizer)
+    style = style_of(config, setup.task, setup.vocabulary, speech_lm.text_tokenizer)
+    requests = make_requests(setup.task, list(items.values()), setup.vocabulary, speech_lm.text_tokenizer, style)
     started = time.perf_counter()
     keys = [f"{item.id} {piece.start_s}" for item, piece, _ in requests]
     texts = generate_text(speech_lm, setup.task, [utterance for *_, utterance in requests], config.decoding, keys)
@@ -345,6 +365,7 @@ def run(config: Config) -> Path | dict[str, str]:
     setup = prepare(config)
     if processes.is_main:
         tell_default_model(config)
+        warn_of_no_language(config, style_of(config, setup.task, setup.vocabulary))
     folder = begin_together(lambda: begun(config, inputs), config, processes)
     items = read_items(config, setup)
     batches = make_batches(lengths_of(items), [1] * len(items), config.decoding.batch_size)

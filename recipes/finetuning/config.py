@@ -8,6 +8,7 @@ from typing import Literal
 from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import ADJUSTABLE
 from slm.lora import LoraSettings
+from slm.tasks.styles import PromptsConfig
 from slm.training.batches import NoiseConfig
 from slm.training.config import TrainingConfig
 
@@ -92,6 +93,9 @@ class Config:
             **ADJUSTABLE,
         },
     )
+    prompts: PromptsConfig = field(
+        default_factory=PromptsConfig, metadata={"help": "how tasks are asked for, beside their marks"}
+    )
     noise: NoiseConfig = field(default_factory=NoiseConfig, metadata={"help": "changes to the prompts"})
     eval_transcripts: int = field(
         default=0,
@@ -119,6 +123,11 @@ class Config:
             raise ValueError("replay and task_weights.text: both are a task called text; give one of them")
         if self.corpus and self.corpora:
             raise ValueError("corpus and corpora: give one of them")
+        for key in ("wordings", "languages"):
+            if others := [task for task in getattr(self.prompts, key) if not self.task_weights.get(task)]:
+                raise ValueError(
+                    f"prompts.{key}: {', '.join(others)} is not trained; set its task_weights, or leave it"
+                )
         if self.eval_utterances is not None and self.eval_utterances < 1:
             raise ValueError(f"eval_utterances: {self.eval_utterances} must be at least 1, or null for all")
         if self.eval_transcripts < 0:

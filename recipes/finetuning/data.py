@@ -21,10 +21,13 @@ from recipes.runs.logs import log
 from slm.corpus import INDEX_NAME, CodedCorpus, CodedRow, CorpusMetadata
 from slm.tasks import Task, TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
+from slm.tasks.styles import PromptStyles, language_mark, wording_ids
 from slm.trained_on import TrainedOn
 from slm.training.batches import MixedSamples, Samples, SpeechSamples, TextSamples
 from slm.vocabulary import SpeechVocabulary, add_marks, add_speech
 from tokenizer import LMSPTModel, load_tokenizer
+
+SPLITS = ("train", "valid")
 
 
 @dataclass
@@ -107,16 +110,34 @@ def used_tasks(config: Config) -> list[Task]:
 
 def columns_of(config: Config, corpora: Corpora) -> list[str]:
     """The corpora's columns, beside codes and text, that the tasks read. Raises ConfigError where one lacks one."""
-    columns = list(dict.fromkeys(name for task in used_tasks(config) for name in task.columns))
+    tasks = {task.name: list(task.columns) for task in used_tasks(config)}
+    _check_columns("task_weights", tasks, corpora)
+    _check_columns("prompts.languages", {task: [name] for task, name in config.prompts.languages.items()}, corpora)
+    return list(dict.fromkeys(name for names in tasks.values() for name in names))
+
+
+def _check_columns(key: str, columns: dict[str, list[str]], corpora: Corpora) -> None:
+    """Raises ConfigError where a corpus lacks a column that a task reads."""
     for corpus in corpora.opened:
-        if missing := [name for name in columns if name not in corpus.metadata.columns]:
+        lacking = {task: [n for n in names if n not in corpus.metadata.columns] for task, names in columns.items()}
+        if missing := list(dict.fromkeys(name for names in lacking.values() for name in names)):
             has = ", ".join(corpus.metadata.columns) or "none beside the text"
-            readers = ", ".join(task.name for task in used_tasks(config) if set(task.columns) & set(missing))
+            readers = ", ".join(task for task, names in lacking.items() if names)
             raise ConfigError(
-                f"task_weights: {readers} reads {', '.join(missing)}, and corpus {corpus.folder} has no such column "
+                f"{key}: {readers} reads {', '.join(missing)}, and corpus {corpus.folder} has no such column "
                 f"(it has {has}); encode it with data.0.columns=[{','.join(missing)}]"
             )
-    return columns
+
+
+def language_marks(config: Config, corpora: Corpora) -> list[str]:
+    """The tags of all languages that the tasks' answers are in. Raises ConfigError where one is no language."""
+    found: set[str] = set()
+    for column in set(config.prompts.languages.values()):
+        found |= {value for corpus in corpora.opened for split in SPLITS for value in corpus.values(split, column)}
+    try:
+        return [language_mark(language) for language in sorted(found - {""})]
+    except TaskError as error:
+        raise ConfigError(f"prompts.languages: corpus {corpora.names}: {error}") from error
 
 
 def make_vocabulary(
@@ -126,9 +147,10 @@ def make_vocabulary(
 
     Raises:
         VocabularyError: the model already speaks another tokenizer's codes.
+        ConfigError: it was made with another number of codebooks, or a row's language is none.
     """
     facts = corpora.metadata
-    marks = [mark for task in used_tasks(config) for mark in task.marks]
+    marks = [mark for task in used_tasks(config) for mark in task.marks] + language_marks(config, corpora)
     if own is not None:
         own.check_fingerprint(facts.fingerprint, f"the corpus {corpora.names}")
         if own.n_codebooks != config.n_codebooks:
@@ -171,18 +193,26 @@ def codebooks(config: Config, corpora: Corpora) -> list[torch.Tensor] | None:
 def make_data(
     config: Config, corpora: Corpora, tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary, longest: int
 ) -> Data:
-    """The sequences of the train and valid splits, and the vocabulary that tells what they are like.
+    """The sequences of the train and valid splits, and the vocabulary that tells what those with a text are like.
 
-    Utterances whose text, or a column that a task reads, normalises to nothing are left out, and told.
+    Utterances whose text, or a column that a task reads, normalises to nothing are left out, and told; unless no task
+    holds any text.
     """
     columns = columns_of(config, corpora)
+    needed = ["text", *columns] if any(task.holds_text for task in used_tasks(config)) else []
     write, read = get_normaliser(vocabulary.normaliser), get_normaliser(vocabulary.normaliser_of_prompts)
     as_written = vocabulary.normaliser == vocabulary.normaliser_of_prompts
     encode = functools.partial(vocabulary.encode_text, tokenizer)
     spoken: dict[str, list[tuple[str, float]]] = {}
+    asked_in = config.prompts
+    wordings = {
+        task: [wording_ids(vocabulary, tokenizer, wording) for wording in found]
+        for task, found in asked_in.wordings.items()
+    }
 
     def samples(split: str) -> SpeechSamples | None:
         written, prompts, weights, n_empty = [], [], [], 0
+        languages: dict[str, list[str | None]] = {task: [] for task in asked_in.languages}
         chosen = evaluated(corpora.count(split), config.eval_utterances) if split == "valid" else None
         spoken[split] = []
         for number, (row, weight) in enumerate(corpora.rows(split)):
@@ -191,7 +221,7 @@ def make_data(
             plain = {"text": row["text"]} | {name: row["columns"][name] for name in columns}
             texts = {name: write(text) for name, text in plain.items()}
             asked = texts if as_written else {name: read(text) for name, text in plain.items()}
-            if not all((*texts.values(), *asked.values())):
+            if not all(texts[name] and asked[name] for name in needed):
                 n_empty += 1
                 continue
             codes = row["audio_codes"].astype(np.int32)
@@ -199,14 +229,17 @@ def make_data(
             same = asked == texts
             prompts.append(written[-1] if same else _tokens(codes, {name: encode(t) for name, t in asked.items()}))
             weights.append(weight)
+            for task, column in asked_in.languages.items():
+                language = row["columns"][column]
+                languages[task].append(language_mark(language) if language else None)
             spoken[split].append((asked["text"], codes.shape[1] / vocabulary.frame_rate))
         if n_empty:
-            named = " or ".join(["text", *columns])
-            log.warning("%s: %d utterances without %s are left out", split, n_empty, named)
+            log.warning("%s: %d utterances without %s are left out", split, n_empty, " or ".join(needed))
         if not written:
             return None
         repeats = weights if set(weights) != {1.0} and split == "train" else None
-        made = SpeechSamples(vocabulary, written, config.task_weights, config.noise, longest, prompts, repeats)
+        styles = PromptStyles(wordings, languages, asked_in.share)
+        made = SpeechSamples(vocabulary, written, config.task_weights, config.noise, longest, prompts, repeats, styles)
         if made.n_too_long:
             log.warning("%s: %d utterances longer than %d tokens are left out", split, made.n_too_long, longest)
         return made
@@ -215,11 +248,23 @@ def make_data(
     if training is None:
         named = " and ".join(["a text", *columns])
         raise ConfigError(f"corpus {corpora.names}: none of the train split's utterances has {named}")
-    members = np.unique(training.members)
+    members = [i for i in np.unique(training.members) if spoken["train"][i][0]]
+    if not members:  # recordings without transcripts: nothing is known of their texts, nor of their rate of speech
+        if asked_in.wordings or asked_in.languages:
+            log.warning(
+                "no utterance has a transcript, without which the model keeps nothing of its training: ask it with "
+                "wording=... and language=..."
+            )
+        return Data(vocabulary, training, samples("valid"), *_replayed(config, tokenizer, vocabulary, longest))
     texts, seconds = zip(*(spoken["train"][i] for i in members), strict=True)
     codes, text_ids = zip(*((u.codes, u.text) for u in (training.utterances[i] for i in members)), strict=True)
     trained_on = TrainedOn.of(texts, seconds, codes, text_ids, vocabulary.frame_rate)
-    trained_on = dataclasses.replace(trained_on, bare_prompts=config.noise.drop_prompt)
+    trained_on = dataclasses.replace(
+        trained_on,
+        bare_prompts=config.noise.drop_prompt,
+        wordings=tuple(asked_in.wordings.items()),
+        languages=tuple(asked_in.languages.items()),
+    )
     vocabulary = dataclasses.replace(vocabulary, trained_on=trained_on.after(vocabulary.trained_on))
     return Data(vocabulary, training, samples("valid"), *_replayed(config, tokenizer, vocabulary, longest))
 

@@ -42,7 +42,6 @@ def word_errors(
     if not config.eval_transcripts or not tasks or data.valid is None:
         return None
     utterances = data.valid.utterances[: config.eval_transcripts]
-    prompts = data.valid.prompts[: config.eval_transcripts]
     as_written = get_normaliser("none")
 
     def measure(model: nn.Module) -> dict[str, float]:
@@ -50,6 +49,7 @@ def word_errors(
         for task in tasks:
             ids = [u.text if task.reference == "text" else u.columns[task.reference] for u in utterances]
             references = [text_tokenizer.decode(item, skip_special_tokens=True).strip() for item in ids]
+            prompts = [data.valid.asked(task, member) for member in range(len(utterances))]
             written = [output.text for output in generate_text(speech_lm, task, prompts)]
             rates = score_pairs(references, written, as_written)
             found |= {f"{task.name}_wer": round(100 * rates.wer, 3), f"{task.name}_cer": round(100 * rates.cer, 3)}

@@ -90,10 +90,12 @@ def write_predictions(
     path = Path(config.run_dir) / "predictions.jsonl"
     atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     wall_s, tokenizer_s = sum(row["wall_s"] for row in rows if row["error"] is None), times.encode_s + times.decode_s
+    expected_s = sum(row["expected_s"] for row in rows if row["error"] is None and "expected_s" in row)
     sidecar = {
         "task": task.name,
         "answers": task.answers,
         "reference": task.reference,
+        "scored_by": task.scored_by,
         "model": config.model,
         "trained_steps": RunFolder(Path(config.model).parent).summary.get("steps"),
         "tokenizer": config.tokenizer or vocabulary.tokenizer,
@@ -113,6 +115,7 @@ def write_predictions(
         "faults": {name: {"n": len(ids), "ids": ids[:MAX_IDS]} for name, ids in faults_of(rows).items()},
         "wall_s": round(wall_s, 3),
         "audio_s": round(audio_s, 3),
+        **({"expected_s": round(expected_s, 3)} if task.continues else {}),
         "timed": "the LLM alone: the codes were there"
         if task.answers == "text" and config.corpus
         else "LLM and tokenizer",

@@ -32,7 +32,8 @@ class Script:
     """One text on its way to speech, and what became of it.
 
     `reference` is what its speech should say, `parts` are that as it is said. `codes` (K, F) or the `recording` are the
-    speech of its prompt, where there is any.
+    speech of its prompt, where there is any; `expected_s` is how long the speech is that did follow it, where that is
+    known.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Script:
     columns: Mapping[str, str] = field(default_factory=dict)
     codes: np.ndarray | None = None
     recording: Utterance | None = None
+    expected_s: float | None = None
     parts: list[Part] = field(default_factory=list)
     unsayable: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -114,6 +116,8 @@ class Script:
             "error": self.error,
             "wall_s": round(self.wall_s, 4),
         }
+        if self.expected_s is not None:
+            row["expected_s"] = round(self.expected_s, 3)
         return row | ({"segments": self.segments} if len(self.segments) > 1 else {})
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recipes.config import ConfigError, Problems
-from recipes.inference.tasks import check_marks, resolve_task
+from recipes.inference.tasks import check_language, check_marks, resolve_task
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device
 from recipes.runs.run_folder import RunFolder
@@ -22,16 +22,19 @@ from tokenizer.data.manifest import read_sources
 from tokenizer.data.utterances import Utterance
 
 
-def check_inputs(config: Any, own: Any, name: str) -> None:
-    """Exactly one input, known weights, and a place for what is more than one file. Raises ValueError."""
-    given = [key for key, value in ((name, own), ("data", config.data), ("corpus", config.corpus)) if value]
+def check_inputs(config: Any, *own: str) -> None:
+    """Exactly one input, known weights, and a place for what is more than one file. Raises ValueError.
+
+    `own` are the names of the keys for inputs that are neither a data source nor a corpus.
+    """
+    given = [key for key in (*own, "data", "corpus") if getattr(config, key)]
     if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)}: give one of {name}, data, corpus")
+        raise ValueError(f"{' and '.join(given)}: give one of {', '.join(own)}, data, corpus")
     if config.limit is not None and config.limit < 1:
         raise ValueError(f"limit: {config.limit} must be at least 1, or null for all")
     if config.weights not in DTYPES:
         raise ValueError(f"weights: {config.weights!r} is not one of {', '.join(DTYPES)}")
-    if given and given != [name] and not config.run_dir:
+    if given and given[0] not in own and not config.run_dir:
         raise ValueError(f"run_dir: needed with {given[0]}; that is where the predictions go")
 
 
@@ -82,6 +85,7 @@ def check_setup(
     vocabulary = problems.attempt(model_vocabulary, config)
     if task is not None and vocabulary is not None:
         problems.attempt(check_marks, task, vocabulary, config.model)
+        problems.attempt(check_language, config, task, vocabulary)
     tokenizer = None
     if vocabulary is not None and tokenizer_of is not None:
         tokenizer = problems.attempt(tokenizer_of, config, vocabulary, device or "cpu")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from recipes.config import ConfigError
+from recipes.runs.logs import log
+from slm.corpus import CodedCorpus
 from slm.tasks import Task, TaskError, get_task, tasks
 from slm.tasks.registry import Modality, UtteranceTokens
 from slm.tasks.sequences import prompt_size
+from slm.tasks.styles import language_mark, trained_wording, wording_ids
 from slm.vocabulary import SpeechVocabulary
 
 COMMANDS: dict[Modality, str] = {"text": "slm transcribe", "speech": "slm synthesize"}
@@ -47,8 +53,77 @@ def check_marks(task: Task, vocabulary: SpeechVocabulary, model: str) -> None:
 
 
 def reference_of(task: Task, text: str, columns: Mapping[str, str]) -> str:
-    """What a task's answer is scored against; empty where the source has no such column."""
-    return text if task.reference == "text" else columns.get(task.reference, "")
+    """What a task's answer is scored against; empty where the source has no such column, or nothing is known of it."""
+    return text if task.reference == "text" else columns.get(task.reference or "", "")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the model is asked, beside the task's marks: as it was in training where nobody says another way.
+
+    Args:
+        marks: Those that the model has.
+        wording: (T,) ids of the task's wording; None: its marks alone.
+        language: The language of every answer; empty: what an utterance's `column` says.
+        column: The column that named it in training; empty: no answer had a tag.
+    """
+
+    marks: frozenset[str]
+    wording: np.ndarray | None = None
+    language: str = ""
+    column: str = ""
+
+    def of(self, columns: Mapping[str, str]) -> dict[str, Any]:
+        """The fields of an utterance that say it.
+
+        Raises:
+            TaskError: the model has no tag of its language.
+        """
+        language = self.language or columns.get(self.column, "")
+        mark = language_mark(language) if language else None
+        if mark is not None and mark not in self.marks:
+            raise TaskError(
+                f"language {language!r}: the model has no {mark}; fine-tune it on answers in that language with "
+                "prompts.languages, or leave the tag out"
+            )
+        return {"wording": self.wording, "language": mark}
+
+
+def style_of(
+    config: Any, task: Task, vocabulary: SpeechVocabulary, text_tokenizer: PreTrainedTokenizerBase | None = None
+) -> Style:
+    """How a configuration asks for a task; without the text tokenizer without its wording."""
+    ids = None
+    if text_tokenizer is not None and config.wording is None:
+        ids = trained_wording(vocabulary, text_tokenizer, task)
+    elif text_tokenizer is not None:
+        ids = wording_ids(vocabulary, text_tokenizer, config.wording)
+    known = vocabulary.trained_on
+    column = dict(known.languages).get(task.name, "") if known else ""
+    return Style(frozenset(vocabulary.token_names()), ids, config.language, column)
+
+
+def check_language(config: Any, task: Task, vocabulary: SpeechVocabulary) -> None:
+    """Raises ConfigError where the model has no tag of the language that all answers are asked for in."""
+    try:
+        style_of(config, task, vocabulary).of({})
+    except TaskError as error:
+        raise ConfigError(str(error)) from error
+
+
+def warn_of_no_language(config: Any, style: Style) -> None:
+    """Warns where the task was trained with the tag of a language and nothing here says which one."""
+    if style.language or not style.column:
+        return
+    columns = CodedCorpus.open(config.corpus).metadata.columns if config.corpus else []
+    columns = config.data.columns if config.data else columns
+    if style.column not in columns:
+        log.warning(
+            "%s was trained with the tag of a language, which nothing says here: give language=..., or a data source "
+            "or corpus with the column %s",
+            config.task,
+            style.column,
+        )
 
 
 def prompt_utterance(

@@ -27,6 +27,7 @@ from slm.settings import SynthesizeSettings, speech_limits
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import Example, answer, make_prompt
+from slm.tasks.styles import trained_wording
 from slm.training.preference import TASK
 from slm.training.trainer import bare_model
 from slm.vocabulary import SpeechVocabulary
@@ -96,6 +97,7 @@ class Speaker:
         self.text_tokenizer, self.vocabulary = text_tokenizer, vocabulary
         self.tokenizer, self.device = tokenizer, device
         self.task = get_task(TASK)
+        self.wording = trained_wording(vocabulary, text_tokenizer, self.task)
 
     @property
     def sampling_rate(self) -> int:
@@ -104,7 +106,8 @@ class Speaker:
 
     def utterance(self, text: Text) -> UtteranceTokens:
         """What a text's prompt is made of."""
-        return UtteranceTokens(text=self.vocabulary.encode_text(self.text_tokenizer, text.said))
+        ids = self.vocabulary.encode_text(self.text_tokenizer, text.said)
+        return UtteranceTokens(text=ids, wording=self.wording)
 
     def prompt(self, text: Text) -> np.ndarray:
         """(P,) the ids behind which the model answers."""

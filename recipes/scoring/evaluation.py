@@ -164,7 +164,7 @@ class Job:
         """What a system is scored on: the test set, or its utterances with the system's own references."""
         if not system.references:
             return self.test_set
-        return self.test_set_with(system.references, f"{self.test_set.name}, {system.column}")
+        return self.test_set_with(system.references, f"{self.test_set.name}, {system.column or 'no reference'}")
 
     def test_set_with(self, references: dict[str, str], name: str) -> TestSet:
         """The same recordings with other references."""
@@ -241,7 +241,7 @@ def prepare(config: Config) -> Job:
     utterances = read_sources(config.data, config.split, settled.needs_text)[: config.limit] if config.data else []
     column = _column(config, predictions)
     same = [found for found in predictions if found.column == column]
-    texts, name = _test_texts(config, utterances, same, normaliser, settled.needs_text)
+    texts, name = _test_texts(config, utterances, same, normaliser, settled.needs_text and column != "")
     _check_references(texts, name, predictions, column)
     tokenizer = None
     device = resolve_device(config.device)
@@ -299,7 +299,7 @@ def _check_references(texts: dict[str, str], name: str, predictions: Sequence[Pr
         shared = [i for i in texts if i in found.lines]
         if not shared:
             raise ConfigError(f"predictions: {found.path} has none of the {len(texts)} utterances of {name}")
-        if found.column != column and not any(found.reference(i) for i in shared):
+        if found.column not in ("", column) and not any(found.reference(i) for i in shared):
             raise ConfigError(
                 f"predictions: {found.path}: task {found.task} is scored against {found.column!r}, which no utterance "
                 "has; make the predictions from a corpus or data source that has that column"

@@ -48,7 +48,8 @@ class System:
 
     ``transcripts``: judge -> utterance id -> its transcript. ``facts`` are further fields of :class:`eval.schema.Row`.
     ``answers`` says which of the two. ``references``: utterance id -> what it is scored against, where those are not
-    the test set's texts but another ``column``.
+    the test set's texts but another ``column``; empty texts, and no column, where nothing is known that it should say.
+    ``translates``: whether its texts are translations.
     """
 
     name: str
@@ -62,6 +63,7 @@ class System:
     transcripts: dict[str, dict[str, str | None]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     fingerprint: str | None = None  # of the tokenizer that the audio went through
+    translates: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Predictions:
     """The lines of one ``predictions.jsonl`` and what its sidecar says of how they were made.
 
     ``answers`` is what the task answers in, ``column`` what its reference is: the utterance's text, or another column
-    of the corpus.
+    of the corpus; empty where it has none.
     """
 
     path: Path
@@ -92,7 +94,7 @@ class Predictions:
 
     @property
     def column(self) -> str:
-        return str(self.sidecar.get("reference") or "text")
+        return str(self.sidecar.get("reference", "text") or "")
 
     @property
     def model(self) -> str:
@@ -346,8 +348,9 @@ def predicted_system(
     kind = task_system(predictions.task)
     system = System(system_name(kind), kind, predictions.model, sampling_rate, predictions.answers)
     system.fingerprint = facts.get("fingerprint")
+    system.translates = facts.get("scored_by") == "bleu"
+    system.column = predictions.column
     if predictions.column != column:
-        system.column = predictions.column
         system.references = {i: predictions.reference(i) for i in ids if i in predictions.lines}
     times = ("encode_s", "generate_s", "decode_s", "audio_s", "wall_s", "real_time_factor", "timed", "machine")
     system.facts = {key: facts[key] for key in times if facts.get(key) is not None}

@@ -1,7 +1,7 @@
-"""What the LLM can be asked to do, one file a task: ASR, TTS.
+"""What the LLM can be asked to do, one file a task: ASR, TTS, continuation, translation.
 
-`registry` holds them by name; `sequences` turns a task's parts into `input_ids` and `labels`. A file that is put here
-is found by itself; code elsewhere calls :func:`register`.
+`registry` holds them by name; `sequences` turns a task's parts into `input_ids` and `labels`; `styles` is how a task is
+asked for beside its marks. A file that is put here is found by itself; code elsewhere calls :func:`register`.
 """
 
 import importlib

@@ -29,11 +29,19 @@ class UtteranceTokens:
         codes: (K, F) codes of the speech.
         text: (T,) text ids of the transcript.
         columns: (T,) text ids of further columns of the corpus, such as a translation: those that the task names.
+        wording: (T,) text ids of how the task is put in words, in front of the prompt's parts; None: its marks alone
+            say it.
+        language: The mark that names the answer's language, behind the prompt's parts, such as `<|de|>`; None: none.
+        prompt_share: Of a task that continues speech: the share of the codes that its prompt holds, above 0; the rest
+            is its answer. 1: all of them, since what follows is still to be generated.
     """
 
     codes: np.ndarray | None = None
     text: np.ndarray | None = None
     columns: Mapping[str, np.ndarray | None] = field(default_factory=dict)
+    wording: np.ndarray | None = None
+    language: str | None = None
+    prompt_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,10 @@ class Task:
         marks: Marks that it needs beside the vocabulary's own; they go behind all ids that there are.
         columns: Columns of the corpus, beside codes and text, whose ids `turn` finds in the utterance's `columns`.
         reference: What an answer is scored against, as it is written or as a judge should read it: the utterance's
-            `text`, or one of `columns`.
+            `text`, or one of `columns`; None where nothing is known that the answer should say.
+        scored_by: `wer`: word and character errors; `bleu`: BLEU and chrF beside them, as translations are scored.
+        continues: Whether prompt and answer are two stretches of one utterance's speech: `turn` cuts it at the
+            utterance's `prompt_share`, which training draws.
     """
 
     name: str
@@ -88,23 +99,29 @@ class Task:
     turn: Callable[[UtteranceTokens], Turn]
     marks: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-    reference: str = "text"
+    reference: str | None = "text"
+    scored_by: Literal["wer", "bleu"] = "wer"
+    continues: bool = False
 
     @cached_property
     def prompt_holds_speech(self) -> bool:
         """Whether there is speech in the prompt."""
-        return any(isinstance(part, Speech) for part in self._sample_prompt)
+        return any(isinstance(part, Speech) for part in self._sample.prompt)
 
     @cached_property
     def prompt_holds_text(self) -> bool:
         """Whether there is text in the prompt."""
-        return any(isinstance(part, Text) for part in self._sample_prompt)
+        return any(isinstance(part, Text) for part in self._sample.prompt)
 
     @cached_property
-    def _sample_prompt(self) -> list[Part]:
+    def holds_text(self) -> bool:
+        """Whether there is text in the prompt or in the answer; else recordings without a transcript will do."""
+        return any(isinstance(part, Text) for part in (*self._sample.prompt, *self._sample.answer))
+
+    @cached_property
+    def _sample(self) -> Turn:
         text = np.zeros(8, dtype=np.int64)
-        utterance = UtteranceTokens(np.zeros((1, 8), dtype=np.int64), text, dict.fromkeys(self.columns, text))
-        return self.turn(utterance).prompt
+        return self.turn(UtteranceTokens(np.zeros((1, 8), dtype=np.int64), text, dict.fromkeys(self.columns, text)))
 
 
 _TASKS: dict[str, Task] = {}
@@ -114,13 +131,16 @@ def register(task: Task) -> Task:
     """Make a task known under its name.
 
     Raises:
-        TaskError: another task has that name, its modality is none, or its reference is a column that it does not read.
+        TaskError: another task has that name, its modality is none, its reference is a column that it does not read, or
+            there is no such score.
     """
     if _TASKS.get(task.name, task) != task:
         raise TaskError(f"task {task.name!r} is there already; give the new one another name")
     if task.answers not in ("text", "speech"):
         raise TaskError(f"task {task.name!r}: answers {task.answers!r} must be text or speech")
-    if task.reference not in ("text", *task.columns):
+    if task.scored_by not in ("wer", "bleu"):
+        raise TaskError(f"task {task.name!r}: scored_by {task.scored_by!r} must be wer or bleu")
+    if task.reference not in ("text", *task.columns, None):
         raise TaskError(f"task {task.name!r}: reference {task.reference!r} must be text or one of its columns")
     _TASKS[task.name] = task
     return task

@@ -6,7 +6,8 @@ Shapes: codes (K, F); text ids (T,); `input_ids` and `labels` (L,) int64, labels
     TTS   before text <|synthesize|> between <|speech|> | codes <|/speech|> end
 
 `before` and `between` are the chat template's ids (or bos, and nothing); what follows the bar is the answer, the only
-part with loss. The mark that opens an answer's speech is given, not learnt. Generation uses the same prompt.
+part with loss. The mark that opens an answer's speech is given, not learnt. Generation uses the same prompt. A wording
+of the task stands behind `before` and the tag of a language in front of `between`, where an utterance brings them.
 
 A vocabulary of 100 text ids (eos is 2, bos is 1) and one codebook of 8:
 
@@ -65,8 +66,8 @@ def make_prompt(
         task: Whose prompt.
         utterance: What the prompt is made of; what only the answer needs may be missing.
         change: What is done to the codes (n, F) of the prompt's speech: training's noise.
-        bare: Leave out the prompt's speech and text, so that its marks ask for any answer at all: what classifier-free
-            guidance (arXiv 2207.12598) holds the asked one against.
+        bare: Leave out the prompt's speech, text and wording, so that its marks ask for any answer at all: what
+            classifier-free guidance (arXiv 2207.12598) holds the asked one against.
 
     Returns:
         (P,) int64.
@@ -74,13 +75,16 @@ def make_prompt(
     Raises:
         TaskError: The utterance lacks a part of the prompt.
     """
-    ids = [*vocabulary.before]
+    wording = () if utterance.wording is None or bare else utterance.wording
+    ids = [*vocabulary.before, *wording]
     for part in task.turn(utterance).prompt:
         if bare and not isinstance(part, Mark):
             continue
         if isinstance(part, Speech) and part.codes is not None and change is not None:
             part = Speech(change(part.codes))
         ids.extend(_part_ids(vocabulary, task, part))
+    if utterance.language is not None:
+        ids.append(vocabulary.mark_id(utterance.language))
     opening = [vocabulary.speech_id] if task.answers == "speech" else []
     return np.array([*ids, *vocabulary.between, *opening], dtype=np.int64)
 
@@ -127,9 +131,11 @@ def example_length(
     vocabulary: SpeechVocabulary, task: Task, utterance: UtteranceTokens, prompted: UtteranceTokens | None = None
 ) -> int:
     """The length L of :func:`make_example`, without building it."""
-    every = (*task.turn(prompted or utterance).prompt, *task.turn(utterance).answer)
+    prompted = prompted or utterance
+    every = (*task.turn(prompted).prompt, *task.turn(utterance).answer)
     parts = sum(_part_length(vocabulary, task, part) for part in every)
-    return len(vocabulary.before) + len(vocabulary.between) + parts + 1
+    style = (0 if prompted.wording is None else len(prompted.wording)) + (prompted.language is not None)
+    return len(vocabulary.before) + style + len(vocabulary.between) + parts + 1
 
 
 def answer(prompt: np.ndarray, target: np.ndarray) -> Example:

@@ -12,15 +12,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from slm.tasks import TaskError, get_task
+from slm.tasks import Task, TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, Example, answer, example_length, make_example
+from slm.tasks.styles import PromptStyles
 from slm.training.config import TrainingConfig
 from slm.vocabulary import SpeechVocabulary
 
@@ -97,6 +98,7 @@ class SpeechSamples:
         max_length: Longer sequences are left out, and counted in `n_too_long`.
         prompts: The same utterances with their texts as the model reads them; None: as it writes them.
         repeats: How often an epoch sees each utterance, on average: 0.5 every other time; None: once each.
+        styles: How the tasks are asked for, beside their marks.
 
     Raises:
         BatchError: Unknown tasks, or nothing is left.
@@ -111,6 +113,7 @@ class SpeechSamples:
         max_length: int | None = None,
         prompts: Sequence[UtteranceTokens] | None = None,
         repeats: Sequence[float] | None = None,
+        styles: PromptStyles | None = None,
     ) -> None:
         try:
             self._tasks = [get_task(name) for name in sorted(task_weights)]
@@ -120,7 +123,7 @@ class SpeechSamples:
         self.task_weights = [float(task_weights[name]) for name in self.task_names]
         if not any(weight > 0 for weight in self.task_weights) or min(self.task_weights) < 0:
             raise BatchError(f"task_weights: {task_weights} must not fall below 0, and one must be above")
-        self.vocabulary, self.noise = vocabulary, noise
+        self.vocabulary, self.noise, self.styles = vocabulary, noise, styles or PromptStyles()
         self.utterances = [_small(utterance, vocabulary.n_codebooks) for utterance in utterances]
         self.prompts = self.utterances
         if prompts is not None:
@@ -129,10 +132,8 @@ class SpeechSamples:
                 for kept, own, read in zip(self.utterances, utterances, prompts, strict=True)
             ]
         used = [number for number, weight in enumerate(self.task_weights) if weight > 0]
-        pairs = list(zip(self.utterances, self.prompts, strict=True))
-        lengths = np.array(
-            [[example_length(vocabulary, self._tasks[n], *pair) for pair in pairs] for n in used], dtype=np.int64
-        )
+        members = range(len(self.utterances))
+        lengths = np.array([[self._length(self._tasks[n], member) for member in members] for n in used], dtype=np.int64)
         fits = lengths <= max_length if max_length else np.ones_like(lengths, dtype=bool)
         self.n_too_long = int((~fits).any(axis=0).sum())
         rows, self.members = np.nonzero(fits)
@@ -144,10 +145,24 @@ class SpeechSamples:
                 f"max_length or cut the audio"
             )
 
+    def _length(self, task: Task, member: int) -> int:
+        style = self.styles.longest(task, member)
+        return example_length(self.vocabulary, task, *self._pair(member, style))
+
+    def _pair(self, member: int, style: dict[str, Any]) -> tuple[UtteranceTokens, UtteranceTokens]:
+        """An utterance as its answer and as its prompt is made of it."""
+        pair = self.utterances[member], self.prompts[member]
+        return tuple(dataclasses.replace(one, **style) for one in pair) if style else pair
+
+    def asked(self, task: Task, member: int) -> UtteranceTokens:
+        """What the prompt of one of `utterances` is made of, without noise and without a draw."""
+        return self._pair(member, self.styles.draw(task, member, None))[1]
+
     def example(self, index: int, rng: np.random.Generator | None) -> Example:
         """The sequence of one sample."""
         change, bare = None, False
         task, member = self._tasks[self.tasks[index]], self.members[index]
+        utterance, prompted = self._pair(member, self.styles.draw(task, member, rng))
         if rng is not None and self.noise is not None:
             noise, sizes = self.noise, self.vocabulary.codebook_sizes
 
@@ -156,7 +171,7 @@ class SpeechSamples:
 
             if noise.drop_prompt and task.answers == "speech":
                 bare = bool(rng.random() < noise.drop_prompt)
-        return make_example(self.vocabulary, task, self.utterances[member], change, self.prompts[member], bare)
+        return make_example(self.vocabulary, task, utterance, change, prompted, bare)
 
 
 def _small(utterance: UtteranceTokens, n_codebooks: int) -> UtteranceTokens:
