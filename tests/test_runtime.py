@@ -192,6 +192,13 @@ def test_bf16_is_not_chosen_where_the_environment_keeps_kernels_from_it():
     assert said.stdout.split() == ["fp32"]
 
 
+def test_what_a_command_is_asked_for_stands_alone_in_stdout():
+    """`slm transcribe a.wav > a.txt` once held the log lines too."""
+    code = "from recipes.runs.logs import log, setup_logging; setup_logging(); log.info('model: x'); print('a text')"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "a text\n" and "model: x" in said.stderr
+
+
 def test_precision_and_device_are_checked():
     assert resolve_precision("fp32", "cpu") == "fp32"
     with pytest.raises(ConfigError, match="int8.*auto, fp32, bf16"):

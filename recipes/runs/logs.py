@@ -11,7 +11,11 @@ ISLANDS = (log, logging.getLogger("tokenizer"), logging.getLogger("eval"))
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Send the loggers of ``slm`` and of the islands to the terminal through rich, once; quieten a library's notice."""
+    """Send the loggers of ``slm`` and of the islands to the terminal through rich, once; quieten a library's notice.
+
+    To stderr: what a command is asked for, such as a transcript, stands alone in stdout.
+    """
+    from rich.console import Console
     from rich.logging import RichHandler
     from tqdm import tqdm
 
@@ -23,7 +27,8 @@ def setup_logging(level: int = logging.INFO) -> None:
                 super().emit(record)
 
     if not log.handlers:
-        handler = Handler(show_path=False, show_level=False, markup=False, log_time_format="%H:%M:%S")
+        console = Console(stderr=True)
+        handler = Handler(console=console, show_path=False, show_level=False, markup=False, log_time_format="%H:%M:%S")
         for logger in ISLANDS:
             logger.addHandler(handler)
             logger.propagate = False
