@@ -32,7 +32,7 @@ def slm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     def run(*words: str, code: int = 0) -> str:
         found = CliRunner().invoke(cli.app, list(words))
         assert found.exit_code == code, found.output
-        return " ".join(found.output.split())
+        return " ".join((found.output if code else found.stdout).split())
 
     return run
 
