@@ -18,10 +18,10 @@ from typing import Any
 
 from recipes.commands import synthesize, transcribe
 from recipes.config import ConfigError, from_values
+from recipes.inference.keys import language_key, model_key, wording_key
 from recipes.inference.tasks import COMMANDS
 from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import ADJUSTABLE
-from slm.embedded import DEFAULT_SPEECH_LM
 from slm.tasks import Task, TaskError, get_task, tasks
 from tokenizer.data.utterances import DataSource
 
@@ -37,19 +37,14 @@ class Config:
         default_factory=list, metadata={"help": "recordings, or one text in quotes: what the task's prompt holds"}
     )
     run_dir: str = field(default="", metadata={"help": "where predictions go; may be empty with inputs"})
-    model: str = field(
-        default=DEFAULT_SPEECH_LM,
-        metadata={"help": "folder of a fine-tuned model (RUN_DIR/model of `slm finetune`), or an embedded one"},
-    )
+    model: str = model_key()
     data: DataSource | None = field(default=None, metadata={"help": "or a data source, e.g. data.path=manifest.jsonl"})
     corpus: str | None = field(default=None, metadata={"help": "or a coded corpus: the run_dir of `slm encode`"})
     split: str = field(default="test", metadata={"help": "split of the data source or corpus"})
     limit: int | None = field(default=None, metadata={"help": "only the first N utterances"})
     tokenizer: str = field(default="", metadata={"help": "speech tokenizer; empty: the one the model was trained with"})
-    wording: str | None = field(
-        default=None, metadata={"help": "how the task is put in words; null: as the model was trained"}
-    )
-    language: str = field(default="", metadata={"help": "language of the answers, of a model trained with their tags"})
+    wording: str | None = wording_key()
+    language: str = language_key()
     output: str = field(
         default="",
         metadata={"help": "of speech, the file for a single answer without run_dir; empty: out.wav", **ADJUSTABLE},

@@ -39,6 +39,7 @@ from recipes.inference.batches import (
     make_batches,
     work_through,
 )
+from recipes.inference.keys import language_key, model_key, wording_key
 from recipes.inference.long_texts import Part, cut_text
 from recipes.inference.predictions import (
     NON_FINITE_SCORES,
@@ -69,7 +70,6 @@ from recipes.runs.logs import log
 from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
-from slm.embedded import DEFAULT_SPEECH_LM
 from slm.generation import SpeechLM, generate_speech
 from slm.modeling import describe_llm
 from slm.settings import SpeechLimits, SynthesizeSettings, speech_limits
@@ -91,10 +91,7 @@ class Config:
     """What is said with what."""
 
     run_dir: str = field(default="", metadata={"help": "where audio and predictions go; may be empty with a text"})
-    model: str = field(
-        default=DEFAULT_SPEECH_LM,
-        metadata={"help": "folder of a fine-tuned model (RUN_DIR/model of `slm finetune`), or an embedded one"},
-    )
+    model: str = model_key()
     task: str = field(default="tts", metadata={"help": "what is asked of the model: a task that answers in speech"})
     text: str = field(default="", metadata={"help": "what to say"})
     files: list[str] = field(
@@ -115,20 +112,8 @@ class Config:
     limit: int | None = field(default=None, metadata={"help": "only the first N texts"})
     tokenizer: str = field(default="", metadata={"help": "speech tokenizer; empty: the one the model was trained with"})
     decoding: SynthesizeSettings = field(default_factory=SynthesizeSettings, metadata={"help": "how codes are drawn"})
-    wording: str | None = field(
-        default=None,
-        metadata={
-            "help": "how the task is put in words, in front of the prompt; null: as the model was trained, by its "
-            "first wording; empty: the task's marks alone"
-        },
-    )
-    language: str = field(
-        default="",
-        metadata={
-            "help": "language of the answers (de, pt-BR), of a model that was trained with their tags; empty: as the "
-            "data source's or corpus's column says"
-        },
-    )
+    wording: str | None = wording_key()
+    language: str = language_key()
     prompt_share: float = field(
         default=0.5,
         metadata={

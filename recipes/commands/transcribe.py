@@ -38,6 +38,7 @@ from recipes.inference.batches import (
     make_batches,
     work_through,
 )
+from recipes.inference.keys import language_key, model_key, wording_key
 from recipes.inference.long_recordings import (
     SHORTEST_PIECE_S,
     UNKNOWN_LONGEST_S,
@@ -70,7 +71,6 @@ from recipes.inference.tasks import Style, prompt_utterance, reference_of, style
 from recipes.runs.logs import log
 from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import RunFolder
-from slm.embedded import DEFAULT_SPEECH_LM
 from slm.generation import SpeechLM, generate_text
 from slm.settings import TranscribeSettings
 from slm.tasks import Task, TaskError
@@ -87,10 +87,7 @@ class Config:
     """What is transcribed with what."""
 
     run_dir: str = field(default="", metadata={"help": "where predictions go; may be empty with files"})
-    model: str = field(
-        default=DEFAULT_SPEECH_LM,
-        metadata={"help": "folder of a fine-tuned model (RUN_DIR/model of `slm finetune`), or an embedded one"},
-    )
+    model: str = model_key()
     task: str = field(default="asr", metadata={"help": "what is asked of the model: a task that answers in text"})
     files: list[str] = field(default_factory=list, metadata={"help": "recordings"})
     data: DataSource | None = field(default=None, metadata={"help": "or a data source, e.g. data.path=manifest.jsonl"})
@@ -99,20 +96,8 @@ class Config:
     limit: int | None = field(default=None, metadata={"help": "only the first N utterances"})
     tokenizer: str = field(default="", metadata={"help": "speech tokenizer; empty: the one the model was trained with"})
     decoding: TranscribeSettings = field(default_factory=TranscribeSettings, metadata={"help": "how text is decoded"})
-    wording: str | None = field(
-        default=None,
-        metadata={
-            "help": "how the task is put in words, in front of the prompt; null: as the model was trained, by its "
-            "first wording; empty: the task's marks alone"
-        },
-    )
-    language: str = field(
-        default="",
-        metadata={
-            "help": "language of the answers (de, pt-BR), of a model that was trained with their tags; empty: as the "
-            "data source's or corpus's column says"
-        },
-    )
+    wording: str | None = wording_key()
+    language: str = language_key()
     piece_s: float | None = field(
         default=None,
         metadata={

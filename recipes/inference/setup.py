@@ -109,7 +109,7 @@ def speech_tokenizer(config: Any, vocabulary: SpeechVocabulary, device: str) -> 
 
 
 def tell_default_model(config: Any) -> None:
-    """Says which model answers where nobody has named one."""
+    """Says which model answers where it is the one that nobody need name."""
     if config.model == DEFAULT_SPEECH_LM:
         log.info("model: %s, which comes with the package (your own: model=RUN_DIR/model)", config.model)
 
