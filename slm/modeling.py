@@ -124,7 +124,7 @@ def describe_llm(name: str, attention: str = "auto") -> LLMFacts:
 
 
 def load_llm(
-    name: str, dtype: str = "fp32", attention: str = "auto"
+    name: str, dtype: str = "fp32", attention: str = "auto", random_weights: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, SpeechVocabulary | None]:
     """Loads a causal LM and its tokenizer; of an adapter's folder, its base with the adapter folded in.
 
@@ -133,6 +133,8 @@ def load_llm(
         dtype: "fp32", "bf16" or "fp16": how the weights are held.
         attention: How attention is computed: "sdpa" (fused), "eager" (written out), "flash_attention_2" (of the package
             flash-attn), "auto": fused where the model can.
+        random_weights: The architecture and tokenizer alone, with weights drawn as its library draws them (from torch's
+            generator): what pretraining gave is the difference.
 
     Returns:
         The model, its text tokenizer, and its speech vocabulary where it already has one.
@@ -143,16 +145,16 @@ def load_llm(
     where = resolve_model(name)
     tokenizer = _load_tokenizer(where)
     if (base := _base_of_adapter(where)) is not None:
+        if random_weights:
+            raise ModelError(f"model {name}: an adapter's folder has no weights of its own to draw anew; give {base}")
         vocabulary = _own_vocabulary(where, tokenizer)
         return _with_adapter(where, base, tokenizer, vocabulary, dtype, attention), tokenizer, vocabulary
-    implementation = _attention(attention, _loading(name, AutoConfig.from_pretrained, where))
-    model = _loading(
-        name,
-        AutoModelForCausalLM.from_pretrained,
-        where,
-        dtype=DTYPES[dtype],
-        attn_implementation=implementation,
-    )
+    config = _loading(name, AutoConfig.from_pretrained, where)
+    loading = {"dtype": DTYPES[dtype], "attn_implementation": _attention(attention, config)}
+    if random_weights:
+        model = _loading(name, AutoModelForCausalLM.from_config, config, **loading)
+    else:
+        model = _loading(name, AutoModelForCausalLM.from_pretrained, where, **loading)
     return model, tokenizer, _own_vocabulary(where, tokenizer)
 
 

@@ -452,3 +452,15 @@ def test_the_new_rows_of_an_adapter_have_a_learning_rate_of_their_own(tmp_path) 
     base, adapted = (load_llm(str(tmp_path / "run" / name))[0] for name in ("base", "model"))
     assert torch.equal(base.get_input_embeddings().weight, adapted.get_input_embeddings().weight)
     assert not torch.equal(base.model.layers[0].mlp.up_proj.weight, adapted.model.layers[0].mlp.up_proj.weight)
+
+
+def test_the_control_without_pretraining(tmp_path) -> None:
+    """The same training from random weights: repeatable by its seed, elsewhere than the pretrained; not with LoRA."""
+    first = finetune.run(finetune_config(tmp_path, "first", "random_weights=true", "seed=5"))
+    second = finetune.run(finetune_config(tmp_path, "second", "random_weights=true", "seed=5"))
+    pretrained = finetune.run(finetune_config(tmp_path, "pretrained", "seed=5"))
+    tables = [load_file(folder / "model.safetensors")["model.embed_tokens.weight"] for folder in (first, second)]
+    assert tables[0].equal(tables[1])
+    assert not tables[0].equal(load_file(pretrained / "model.safetensors")["model.embed_tokens.weight"])
+    with pytest.raises(ConfigError, match="random_weights: adapters"):
+        finetune_config(tmp_path, "third", "random_weights=true", "lora.rank=2")

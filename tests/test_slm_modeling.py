@@ -252,3 +252,18 @@ def test_attention_is_what_the_model_can(tmp_path) -> None:
     for load in (describe_llm, lambda *a: load_llm(a[0], "fp32", a[1])):
         with pytest.raises(ModelError, match="does not support an attention implementation"):
             load(str(tmp_path / "gemma2"), "sdpa")
+
+
+def test_random_weights_keep_the_architecture_and_nothing_else(tmp_path) -> None:
+    folder = str(save_llm(tmp_path / "llm"))
+    weights = dict(load_llm(folder)[0].named_parameters())
+    draws = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        model, _, vocabulary = load_llm(folder, random_weights=True)
+        assert vocabulary is None
+        draws.append(dict(model.named_parameters()))
+    assert {name: p.shape for name, p in draws[0].items()} == {name: p.shape for name, p in weights.items()}
+    matrices = [name for name, p in weights.items() if p.ndim > 1]
+    assert all(draws[0][name].equal(draws[1][name]) for name in matrices)
+    assert not any(draws[0][name].equal(other[name]) for name in matrices for other in (weights, draws[2]))

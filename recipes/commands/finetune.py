@@ -81,7 +81,7 @@ def plan(config: Config) -> dict[str, object]:
 
 def build_model(config: Config, folder: RunFolder, corpora: Corpora) -> tuple[Any, Any, SpeechVocabulary]:
     """The grown model (with adapters, for LoRA), its text tokenizer and its vocabulary."""
-    model, tokenizer, own = load_llm(config.model, config.weights, config.training.attention)
+    model, tokenizer, own = load_llm(config.model, config.weights, config.training.attention, config.random_weights)
     vocabulary = make_vocabulary(config, corpora, tokenizer, own)
     if own is None:
         extend_with_speech(model, vocabulary, config.seed, codebooks(config, corpora))

@@ -52,6 +52,12 @@ class Config:
     model: str = field(
         default="", metadata={"help": "embedded-lm, hub name or folder of a causal LM (or of one that speaks already)"}
     )
+    random_weights: bool = field(
+        default=False,
+        metadata={
+            "help": "the model's architecture alone, its weights drawn anew: a control for what pretraining gives"
+        },
+    )
     corpus: str = field(default="", metadata={"help": "coded corpus: the run_dir of `slm encode`"})
     corpora: list[CorpusSource] = field(
         default_factory=list, metadata={"help": "or several of one tokenizer, e.g. corpora.0.path=runs/codes"}
@@ -121,6 +127,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.replay is not None and "text" in self.task_weights:
             raise ValueError("replay and task_weights.text: both are a task called text; give one of them")
+        if self.random_weights and self.lora is not None:
+            raise ValueError("random_weights: adapters on a base that knows nothing learn little; train in full")
         if self.corpus and self.corpora:
             raise ValueError("corpus and corpora: give one of them")
         for key in ("wordings", "languages"):
