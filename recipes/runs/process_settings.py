@@ -9,7 +9,9 @@ import sys
 CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 KERNELS = 8192  # a step at the published sizes: over 2,048
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # mallopt's numbers, malloc.h
-_LARGEST_BLOCKS = (1 << 30, 32 << 20)  # older glibc refuses more than half of a heap of its own, 32 MiB
+# Larger blocks are mapped and given back, as glibc does by itself: in one heap with small ones the tables of a large
+# vocabulary leave holes that the next does not fit (335 MB more each step). Older glibc takes half of a heap, 32 MiB.
+_LARGEST_BLOCKS = (64 << 20, 32 << 20)
 
 
 def keep_compiled_kernels() -> None:
@@ -28,7 +30,7 @@ def keep_freed_memory() -> bool:
 
     As it comes, glibc maps every block of more than some megabytes anew and unmaps it when it is freed; on a CPU each
     training step then pays thousands of page faults (10 to 20 % of a small tokenizer's). The peak stays what it was;
-    the memory below it stays with the process.
+    the memory below it stays with the process. Blocks above 64 MiB are left to glibc's way.
 
     Returns:
         Whether the library took it; elsewhere (macOS, musl) nothing is done.
