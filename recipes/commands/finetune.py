@@ -39,6 +39,7 @@ from recipes.runs.logs import log
 from recipes.runs.machine import is_main_process, process_count, resolve_precision, seed_everything, training_device
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
+from slm.freezing import freeze_lower_layers, keep_text_rows
 from slm.lora import add_lora
 from slm.modeling import (
     LLMFacts,
@@ -66,6 +67,8 @@ def plan(config: Config) -> dict[str, object]:
     attempt(get_normaliser, config.prompt_normaliser or config.normaliser)
     facts: LLMFacts | None = attempt(describe_llm, config.model, config.training.attention)
     attempt(measured_names, config)
+    if facts is not None and config.training.freeze_layers:
+        attempt(freeze_lower_layers, facts.skeleton, config.training.freeze_layers)
     corpora: Corpora | None = attempt(open_corpora, config)
     if corpora is not None:
         for corpus in corpora.opened:
@@ -89,6 +92,9 @@ def build_model(config: Config, folder: RunFolder, corpora: Corpora) -> tuple[An
         extend_with_speech(model, vocabulary, config.seed, first_id=own.size)
     if config.lora is None:
         freeze_other_towers(model)
+        if config.training.freeze_layers:
+            freeze_lower_layers(model, config.training.freeze_layers)
+            keep_text_rows(model, vocabulary)
         return model, tokenizer, vocabulary
     # Every process grows the same rows; the first keeps the grown base, which the adapter is merged into at the end.
     if is_main_process() and not folder.path("base").exists():

@@ -51,6 +51,10 @@ class Config:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
     precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16"})
 
+    def __post_init__(self) -> None:
+        if self.training.freeze_layers:
+            raise ValueError("training.freeze_layers: a new text LM has nothing to keep; it is for slm finetune")
+
 
 def read_texts(config: Config) -> tuple[list[str], list[str]]:
     """The normalised, distinct texts of the training and the valid split. Raises DataError, ConfigError."""

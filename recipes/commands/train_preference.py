@@ -39,6 +39,7 @@ from recipes.runs.logs import log
 from recipes.runs.machine import process_count, resolve_precision, seed_everything, training_device
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
+from slm.freezing import freeze_lower_layers, keep_text_rows
 from slm.lora import add_lora
 from slm.modeling import LLMFacts, describe_llm, freeze_other_towers, load_llm, save_slm
 from slm.training.batches import plan_steps
@@ -181,6 +182,9 @@ def run(config: Config) -> Path:
         )
     if config.lora is None:
         freeze_other_towers(model)
+        if config.training.freeze_layers:
+            freeze_lower_layers(model, config.training.freeze_layers)
+            keep_text_rows(model, vocabulary)
     else:
         if not folder.path("base").exists():
             save_slm(model, text_tokenizer, vocabulary, folder.path("base"))

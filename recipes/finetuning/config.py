@@ -129,6 +129,8 @@ class Config:
             raise ValueError("replay and task_weights.text: both are a task called text; give one of them")
         if self.random_weights and self.lora is not None:
             raise ValueError("random_weights: adapters on a base that knows nothing learn little; train in full")
+        if self.training.freeze_layers and self.lora is not None:
+            raise ValueError("training.freeze_layers: adapters leave every layer's own weights as they are; drop one")
         if self.corpus and self.corpora:
             raise ValueError("corpus and corpora: give one of them")
         for key in ("wordings", "languages"):

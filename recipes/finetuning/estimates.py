@@ -12,6 +12,7 @@ from recipes.finetuning.config import Config
 from recipes.finetuning.data import Corpora, Data
 from recipes.runs.deepspeed import deepspeed_file
 from recipes.runs.machine import process_count
+from slm.freezing import freeze_lower_layers
 from slm.lora import LoraSettings
 from slm.modeling import (
     LLMFacts,
@@ -40,8 +41,12 @@ def describe_plan(
     tables = 1 if has_tied_head(facts.skeleton) else 2
     total = facts.n_parameters + (rows - table.shape[0]) * table.shape[1] * tables
     freeze_other_towers(facts.skeleton)
+    if training.freeze_layers:
+        freeze_lower_layers(facts.skeleton, training.freeze_layers)
     frozen = sum(parameter.numel() for parameter in facts.skeleton.parameters() if not parameter.requires_grad)
     trainable = total - frozen if config.lora is None else lora_parameters(facts.skeleton, config.lora)
+    if training.freeze_layers:
+        trainable -= data.vocabulary.first_id * table.shape[1] * tables
     if config.lora is not None:
         trainable += len(data.vocabulary.new_ids) * table.shape[1] * tables
     tokens, repeats = {}, np.ones(len(samples.lengths)) if samples.repeats is None else samples.repeats

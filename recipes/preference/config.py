@@ -174,6 +174,8 @@ class Config:
                 "weights: bf16 loses small updates when trained in full; use fp32 with precision=bf16, or lora"
             )
         training, updates = self.training, self.grpo.updates
+        if training.freeze_layers and self.lora is not None:
+            raise ValueError("training.freeze_layers: adapters leave every layer's own weights as they are; drop one")
         if training.epochs is not None:
             raise ValueError("training.epochs: how many pairs or answers there are is not known before; give steps")
         if training.deepspeed or training.fsdp:

@@ -119,6 +119,13 @@ class TrainingConfig:
         },
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory", **ADJUSTABLE})
+    freeze_layers: int = field(
+        default=0,
+        metadata={
+            "help": "so many of the lowest layers, and the rows of text in the tables, keep their weights: the layers "
+            "above learn speech (GOAT-TTS). Trained in full, with replay so that they do not unlearn text; 0: none"
+        },
+    )
     deepspeed: str | None = field(
         default=None, metadata={"help": "a DeepSpeed JSON (shipped: deepspeed-zero2); needs torchrun"}
     )
@@ -153,6 +160,12 @@ class TrainingConfig:
             raise TrainingError("training.patience: needs keep=best, and is at least 1, or null")
         if self.keep_by != "loss" and self.keep != "best":
             raise TrainingError(f"training.keep_by: {self.keep_by} needs keep=best")
+        if self.freeze_layers < 0:
+            raise TrainingError(f"training.freeze_layers: {self.freeze_layers} must be at least 1, or 0 for none")
+        if self.freeze_layers and (self.deepspeed or self.fsdp):
+            raise TrainingError(
+                "training.freeze_layers: not with an engine that shards the tables, whose text rows stay"
+            )
         if self.deepspeed and self.fsdp:
             raise TrainingError("training.deepspeed and training.fsdp: choose one engine")
         if self.optim not in {name.value for name in OptimizerNames}:

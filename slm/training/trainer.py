@@ -60,13 +60,14 @@ class SpeechTrainer(Trainer):
         evaluation: dict[str, list[Batch]],
         task_weights: dict[str, float],
         embedding_learning_rate: float | None = None,
+        decayed_tables: bool = True,
         measure: Measure | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.measure = measure
         self.evaluation, self.task_weights = evaluation, task_weights
-        self.embedding_learning_rate = embedding_learning_rate
+        self.embedding_learning_rate, self.decayed_tables = embedding_learning_rate, decayed_tables
         self.answer_loss = self._answer_loss()
         # Tells the Trainer that compute_loss below already divides by the whole step.
         self.model_accepts_loss_kwargs = True
@@ -74,14 +75,27 @@ class SpeechTrainer(Trainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The Trainer's, without the tables where rows of them have to stay (`slm.freezing`)."""
+        names = super().get_decay_parameter_names(model)
+        if self.decayed_tables:
+            return names
+        tables = self._tables(model)
+        own = {name for name, parameter in model.named_parameters() if id(parameter) in tables}
+        return [name for name in names if name not in own]
+
+    @staticmethod
+    def _tables(model: nn.Module) -> set[int]:
+        bare = bare_model(model)
+        modules = (bare.get_input_embeddings(), bare.get_output_embeddings())
+        return {id(p) for module in modules if module is not None for p in module.parameters()}
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer; tables that have a learning rate of their own are groups of their own."""
         made = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if made and self.embedding_learning_rate is not None:
-            bare = bare_model(self.model if model is None else model)
-            modules = [bare.get_input_embeddings(), bare.get_output_embeddings()]
-            tables = {id(p) for module in modules if module is not None for p in module.parameters()}
+            tables = self._tables(self.model if model is None else model)
             for group in list(optimizer.param_groups):
                 own = [parameter for parameter in group["params"] if id(parameter) in tables]
                 if own:
@@ -285,6 +299,7 @@ def train(
         evaluation=evaluation,
         task_weights=dict(zip(train_samples.task_names, train_samples.task_weights, strict=True)),
         embedding_learning_rate=config.embedding_learning_rate,
+        decayed_tables=not config.freeze_layers,
         measure=measure,
         callbacks=list(callbacks),
     )

@@ -1,0 +1,70 @@
+"""A speech LM whose lower layers stay those of the text LM: after GOAT-TTS (arXiv 2504.12339).
+
+The lower layers and the rows of text ids in the embedding (and in an untied head) keep their weights to the bit, so
+what the layers below give for text is what they gave before; the upper layers, the final norm and the new rows learn
+speech. What the upper layers then do with text is for text replay to keep.
+
+Shapes: V rows of a table, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from slm.modeling import ModelError
+from slm.vocabulary import SpeechVocabulary
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The layers of a causal LM from the lowest on.
+
+    Raises:
+        ModelError: The model keeps them under a name that is not known.
+    """
+    decoder = model.get_decoder()
+    lists = [getattr(decoder, name, None) for name in ("layers", "h", "blocks")]
+    found = next((modules for modules in lists if isinstance(modules, nn.ModuleList)), None)
+    if found is None:
+        raise ModelError(f"training.freeze_layers: {type(model).__name__} has no list of layers; set it to 0")
+    return found
+
+
+def freeze_lower_layers(model: PreTrainedModel, count: int) -> None:
+    """Takes the lowest `count` layers of a model, and what stands before them, out of the training, in place.
+
+    Raises:
+        ModelError: It has no layer more than those, so nothing would be left to learn speech.
+    """
+    layers = decoder_layers(model)
+    if count >= len(layers):
+        raise ModelError(
+            f"training.freeze_layers: {count} of the model's {len(layers)} layers leave none to learn speech; "
+            f"give at most {len(layers) - 1}"
+        )
+    for layer in layers[:count]:
+        layer.requires_grad_(False)
+
+
+def keep_text_rows(model: PreTrainedModel, vocabulary: SpeechVocabulary) -> list[Tensor]:
+    """Lets the rows of text ids in the model's tables learn nothing: their gradient is set to 0 on its way.
+
+    Weight decay would move them all the same; the optimizer must take it from the tables that are returned.
+
+    Args:
+        model: The grown model, its head tied or not.
+        vocabulary: Ids below its `first_id` are the text's.
+
+    Returns:
+        The tables (V, D), and an untied head's bias.
+    """
+    modules = [model.get_input_embeddings(), model.get_output_embeddings()]
+    tables = {id(p): p for module in modules if module is not None for p in module.parameters() if p.requires_grad}
+
+    def without_text(gradient: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(gradient[: vocabulary.first_id]), gradient[vocabulary.first_id :]])
+
+    for table in tables.values():
+        table.register_hook(without_text)
+    return list(tables.values())
