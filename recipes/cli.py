@@ -138,6 +138,11 @@ COMMANDS = [
         "(docs/architecture.md tells how).",
     ),
     Command(
+        "finetune-continuous",
+        "An LLM learns ASR from a frozen encoder's features, without codes: the topline of ASR from tokens.",
+        "slm finetune-continuous --config baselines/speech-llama --dry-run",
+    ),
+    Command(
         "train-preference",
         "Preference optimisation of a fine-tuned SLM's speech by a judge: DPO or GRPO, watched by a second judge.",
         "slm train-preference --config embedded/train-preference model=runs/finetune/model corpus=runs/codes --dry-run",

@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
+from recipes.continuous import transcription
 from recipes.encoding.plan import durations_of
 from recipes.inference.batches import (
     Outcome,
@@ -71,6 +72,7 @@ from recipes.inference.tasks import Style, prompt_utterance, reference_of, style
 from recipes.runs.logs import log
 from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import RunFolder
+from slm.continuous import is_continuous
 from slm.generation import SpeechLM, generate_text
 from slm.settings import TranscribeSettings
 from slm.tasks import Task, TaskError
@@ -298,6 +300,8 @@ def log_cuts(item: Item, longest_s: float) -> None:
 
 def plan(config: Config) -> dict[str, object]:
     """What would be transcribed; raises all that would stop it, together."""
+    if is_continuous(config.model):
+        return transcription.plan(config)
     setup = prepare(config, with_files=True)
     vocabulary = setup.vocabulary
     facts: dict[str, object] = {"model": config.model, "speech tokenizer": config.tokenizer or vocabulary.tokenizer}
@@ -343,6 +347,8 @@ def run(config: Config) -> Path | dict[str, str]:
         AudioError: none of the files can be used.
         ProcessError: another process failed; the message is its own.
     """
+    if is_continuous(config.model):
+        return transcription.run(config, join_processes(config))
     inputs = [Path(path) for path in config.files]
     if (done := finished(config, inputs)) is not None:
         return done
