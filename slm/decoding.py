@@ -318,7 +318,8 @@ def _rounds(
         processors.append(SeededSampling(legal, seeds, **sampling))
     further = None
     if prompts[0].ndim == 2:
-        further = FurtherCodes(model, prompts, ends if grammar.tail else None, seeds, next(iter(before), None), sampling)
+        speaks = ends if grammar.tail else None
+        further = FurtherCodes(model, prompts, speaks, seeds, next(iter(before), None), sampling)
         processors.append(further)
     rows = list(range(len(prompts)))
     cache: dict[str, Any] = {}
@@ -353,9 +354,7 @@ def _rounds(
         cache = _cache_of(output, keep)
 
 
-def _answer(
-    ids: list[int], length: int, reason: FinishReason | None, further: np.ndarray | None, tail: int
-) -> Answer:
+def _answer(ids: list[int], length: int, reason: FinishReason | None, further: np.ndarray | None, tail: int) -> Answer:
     """An answer of what a row holds: all that there is where it goes on."""
     if reason is None:
         return Answer(ids, "going", further)

@@ -1,7 +1,7 @@
 """Where speech gets its ids: the one place that knows offsets.
 
 Shapes: K codebooks of the tokenizer, n of them used (the first ones), F frames; codes (K, F), speech ids (F * n,), or
-(F + n - 1, n) with the pattern `delay` (:mod:`slm.patterns`): ids of book 0, and codes of the further books beside them.
+(F + n - 1, n) with the pattern `delay` (:mod:`slm.patterns`): ids of book 0, and codes of the further books beside.
 
 The ids follow the text tokenizer's own, in named groups: the four marks, book 0's codes, book 1's, ..., and groups that
 were added later. A group keeps its ids for good: what a model learns later goes behind all that it has. A model's table
@@ -439,8 +439,8 @@ def add_speech(
             first two.
 
     Raises:
-        VocabularyError: No such pattern with so many codebooks, the speech tokenizer has fewer codebooks, the names are taken, there is no end token, or the
-            text tokenizer's ids have gaps.
+        VocabularyError: No such pattern with so many codebooks, the speech tokenizer has fewer codebooks, the names
+            are taken, there is no end token, or the text tokenizer's ids have gaps.
     """
     if not 1 <= n_codebooks <= len(codebook_sizes):
         raise VocabularyError(f"n_codebooks: {n_codebooks}, but the speech tokenizer has 1 to {len(codebook_sizes)}")

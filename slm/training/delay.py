@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slm.further_books import further_books_of, read_beside
+from slm.patterns import DELAY
 from slm.tasks.sequences import IGNORE
 from slm.training.answer_loss import chunked_loss
 from slm.training.batches import Batch
@@ -64,13 +65,13 @@ class DelayTrainer(SpeechTrainer):
         return {f"book_{book}_loss": mean for book, mean in enumerate(means)}
 
 
-def check_delay(vocabulary: SpeechVocabulary, config: TrainingConfig, processes: int) -> None:
+def check_delay(pattern: str, config: TrainingConfig, processes: int) -> None:
     """Refuses what training with `delay` has not been shown to do.
 
     Raises:
         TrainingError: An engine, or several processes.
     """
-    if not vocabulary.further_sizes:
+    if pattern != DELAY:
         return
     for key in ("deepspeed", "fsdp"):
         if getattr(config, key):
