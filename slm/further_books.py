@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -117,7 +118,7 @@ def load_further_books(model: nn.Module, vocabulary: SpeechVocabulary, folder: s
     books = FurtherBooks(vocabulary.further_sizes, model.get_input_embeddings().weight.shape[1])
     try:
         books.load_state_dict(load_file(path))
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, SafetensorError) as error:
         raise FurtherBooksError(
             f"{path}: not the further books of this folder's model ({str(error).splitlines()[0]}); copy it anew"
         ) from error
