@@ -374,3 +374,25 @@ def test_engines_that_have_not_been_tried_are_refused(settings, processes: int, 
     with pytest.raises(TrainingError, match=message):
         check_delay("delay", TrainingConfig(**settings), processes)
     check_delay("flatten", TrainingConfig(**settings), processes)
+
+
+def test_scores_that_are_not_finite_are_told() -> None:
+    speech_lm = grown(3)
+    with torch.no_grad():
+        speech_lm.model.get_decoder().norm.weight.fill_(float("nan"))
+    for settings in (GREEDY, SynthesizeSettings(temperature=1.0)):
+        (output,) = synthesize_codes(speech_lm, ["bin blue"], settings)
+        assert output.finish_reason == "non_finite" and output.codes.shape == (3, 0)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_further_books_have_the_tables_learning_rate(tmp_path, lora: bool) -> None:
+    """They are new as the new rows are; in the group are those that train."""
+    speech_lm = grown(2)
+    model = add_lora(speech_lm.model, speech_lm.vocabulary, LoraSettings(rank=2)) if lora else speech_lm.model
+    trainer = fit(tmp_path, speech_lm, model, steps=1, embedding_learning_rate=1e-2, schedule="constant")
+    own = {id(p) for p in further_books_of(speech_lm.model).parameters()}
+    groups = trainer.optimizer.param_groups
+    rates = {group["initial_lr"] for group in groups if own & {id(p) for p in group["params"]}}
+    assert rates == {1e-2} and own <= {id(p) for group in groups for p in group["params"]}
+    assert {group["initial_lr"] for group in groups} == {1e-2, 3e-3}
