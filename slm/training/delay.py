@@ -44,6 +44,11 @@ class DelayTrainer(SpeechTrainer):
         books = further_books_of(bare)
         with read_beside(bare, lambda rows, length: inputs["further"]) as states:
             total, outputs = super()._weighted_sum(model, inputs)
+        if not states:
+            raise TrainingError(
+                f"pattern: {type(bare).__name__} does not run its head as a module, so delay's books find no states; "
+                "take pattern=flatten"
+            )
         before, labels, weights = states[0][:, :-1], inputs["further_labels"][:, 1:], inputs["further_weights"][:, 1:]
         losses, counts = [], []
         for book, head in enumerate(books.heads):
