@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,12 +23,11 @@ from transformers import (
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
+from slm.further_codes import FurtherCodes
 from slm.loops import LoopWatch, longest_loop
+from slm.sampling import gumbel_noise, warpers
 
 # Why an answer ended. `stop`: the model ended it; `length`: its budget was spent; `loop`: it repeated itself;
 # `non_finite`: the model's scores were NaN or infinite. `going`, of a stream: it has not ended yet.
@@ -38,10 +38,11 @@ _STOP, _LENGTH, _LOOP, _NON_FINITE = range(4)
 
 @dataclass(frozen=True)
 class Answer:
-    """The ids of an answer, without the end, and why it ended."""
+    """The ids of an answer, without the end, and why it ended; with further books their codes too, (T, n - 1)."""
 
     ids: list[int]
     finish_reason: FinishReason
+    further: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,19 @@ class Grammar:
         end_id: Ends an answer; legal at the first place of a frame.
         min_new: Ids before which no answer may end.
         loop_limit: Frames (tokens of text) that a loop must be longer than to end the answer; None for no such guard.
+        tail: Positions behind the last id, in which the further books come to their end: book 0's are ends.
     """
 
     legal: Sequence[torch.Tensor]
     end_id: int
     min_new: int = 0
     loop_limit: int | None = None
+    tail: int = 0
+
+    @property
+    def stop_id(self) -> int:
+        """Whose coming ends a row at once: the end, or with a tail an id that never comes."""
+        return int((~self.legal[0]).int().argmax()) if self.tail else self.end_id
 
 
 class LegalIds(LogitsProcessor):
@@ -81,6 +89,7 @@ class LegalIds(LogitsProcessor):
     def __init__(self, grammar: Grammar, prompt_length: int, least: torch.Tensor | None = None) -> None:
         self.grammar, self.prompt_length, self.least = grammar, prompt_length, least
         self.non_finite: torch.Tensor | None = None
+        self.over: torch.Tensor | None = None  # rows in their tail, where only the end is legal
         self._masks: dict[tuple[int, bool], torch.Tensor] = {}
         self._columns: dict[tuple[int, bool], torch.Tensor] = {}
         for place, mask in enumerate(grammar.legal):
@@ -93,6 +102,7 @@ class LegalIds(LogitsProcessor):
         """Goes on with these rows alone."""
         self.least = None if self.least is None else self.least[rows]
         self.non_finite = None if self.non_finite is None else self.non_finite[rows]
+        self.over = None if self.over is None else self.over[rows]
 
     def _place(self, input_ids: torch.Tensor) -> tuple[int, bool]:
         done = input_ids.shape[1] - self.prompt_length
@@ -112,6 +122,9 @@ class LegalIds(LogitsProcessor):
         # NaN and +inf carry through a maximum; it is -inf where no legal id is left.
         broken = ~scores.amax(dim=1).isfinite()
         self.non_finite = broken if self.non_finite is None else self.non_finite | broken
+        if self.over is not None:
+            scores[self.over] = -math.inf
+            scores[self.over, self.grammar.end_id] = 0.0
         return scores
 
 
@@ -158,11 +171,7 @@ class SeededSampling(LogitsProcessor):
     ) -> None:
         self.legal = legal
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(temperature)]
-        if top_k:
-            self.warpers.append(TopKLogitsWarper(top_k))
-        if top_p < 1:
-            self.warpers.append(TopPLogitsWarper(top_p))
+        self.warpers = warpers(temperature, top_k, top_p)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Goes on with these rows alone."""
@@ -173,9 +182,7 @@ class SeededSampling(LogitsProcessor):
         own = scores[:, columns].float()
         for warper in self.warpers:
             own = warper(input_ids, own)
-        uniform = torch.stack([torch.rand(own.shape[1], generator=generator) for generator in self.generators])
-        gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
-        drawn = columns[(own + gumbel.to(own)).argmax(-1)]
+        drawn = columns[(own + gumbel_noise(own, self.generators)).argmax(-1)]
         return torch.full_like(scores, -math.inf).scatter_(1, drawn[:, None], 0.0)
 
 
@@ -192,10 +199,12 @@ class RowEnds(StoppingCriteria):
         self.legal, self.most, self.watch = legal, most, watch
         self.reasons = torch.full_like(most, -1)
         self.lengths = torch.zeros_like(most)
+        self.ended = torch.zeros_like(most, dtype=torch.bool)  # and their tails are over
 
     def keep(self, rows: torch.Tensor) -> None:
         """Goes on with these rows alone."""
         self.most, self.reasons, self.lengths = self.most[rows], self.reasons[rows], self.lengths[rows]
+        self.ended = self.ended[rows]
         if self.watch is not None:
             self.watch.keep(rows)
 
@@ -214,8 +223,11 @@ class RowEnds(StoppingCriteria):
         first = (self.reasons < 0) & (found >= 0)
         self.reasons = torch.where(first, found, self.reasons)
         self.lengths = torch.where(first, length, self.lengths)
-        ended = self.reasons >= 0
-        return ended | (2 * ended.sum() >= len(ended))
+        over, tail = self.reasons >= 0, self.legal.grammar.tail
+        self.ended = over & (new.shape[1] >= self.lengths + tail)
+        if tail:
+            self.legal.over = over
+        return self.ended | (2 * self.ended.sum() >= len(over))
 
 
 def decode(
@@ -232,7 +244,7 @@ def decode(
 
     Args:
         model: The LLM.
-        prompts: (P,) ids each.
+        prompts: (P,) ids each, or (P, n) with the codes of further books beside them.
         grammar: What an answer is made of.
         limits: One per prompt.
         seeds: One per prompt, for its random stream; None is greedy.
@@ -245,7 +257,7 @@ def decode(
     """
     answers: dict[int, Answer] = {}
     for found in _rounds(model, prompts, grammar, limits, seeds, bare_prompts, guidance, sampling):
-        answers |= {row: Answer(ids, reason) for row, (ids, reason) in found.items() if reason is not None}
+        answers |= {row: answer for row, answer in found.items() if answer.finish_reason != "going"}
     return [answers[row] for row in range(len(prompts))]
 
 
@@ -267,8 +279,7 @@ def decode_stream(
     """
     seeds, bare = (None if one is None else [one] for one in (seed, bare_prompt))
     for found in _rounds(model, [prompt], grammar, [limits], seeds, bare, guidance, sampling, every):
-        ids, reason = found[0]
-        yield Answer(ids, reason or "going")
+        yield found[0]
 
 
 @torch.inference_mode()
@@ -282,8 +293,8 @@ def _rounds(
     guidance: float,
     sampling: Mapping[str, Any],
     every: int | None = None,
-) -> Iterator[dict[int, tuple[list[int], FinishReason | None]]]:
-    """Yields after each round what each of its rows has written, and why it ended; None where it goes on.
+) -> Iterator[dict[int, Answer]]:
+    """Yields after each round what each of its rows has written, and why it ended; `going` where it goes on.
 
     A round is over when half of its rows have ended, or after `every` ids.
     """
@@ -305,26 +316,34 @@ def _rounds(
     processors: list[Any] = [*before, legal]
     if seeds is not None:
         processors.append(SeededSampling(legal, seeds, **sampling))
+    further = None
+    if prompts[0].ndim == 2:
+        speaks = ends if grammar.tail else None
+        further = FurtherCodes(model, prompts, speaks, seeds, next(iter(before), None), sampling)
+        processors.append(further)
     rows = list(range(len(prompts)))
     cache: dict[str, Any] = {}
     while rows:
-        left = length + longest + 1 - ids.shape[1]  # one more than a budget, to see whether it is the end
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=left if every is None else min(every, left),
-            do_sample=False,
-            eos_token_id=grammar.end_id,
-            logits_processor=LogitsProcessorList(processors),
-            stopping_criteria=StoppingCriteriaList([ends]),
-            return_dict_in_generate=True,
-            **cache,
-        )
+        # One more than a budget, to see whether it is the end, and the tail.
+        left = length + longest + 1 + grammar.tail - ids.shape[1]
+        with nullcontext() if further is None else further.read():
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=left if every is None else min(every, left),
+                do_sample=False,
+                eos_token_id=grammar.stop_id,
+                logits_processor=LogitsProcessorList(processors),
+                stopping_criteria=StoppingCriteriaList([ends]),
+                return_dict_in_generate=True,
+                **cache,
+            )
         ids = output.sequences
-        codes, lengths, tokens = ends.reasons.tolist(), ends.lengths.tolist(), ids[:, length:].tolist()
-        reasons = [_REASONS[code] if code >= 0 else None for code in codes]
-        written = zip(rows, tokens, lengths, reasons, strict=True)
-        yield {row: (own if reason is None else own[:n], reason) for row, own, n, reason in written}
+        found, lengths, tokens = ends.reasons.tolist(), ends.lengths.tolist(), ids[:, length:].tolist()
+        reasons = [_REASONS[code] if end else None for code, end in zip(found, ends.ended.tolist(), strict=True)]
+        beside = [None] * len(rows) if further is None else further.codes[:, length:].cpu().numpy()
+        written = zip(rows, tokens, lengths, reasons, beside, strict=True)
+        yield {row: _answer(*parts, grammar.tail) for row, *parts in written}
         going = [place for place, reason in enumerate(reasons) if reason is None]
         rows = [rows[place] for place in going]
         keep = torch.tensor(going, dtype=torch.long, device=device)
@@ -333,6 +352,13 @@ def _rounds(
         for part in (*processors, ends):
             part.keep(keep)
         cache = _cache_of(output, keep)
+
+
+def _answer(ids: list[int], length: int, reason: FinishReason | None, further: np.ndarray | None, tail: int) -> Answer:
+    """An answer of what a row holds: all that there is where it goes on."""
+    if reason is None:
+        return Answer(ids, "going", further)
+    return Answer(ids[:length], reason, None if further is None else further[: length + tail])
 
 
 def _cache_of(output: Any, rows: torch.Tensor) -> dict[str, Any]:
@@ -362,7 +388,7 @@ def decode_beams(
 
     Args:
         model: The LLM.
-        prompts: (P,) ids each.
+        prompts: (P,) ids each, or (P, n) with the codes of further books beside them.
         grammar: What an answer is made of. A loop is told after the search, which a beam seldom runs into.
         limits: One per prompt; `least` is not read.
         num_beams: Beams.
@@ -374,16 +400,18 @@ def decode_beams(
     ids, mask = pad_prompts(model, prompts, grammar.end_id)
     length = ids.shape[1]
     legal = LegalIds(grammar, length)
-    found = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max(one.most for one in limits) + 1,
-        do_sample=False,
-        num_beams=num_beams,
-        num_return_sequences=n_best,
-        eos_token_id=grammar.end_id,
-        logits_processor=LogitsProcessorList([legal]),
-    )[:, length:].tolist()
+    further = None if prompts[0].ndim == 1 else FurtherCodes(model, prompts, None)
+    with nullcontext() if further is None else further.read():
+        found = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max(one.most for one in limits) + 1,
+            do_sample=False,
+            num_beams=num_beams,
+            num_return_sequences=n_best,
+            eos_token_id=grammar.end_id,
+            logits_processor=LogitsProcessorList([legal] if further is None else [legal, further]),
+        )[:, length:].tolist()
     broken = legal.non_finite.view(len(prompts), num_beams).any(dim=1).tolist()
     answers = []
     for i, one in enumerate(limits):
@@ -413,6 +441,6 @@ def pad_prompts(
     ids = torch.full((len(prompts), length), end_id if pad is None else pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt) :] = torch.from_numpy(prompt)
+        ids[row, length - len(prompt) :] = torch.from_numpy(prompt if prompt.ndim == 1 else prompt[:, 0])
         mask[row, length - len(prompt) :] = 1
     return ids.to(model.device), mask.to(model.device)

@@ -171,7 +171,7 @@ def generate_text(
     legal = [_mask(model, vocabulary.text_ids(text_tokenizer))]
     grammar = Grammar(legal, vocabulary.end_id, loop_limit=text_loop_limit(vocabulary, settings))
     outputs: list[TranscribeOutput | None] = [None] * len(prompts)
-    most = settings.batch_seconds * vocabulary.frame_rate * vocabulary.n_codebooks
+    most = settings.batch_seconds * vocabulary.frame_rate * vocabulary.ids_per_frame
     for batch in _buckets(prompts, settings.batch_size, most):
         of_batch = (model, [prompts[i] for i in batch], grammar, [limits[i] for i in batch])
         if settings.num_beams > 1:
@@ -230,7 +230,7 @@ def generate_speech(
             [keys[i] for i in todo],
         )
         for i, answer in zip(todo, answers, strict=True):
-            codes = speech_lm.vocabulary.codes_from_ids(answer.ids)
+            codes = speech_lm.vocabulary.codes_from_ids(answer.ids, answer.further)
             outputs[i] = SynthesizeOutput(codes, answer.finish_reason, attempt + 1)
         todo = [i for i in todo if outputs[i].truncated]
     return outputs
@@ -268,7 +268,7 @@ def stream_speech(
     if settings.retries:
         raise GenerationError("synthesising: retries: what a stream has given cannot be taken back; set it to 0")
     prompt, bare = (make_prompt(vocabulary, task, utterance, bare=bare) for bare in (False, True))
-    every = max(1, round(chunk_s * vocabulary.frame_rate)) * vocabulary.n_codebooks
+    every = max(1, round(chunk_s * vocabulary.frame_rate)) * vocabulary.ids_per_frame
     drawn = _sampling(settings, settings.seed, [key], [0])
     drawn["seed"] = drawn.pop("seeds", [None])[0]
     if settings.guidance > 1:
@@ -276,7 +276,7 @@ def stream_speech(
     n_given = 0
     grammar, rows = _speech_grammar(speech_lm, settings), limits.rows(vocabulary)
     for answer in decode_stream(speech_lm.model, prompt, grammar, rows, every, **drawn):
-        codes = vocabulary.codes_from_ids(answer.ids)
+        codes = vocabulary.codes_from_ids(answer.ids, answer.further)
         yield SynthesizeOutput(codes[:, n_given:], answer.finish_reason)
         n_given = codes.shape[1]
 
@@ -285,7 +285,8 @@ def _speech_grammar(speech_lm: SpeechLM, settings: SynthesizeSettings) -> Gramma
     vocabulary = speech_lm.vocabulary
     legal = [_mask(speech_lm.model, ids) for ids in vocabulary.speech_ids()]
     loop_limit = speech_loop_limit(vocabulary, settings)
-    return Grammar(legal, vocabulary.speech_end_id, vocabulary.n_codebooks, loop_limit)
+    tail = len(vocabulary.further_sizes)
+    return Grammar(legal, vocabulary.speech_end_id, vocabulary.ids_per_frame, loop_limit, tail)
 
 
 def _draw_speech(

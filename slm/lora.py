@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from slm.further_books import NAME, further_books_of
 from slm.modeling import BASE_FILE, ModelError, base_digest, has_tied_head, load_llm, other_towers
 from slm.vocabulary import SpeechVocabulary
 
@@ -60,17 +61,21 @@ def add_lora(base: PreTrainedModel, vocabulary: SpeechVocabulary, settings: Lora
         )
     modules = [base.get_input_embeddings()] + ([] if has_tied_head(base) else [base.get_output_embeddings()])
     names = {id(module): name.rsplit(".", 1)[-1] for name, module in base.named_modules()}
+    further = [f"{NAME}.heads.{number}" for number in range(len(vocabulary.further_sizes))]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
-        exclude_modules=other_towers(base) or None,
+        exclude_modules=[*other_towers(base), *further] or None,
+        modules_to_save=[NAME] if further else None,
         trainable_token_indices={names[id(module)]: vocabulary.new_ids for module in modules},
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(base, config)
     keep_tables_whole(model)
+    if further:
+        further_books_of(base).float()  # as adapters are, also on a base in half precision
     return model
 
 

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from slm.embedded import EMBEDDED, embedded_folder
+from slm.further_books import add_further_books, further_books_of, load_further_books, saved_apart
 from slm.vocabulary import FILE_NAME, SpeechVocabulary
 
 PAD_ROWS_TO = 64
@@ -141,6 +142,7 @@ def load_llm(
 
     Raises:
         ModelError: The model cannot be had or is no causal LM with a tokenizer.
+        FurtherBooksError: Its further books, which a model of pattern `delay` has, are missing or damaged.
     """
     where = resolve_model(name)
     tokenizer = _load_tokenizer(where)
@@ -155,7 +157,11 @@ def load_llm(
         model = _loading(name, AutoModelForCausalLM.from_config, config, **loading)
     else:
         model = _loading(name, AutoModelForCausalLM.from_pretrained, where, **loading)
-    return model, tokenizer, _own_vocabulary(where, tokenizer)
+    if (vocabulary := _own_vocabulary(where, tokenizer)) is not None:
+        if random_weights and vocabulary.further_sizes:
+            raise ModelError(f"model {name}: its further books cannot be drawn anew; give the text LM that it came of")
+        load_further_books(model, vocabulary, where)
+    return model, tokenizer, vocabulary
 
 
 def _base_of_adapter(where: str) -> str | None:
@@ -212,6 +218,8 @@ def _with_adapter(
         rows = rows_needed(model.get_input_embeddings().weight.shape[0], vocabulary)
         model.resize_token_embeddings(rows, mean_resizing=False)
         _fill_bias(model.get_output_embeddings(), own.size if own else vocabulary.first_id, vocabulary.first_id)
+        if vocabulary.further_sizes and further_books_of(model) is None:
+            add_further_books(model, vocabulary, seed=0)  # in whose place the adapter puts what it has learnt
     model = _loading(where, PeftModel.from_pretrained, model, where).merge_and_unload()
     model.generation_config = _generation_config(tokenizer, vocabulary)
     return model
@@ -255,6 +263,8 @@ def extend_with_speech(
 ) -> None:
     """Gives the model rows for every new id, in place: the mean of the text rows plus a tenth of their spread as noise.
 
+    Further books, which have no ids, are added too where the vocabulary has some and the model none.
+
     With `books` a speech token's row also holds its codebook vector, by a random projection and with the text rows'
     spread: codes of like sound are alike from the first step on, where noise leaves that to be learnt from data.
 
@@ -281,11 +291,15 @@ def extend_with_speech(
             spread = text.std(dim=0, keepdim=True)
             noise *= 0.1
             offsets = vocabulary.offsets - first
-            for vectors, offset in zip(books, offsets, strict=True) if books else ():
+            for vectors, offset in zip(books[: vocabulary.ids_per_frame], offsets, strict=True) if books else ():
                 noise[offset : offset + len(vectors)] += _projected(vectors, noise.shape[1], generator)
             fresh = text.mean(dim=0, keepdim=True) + spread * noise.to(weight.device)
             weight[first:] = fresh.to(weight.dtype)
             _fill_bias(module, first, vocabulary.first_id)
+    if vocabulary.further_sizes and further_books_of(model) is None:
+        width, further = embedding.weight.shape[1], books[1:] if books else None
+        vectors = further and [_projected(one, width, generator) for one in further]
+        add_further_books(model, vocabulary, seed, vectors)
     model.config.get_text_config().vocab_size = model.get_input_embeddings().weight.shape[0]
 
 
@@ -309,7 +323,7 @@ def other_towers(model: PreTrainedModel) -> list[str]:
     decoder = model.get_decoder()
     if decoder is None or decoder is model:
         return []
-    tables = (decoder, model.get_input_embeddings(), model.get_output_embeddings())
+    tables = (decoder, model.get_input_embeddings(), model.get_output_embeddings(), further_books_of(model))
     inside = {id(module) for part in tables if part is not None for module in part.modules()}
     linear = ((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d))
     return [name for name, module in linear if id(module) not in inside]
@@ -318,7 +332,8 @@ def other_towers(model: PreTrainedModel) -> list[str]:
 def freeze_other_towers(model: PreTrainedModel) -> None:
     """Lets a multimodal model's text model and head learn alone: what else it has never runs."""
     if other_towers(model):
-        parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+        decoder, tables = model.get_decoder(), (model.get_input_embeddings(), model.get_output_embeddings())
+        parts = (decoder, *tables, further_books_of(model))
         text = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in text)
@@ -353,7 +368,9 @@ def save_slm(
     shutil.rmtree(temporary, ignore_errors=True)
     model.generation_config = _generation_config(text_tokenizer, vocabulary)
     model.config.get_text_config().use_cache = True  # a training with checkpointing turns it off for good
-    model.save_pretrained(temporary, state_dict=state_dict)
+    temporary.mkdir(parents=True)
+    with saved_apart(model, temporary):
+        model.save_pretrained(temporary, state_dict=state_dict)
     text_tokenizer.save_pretrained(temporary)
     if vocabulary is not None:
         vocabulary.save(temporary)

@@ -165,7 +165,7 @@ class SpeechLimits:
 
     def rows(self, vocabulary: SpeechVocabulary) -> RowLimits:
         """The same in ids: whole frames, one at least, and never more due than allowed."""
-        n = vocabulary.n_codebooks
+        n = vocabulary.ids_per_frame
         most = max(1, math.ceil(self.most_s * vocabulary.frame_rate))
         return RowLimits(most * n, min(most, int(self.least_s * vocabulary.frame_rate)) * n)
 

@@ -1,6 +1,7 @@
 """Where speech gets its ids: the one place that knows offsets.
 
-Shapes: K codebooks of the tokenizer, n of them used (the first ones), F frames; codes (K, F), speech ids (F * n,).
+Shapes: K codebooks of the tokenizer, n of them used (the first ones), F frames; codes (K, F), speech ids (F * n,), or
+(F + n - 1, n) with the pattern `delay` (:mod:`slm.patterns`): ids of book 0, and codes of the further books beside.
 
 The ids follow the text tokenizer's own, in named groups: the four marks, book 0's codes, book 1's, ..., and groups that
 were added later. A group keeps its ids for good: what a model learns later goes behind all that it has. A model's table
@@ -21,12 +22,15 @@ import numpy as np
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
+from slm.patterns import DELAY, EMPTY, Delayed, Interleaved, Pattern, PatternError, resolve_pattern
 from slm.trained_on import TrainedOn
 
 FILE_NAME = "speech_vocabulary.json"
 FORMAT = "lmspt-speech-vocabulary/2"
 # Without groups: four marks and the books, which is what the fields alone give.
 FORMAT_1 = "lmspt-speech-vocabulary/1"
+# With further books beside the LLM's ids: an earlier version would take such a model for one of book 0 alone.
+FORMAT_3 = "lmspt-speech-vocabulary/3"
 SPEECH, SPEECH_END, TRANSCRIBE, SYNTHESIZE = MARKS = ("<|speech|>", "<|/speech|>", "<|transcribe|>", "<|synthesize|>")
 # Stand-ins for the two turns while a chat template is read; only their places matter.
 _USER, _ASSISTANT = "USERTURNHERE", "ASSISTANTTURNHERE"
@@ -60,7 +64,8 @@ class SpeechVocabulary:
     """(codebook, code) <-> LLM id, the marks' ids, and the fixed ids around a prompt.
 
     Args:
-        codebook_sizes: Entries of the codebooks used, book 0 first. With n > 1 books a frame is n ids, book by book.
+        codebook_sizes: Entries of the codebooks whose codes are ids, book 0 first. With n > 1 such books a frame is n
+            ids, book by book.
         first_id: The first new id, which is the number of the text tokenizer's own ids.
         end_id: The id that ends an answer: the chat template's end of turn, or the tokenizer's eos.
         before: Ids in front of a prompt (bos, or the chat template's opening of the user turn).
@@ -74,6 +79,8 @@ class SpeechVocabulary:
             same.
         trained_on: What the training's utterances were like; None where the model was saved without.
         added: Groups behind the books, in the order in which they came: (name, names of its tokens).
+        further_sizes: Entries of the books 1, 2, ... that stand beside book 0, each later by a frame than the one
+            before (pattern `delay`): they have no ids but tables of their own (:mod:`slm.further_books`).
     """
 
     codebook_sizes: tuple[int, ...]
@@ -89,15 +96,18 @@ class SpeechVocabulary:
     prompt_normaliser: str = ""
     trained_on: TrainedOn | None = None
     added: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    further_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.trained_on, dict):  # as JSON gives it back
             object.__setattr__(self, "trained_on", TrainedOn(**self.trained_on))
         object.__setattr__(self, "added", tuple((name, tuple(tokens)) for name, tokens in self.added))
-        for name in ("codebook_sizes", "before", "between"):
+        for name in ("codebook_sizes", "further_sizes", "before", "between"):
             object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
         if not self.codebook_sizes or min(self.codebook_sizes) < 1:
             raise VocabularyError(f"codebook_sizes: {self.codebook_sizes} must be one positive size per codebook used")
+        if self.further_sizes and (len(self.codebook_sizes) > 1 or min(self.further_sizes) < 1):
+            raise VocabularyError(f"further_sizes: {self.further_sizes} must be positive, beside book 0 alone")
 
     @property
     def normaliser_of_prompts(self) -> str:
@@ -105,8 +115,23 @@ class SpeechVocabulary:
         return self.prompt_normaliser or self.normaliser
 
     @property
+    def book_sizes(self) -> tuple[int, ...]:
+        """Entries of all codebooks used, book 0 first."""
+        return self.codebook_sizes + self.further_sizes
+
+    @property
     def n_codebooks(self) -> int:
+        return len(self.book_sizes)
+
+    @property
+    def ids_per_frame(self) -> int:
+        """Positions of a sequence that a frame takes."""
         return len(self.codebook_sizes)
+
+    @property
+    def pattern(self) -> Pattern:
+        """How the codes of a frame come in the sequence."""
+        return Delayed(self.n_codebooks) if self.further_sizes else Interleaved(self.n_codebooks)
 
     @cached_property
     def groups(self) -> dict[str, Group]:
@@ -181,7 +206,10 @@ class SpeechVocabulary:
         return replace(self, added=(*self.added, (name, tuple(tokens))))
 
     def ids_from_codes(self, codes: np.ndarray) -> np.ndarray:
-        """(K, F) codes -> (F * n,) int64 ids, by arithmetic.
+        """(K, F) codes -> (F * n,) int64 ids, by arithmetic; with `delay` (F + n - 1, n).
+
+        There the first column holds book 0's ids, and the mark of the end once its frames are over; the others hold the
+        further books' codes, `EMPTY` where there is none.
 
         Raises:
             VocabularyError: Fewer codebooks than this vocabulary uses, or a code outside its book.
@@ -190,22 +218,57 @@ class SpeechVocabulary:
         if codes.ndim != 2 or codes.shape[0] < self.n_codebooks:
             raise VocabularyError(f"codes of shape {codes.shape}: expected (K, F) with K >= {self.n_codebooks}")
         used = codes[: self.n_codebooks].astype(np.int64)
-        if used.size and (used.min() < 0 or (used.max(axis=1) >= np.asarray(self.codebook_sizes)).any()):
+        if used.size and (used.min() < 0 or (used.max(axis=1) >= np.asarray(self.book_sizes)).any()):
             raise VocabularyError(
-                f"a code lies outside its codebook (sizes {self.codebook_sizes}); cut padding (-1) off first"
+                f"a code lies outside its codebook (sizes {self.book_sizes}); cut padding (-1) off first"
             )
-        return (used + self.offsets[:, None]).T.reshape(-1)
+        if not self.further_sizes:
+            return self.pattern.apply(used + self.offsets[:, None])[:, 0]
+        grid = self.pattern.apply(used)
+        grid[:, 0] = np.where(grid[:, 0] == EMPTY, self.speech_end_id, grid[:, 0] + self.offsets[0])
+        return grid
 
-    def codes_from_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    def speech(self, codes: np.ndarray) -> np.ndarray:
+        """A stretch of speech between its marks: the ids of (K, F) codes and the marks', shaped as theirs.
+
+        Raises:
+            VocabularyError: As :meth:`ids_from_codes`.
+        """
+        ids = self.ids_from_codes(codes)
+        if not self.further_sizes:
+            return np.concatenate([[self.speech_id], ids, [self.speech_end_id]]).astype(np.int64)
+        return np.concatenate([self.widened([self.speech_id]), ids])  # whose end is in it
+
+    def speech_length(self, n_frames: int) -> int:
+        """Positions of :meth:`speech`."""
+        return 1 + self.pattern.positions(n_frames) + (not self.further_sizes)
+
+    def widened(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(T,) ids of marks or text, shaped as those of speech: with `delay` (T, n), without further codes."""
+        ids = np.asarray(ids, dtype=np.int64)
+        if not self.further_sizes or ids.ndim == 2:
+            return ids
+        return np.concatenate([ids[:, None], np.full((len(ids), len(self.further_sizes)), EMPTY)], axis=1)
+
+    def codes_from_ids(self, ids: Sequence[int] | np.ndarray, further: np.ndarray | None = None) -> np.ndarray:
         """(F * n,) ids -> (n, F) int64 codes; a last frame that is cut short is left out.
+
+        Args:
+            ids: Of the answer; with `delay` (F,) of book 0.
+            further: With `delay` the further books' codes (T, n - 1), T > F where book 0 has ended and they have not.
 
         Raises:
             VocabularyError: An id is no code of the book due at its place.
         """
         ids = np.asarray(ids, dtype=np.int64)
-        frames = ids[: len(ids) // self.n_codebooks * self.n_codebooks].reshape(-1, self.n_codebooks)
-        codes = frames.T - self.offsets[:, None]
-        if codes.size and ((codes < 0) | (codes >= np.asarray(self.codebook_sizes)[:, None])).any():
+        if self.further_sizes:
+            own = ids - self.offsets[0]
+            grid = np.full((len(further), self.n_codebooks), EMPTY, dtype=np.int64)
+            grid[: len(own), 0], grid[:, 1:] = own[: len(further)], further
+            codes = self.pattern.undo(grid[: self.pattern.positions(len(own))])
+        else:
+            codes = self.pattern.undo(ids[:, None]) - self.offsets[:, None]
+        if codes.size and ((codes < 0) | (codes >= np.asarray(self.book_sizes)[:, None])).any():
             raise VocabularyError("ids that are not speech tokens of the codebook due at their place")
         return codes
 
@@ -277,6 +340,10 @@ class SpeechVocabulary:
             for name, group in self.groups.items()
         }
         facts = {"format": FORMAT, "groups": groups} | asdict(self)
+        if self.further_sizes:
+            facts |= {"format": FORMAT_3, "pattern": self.pattern.name}
+        else:
+            del facts["further_sizes"]
         for name in ("codebook_sizes", "first_id", "added"):  # which the groups say
             del facts[name]
         temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -298,9 +365,12 @@ class SpeechVocabulary:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             found = values.pop("format", None)
-            if found not in (FORMAT, FORMAT_1):
-                raise VocabularyError(f"{path}: format {found!r}, this version reads {FORMAT!r} and {FORMAT_1!r}")
-            if found == FORMAT:
+            if found not in (FORMAT, FORMAT_1, FORMAT_3):
+                known = ", ".join(map(repr, (FORMAT_1, FORMAT, FORMAT_3)))
+                raise VocabularyError(f"{path}: format {found!r}, this version reads {known}")
+            if found == FORMAT_3 and (pattern := values.pop("pattern")) != DELAY:
+                raise VocabularyError(f"{path}: pattern {pattern!r}, this version knows {DELAY!r} with further books")
+            if found != FORMAT_1:
                 values |= _read_groups(values.pop("groups"), path)
             vocabulary = cls(**values)
         except (TypeError, AttributeError, KeyError, json.JSONDecodeError) as error:
@@ -350,6 +420,7 @@ def add_speech(
     normaliser: str = "none",
     prompt_normaliser: str = "",
     marks: Sequence[str] = (),
+    pattern: str = "auto",
 ) -> SpeechVocabulary:
     """Adds the marks and speech tokens to a text tokenizer, in place, and says which ids they got.
 
@@ -364,16 +435,24 @@ def add_speech(
         normaliser: Name of what was done to the training texts that the model writes.
         prompt_normaliser: Name of what was done to those that it reads; "": the same.
         marks: Further marks that the tasks need.
+        pattern: How the codes of a frame come in the sequence: `semantic`, `flatten`, `delay`; `auto` is one of the
+            first two.
 
     Raises:
-        VocabularyError: The speech tokenizer has fewer codebooks, the names are taken, there is no end token, or the
-            text tokenizer's ids have gaps.
+        VocabularyError: No such pattern with so many codebooks, the speech tokenizer has fewer codebooks, the names
+            are taken, there is no end token, or the text tokenizer's ids have gaps.
     """
     if not 1 <= n_codebooks <= len(codebook_sizes):
         raise VocabularyError(f"n_codebooks: {n_codebooks}, but the speech tokenizer has 1 to {len(codebook_sizes)}")
     before, between, end_id = _read_prompt_format(text_tokenizer)
+    try:
+        delayed = resolve_pattern(pattern, n_codebooks).name == DELAY
+    except PatternError as error:
+        raise VocabularyError(str(error)) from error
+    n_books = 1 if delayed else n_codebooks  # whose codes are ids
     vocabulary = SpeechVocabulary(
-        codebook_sizes=tuple(codebook_sizes[:n_codebooks]),
+        codebook_sizes=tuple(codebook_sizes[:n_books]),
+        further_sizes=tuple(codebook_sizes[n_books:n_codebooks]),
         first_id=len(text_tokenizer),
         end_id=end_id,
         before=tuple(before),

@@ -175,3 +175,17 @@ def test_scoring_candidates_agree_and_take_turns(tmp_path):
     assert "the page of two rows" in scoring.rest(options, tmp_path)
     with pytest.raises(ValueError, match="the candidates disagree"):
         scoring.measure({scoring.OURS: lambda: 0.1, "other": lambda: 0.2}, rounds=1)
+
+
+def test_the_patterns_of_codes_take_turns(tmp_path, monkeypatch):
+    from slm_tiny import save_llm
+
+    model, table = save_llm(tmp_path / "llm"), tmp_path / "table.md"
+    small = ["--codebooks", "3", "--seconds", "0.4", "--rounds", "1", "--threads", "1", "--model", str(model)]
+    monkeypatch.setattr(sys, "argv", ["patterns", *small, "--output", str(table)])
+    module = load("patterns")
+    monkeypatch.setattr(module, "BOOK", 16)
+    module.main()
+    rows = [line.split(" | ") for line in table.read_text().splitlines()[4:]]
+    assert [row[0].strip("| ") for row in rows] == ["semantic", "flatten", "delay"] * 2
+    assert all(row[-1].startswith("1.00") for row in rows[2::3])

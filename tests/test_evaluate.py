@@ -260,16 +260,27 @@ def test_a_real_judge_folder_is_read_both_ways(tmp_path, models, corpus) -> None
     assert not results.samples
 
 
-def test_the_decoder_of_tts_is_its_topline(tmp_path, models, corpus, tts, length_judge) -> None:
+@pytest.mark.parametrize(
+    ("facts", "topline", "tokens"),
+    [
+        ({}, "semantic reconstruction", 12.5),
+        ({"n_codebooks": 3}, "reconstruction", 37.5),  # made before predictions named their pattern
+        ({"n_codebooks": 3, "pattern": "delay", "positions_per_s": 12.5}, "reconstruction", 12.5),
+    ],
+)
+def test_the_decoder_of_tts_is_its_topline(
+    tmp_path, models, corpus, tts, length_judge, facts: dict, topline: str, tokens: float
+) -> None:
+    """That of as many books, however many of them stand at one position of the LLM."""
     from tokenizer import load_tokenizer
 
     folder = str(models / "nano-tiny" / "model")
     sidecar = json.loads((tts / "predictions.json").read_text())
-    sidecar["fingerprint"] = load_tokenizer(folder).fingerprint("fp32")
+    sidecar |= {"fingerprint": load_tokenizer(folder).fingerprint("fp32"), **facts}
     (tts / "predictions.json").write_text(json.dumps(sidecar))
     results = load_results(evaluate.run(configure(tmp_path, corpus, tokenizer=folder, predictions=[str(tts)])))
     spoken = next(row for row in results.rows if row.system == "tts")
-    assert spoken.difference.against == "semantic reconstruction"
+    assert (spoken.difference.against, spoken.tokens_per_second) == (topline, tokens)
 
 
 def test_complete_runs_are_skipped_and_changed_inputs_noticed(tmp_path, corpus, asr, length_judge, monkeypatch) -> None:

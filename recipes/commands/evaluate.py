@@ -368,7 +368,8 @@ def _add_differences(rows: list[Row], systems: list[System]) -> None:
                     and other.protocol == row.protocol
                     and (
                         kind == "ground_truth"
-                        or (source.fingerprint, other.tokens_per_second) == (system.fingerprint, row.tokens_per_second)
+                        or (source.fingerprint, source.codes_per_second)
+                        == (system.fingerprint, system.codes_per_second)
                     )
                 ),
                 None,

@@ -49,6 +49,7 @@ from slm.modeling import (
     load_llm,
     save_slm,
 )
+from slm.training.delay import check_delay, delay_objective
 from slm.training.trainer import train
 from slm.vocabulary import SpeechVocabulary
 
@@ -63,6 +64,7 @@ def plan(config: Config) -> dict[str, object]:
     device = attempt(training_device, config.device) or "cpu"
     precision = attempt(resolve_precision, config.precision, device) or "fp32"
     attempt(engine_config, config.training)
+    attempt(check_delay, config.pattern, config.training, process_count())
     attempt(get_normaliser, config.normaliser)
     attempt(get_normaliser, config.prompt_normaliser or config.normaliser)
     facts: LLMFacts | None = attempt(describe_llm, config.model, config.training.attention)
@@ -108,6 +110,7 @@ def run(config: Config) -> Path:
     folder.check(config)
     result = folder.path("model" if config.lora is None or config.lora.merge else "adapter")
     measured_names(config)
+    check_delay(config.pattern, config.training, process_count())
     corpora = open_corpora(config)
     replayed = [Path(config.replay.path).expanduser()] if config.replay else []
     fingerprint = digest(model_path(config.model), corpora.index_text, *replayed)
@@ -136,6 +139,7 @@ def run(config: Config) -> Path:
         callbacks=[MetricsCallback(folder.metrics), TrainerProgress("finetune")],
         tensorboard=folder.path("tensorboard"),
         measure=word_errors(config, data, tokenizer),
+        objective=delay_objective(vocabulary, config.further_weight),
     )
     wall = time.perf_counter() - started
     save_result(folder, trainer, data.vocabulary, tokenizer, config.lora, config.weights, config.model)

@@ -46,6 +46,7 @@ from slm.training.batches import plan_steps
 from slm.training.preference import PairSamples, dpo, grpo
 from slm.training.reference import Reference, Scorer
 from slm.training.trainer import train
+from slm.vocabulary import SpeechVocabulary
 
 __all__ = ["Config", "plan", "run"]
 
@@ -76,6 +77,15 @@ def judge_identities(config: Config) -> list[dict[str, Any]]:
     return [first, second]
 
 
+def refuse_delay(config: Config, vocabulary: SpeechVocabulary) -> None:
+    """Raises ConfigError where books stand beside the ids: what an answer is worth would have to be shared out."""
+    if vocabulary.further_sizes:
+        raise ConfigError(
+            f"model {config.model}: its pattern is delay, on whose answers no preference is trained so far; take a "
+            "model of pattern semantic or flatten (`slm finetune pattern=...`)"
+        )
+
+
 def plan(config: Config) -> dict[str, object]:
     """What a training would do, draw and judge; raises everything that would stop it, together."""
     problems = Problems("slm train-preference")
@@ -88,6 +98,8 @@ def plan(config: Config) -> dict[str, object]:
     attempt(judge_identities, config)
     facts: LLMFacts | None = attempt(describe_llm, config.model, config.training.attention)
     vocabulary = attempt(model_vocabulary, config)
+    if vocabulary is not None:
+        attempt(refuse_delay, config, vocabulary)
     texts = tokenizer = None
     if vocabulary is not None:
         tokenizer = attempt(decoding_tokenizer, config, vocabulary, "cpu")
@@ -139,6 +151,7 @@ def run(config: Config) -> Path:
     folder.check(config)
     result = folder.path("model" if config.lora is None or config.lora.merge else "adapter")
     vocabulary = model_vocabulary(config)
+    refuse_delay(config, vocabulary)
     texts = read_texts(config, vocabulary)
     identities = json.dumps(judge_identities(config), sort_keys=True)
     every = [text.written for text in (*texts.train, *texts.held_out)]

@@ -1,4 +1,4 @@
 """What `slm finetune` does: its keys (config.py), the sequences that it trains on (data.py), what a plan tells of them
-(estimates.py), word errors while it trains (measure.py), the steps that fit a budget of time (step_budget.py). The
-command itself is recipes/commands/finetune.py.
+(estimates.py) and of the patterns of codes (pattern_costs.py), word errors while it trains (measure.py), the steps that
+fit a budget of time (step_budget.py). The command itself is recipes/commands/finetune.py.
 """

@@ -8,6 +8,7 @@ from typing import Literal
 from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import ADJUSTABLE
 from slm.lora import LoraSettings
+from slm.patterns import resolve_pattern
 from slm.tasks.styles import PromptsConfig
 from slm.training.batches import NoiseConfig
 from slm.training.config import TrainingConfig
@@ -75,6 +76,18 @@ class Config:
         },
     )
     n_codebooks: int = field(default=1, metadata={"help": "codebooks that become speech tokens, from book 0 on"})
+    pattern: Literal["auto", "semantic", "flatten", "delay"] = field(
+        default="auto",
+        metadata={
+            "help": "how the codes of a frame come in the sequence: semantic: book 0 alone; flatten: one after the "
+            "other, n_codebooks positions a frame; delay: side by side, a position a frame, each book a frame later "
+            "than the one before, with tables and heads of their own; auto: semantic or flatten, by n_codebooks"
+        },
+    )
+    further_weight: float = field(
+        default=1.0,
+        metadata={"help": "with delay: weight of the books beside book 0 in the loss, all together; book 0's is 1"},
+    )
     speech_rows: Literal["noise", "codebook"] = field(
         default="noise",
         metadata={
@@ -131,6 +144,9 @@ class Config:
             raise ValueError("random_weights: adapters on a base that knows nothing learn little; train in full")
         if self.training.freeze_layers and self.lora is not None:
             raise ValueError("training.freeze_layers: adapters leave every layer's own weights as they are; drop one")
+        resolve_pattern(self.pattern, self.n_codebooks)
+        if self.further_weight <= 0:
+            raise ValueError(f"further_weight: {self.further_weight:g} must be above 0, or its books learn nothing")
         if self.corpus and self.corpora:
             raise ValueError("corpus and corpora: give one of them")
         for key in ("wordings", "languages"):

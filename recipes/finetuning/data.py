@@ -19,6 +19,7 @@ from recipes.config import ConfigError
 from recipes.finetuning.config import Config, CorpusSource
 from recipes.runs.logs import log
 from slm.corpus import INDEX_NAME, CodedCorpus, CodedRow, CorpusMetadata
+from slm.patterns import resolve_pattern
 from slm.tasks import Task, TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.styles import PromptStyles, language_mark, wording_ids
@@ -157,6 +158,10 @@ def make_vocabulary(
             raise ConfigError(
                 f"n_codebooks: the model {config.model} was made with {own.n_codebooks}, not {config.n_codebooks}"
             )
+        if own.pattern != resolve_pattern(config.pattern, config.n_codebooks):
+            raise ConfigError(
+                f"pattern: the model {config.model} was made with {own.pattern.name}, not {config.pattern}"
+            )
         normalisers = {"normaliser": config.normaliser, "prompt_normaliser": config.prompt_normaliser}
         return dataclasses.replace(add_marks(tokenizer, own, marks), **normalisers)
     return add_speech(
@@ -170,6 +175,7 @@ def make_vocabulary(
         normaliser=config.normaliser,
         prompt_normaliser=config.prompt_normaliser,
         marks=marks,
+        pattern=config.pattern,
     )
 
 
@@ -258,6 +264,7 @@ def make_data(
         return Data(vocabulary, training, samples("valid"), *_replayed(config, tokenizer, vocabulary, longest))
     texts, seconds = zip(*(spoken["train"][i] for i in members), strict=True)
     codes, text_ids = zip(*((u.codes, u.text) for u in (training.utterances[i] for i in members)), strict=True)
+    codes = [one[: vocabulary.ids_per_frame] for one in codes]  # a loop is told by the books whose codes are ids
     trained_on = TrainedOn.of(texts, seconds, codes, text_ids, vocabulary.frame_rate)
     trained_on = dataclasses.replace(
         trained_on,

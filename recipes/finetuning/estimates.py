@@ -10,6 +10,7 @@ from torch import nn
 
 from recipes.finetuning.config import Config
 from recipes.finetuning.data import Corpora, Data
+from recipes.finetuning.pattern_costs import pattern_costs
 from recipes.runs.deepspeed import deepspeed_file
 from recipes.runs.machine import process_count
 from slm.freezing import freeze_lower_layers
@@ -39,7 +40,8 @@ def describe_plan(
     table = facts.skeleton.get_input_embeddings().weight
     rows = rows_needed(table.shape[0], data.vocabulary)
     tables = 1 if has_tied_head(facts.skeleton) else 2
-    total = facts.n_parameters + (rows - table.shape[0]) * table.shape[1] * tables
+    further = 2 * table.shape[1] * sum(data.vocabulary.further_sizes)
+    total = facts.n_parameters + (rows - table.shape[0]) * table.shape[1] * tables + further
     freeze_other_towers(facts.skeleton)
     if training.freeze_layers:
         freeze_lower_layers(facts.skeleton, training.freeze_layers)
@@ -48,7 +50,7 @@ def describe_plan(
     if training.freeze_layers:
         trainable -= data.vocabulary.first_id * table.shape[1] * tables
     if config.lora is not None:
-        trainable += len(data.vocabulary.new_ids) * table.shape[1] * tables
+        trainable += len(data.vocabulary.new_ids) * table.shape[1] * tables + further
     tokens, repeats = {}, np.ones(len(samples.lengths)) if samples.repeats is None else samples.repeats
     for number, task in enumerate(samples.task_names):
         own = samples.tasks == number
@@ -70,6 +72,8 @@ def describe_plan(
         "left out as too long": data.train.n_too_long,
         "speech vocabulary": len(data.vocabulary.new_ids),
         "embedding rows": f"{table.shape[0]} -> {rows}",
+        "pattern": data.vocabulary.pattern.name,
+        "patterns": pattern_costs(facts, data.vocabulary, corpora.metadata.codebook_sizes, precision),
         "tokens": tokens,
         "steps": training.steps,
         "tokens a step": int(np.mean([samples.lengths[step].sum() for step in steps])),

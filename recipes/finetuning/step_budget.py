@@ -24,6 +24,7 @@ from recipes.runs.run_folder import RunFolder
 from slm.modeling import extend_with_speech, load_llm
 from slm.tasks.registry import UtteranceTokens
 from slm.training.batches import SpeechSamples
+from slm.training.delay import delay_objective
 from slm.training.trainer import train
 from slm.vocabulary import add_marks, add_speech
 from tokenizer import load_tokenizer
@@ -146,13 +147,19 @@ def time_step(config: Config, speech_tokenizer: str, texts: Sequence[str]) -> fl
     tasks = used_tasks(config)
     marks = [mark for task in tasks for mark in task.marks]
     if vocabulary is None:
-        vocabulary = add_speech(text_tokenizer, speech.codebook_sizes, n_codebooks=config.n_codebooks, marks=marks)
+        vocabulary = add_speech(
+            text_tokenizer,
+            speech.codebook_sizes,
+            n_codebooks=config.n_codebooks,
+            marks=marks,
+            pattern=config.pattern,
+        )
         extend_with_speech(model, vocabulary, config.seed)
     elif (larger := add_marks(text_tokenizer, vocabulary, marks)).size > vocabulary.size:
         extend_with_speech(model, larger, config.seed, first_id=vocabulary.size)
         vocabulary = larger
     rng, normalise = np.random.default_rng(config.seed), get_normaliser(config.normaliser)
-    shortest = min(vocabulary.codebook_sizes)
+    shortest = min(vocabulary.book_sizes)
     frames = [max(1, round(len(text) * SECONDS_PER_CHARACTER * speech.frame_rate)) for text in texts]
     columns = {name for task in tasks for name in task.columns}
     utterances = []
@@ -175,6 +182,7 @@ def time_step(config: Config, speech_tokenizer: str, texts: Sequence[str]) -> fl
             precision=resolve_precision(config.precision, device),
             processes=process_count(),
             callbacks=[timer],
+            objective=delay_objective(vocabulary, config.further_weight),
         )
     return median(timer.seconds[WARM_UP - 1 :])
 

@@ -102,6 +102,8 @@ def write_predictions(
         "fingerprint": vocabulary.fingerprint,
         "frame_rate": vocabulary.frame_rate,
         "n_codebooks": vocabulary.n_codebooks,
+        "pattern": vocabulary.pattern.name,
+        "positions_per_s": vocabulary.frame_rate * vocabulary.ids_per_frame,
         "normaliser": vocabulary.normaliser,
         "prompt_normaliser": vocabulary.normaliser_of_prompts,
         "decoding": asdict(config.decoding),

@@ -65,6 +65,14 @@ class System:
     fingerprint: str | None = None  # of the tokenizer that the audio went through
     translates: bool = False
 
+    @property
+    def codes_per_second(self) -> float | None:
+        """Of all books: more than the LLM reads in a second, where several stand at one of its positions."""
+        made = self.facts.get("generation", {})
+        if made.get("frame_rate") is None:
+            return self.facts.get("tokens_per_second")
+        return made["frame_rate"] * made.get("n_codebooks", 1)
+
 
 @dataclass(frozen=True)
 class SystemAudio:
@@ -358,7 +366,8 @@ def predicted_system(
         system.facts["timed"] = GENERATION_ONLY
     if facts.get("frame_rate") is not None:
         system.facts["frame_rate_hz"] = facts["frame_rate"]
-        system.facts["tokens_per_second"] = facts["frame_rate"] * facts.get("n_codebooks", 1)
+        codes_per_s = facts["frame_rate"] * facts.get("n_codebooks", 1)
+        system.facts["tokens_per_second"] = facts.get("positions_per_s", codes_per_s)
     system.facts["generation"] = {key: value for key, value in facts.items() if key not in times}
     system.facts["n_truncated"] = sum(
         bool(predictions.lines[i].get("truncated")) for i in ids if i in predictions.lines

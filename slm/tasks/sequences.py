@@ -1,6 +1,7 @@
 """Turns as token sequences: pure functions from a task's parts to `input_ids` and `labels`.
 
-Shapes: codes (K, F); text ids (T,); `input_ids` and `labels` (L,) int64, labels -100 wherever no loss is taken.
+Shapes: codes (K, F); text ids (T,); `input_ids` and `labels` (L,) int64, labels -100 wherever no loss is taken. With
+the pattern `delay` a prompt is (P, n): its first column holds the ids, the others the codes of books 1 to n - 1.
 
     ASR   before <|speech|> codes <|/speech|> <|transcribe|> between | text end
     TTS   before text <|synthesize|> between <|speech|> | codes <|/speech|> end
@@ -26,6 +27,15 @@ A vocabulary of 100 text ids (eos is 2, bos is 1) and one codebook of 8:
 [-100, -100, -100, -100, -100, 104, 111, 107, 101, 2]
 >>> make_prompt(vocabulary, get_task("tts"), UtteranceTokens(text=np.array([40, 41]))).tolist()
 [1, 40, 41, 103, 100]
+
+With `delay` a book of 8 stands beside that one, a frame later. The mark of the end stands where book 0 is over:
+
+>>> beside = SpeechVocabulary(codebook_sizes=(8,), first_id=100, end_id=2, further_sizes=(8,))
+>>> tts = make_example(beside, get_task("tts"), UtteranceTokens(np.array([[0, 7, 3], [4, 5, 6]]), np.array([40])))
+>>> tts.input_ids.tolist(), tts.further[:, 0].tolist()
+([40, 103, 100, 104, 111, 107, 101, 2], [-1, -1, -1, -1, 4, 5, 6, -1])
+>>> tts.labels.tolist(), tts.further_labels[:, 0].tolist()
+([-100, -100, -100, 104, 111, 107, 101, 2], [-100, -100, -100, -100, 4, 5, 6, -100])
 """
 
 from __future__ import annotations
@@ -35,6 +45,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slm.patterns import EMPTY
 from slm.tasks.registry import Mark, Part, Speech, Task, TaskError, Text, UtteranceTokens
 from slm.vocabulary import SpeechVocabulary
 
@@ -43,10 +54,16 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Example:
-    """One training sequence: `input_ids` (L,) and `labels` (L,), both int64."""
+    """One training sequence: `input_ids` (L,) and `labels` (L,), both int64.
+
+    With further books beside the ids also their codes `further` (L, n - 1), `EMPTY` where there is none, and
+    `further_labels`, shaped alike, -100 where no loss is taken.
+    """
 
     input_ids: np.ndarray
     labels: np.ndarray
+    further: np.ndarray | None = None
+    further_labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -70,23 +87,23 @@ def make_prompt(
             classifier-free guidance (arXiv 2207.12598) holds the asked one against.
 
     Returns:
-        (P,) int64.
+        (P,) int64; with `delay` (P, n).
 
     Raises:
         TaskError: The utterance lacks a part of the prompt.
     """
     wording = () if utterance.wording is None or bare else utterance.wording
-    ids = [*vocabulary.before, *wording]
+    pieces: list[Sequence[int] | np.ndarray] = [[*vocabulary.before, *wording]]
     for part in task.turn(utterance).prompt:
         if bare and not isinstance(part, Mark):
             continue
         if isinstance(part, Speech) and part.codes is not None and change is not None:
             part = Speech(change(part.codes))
-        ids.extend(_part_ids(vocabulary, task, part))
+        pieces.append(_part_ids(vocabulary, task, part))
     if utterance.language is not None:
-        ids.append(vocabulary.mark_id(utterance.language))
+        pieces.append([vocabulary.mark_id(utterance.language)])
     opening = [vocabulary.speech_id] if task.answers == "speech" else []
-    return np.array([*ids, *vocabulary.between, *opening], dtype=np.int64)
+    return np.concatenate([vocabulary.widened(piece) for piece in (*pieces, [*vocabulary.between, *opening])])
 
 
 def make_example(
@@ -108,12 +125,18 @@ def make_example(
         bare: As in :func:`make_prompt`.
     """
     prompt = make_prompt(vocabulary, task, prompted or utterance, change, bare)
-    ids = [i for part in task.turn(utterance).answer for i in _part_ids(vocabulary, task, part)]
+    pieces = [vocabulary.widened(_part_ids(vocabulary, task, part)) for part in task.turn(utterance).answer]
+    ids = np.concatenate([*pieces, vocabulary.widened([vocabulary.end_id])])
     if task.answers == "speech":
-        if not ids or ids[0] != vocabulary.speech_id:
+        if np.ravel(ids)[0] != vocabulary.speech_id:
             raise TaskError(f"task {task.name}: an answer of speech must begin with Speech")
         ids = ids[1:]  # stands in the prompt
-    return answer(prompt, np.array([*ids, vocabulary.end_id], dtype=np.int64))
+    made = answer(prompt, ids)
+    if vocabulary.further_sizes:
+        # While the further books come to their end, book 0's mark is given, not learnt, but for the first.
+        repeated = (made.labels[1:] == vocabulary.speech_end_id) & (made.labels[:-1] == vocabulary.speech_end_id)
+        made.labels[1:][repeated] = IGNORE
+    return made
 
 
 def prompt_size(task: Task, utterance: UtteranceTokens) -> tuple[int, int]:
@@ -139,18 +162,19 @@ def example_length(
 
 
 def answer(prompt: np.ndarray, target: np.ndarray) -> Example:
-    """(P,) prompt and (A,) answer -> a sequence of P + A with loss on the answer."""
-    return Example(
-        np.concatenate([prompt, target]), np.concatenate([np.full(len(prompt), IGNORE, dtype=np.int64), target])
-    )
+    """(P,) prompt and (A,) answer, or (P, n) and (A, n) -> a sequence of P + A with loss on the answer."""
+    ids, labels = np.concatenate([prompt, target]), np.concatenate([np.full_like(prompt, IGNORE), target])
+    if ids.ndim == 1:
+        return Example(ids, labels)
+    further_labels = np.where(labels[:, 1:] == EMPTY, IGNORE, labels[:, 1:])
+    return Example(ids[:, 0], labels[:, 0].copy(), ids[:, 1:], further_labels)
 
 
 def _part_ids(vocabulary: SpeechVocabulary, task: Task, part: Part) -> Sequence[int] | np.ndarray:
     if isinstance(part, Mark):
         return [vocabulary.mark_id(part.name)]
     if isinstance(part, Speech):
-        codes = _given(task, part.codes, "codes")
-        return [vocabulary.speech_id, *vocabulary.ids_from_codes(codes), vocabulary.speech_end_id]
+        return vocabulary.speech(_given(task, part.codes, "codes"))
     return _given(task, part.ids, "text")
 
 
@@ -158,7 +182,7 @@ def _part_length(vocabulary: SpeechVocabulary, task: Task, part: Part) -> int:
     if isinstance(part, Mark):
         return 1
     if isinstance(part, Speech):
-        return _given(task, part.codes, "codes").shape[1] * vocabulary.n_codebooks + 2
+        return vocabulary.speech_length(_given(task, part.codes, "codes").shape[1])
     return len(_given(task, part.ids, "text"))
 
 

@@ -158,6 +158,12 @@ def _weighted(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     return (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
 
 
+def chunked_loss(states: Tensor, linear: nn.Linear, labels: Tensor, weights: Tensor) -> Tensor:
+    """Sum of the weighted cross-entropies (a scalar, fp32) of a linear head on (N, D) states, some tokens at a time."""
+    chunk, head = max(1, CHUNK_ELEMENTS // linear.out_features), LinearHead(linear, AfterHead())
+    return _ChunkedLoss.apply(states, head, labels, weights, chunk, linear.weight)
+
+
 class AnswerLoss:
     """Sum of the weighted cross-entropies of the answer tokens of a causal LM, through its own head.
 

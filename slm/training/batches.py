@@ -1,6 +1,7 @@
 """From samples to packed batches, in an order that is a pure function of the seed.
 
-Shapes: R rows of length L; `input_ids`, `labels`, `position_ids` (R, L) int64, `loss_weights` (R, L) float32.
+Shapes: R rows of length L; `input_ids`, `labels`, `position_ids` (R, L) int64, `loss_weights` (R, L) float32; of n - 1
+further books beside the ids `further`, `further_labels` (R, L, n - 1) int64, `further_weights` (R, L) float32.
 
 Several sequences lie in one row, each with position ids from 0; transformers' models keep attention within each of
 them. What optimizer step s sees is decided before it is dealt out to micro-batches, so gradient accumulation, the
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from slm.patterns import EMPTY
 from slm.tasks import Task, TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, Example, answer, example_length, make_example
@@ -164,7 +166,7 @@ class SpeechSamples:
         task, member = self._tasks[self.tasks[index]], self.members[index]
         utterance, prompted = self._pair(member, self.styles.draw(task, member, rng))
         if rng is not None and self.noise is not None:
-            noise, sizes = self.noise, self.vocabulary.codebook_sizes
+            noise, sizes = self.noise, self.vocabulary.book_sizes
 
             def change(codes: np.ndarray) -> np.ndarray:
                 return noise.apply(codes, sizes, rng)
@@ -304,7 +306,8 @@ def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int
 
     Returns:
         `input_ids`, `labels`, `position_ids`, `loss_weights`, each (R, L). Padding is a sequence of its own without
-        loss. With `numbered` also `sequences`, (R, L) int64: the number of the example, -1 for padding.
+        loss. With `numbered` also `sequences`, (R, L) int64: the number of the example, -1 for padding. Where sequences
+        have further books also `further`, `further_labels` and `further_weights`.
 
     >>> a, b = answer(np.array([5]), np.array([6, 7])), answer(np.array([8]), np.array([9]))
     >>> batch = pack([a, b], [1.0, 0.5], pack_length=5)
@@ -332,6 +335,9 @@ def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int
     positions = np.zeros((len(rows), length), dtype=np.int64)
     loss_weights = np.zeros((len(rows), length), dtype=np.float32)
     sequences = np.full((len(rows), length), -1, dtype=np.int64)
+    beside = max(0 if example.further is None else example.further.shape[1] for example in examples)
+    further = np.full((len(rows), length, beside), EMPTY, dtype=np.int64)
+    further_labels, further_weights = np.full_like(further, IGNORE), np.zeros_like(loss_weights)
     for row, members in enumerate(rows):
         start = 0
         for index in members:
@@ -341,9 +347,14 @@ def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int
             positions[row, cells] = np.arange(len(example))
             loss_weights[row, cells] = (example.labels != IGNORE) * weights[index]
             sequences[row, cells] = index
+            if example.further is not None:
+                further[row, cells], further_labels[row, cells] = example.further, example.further_labels
+                further_weights[row, cells] = weights[index]
             start += len(example)
         positions[row, start:] = np.arange(length - start)
     arrays = {"input_ids": ids, "labels": labels, "position_ids": positions, "loss_weights": loss_weights}
+    if beside:
+        arrays |= {"further": further, "further_labels": further_labels, "further_weights": further_weights}
     if numbered:
         arrays["sequences"] = sequences
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -19,6 +19,7 @@ from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
+from slm.further_books import further_books_of
 from slm.tasks.sequences import IGNORE
 from slm.training.answer_loss import AnswerLoss
 from slm.training.batches import ONE_ROW, Batch, PackedBatches, Samples, evaluation_batches, with_steps
@@ -87,7 +88,7 @@ class SpeechTrainer(Trainer):
     @staticmethod
     def _tables(model: nn.Module) -> set[int]:
         bare = bare_model(model)
-        modules = (bare.get_input_embeddings(), bare.get_output_embeddings())
+        modules = (bare.get_input_embeddings(), bare.get_output_embeddings(), further_books_of(bare))
         return {id(p) for module in modules if module is not None for p in module.parameters()}
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -154,6 +155,10 @@ class SpeechTrainer(Trainer):
         losses = F.cross_entropy(outputs.logits[:, :-1][answered].float(), labels[answered], reduction="none")
         return (losses * weights[answered]).sum(), outputs
 
+    def _further_figures(self) -> dict[str, float]:
+        """What an objective tells of a task beside its loss, once all of the task has been seen."""
+        return {}
+
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Mean loss per answer token of each task on the valid split, of all by the tasks' weights, and `measure`'s."""
         model = self.model_wrapped if self.is_deepspeed_enabled or self.is_fsdp_enabled else self.model
@@ -175,6 +180,7 @@ class SpeechTrainer(Trainer):
                     )
             sums = self.accelerator.reduce(sums.to(self.args.device, torch.float32), reduction="sum").double().cpu()
             metrics[f"{metric_key_prefix}_{task}_loss"] = float(sums[0] / sums[1])
+            metrics |= {f"{metric_key_prefix}_{task}_{name}": value for name, value in self._further_figures().items()}
             weight = self.task_weights.get(task, 0.0)  # what is measured only
             weighted, norm = weighted + weight * float(sums[0]), norm + weight * float(sums[1])
         if norm:  # 0 where all that is valid is measured only

@@ -1,0 +1,98 @@
+"""The objective of the pattern `delay`: the answers' loss of book 0 and text, and that of the books beside it.
+
+Shapes: R rows of length L, n codebooks; `further`, `further_labels` (R, L, n - 1), `further_weights` (R, L).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slm.further_books import further_books_of, read_beside
+from slm.patterns import DELAY
+from slm.tasks.sequences import IGNORE
+from slm.training.answer_loss import chunked_loss
+from slm.training.batches import Batch
+from slm.training.config import TrainingConfig, TrainingError
+from slm.training.trainer import Objective, SpeechTrainer, bare_model
+from slm.vocabulary import SpeechVocabulary
+
+
+class DelayTrainer(SpeechTrainer):
+    """A `SpeechTrainer` whose model reads further codes and learns to say them.
+
+    The loss of an answer is that of its ids plus, for each further book, `further_weight` / (n - 1) times that of its
+    codes, both over the number of ids: so what book 0, which holds the words, has of the loss does not fall with n.
+    MusicGen, all of whose books are acoustic, weighs them alike.
+
+    Args:
+        further_weight: Of all further books together, where book 0's is 1.
+    """
+
+    def __init__(self, *args: Any, further_weight: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.further_weight = further_weight
+        self._sums = torch.zeros(0)
+
+    def _weighted_sum(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Any]:
+        if "further" not in inputs:  # text alone
+            return super()._weighted_sum(model, inputs)
+        bare = bare_model(self.model)
+        books = further_books_of(bare)
+        with read_beside(bare, lambda rows, length: inputs["further"]) as states:
+            total, outputs = super()._weighted_sum(model, inputs)
+        if not states:
+            raise TrainingError(
+                f"pattern: {type(bare).__name__} does not run its head as a module, so delay's books find no states; "
+                "take pattern=flatten"
+            )
+        before, labels, weights = states[0][:, :-1], inputs["further_labels"][:, 1:], inputs["further_weights"][:, 1:]
+        losses, counts = [], []
+        for book, head in enumerate(books.heads):
+            said = labels[..., book] != IGNORE
+            losses.append(chunked_loss(before[said], head, labels[..., book][said], weights[said]))
+            counts.append(weights[said].sum())
+        if not model.training:
+            own = inputs["loss_weights"][:, 1:].sum()
+            found = torch.stack([torch.stack([total.detach(), *losses]), torch.stack([own, *counts])]).double().cpu()
+            self._sums = self._sums + found if len(self._sums) else found
+        return total + sum(losses) * (self.further_weight / len(losses)), outputs
+
+    def _further_figures(self) -> dict[str, float]:
+        """The mean loss of a code of each book; book 0's counts the end of an answer in."""
+        sums, self._sums = self._sums, torch.zeros(0)
+        if not len(sums) or not sums[1, 1]:  # a task that answers in text
+            return {}
+        means = (sums[0] / sums[1]).tolist()
+        return {f"book_{book}_loss": mean for book, mean in enumerate(means)}
+
+
+def check_delay(pattern: str, config: TrainingConfig, processes: int) -> None:
+    """Refuses what training with `delay` has not been shown to do.
+
+    Raises:
+        TrainingError: An engine, or several processes.
+    """
+    if pattern != DELAY:
+        return
+    for key in ("deepspeed", "fsdp"):
+        if getattr(config, key):
+            raise TrainingError(
+                f"training.{key}: not with pattern=delay, whose further books are trained in one process so far; "
+                f"leave training.{key} out, or take pattern=flatten"
+            )
+    if processes > 1:
+        raise TrainingError(
+            f"pattern: delay is trained in one process so far, and {processes} were started; start one (without "
+            "torchrun), or take pattern=flatten"
+        )
+
+
+def delay_objective(vocabulary: SpeechVocabulary, further_weight: float) -> Objective | None:
+    """What `slm.training.trainer.train` minimises with further books; None where a vocabulary has none."""
+    if not vocabulary.further_sizes:
+        return None
+    return Objective(functools.partial(DelayTrainer, further_weight=further_weight))
