@@ -151,7 +151,7 @@ def test_transcribe_writes_what_others_write(world, trained, tmp_path) -> None:
     rows = [json.loads(line) for line in transcribe.run(config).read_text().splitlines()]
     assert [row["reference"] for row in rows] == TEXTS and all(row["hypothesis"] is not None for row in rows)
     sidecar = json.loads((tmp_path / "asr" / "predictions.json").read_text())
-    assert (sidecar["frame_rate"], sidecar["fingerprint"], sidecar["answers"]) == (12.5, "", "text")
+    assert (sidecar["frame_rate"], sidecar["fingerprint"], sidecar["pattern"]) == (12.5, "", "continuous")
     singles = load_config(transcribe.Config, None, [*source, f"run_dir={tmp_path / 'one'}", "decoding.batch_size=1"])
     alone = [json.loads(line)["hypothesis"] for line in transcribe.run(singles).read_text().splitlines()]
     assert alone == [row["hypothesis"] for row in rows]

@@ -28,6 +28,13 @@ from tokenizer.teacher.whisper import TeacherConfig
 
 
 @dataclass(frozen=True)
+class NoPattern:
+    """Stands where a pattern of codes does."""
+
+    name: str = "continuous"
+
+
+@dataclass(frozen=True)
 class Heard:
     """What a sidecar says of the features, where another's says it of codes."""
 
@@ -36,6 +43,8 @@ class Heard:
     normaliser: str
     fingerprint: str = ""  # of codes: there are none
     n_codebooks: int = 1
+    ids_per_frame: int = 1
+    pattern: NoPattern = NoPattern()
 
     @property
     def normaliser_of_prompts(self) -> str:
