@@ -24,6 +24,7 @@ from eval.report.contrasts import COLUMNS, EXPLANATION, blocks, p_text
 from eval.report.errors import error_tables, worst_utterances
 from eval.report.plots import book_use_figure, contrast_figure, rate_figure, svg_of, wer_figure
 from eval.report.tables import MeasureTable, fitting, measure_tables
+from eval.report.trainings import DARK, LIGHT, curve_figures, differences_table, trainings_table
 from eval.schema import Results, Row, Sample, is_task, system_name, systems_of
 from eval.stats import FEW
 from eval.text.wer import OFFICIAL
@@ -409,6 +410,10 @@ def write_report(results: Results, folder: Path | str) -> Path:
         contrast_plot=_safe(svg_of(contrast_figure(results.contrasts), "contrasts", CONTRAST_TITLE)),
         samples=_players(results.samples, folder),
         measures=measure_tables(results),
+        curves=[(caption, _safe(svg)) for caption, svg in curve_figures(results.curves)],
+        curve_colours={"light": LIGHT, "dark": DARK},
+        trainings=trainings_table(results.curves),
+        differences=differences_table(results.configurations),
     )
     target = folder / REPORT_FILE
     temporary = target.with_suffix(".html.tmp")

@@ -41,6 +41,7 @@ from recipes.runs.pipeline import (
 )
 from recipes.runs.run_folder import ADJUSTABLE, COMPLETE_FILE, RunFolder
 from recipes.scoring.cells import Axis, Cell, Identity, cells_of, identify
+from recipes.scoring.trainings import configurations_of, curves_of
 
 # What does not depend on the cell: kept once in the table.
 COMMON_SYSTEMS = ("ground_truth",)
@@ -265,6 +266,7 @@ def gather(cells: dict[str, list[Step]], config: Config, failed: Mapping[str, st
     }
     results = merge_results(list(parts.values()), config.title)
     results.notes += notes
+    _add_trainings(results, {cell: cells[cell] for cell in found}, about)
     for contrast in config.contrasts:
         a, b = (contrast.group(patterns, parts) for patterns in (contrast.a, contrast.b))
         if a and b:
@@ -290,6 +292,16 @@ def _current(results: Results, place: Path) -> Results:
     except ValueError as error:
         log.warning("%s: %s; its rows stand under the normaliser's old version", place, error)
         return results
+
+
+def _add_trainings(results: Results, cells: dict[str, list[Step]], about: dict[str, Identity]) -> None:
+    """Each cell's learning curves and settings, in place."""
+    found: dict[str, set[float | None]] = {cell: set() for cell in cells}
+    for row in results.rows:
+        found.get(row.cell, set()).add(row.frame_rate_hz)
+    rates = {cell: next(iter(some), None) for cell, some in ((c, s - {None}) for c, s in found.items())}
+    results.curves = [curve for cell, steps in cells.items() for curve in curves_of(steps, about[cell], rates[cell])]
+    results.configurations = configurations_of(cells, about, rates)
 
 
 def identities(cells: dict[str, list[Step]], config: Config, found: dict[str, list[Results]]) -> dict[str, Identity]:
