@@ -24,7 +24,7 @@ from eval.stats import PairedDifference, bootstrap_interval, paired_bootstrap, r
 from eval.text.matched_pairs import MatchedPairs, matched_pairs_test
 from eval.text.translation import TranslationScores
 from eval.text.wer import ErrorRates, UtteranceErrors, official_rate
-from eval.trainings import Configuration, Curve
+from eval.trainings import Budget, Configuration, Curve
 
 __all__ = [
     "RESULTS_FILE",
@@ -264,6 +264,7 @@ class Results:
     versions: dict[str, str] = field(default_factory=dict)
     curves: list[Curve] = field(default_factory=list)
     configurations: list[Configuration] = field(default_factory=list)
+    budgets: list[Budget] = field(default_factory=list)
 
 
 def make_row(name: str, system: str, model: str, protocol: Protocol, rates: ErrorRates, **facts: Any) -> Row:
@@ -374,6 +375,7 @@ def merge_results(parts: Sequence[Results], title: str) -> Results:
         merged.quality += [q for q in part.quality if q not in merged.quality]
         merged.notes += [note for note in part.notes if note not in merged.notes]
         merged.curves += [curve for curve in part.curves if curve not in merged.curves]
+        merged.budgets += [budget for budget in part.budgets if budget not in merged.budgets]
         merged.configurations += [one for one in part.configurations if one not in merged.configurations]
         for name in dict.fromkeys(c.name for c in part.contrasts):
             _keep_both(contrasts, name, [c for c in part.contrasts if c.name == name], part.title)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Configuration", "Curve", "differing_keys", "group_names"]
+__all__ = ["Budget", "Configuration", "Curve", "differing_keys", "group_names"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,22 @@ def group_names(about: Iterable[tuple[str, str, float | None, int | None]]) -> d
         pooled = len(some) == 1 or len(seeds) == len(some)
         found |= {cell: name if pooled else cell for cell, _ in some}
     return {cell: found[cell] for cell, _, _, _ in cells}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much one cell's fine-tuning sees, and which of it was made equal among the cells.
+
+    ``equal`` is "steps", "tokens", "audio_seconds" or "flops"; ``reference`` is the cell that the others were made
+    equal to. ``tokens`` are those of text and speech; ``audio_seconds`` counts a recording once for each time and task
+    that it is seen; ``flops`` are model FLOPs.
+    """
+
+    cell: str
+    equal: str
+    reference: str
+    steps: int
+    tokens: int
+    audio_seconds: float
+    flops: float
+    epochs: float
