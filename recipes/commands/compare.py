@@ -24,7 +24,9 @@ from eval.report.contrasts import write_contrasts
 from eval.report.markdown import write_markdown
 from eval.report.page import format_table, write_report
 from eval.rescoring import up_to_date
-from eval.schema import Results, load_results, merge_results, save_results
+from eval.schema import Contrast, Results, Row, load_results, merge_results, save_results
+from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
+from eval.text_lengths import rows_within
 from eval.trainings import Budget
 from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import check_embedded
@@ -99,6 +101,10 @@ class Config(PipelineConfig):
             **ADJUSTABLE,
         },
     )
+    text_lengths: list[LengthBin] = field(
+        default_factory=list,
+        metadata={"help": f"{LENGTHS_HELP}. Contrasts are drawn on each length too", **ADJUSTABLE},
+    )
     title: str = field(default="Comparison", metadata={"help": "of the report", **ADJUSTABLE})
 
     def __post_init__(self) -> None:
@@ -112,6 +118,7 @@ class Config(PipelineConfig):
         if unknown := set(self.only or ()) - set(names):
             raise ValueError(f"only: no cell is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
 
+        in_order(self.text_lengths)
         headings = [contrast.name for contrast in self.contrasts]
         if twice := {name for name in headings if headings.count(name) > 1}:
             raise ValueError(f"contrasts: {', '.join(sorted(twice))} stands there twice; give each a name of its own")
@@ -344,6 +351,8 @@ def gather(cells: dict[str, list[Step]], config: Config, failed: Mapping[str, st
     }
     results = merge_results(list(parts.values()), config.title)
     results.notes += notes
+    if config.text_lengths:
+        results.text_lengths = in_order(config.text_lengths)
     _add_trainings(results, {cell: cells[cell] for cell in found}, about)
     if config.fairness is not None:
         budgets = fairness.saved_budgets(config.run_dir, make_cells(config, {}), config.fairness)
@@ -351,8 +360,7 @@ def gather(cells: dict[str, list[Step]], config: Config, failed: Mapping[str, st
     for contrast in config.contrasts:
         a, b = (contrast.group(patterns, parts) for patterns in (contrast.a, contrast.b))
         if a and b:
-            groups = ({cell: parts[cell].rows for cell in side} for side in (a, b))
-            made = make_contrasts(contrast.name, *groups)
+            made = _contrasts(contrast.name, *({cell: parts[cell].rows for cell in side} for side in (a, b)), results)
             if min(len(a), len(b)) > 1 and not all(one.of_methods for one in made):
                 log.warning(
                     "contrast %s: cells of one side differ in more than their seed and rows' verdicts are about the "
@@ -364,6 +372,17 @@ def gather(cells: dict[str, list[Step]], config: Config, failed: Mapping[str, st
             waits = [*(() if a else contrast.a), *(() if b else contrast.b)]
             log.warning("contrast %s waits for %s", contrast.name, ", ".join(waits))
     return results
+
+
+def _contrasts(name: str, a: dict[str, list[Row]], b: dict[str, list[Row]], results: Results) -> list[Contrast]:
+    """Contrasts of two groups on whole test sets and, where lengths are named, on the texts of each."""
+    made = make_contrasts(name, a, b)
+    several = len({row.protocol.test_set.name for rows in a.values() for row in rows}) > 1
+    for bin_ in results.text_lengths:
+        within = [{cell: rows_within(rows, bin_, least=2) for cell, rows in side.items()} for side in (a, b)]
+        # Of several test sets each one's name, which says the length, is added there.
+        made += make_contrasts(name if several else f"{name}, {bin_.name} texts", *within)
+    return made
 
 
 def _current(results: Results, place: Path) -> Results:

@@ -31,6 +31,7 @@ from eval.report.page import format_table, write_report
 from eval.rescoring import outdated, up_to_date
 from eval.schema import Results, Row, difference_of, is_task, load_results, make_row, save_results, speakers_of
 from eval.speech.measures.registry import chosen_measures
+from eval.text.lengths import in_order
 from eval.text.translation import can_score_translations, score_translations
 from eval.text.wer import score_pairs
 from recipes.config import ConfigError
@@ -143,6 +144,7 @@ def run(config: Config) -> Path:
         notes=[*job.settled.notes, *notes, *_text_notes(job, rows), *_task_notes(work.systems), *_speed_notes(rows)],
         created=time.strftime("%Y-%m-%d %H:%M"),
         versions=made_with(config),
+        text_lengths=in_order(config.text_lengths),
     )
     _write(results, folder)
     folder.mark_complete({f"{row.protocol.judge.get('name', row.protocol.task)}: {row.name}": row.wer for row in rows})

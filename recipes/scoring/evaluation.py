@@ -15,6 +15,7 @@ from eval.judges.judge import check_judge
 from eval.protocol import Protocol, TestSet, test_set_sha256
 from eval.speech.measures.registry import chosen_measures
 from eval.stats import ENOUGH_SPEAKERS
+from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
 from eval.text.normalisers import Normaliser
 from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import resolve_judge
@@ -83,6 +84,7 @@ class Config:
         default_factory=list,
         metadata={"help": "[names,of,measures] of the audio; none: log-mel distance, STOI, PESQ and level"},
     )
+    text_lengths: list[LengthBin] = field(default_factory=list, metadata={"help": LENGTHS_HELP})
     seed: int = field(default=0, metadata={"help": "of the bootstrap"})
     bootstrap_samples: int = field(default=10_000, metadata={"help": "resamples of the bootstrap"})
     batch_seconds: float = field(
@@ -115,6 +117,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.bootstrap_samples < 1 or self.batch_seconds <= 0 or self.samples < 0:
             raise ValueError("bootstrap_samples must be at least 1, batch_seconds above 0, samples 0 or more")
+        in_order(self.text_lengths)
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit}: must be at least 1, or null for all")
 
