@@ -196,6 +196,13 @@ COMMANDS = [
         strict="Refuse hypotheses whose ids are not those of the reference.",
     ),
     Command(
+        "export-versa",
+        "An SLM's speech as input of VERSA, whose measures `slm evaluate versa=[FOLDER]` reads back.",
+        "slm export-versa predictions=runs/synthesize data=[{path: runs/corpus/manifest.jsonl}] -o runs/versa",
+        output="run_dir",
+        goes_on=False,
+    ),
+    Command(
         "compare",
         "Run the cells of one YAML (frame rates, tokenizers) through the recipes into one table.",
         "slm compare --config quickstart/compare",
