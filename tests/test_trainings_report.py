@@ -44,8 +44,8 @@ def write_log(folder: Path, rows: list[dict]) -> None:
 
 
 def test_curves_are_what_was_logged(tmp_path):
-    log = [{"step": 0, "eval_loss": 9.0, "eval_asr_wer": 1.0}, {"step": 10, "loss": 4.0}, {"step": 20, "loss": None}]
-    log += [{"step": 20, "eval_loss": 3.0, "eval_asr_wer": 0.25, "eval_asr_cer": 0.1}, {"step": 30, "loss": 2.0}]
+    log = [{"step": 0, "eval_loss": 9.0, "eval_asr_wer": 100.0}, {"step": 10, "loss": 4.0}, {"step": 20, "loss": None}]
+    log += [{"step": 20, "eval_loss": 3.0, "eval_asr_wer": 25.0, "eval_asr_cer": 0.1}, {"step": 30, "loss": 2.0}]
     write_log(tmp_path / "slm", log)
     write_log(tmp_path / "shared", log)
     steps = [step("shared", tmp_path / "shared", shared=True), step("slm", tmp_path / "slm"), step("x", tmp_path / "x")]

@@ -39,6 +39,8 @@ def curves_of(steps: Sequence[Step], about: Identity, frame_rate_hz: float | Non
             kept = [(at, value) for at, value in points if value is not None and math.isfinite(value)]
             if not kept:
                 continue
+            if figure.endswith("WER"):  # logged in per cent
+                kept = [(at, value / 100) for at, value in kept]
             shown = _thinned(kept) if split == "train" else kept
             steps_, values = (list(column) for column in zip(*shown, strict=True))
             found.append(
