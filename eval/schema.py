@@ -21,9 +21,11 @@ from eval.codes import CodeStatistics
 from eval.protocol import Protocol, protocol_differences
 from eval.speech.quality import QualitySummary
 from eval.stats import PairedDifference, bootstrap_interval, paired_bootstrap, resampling_says_little
+from eval.text.lengths import LengthBin
 from eval.text.matched_pairs import MatchedPairs, matched_pairs_test
 from eval.text.translation import TranslationScores
 from eval.text.wer import ErrorRates, UtteranceErrors, official_rate
+from eval.trainings import Budget, Configuration, Curve
 
 __all__ = [
     "RESULTS_FILE",
@@ -261,6 +263,10 @@ class Results:
     notes: list[str] = field(default_factory=list)
     created: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    curves: list[Curve] = field(default_factory=list)
+    configurations: list[Configuration] = field(default_factory=list)
+    budgets: list[Budget] = field(default_factory=list)
+    text_lengths: list[LengthBin] = field(default_factory=list)
 
 
 def make_row(name: str, system: str, model: str, protocol: Protocol, rates: ErrorRates, **facts: Any) -> Row:
@@ -370,6 +376,10 @@ def merge_results(parts: Sequence[Results], title: str) -> Results:
         merged.codes += [c for c in part.codes if c not in merged.codes]
         merged.quality += [q for q in part.quality if q not in merged.quality]
         merged.notes += [note for note in part.notes if note not in merged.notes]
+        merged.curves += [curve for curve in part.curves if curve not in merged.curves]
+        merged.text_lengths += [one for one in part.text_lengths if one not in merged.text_lengths]
+        merged.budgets += [budget for budget in part.budgets if budget not in merged.budgets]
+        merged.configurations += [one for one in part.configurations if one not in merged.configurations]
         for name in dict.fromkeys(c.name for c in part.contrasts):
             _keep_both(contrasts, name, [c for c in part.contrasts if c.name == name], part.title)
         for name, version in part.versions.items():

@@ -45,6 +45,7 @@ class Command:
     strict: str | None = None  # what --strict does, where it is taken
     backwards: str | None = None  # the Config field of --to-published
     from_scratch: str | None = None  # the shipped configuration of --train-tokenizer
+    serves: str | None = None  # the Config field of --serve
     goes_on: bool = True  # whether an interrupted start leaves something that the next one uses
     restart: bool = True  # whether it keeps a folder that --restart could set aside
 
@@ -199,6 +200,24 @@ COMMANDS = [
         goes_on=False,
         output="output",
         strict="Refuse hypotheses whose ids are not those of the reference.",
+    ),
+    Command(
+        "report",
+        "Tables and page of results that are there; --serve: a page to transcribe, speak and listen on.",
+        "slm report runs/compare\n  slm report --serve",
+        positional="results",
+        metavar="RUN_DIR KEY=VALUE",
+        output="output",
+        serves="serve",
+        restart=False,
+        goes_on=False,
+    ),
+    Command(
+        "export-versa",
+        "An SLM's speech as input of VERSA, whose measures `slm evaluate versa=[FOLDER]` reads back.",
+        "slm export-versa predictions=runs/synthesize data=[{path: runs/corpus/manifest.jsonl}] -o runs/versa",
+        output="run_dir",
+        goes_on=False,
     ),
     Command(
         "compare",
@@ -379,6 +398,8 @@ def _register(command: Command) -> None:
         hidden=not command.from_scratch,
     )
 
+    serve_option = typer.Option(False, "--serve", help="Serve a page on this machine.", hidden=not command.serves)
+
     def body(
         arguments: list[str] = arguments_type,
         config: str = config_option,
@@ -389,6 +410,7 @@ def _register(command: Command) -> None:
         strict: bool = strict_option,
         backwards: bool = backwards_option,
         from_scratch: bool = scratch_option,
+        serve: bool = serve_option,
     ) -> None:
         if output is not None and command.output is None:
             raise typer.BadParameter(f"slm {command.name} takes no -o; name the folder with run_dir=...")
@@ -401,10 +423,12 @@ def _register(command: Command) -> None:
         if from_scratch and (command.from_scratch is None or config is not None):
             why = "takes its own configuration: leave --config" if config else "goes with slm quickstart alone"
             raise typer.BadParameter(f"--train-tokenizer {why}")
+        if serve and command.serves is None:
+            raise typer.BadParameter(f"slm {command.name} takes no --serve")
         guarded(
             lambda: execute(
                 command,
-                list(arguments or []),
+                [*(arguments or []), *([f"{command.serves}=true"] if serve else [])],
                 command.from_scratch if from_scratch else config,
                 dry_run=dry_run,
                 restart=restart,

@@ -16,8 +16,11 @@ from pathlib import Path
 import pytest
 from test_answer import of, rows_of
 from test_report import results  # noqa: F401 - a fixture
+from test_trainings_report import curves, made
 
 from eval.report.page import write_report
+from eval.text.lengths import LengthBin
+from eval.trainings import Budget
 
 pytestmark = pytest.mark.browser
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -67,6 +70,9 @@ def test_the_report_is_for_everybody(browser, results, tmp_path):  # noqa: F811
     compared = of({"c25": rows_of("c25", 25.0, 4)}, {"c12": rows_of("c12", 12.5, 1)})
     results.rows += compared.rows
     results.contrasts = compared.contrasts
+    results.curves, results.configurations = curves(), made().configurations
+    results.text_lengths = [LengthBin("short", 1, 6), LengthBin("long", 7)]
+    results.budgets = [Budget(cell, "steps", "a", 9, 90, 1.0, 1e9, 1.0) for cell in "ab"]
     page = write_report(results, tmp_path)
     assert violations(browser, page, tmp_path) == []
 
@@ -93,6 +99,7 @@ def widths(browser: str, html: str, folder: Path, width: int) -> tuple[int, int]
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_itself_never_scrolls_sideways(browser, results, tmp_path, width):  # noqa: F811
+    results.curves, results.configurations = curves(), made().configurations
     content, place = widths(browser, write_report(results, tmp_path).read_text(encoding="utf-8"), tmp_path, width)
     assert content <= place <= width and place > width - 30
     wide = "<html><body><p style='width: 2000px'>wide</p></body></html>"

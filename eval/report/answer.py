@@ -27,14 +27,17 @@ def answers(results: Results) -> list[str]:
     corrected = holm([contrast.p_value for contrast in results.contrasts])
     survives = {id(c): p <= LEVEL for c, p in zip(results.contrasts, corrected, strict=True)}
     found = []
-    for block in by_groups(results.contrasts):
+    blocks = by_groups(results.contrasts)
+    for block in blocks:
         first = block[0]
+        # The same sides on several test sets or lengths of text: the contrast's name tells which.
+        again = sum((one[0].a, one[0].b) == (first.a, first.b) for one in blocks) > 1
         sides = [_rows(results.rows, cells) for cells in (first.a, first.b)]
         a, b = _names(sides, (first.a, first.b))
         told = [c for c in block if is_task(c.system)] or block
         parts = [_difference(contrast, survives[id(contrast)], len(judges) > 1) for contrast in told]
         parts += _cost(*sides)
-        found.append(f"{a} against {b}: {'; '.join(parts)}.")
+        found.append(f"{a} against {b}{f' ({first.name})' if again else ''}: {'; '.join(parts)}.")
     if any(not contrast.of_methods for contrast in results.contrasts):
         found.append(ONE_SEED)
     return found

@@ -22,8 +22,10 @@ from eval.protocol import Protocol
 from eval.report.answer import answers
 from eval.report.contrasts import COLUMNS, EXPLANATION, blocks, p_text
 from eval.report.errors import error_tables, worst_utterances
+from eval.report.lengths import length_table
 from eval.report.plots import book_use_figure, contrast_figure, rate_figure, svg_of, wer_figure
 from eval.report.tables import MeasureTable, fitting, measure_tables
+from eval.report.trainings import DARK, LIGHT, curve_figures, differences_table, trainings_table
 from eval.schema import Results, Row, Sample, is_task, system_name, systems_of
 from eval.stats import FEW
 from eval.text.wer import OFFICIAL
@@ -38,6 +40,7 @@ __all__ = [
     "format_table",
     "groups_of",
     "label_of",
+    "lengths_of",
     "write_report",
 ]
 
@@ -232,18 +235,10 @@ def format_table(results: Results, width: int = 110) -> str:
             console.print(Text(f"{DIFFERENCE} against {other}" + (f": {', '.join(of)}" if len(against) > 1 else "")))
         if against:
             console.print()
+        if (by_length := lengths_of(group, results)) is not None:
+            _print_table(console, by_length, width)
     for measures in measure_tables(results, briefly=True):
-        console.print(Text(f"{measures.title}. {measures.note}"))
-        for columns in _fitting(measures, width):
-            table = Table(box=SIMPLE_HEAD)
-            for i in columns:
-                words = i < measures.names
-                table.add_column(
-                    measures.headings[i], justify="left" if words else "right", overflow="fold", no_wrap=not words
-                )
-            for line in measures.lines:
-                table.add_row(*(Text(line[i]) for i in columns))
-            console.print(table)
+        _print_table(console, measures, width)
     for block in blocks(results.contrasts, each=False):
         console.print(Text(f"{block['name']} (a: {block['a']}; b: {block['b']}): {block['scope']}"))
         table = Table(box=SIMPLE_HEAD)
@@ -259,6 +254,21 @@ def format_table(results: Results, width: int = 110) -> str:
     for answer in answers(results):
         console.print(Text(answer))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def _print_table(console: Console, measures: MeasureTable, width: int) -> None:
+    """One table for a terminal, in as many parts as its width asks for."""
+    console.print(Text(f"{measures.title}. {measures.note}"))
+    for columns in _fitting(measures, width):
+        table = Table(box=SIMPLE_HEAD)
+        for i in columns:
+            words = i < measures.names
+            table.add_column(
+                measures.headings[i], justify="left" if words else "right", overflow="fold", no_wrap=not words
+            )
+        for line in measures.lines:
+            table.add_row(*(Text(line[i]) for i in columns))
+        console.print(table)
 
 
 def _fitting(table: MeasureTable, width: int) -> list[list[int]]:
@@ -332,6 +342,11 @@ def label_of(row: Row, rows: Sequence[Row]) -> str:
     return f"{row.label}, {row.model}" if sum(other.label == row.label for other in rows) > 1 else row.label
 
 
+def lengths_of(group: Group, results: Results) -> MeasureTable | None:
+    """A group's error rates by length of text, where the results name lengths."""
+    return length_table(group.rows, [label_of(row, group.rows) for row in group.rows], results.text_lengths)
+
+
 def _players(samples: Sequence[Sample], folder: Path) -> list[dict[str, Any]]:
     """Samples with their audio inlined as data URIs."""
     shown = []
@@ -387,6 +402,7 @@ def write_report(results: Results, folder: Path | str) -> Path:
                 "columns": columns,
                 "caption": caption_of(group),
                 "frame_rates": _frame_rate_table(group),
+                "lengths": lengths_of(group, results),
                 "bars": _safe(wer_figure(group.rows, labels, f"wer{number}")),
                 "curve": _safe(svg_of(rate_figure(group.rows), f"rate{number}", RATE_TITLE)),
                 "worst": [
@@ -409,6 +425,10 @@ def write_report(results: Results, folder: Path | str) -> Path:
         contrast_plot=_safe(svg_of(contrast_figure(results.contrasts), "contrasts", CONTRAST_TITLE)),
         samples=_players(results.samples, folder),
         measures=measure_tables(results),
+        curves=[(caption, _safe(svg)) for caption, svg in curve_figures(results.curves)],
+        curve_colours={"light": LIGHT, "dark": DARK},
+        trainings=trainings_table(results.curves),
+        differences=differences_table(results.configurations),
     )
     target = folder / REPORT_FILE
     temporary = target.with_suffix(".html.tmp")

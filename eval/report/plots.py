@@ -17,9 +17,12 @@ from eval.codes import CodeStatistics
 from eval.schema import Contrast, Row, by_groups, system_name, systems_of
 
 __all__ = [
+    "PAGE_GRID",
+    "PAGE_TEXT",
     "SYSTEM_COLOURS",
     "book_use_figure",
     "contrast_figure",
+    "page_figure",
     "rate_figure",
     "save_figure",
     "svg_of",
@@ -39,6 +42,7 @@ _METHOD_COLOURS = ("#3d8fd1", "#e0803c", "#2aa58b", "#d35d8a", "#8f7ae0", "#7a87
 _MARKERS = "osD^v"
 _TEXT = "#010203"  # stands for the page's own text colour
 _GRID = "#88888844"
+PAGE_TEXT, PAGE_GRID = _TEXT, _GRID  # for figures in files of their own
 
 
 def _figure(width: float, height: float) -> tuple[Figure, matplotlib.axes.Axes]:
@@ -47,6 +51,11 @@ def _figure(width: float, height: float) -> tuple[Figure, matplotlib.axes.Axes]:
     axes = figure.add_subplot()
     _bare(axes)
     return figure, axes
+
+
+def page_figure(width: float, height: float) -> tuple[Figure, matplotlib.axes.Axes]:
+    """An empty figure for :func:`svg_of`, with one pair of axes that let the page show through; inches."""
+    return _figure(width, height)
 
 
 def _bare(axes: matplotlib.axes.Axes) -> None:

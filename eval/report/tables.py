@@ -9,8 +9,17 @@ from eval.codes import CodeStatistics, most_frames
 from eval.schema import SYSTEMS, Results, Row
 from eval.speech.measures.registry import Column, columns_of, explanation_of
 from eval.speech.quality import QualitySummary
+from eval.trainings import Budget
 
-__all__ = ["MeasureTable", "code_table", "fitting", "measure_tables", "quality_table", "translation_table"]
+__all__ = [
+    "MeasureTable",
+    "budget_table",
+    "code_table",
+    "fitting",
+    "measure_tables",
+    "quality_table",
+    "translation_table",
+]
 
 
 @dataclass(frozen=True)
@@ -142,9 +151,44 @@ def translation_table(rows: Sequence[Row]) -> MeasureTable:
     )
 
 
+_QUANTITIES = {"steps": "steps", "tokens": "tokens", "audio_seconds": "seconds of speech", "flops": "model FLOPs"}
+
+
+def budget_table(budgets: Sequence[Budget]) -> MeasureTable:
+    """What each cell's fine-tuning saw, and how much that is of the reference's: one quantity is equal, others follow.
+
+    Of a cell whose reference is not among ``budgets`` the amounts alone.
+    """
+    by_cell = {budget.cell: budget for budget in budgets}
+    lines = []
+    for budget in budgets:
+        against = by_cell.get(budget.reference)
+        line = [budget.cell]
+        for key in _QUANTITIES:
+            value = getattr(budget, key)
+            text = f"{value:.3g}" if key == "flops" else f"{value:,.0f}"
+            share = f" ({value / getattr(against, key):.2f}x)" if against and against != budget else ""
+            line.append(text + share if getattr(against, key, 1) else text)
+        rate = f"{budget.tokens / budget.audio_seconds:.1f}" if budget.audio_seconds else ""
+        lines.append([*line, rate, f"{budget.epochs:.2f}"])
+    one = budgets[0]
+    return MeasureTable(
+        title="Training budgets",
+        note=f"The number of steps is chosen so that each cell's fine-tuning sees as many {_QUANTITIES[one.equal]} as "
+        f"that of {one.reference} does (fairness: {one.equal}), as near as whole steps come; in brackets the share of "
+        "the reference's. Tokens are of text and speech; seconds count a recording each time and in each task; model "
+        "FLOPs are 6 a parameter and token, 4 where it is frozen, and attention's.",
+        headings=["cell", *_QUANTITIES.values(), "tokens a second", "epochs"],
+        lines=lines,
+        names=1,
+        narrow=[0, 1, 2, 3, 4],
+    )
+
+
 def measure_tables(results: Results, briefly: bool = False) -> list[MeasureTable]:
     """Those of the tables that have a line; ``briefly`` with each tokenizer's largest set of codes alone."""
     translated = [row for row in results.rows if row.translation is not None]
     tables = [translation_table(translated)] if translated else []
     tables += [code_table(most_frames(results.codes) if briefly else results.codes)] if results.codes else []
-    return tables + ([quality_table(results.quality)] if results.quality else [])
+    tables += [quality_table(results.quality)] if results.quality else []
+    return tables + ([budget_table(results.budgets)] if results.budgets else [])

@@ -33,6 +33,7 @@ __all__ = [
     "align_text",
     "error_listing",
     "official_rate",
+    "rates_of",
     "score_pairs",
     "sclite_counts",
 ]
@@ -187,6 +188,12 @@ def score_pairs(
         )
         for i in range(len(ids))
     ]
+    return rates_of(utterances)
+
+
+def rates_of(utterances: Sequence[UtteranceErrors]) -> ErrorRates:
+    """The corpus rates of utterances that were aligned already."""
+    utterances = list(utterances)
     n_words = sum(u.n_words for u in utterances)
     n_characters = sum(u.n_characters for u in utterances)
     n_failed = sum(u.hypothesis is None for u in utterances)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -23,7 +24,10 @@ from eval.report.contrasts import write_contrasts
 from eval.report.markdown import write_markdown
 from eval.report.page import format_table, write_report
 from eval.rescoring import up_to_date
-from eval.schema import Results, load_results, merge_results, save_results
+from eval.schema import Contrast, Results, Row, load_results, merge_results, save_results
+from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
+from eval.text_lengths import rows_within
+from eval.trainings import Budget
 from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import check_embedded
 from recipes.runs.logs import log
@@ -40,7 +44,9 @@ from recipes.runs.pipeline import (
     set_aside_from,
 )
 from recipes.runs.run_folder import ADJUSTABLE, COMPLETE_FILE, RunFolder
+from recipes.scoring import fairness
 from recipes.scoring.cells import Axis, Cell, Identity, cells_of, identify
+from recipes.scoring.trainings import configurations_of, curves_of
 
 # What does not depend on the cell: kept once in the table.
 COMMON_SYSTEMS = ("ground_truth",)
@@ -87,6 +93,18 @@ class Config(PipelineConfig):
     contrasts: list[Contrasted] = field(
         default_factory=list, metadata={"help": "differences between groups of cells, seeds pooled", **ADJUSTABLE}
     )
+    fairness: Literal["steps", "tokens", "audio_seconds", "flops"] | None = field(
+        default=None,
+        metadata={
+            "help": "what every cell's fine-tuning sees as much of as the first cell's does: its steps follow from the "
+            "coded corpora and the model; null: as the stages say",
+            **ADJUSTABLE,
+        },
+    )
+    text_lengths: list[LengthBin] = field(
+        default_factory=list,
+        metadata={"help": f"{LENGTHS_HELP}. Contrasts are drawn on each length too", **ADJUSTABLE},
+    )
     title: str = field(default="Comparison", metadata={"help": "of the report", **ADJUSTABLE})
 
     def __post_init__(self) -> None:
@@ -100,6 +118,7 @@ class Config(PipelineConfig):
         if unknown := set(self.only or ()) - set(names):
             raise ValueError(f"only: no cell is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
 
+        in_order(self.text_lengths)
         headings = [contrast.name for contrast in self.contrasts]
         if twice := {name for name in headings if headings.count(name) > 1}:
             raise ValueError(f"contrasts: {', '.join(sorted(twice))} stands there twice; give each a name of its own")
@@ -125,10 +144,24 @@ class Config(PipelineConfig):
         return self.only is None or cell in self.only
 
 
-def make_cells(config: Config) -> dict[str, list[Step]]:
-    """Every cell's stages. Raises ConfigError where one is wrong, or an embedded model is missing."""
+def make_cells(config: Config, budgets: Mapping[str, Budget] | None = None) -> dict[str, list[Step]]:
+    """Every cell's stages.
+
+    Args:
+        config: the comparison.
+        budgets: of the cells' fine-tunings; None: those of earlier starts that still hold, where fairness is asked for.
+
+    Raises:
+        ConfigError: one is wrong, or an embedded model is missing.
+    """
     owners = {} if config.axes else None  # comparisons without axes were begun with a folder for each cell
     steps = {cell.name: make_steps(config, cell.name, cell.set, owners) for cell in config.cells}
+    if config.fairness is not None:
+        if budgets is None:
+            budgets = fairness.saved_budgets(config.run_dir, steps, config.fairness)
+        more = {cell: fairness.override_of(steps[cell], budget) for cell, budget in budgets.items()}
+        owners = {} if config.axes else None
+        steps = {c.name: make_steps(config, c.name, [*c.set, *more.get(c.name, [])], owners) for c in config.cells}
     if not any(results_folders(some) for some in steps.values()):
         raise ConfigError("stages: none is an `evaluate`, so there would be nothing to compare")
     chosen = [step for cell, some in steps.items() if config.runs(cell) for step in some]
@@ -141,13 +174,33 @@ def plan(config: Config) -> dict[str, object]:
     facts: dict[str, object] = {}
     RunFolder(config.run_dir).check(config)
     problems = Problems("slm compare")
-    for cell, steps in make_cells(config).items():
+    budgets = None
+    if config.fairness is not None:
+        budgets, facts["fairness"] = plan_budgets(config)
+    for cell, steps in make_cells(config, budgets).items():
         if config.runs(cell):
             facts[cell] = problems.attempt(describe, steps)
         else:
             facts[cell] = f"not run (only): {missing_of(steps) or 'complete'}"
     problems.raise_all()
     return facts | {"result": config.run_dir}
+
+
+def plan_budgets(config: Config) -> tuple[dict[str, Budget], dict[str, object]]:
+    """The budgets that can be known now, and a plan's lines on all of them; nothing is run or kept."""
+    cells = make_cells(config, {})
+    ready = [cell for cell, steps in cells.items() if _has_codes(steps, cell)]
+    reference = next(iter(cells))
+    budgets = fairness.find_budgets(cells, ready, config.fairness) if reference in ready else {}
+    waits = dict.fromkeys(cells, "follows from codes that are not made yet")
+    waits[reference] = "as configured; its codes are not made yet"
+    lines = {cell: fairness.budget_text(budgets[cell]) if cell in budgets else waits[cell] for cell in cells}
+    return budgets, {f"as many {config.fairness} as {reference}": lines}
+
+
+def _has_codes(steps: list[Step], cell: str) -> bool:
+    """Whether all that a cell's fine-tuning waits for is there."""
+    return all(step.folder.done(step.config) for step in fairness.before_training(steps, cell))
 
 
 def run(config: Config) -> Path:
@@ -177,7 +230,12 @@ def make_table(config: Config, notes: Sequence[str] = ()) -> dict[str, str]:
     if config.redo is not None:
         for steps in chosen.values():
             set_aside_from(steps, config.redo)
+    early: dict[str, str] = {}
+    if config.fairness is not None:
+        cells, early = with_budgets(config, cells)
+        chosen = {cell: steps for cell, steps in cells.items() if config.runs(cell) and cell not in early}
     seconds, failed = run_cells(chosen)
+    failed = early | failed
     results = gather(cells, config, failed)
     results.notes += notes
     save_results(results, folder.folder)
@@ -190,6 +248,34 @@ def make_table(config: Config, notes: Sequence[str] = ()) -> dict[str, str]:
         folder.mark_complete({"seconds": seconds})
     log.info("%d cells in %s", len(chosen), clock(time.perf_counter() - started))
     return failed
+
+
+def with_budgets(config: Config, cells: dict[str, list[Step]]) -> tuple[dict[str, list[Step]], dict[str, str]]:
+    """The cells with steps that make `fairness` hold; the stages before the fine-tunings run first.
+
+    Returns:
+        the cells, and why some of them failed on the way.
+
+    Raises:
+        ConfigError: the reference's corpus cannot be made, without which no cell has a budget.
+    """
+    plain, reference = make_cells(config, {}), next(iter(cells))
+    chosen = [cell for cell in cells if config.runs(cell)]
+    kept = fairness.saved_budgets(config.run_dir, plain, config.fairness)
+    if all(cell in kept and _has_codes(plain[cell], cell) for cell in [reference, *chosen]):
+        return cells, {}
+    early = {cell: fairness.before_training(cells[cell], cell) for cell in dict.fromkeys([reference, *chosen])}
+    _, failed = run_cells(early)
+    if reference in failed:
+        raise ConfigError(
+            f"fairness: {reference}, whose fine-tuning the others' steps follow from, failed: {failed[reference]}"
+        )
+    able = [cell for cell, steps in plain.items() if _has_codes(steps, cell)]  # those of earlier starts too
+    budgets = fairness.find_budgets(plain, able, config.fairness)
+    fairness.save_budgets(config.run_dir, plain, budgets)
+    for budget in budgets.values():
+        log.info("fairness (%s), %s: %s", config.fairness, budget.cell, fairness.budget_text(budget))
+    return make_cells(config, budgets), failed
 
 
 def end_with(config: Config, failed: Mapping[str, str]) -> Path:
@@ -265,11 +351,16 @@ def gather(cells: dict[str, list[Step]], config: Config, failed: Mapping[str, st
     }
     results = merge_results(list(parts.values()), config.title)
     results.notes += notes
+    if config.text_lengths:
+        results.text_lengths = in_order(config.text_lengths)
+    _add_trainings(results, {cell: cells[cell] for cell in found}, about)
+    if config.fairness is not None:
+        budgets = fairness.saved_budgets(config.run_dir, make_cells(config, {}), config.fairness)
+        results.budgets = [budget for cell, budget in budgets.items() if cell in found]
     for contrast in config.contrasts:
         a, b = (contrast.group(patterns, parts) for patterns in (contrast.a, contrast.b))
         if a and b:
-            groups = ({cell: parts[cell].rows for cell in side} for side in (a, b))
-            made = make_contrasts(contrast.name, *groups)
+            made = _contrasts(contrast.name, *({cell: parts[cell].rows for cell in side} for side in (a, b)), results)
             if min(len(a), len(b)) > 1 and not all(one.of_methods for one in made):
                 log.warning(
                     "contrast %s: cells of one side differ in more than their seed and rows' verdicts are about the "
@@ -283,6 +374,17 @@ def gather(cells: dict[str, list[Step]], config: Config, failed: Mapping[str, st
     return results
 
 
+def _contrasts(name: str, a: dict[str, list[Row]], b: dict[str, list[Row]], results: Results) -> list[Contrast]:
+    """Contrasts of two groups on whole test sets and, where lengths are named, on the texts of each."""
+    made = make_contrasts(name, a, b)
+    several = len({row.protocol.test_set.name for rows in a.values() for row in rows}) > 1
+    for bin_ in results.text_lengths:
+        within = [{cell: rows_within(rows, bin_, least=2) for cell, rows in side.items()} for side in (a, b)]
+        # Of several test sets each one's name, which says the length, is added there.
+        made += make_contrasts(name if several else f"{name}, {bin_.name} texts", *within)
+    return made
+
+
 def _current(results: Results, place: Path) -> Results:
     """The results, scored again from their texts where a normaliser has changed; as they are where they keep none."""
     try:
@@ -290,6 +392,16 @@ def _current(results: Results, place: Path) -> Results:
     except ValueError as error:
         log.warning("%s: %s; its rows stand under the normaliser's old version", place, error)
         return results
+
+
+def _add_trainings(results: Results, cells: dict[str, list[Step]], about: dict[str, Identity]) -> None:
+    """Each cell's learning curves and settings, in place."""
+    found: dict[str, set[float | None]] = {cell: set() for cell in cells}
+    for row in results.rows:
+        found.get(row.cell, set()).add(row.frame_rate_hz)
+    rates = {cell: next(iter(some), None) for cell, some in ((c, s - {None}) for c, s in found.items())}
+    results.curves = [curve for cell, steps in cells.items() for curve in curves_of(steps, about[cell], rates[cell])]
+    results.configurations = configurations_of(cells, about, rates)
 
 
 def identities(cells: dict[str, list[Step]], config: Config, found: dict[str, list[Results]]) -> dict[str, Identity]:

@@ -31,6 +31,8 @@ from eval.report.page import format_table, write_report
 from eval.rescoring import outdated, up_to_date
 from eval.schema import Results, Row, difference_of, is_task, load_results, make_row, save_results, speakers_of
 from eval.speech.measures.registry import chosen_measures
+from eval.speech.quality import QualitySummary
+from eval.text.lengths import in_order
 from eval.text.translation import can_score_translations, score_translations
 from eval.text.wer import score_pairs
 from recipes.config import ConfigError
@@ -51,6 +53,7 @@ from recipes.scoring.systems import (
     predicted_audio,
     predicted_system,
 )
+from recipes.scoring.versa import summarise_versa, with_versa
 from tokenizer.precision import exact_fp32
 
 AUDIO_HZ = 16_000  # recordings, where no tokenizer asks for another rate, and synthesised speech
@@ -132,22 +135,24 @@ def run(config: Config) -> Path:
         title=config.title,
         rows=rows,
         codes=_codes(config, job, work.codec),
-        quality=listening.quality(
-            job.ids,
-            job.test_set.name,
-            config.bootstrap_samples,
-            config.seed,
-            job.speakers if job.resampled == "speakers" else None,
-        ),
+        quality=_quality(config, job, listening),
         samples=players.samples(job.texts, work.systems, job.test_set.sha256),
         notes=[*job.settled.notes, *notes, *_text_notes(job, rows), *_task_notes(work.systems), *_speed_notes(rows)],
         created=time.strftime("%Y-%m-%d %H:%M"),
         versions=made_with(config),
+        text_lengths=in_order(config.text_lengths),
     )
     _write(results, folder)
     folder.mark_complete({f"{row.protocol.judge.get('name', row.protocol.task)}: {row.name}": row.wer for row in rows})
     log.info("report: %s", folder.path("report.html"))
     return folder.folder
+
+
+def _quality(config: Config, job: Job, listening: Listening) -> list[QualitySummary]:
+    """The audio's measures: our own, and VERSA's beside them."""
+    drawn = (config.bootstrap_samples, config.seed, job.speakers if job.resampled == "speakers" else None)
+    versa = [summarise_versa(scores, job.ids, job.test_set.name, *drawn) for scores in job.versa]
+    return with_versa(listening.quality(job.ids, job.test_set.name, *drawn), versa)
 
 
 def _write(results: Results, folder: RunFolder) -> None:

@@ -30,6 +30,7 @@ from eval.report.page import format_table, write_report
 from eval.rescoring import rescored
 from eval.schema import RESULTS_FILE, Results, load_results, save_results
 from eval.stats import ENOUGH_SPEAKERS
+from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
 from recipes.config import ConfigError
 from recipes.runs.logs import log
 from recipes.runs.own_folders import is_run_folder, refuse_foreign
@@ -96,6 +97,7 @@ class Config:
     )
     top: int = field(default=10, metadata={"help": "lines of the table of the commonest errors"})
     worst: int = field(default=5, metadata={"help": "utterances printed with their errors marked"})
+    text_lengths: list[LengthBin] = field(default_factory=list, metadata={"help": LENGTHS_HELP})
     seed: int = field(default=0, metadata={"help": "of the bootstrap"})
     bootstrap_samples: int = field(default=10_000, metadata={"help": "resamples of the bootstrap"})
     resample: Literal["auto", "utterances", "speakers"] = field(
@@ -111,6 +113,7 @@ class Config:
         self.names = [self.names] if isinstance(self.names, str) else self.names
         if self.bootstrap_samples < 1 or self.batch_seconds <= 0 or self.top < 1 or self.worst < 0:
             raise ValueError("bootstrap_samples and top must be at least 1, batch_seconds above 0, worst 0 or more")
+        in_order(self.text_lengths)
         if self.names and len(self.names) != len(self.hypothesis):
             raise ValueError(f"names: {len(self.names)} for {len(self.hypothesis)} hypotheses; give one for each")
         if self.results and (self.hypothesis or self.reference):
@@ -151,6 +154,8 @@ def run(config: Config) -> Path | None:
         results.title, results.versions = config.title, made_with(config)
     else:
         results = score(config, prepare(config))
+    if config.text_lengths:
+        results.text_lengths = in_order(config.text_lengths)
     results.created = time.strftime("%Y-%m-%d %H:%M")
     if config.output is not None:  # first: whoever reads what is printed may close the pipe
         save_results(results, config.output)

@@ -15,6 +15,7 @@ from eval.judges.judge import check_judge
 from eval.protocol import Protocol, TestSet, test_set_sha256
 from eval.speech.measures.registry import chosen_measures
 from eval.stats import ENOUGH_SPEAKERS
+from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
 from eval.text.normalisers import Normaliser
 from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import resolve_judge
@@ -32,6 +33,7 @@ from recipes.scoring.systems import (
     predictions_sha256,
     read_predictions,
 )
+from recipes.scoring.versa import VersaScores, read_versa
 from slm.corpus import CodedCorpus
 from tokenizer import load_tokenizer
 from tokenizer.data.manifest import read_sources
@@ -71,6 +73,12 @@ class Config:
     predictions: list[str] = field(
         default_factory=list, metadata={"help": "folders (or predictions.jsonl) of slm transcribe / slm synthesize"}
     )
+    versa: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "folders of slm export-versa in which VERSA left its scores.jsonl: more measures of the audio"
+        },
+    )
     codes: list[str] = field(
         default_factory=list,
         metadata={"help": "coded corpora (slm encode): how much of the tokenizer's books a whole split uses"},
@@ -83,6 +91,7 @@ class Config:
         default_factory=list,
         metadata={"help": "[names,of,measures] of the audio; none: log-mel distance, STOI, PESQ and level"},
     )
+    text_lengths: list[LengthBin] = field(default_factory=list, metadata={"help": LENGTHS_HELP})
     seed: int = field(default=0, metadata={"help": "of the bootstrap"})
     bootstrap_samples: int = field(default=10_000, metadata={"help": "resamples of the bootstrap"})
     batch_seconds: float = field(
@@ -115,6 +124,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.bootstrap_samples < 1 or self.batch_seconds <= 0 or self.samples < 0:
             raise ValueError("bootstrap_samples must be at least 1, batch_seconds above 0, samples 0 or more")
+        in_order(self.text_lengths)
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit}: must be at least 1, or null for all")
 
@@ -138,6 +148,7 @@ class Job:
     durations: dict[str, float | None]  # id -> seconds
     n_speakers: int | None  # None: not known of every utterance
     resampled: str  # by the bootstrap: utterances or speakers
+    versa: list[VersaScores] = field(default_factory=list)
 
     @property
     def ids(self) -> list[str]:
@@ -156,6 +167,8 @@ class Job:
             inputs.append(self.tokenizer.fingerprint(self.precision))
         if self.resampled == "speakers":
             inputs.append(self.speakers)
+        if self.versa:
+            inputs.append([scores.sha256 for scores in self.versa])
         if self.code_use:
             inputs.append([asdict(item) for item in self.code_use])
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
@@ -199,6 +212,8 @@ def _check_parts(config: Config) -> None:
         problems.attempt(read_predictions, name)
     for judge in _judges_needed(config, settled) if settled else config.judges:
         problems.attempt(lambda judge=judge: check_judge(resolve_judge(judge)))
+    for name in config.versa:
+        problems.attempt(read_versa, name)
     for folder in config.codes:
         problems.attempt(CodedCorpus.open, folder)
     if config.data:
@@ -243,6 +258,10 @@ def prepare(config: Config) -> Job:
     same = [found for found in predictions if found.column == column]
     texts, name = _test_texts(config, utterances, same, normaliser, settled.needs_text and column != "")
     _check_references(texts, name, predictions, column)
+    versa = [read_versa(folder) for folder in config.versa]
+    for scores in versa:
+        if not any(i in scores.exported for i in texts):
+            raise ConfigError(f"versa: {scores.folder} has none of the {len(texts)} utterances of {name}")
     tokenizer = None
     device = resolve_device(config.device)
     if config.tokenizer:
@@ -274,6 +293,7 @@ def prepare(config: Config) -> Job:
         durations={u.id: u.duration for u in utterances},
         n_speakers=n_speakers,
         resampled=resampled(config.resample, n_speakers, "name speakers in its manifest"),
+        versa=versa,
     )
 
 

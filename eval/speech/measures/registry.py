@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, Literal
 
 __all__ = [
+    "VERSA_PREFIX",
     "Column",
     "Measure",
     "MeasureError",
@@ -37,6 +38,9 @@ RESERVED = frozenset(
 
 class MeasureError(ValueError):
     """No such measure, a second one of a name, or a clip that it is not defined for; the message says which."""
+
+
+VERSA_PREFIX = "versa_"  # of the key of a measure that VERSA computed, before its name for it
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,12 @@ def columns_of(keys: Iterable[str]) -> list[Column]:
     known = {column.key: column for measure in measures().values() for column in measure.columns}
     wanted = dict.fromkeys(keys)
     there = [column for key, column in known.items() if key in wanted]
-    return there + [Column(key, key, 3, "higher") for key in wanted if key not in known]
+    return there + [Column(key, _heading(key), 3, "higher") for key in wanted if key not in known]
+
+
+def _heading(key: str) -> str:
+    """Of a key of no measure: itself, or VERSA's name with where it is from."""
+    return f"VERSA {key.removeprefix(VERSA_PREFIX)}" if key.startswith(VERSA_PREFIX) else key
 
 
 def explanation_of(keys: Iterable[str]) -> str:

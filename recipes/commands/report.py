@@ -1,0 +1,185 @@
+"""``slm report``: the tables and the page of results that are there already; with ``--serve`` a page to try models on.
+
+``slm report RUN_DIR`` reads ``results.json`` and writes ``report.html`` and ``results.md`` anew, as this version draws
+them; nothing is scored again. ``text_lengths`` adds tables by length of text, for which no stage runs.
+
+``--serve`` opens a page on this machine: transcribe a recording, say a sentence, and listen to the models side by side,
+with the report in a tab where one was named. It needs gradio (the extra `serve`) and nothing else does.
+
+Errors: ConfigError where there is nothing to show, or gradio is not installed.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.report.markdown import write_markdown
+from eval.report.page import format_table, write_report
+from eval.schema import Results, load_results
+from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
+from recipes.commands import synthesize, transcribe
+from recipes.config import ConfigError, Problems
+from recipes.runs.logs import log
+from slm.embedded import SPEECH_LMS
+from slm.modeling import describe_llm
+
+
+@dataclass
+class Config:
+    """Which results are shown, and whether a page is served."""
+
+    results: str = field(default="", metadata={"help": "results.json, or the folder that holds it"})
+    output: str = field(default="", metadata={"help": "folder of the page and tables (-o); empty: beside the results"})
+    text_lengths: list[LengthBin] = field(default_factory=list, metadata={"help": LENGTHS_HELP})
+    serve: bool = field(default=False, metadata={"help": "--serve: a page to transcribe, speak and listen on"})
+    models: list[str] = field(
+        default_factory=lambda: list(SPEECH_LMS), metadata={"help": "serve: SLMs, by name or folder, side by side"}
+    )
+    host: str = field(
+        default="127.0.0.1", metadata={"help": "serve: who may open the page: this machine alone; 0.0.0.0: any"}
+    )
+    port: int = field(default=7860, metadata={"help": "serve: the page's port"})
+    device: str = field(default="auto", metadata={"help": "serve: auto, cpu, cuda"})
+
+    def __post_init__(self) -> None:
+        in_order(self.text_lengths)
+        if not 0 < self.port < 65536:
+            raise ValueError(f"port: {self.port} must be from 1 to 65535")
+        if self.serve and not self.models:
+            raise ValueError("models: name at least one to serve")
+
+
+def _check(config: Config) -> Results | None:
+    """The results, where some are named. Raises ConfigError, FileNotFoundError, ModelError: all that is wrong."""
+    problems = Problems("slm report")
+    if not config.results and not config.serve:
+        raise ConfigError("nothing to show: name a folder with a results.json (slm report RUN_DIR), or --serve")
+    results = problems.attempt(load_results, config.results) if config.results else None
+    if config.serve:
+        problems.attempt(_need_gradio)
+        for model in config.models:
+            problems.attempt(_check_model, model)
+    problems.raise_all()
+    if results is not None and config.text_lengths:
+        results.text_lengths = in_order(config.text_lengths)
+    return results
+
+
+def _need_gradio() -> None:
+    if importlib.util.find_spec("gradio") is None:
+        raise ConfigError("--serve needs gradio, which is not installed: pip install 'lmspt-slm[serve]'")
+
+
+def _check_model(name: str) -> None:
+    if describe_llm(name).vocabulary is None:
+        raise ConfigError(f"models: {name} is a text LM without speech; name what `slm finetune` made")
+
+
+def _folder(config: Config) -> Path:
+    """Where the page goes."""
+    place = Path(config.results)
+    return Path(config.output) if config.output else place if place.is_dir() else place.parent
+
+
+def plan(config: Config) -> dict[str, object]:
+    """What would be shown; raises what would stop it."""
+    results = _check(config)
+    facts: dict[str, object] = {}
+    if results is not None:
+        facts |= {"rows": len(results.rows), "result": str(_folder(config) / "report.html")}
+    return facts | ({"page": f"http://{config.host}:{config.port}", "models": config.models} if config.serve else {})
+
+
+def run(config: Config) -> Path | None:
+    """Print the tables and write the page; serve until interrupted where asked to. Returns the page."""
+    results, page = _check(config), None
+    if results is not None:
+        page = write_report(results, _folder(config))
+        write_markdown(results, _folder(config))
+        print(format_table(results), flush=True)
+    if config.serve:
+        log.info("http://%s:%d; ctrl-c ends it", config.host, config.port)
+        make_page(config, page).launch(server_name=config.host, server_port=config.port, quiet=True)
+    return page
+
+
+def hear(model: str, recording: str, device: str = "auto") -> str:
+    """What a model hears in a file, as `slm transcribe` does it.
+
+    Raises:
+        AudioError, ConfigError: the file cannot be used.
+    """
+    found = transcribe.run(transcribe.Config(model=model, files=[recording], device=device))
+    return next(iter(found.values())) or ""
+
+
+def say(model: str, text: str, folder: Path | str, device: str = "auto") -> str:
+    """The file with what a model says, as `slm synthesize` does it. Raises ConfigError where it cannot say it."""
+    target = Path(tempfile.mkdtemp(dir=folder)) / f"{label_of(model)}.wav"
+    return str(synthesize.run(synthesize.Config(model=model, text=text, output=str(target), device=device)))
+
+
+def label_of(model: str) -> str:
+    """A model's name on the page.
+
+    >>> label_of("embedded-slm-12.5hz"), label_of("runs/quickstart/12.5hz/finetune/model")
+    ('12.5hz', '12.5hz-finetune')
+    """
+    if model in SPEECH_LMS:
+        return model.removeprefix("embedded-slm-")
+    parts = [part for part in Path(model).parts if part not in ("model", "/")]
+    return "-".join(parts[-2:]) or model
+
+
+def make_page(config: Config, report: Path | None = None) -> Any:
+    """The page, not served yet: a gradio Blocks.
+
+    Args:
+        config: which models.
+        report: a page of results to show in a tab of its own.
+    """
+    import gradio  # of the extra `serve`; nothing else needs it
+
+    folder = tempfile.mkdtemp(prefix="slm-report-")
+
+    def answers(one: Any, given: Any, what: str) -> list[Any]:
+        """Each model's answer; what a user can mend is shown on the page."""
+        if not given or (isinstance(given, str) and not given.strip()):
+            raise gradio.Error(f"give {what} first", print_exception=False)
+        try:
+            return [one(model, given) for model in config.models]
+        except (ValueError, OSError) as error:
+            raise gradio.Error(str(error), print_exception=False) from error
+
+    def on_hear(recording: str | None) -> list[str]:
+        return answers(lambda model, given: hear(model, given, config.device), recording, "a recording")
+
+    def on_say(text: str) -> list[str]:
+        return answers(lambda model, given: say(model, given, folder, config.device), text, "a sentence")
+
+    labels = [label_of(model) for model in config.models]
+    with gradio.Blocks(title="Speech language models side by side", analytics_enabled=False) as page:
+        gradio.Markdown("# Speech language models side by side")
+        with gradio.Tab("Speak"):
+            sentence = gradio.Textbox(label="What to say", value="the weather is fine today")
+            start = gradio.Button("Speak")
+            with gradio.Row():
+                spoken = [gradio.Audio(label=label, type="filepath", interactive=False) for label in labels]
+            start.click(on_say, sentence, spoken, api_name="speak")
+        with gradio.Tab("Transcribe"):
+            recording = gradio.Audio(label="Recording", sources=["microphone", "upload"], type="filepath")
+            begin = gradio.Button("Transcribe")
+            with gradio.Row():
+                heard = [gradio.Textbox(label=label, interactive=False) for label in labels]
+            begin.click(on_hear, recording, heard, api_name="transcribe")
+        if report is not None:
+            with gradio.Tab("Report"):
+                source = html.escape(report.read_text(encoding="utf-8"))
+                style = "width: 100%; height: 80vh; border: 0"
+                gradio.HTML(f'<iframe title="Report" style="{style}" srcdoc="{source}"></iframe>')
+    return page
