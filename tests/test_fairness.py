@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import types
@@ -28,6 +29,7 @@ from recipes.runs.run_folder import RunFolder
 from recipes.scoring.cells import Cell
 from slm.lora import LoraSettings
 from slm.modeling import describe_llm
+from slm.training.config import TrainingConfig
 from slm.vocabulary import add_speech
 
 
@@ -54,6 +56,13 @@ def test_parameters_that_a_token_passes(tmp_path: Path, kind: str, passed_is_all
     trained = adapters + len(vocabulary.new_ids) * 32
     lora = training_cost(facts.skeleton, vocabulary, FinetuneConfig(lora=LoraSettings(rank=2)))
     assert lora.per_token == 6 * trained + 4 * (expected - len(vocabulary.new_ids) * 32)
+    # A frozen layer takes no gradient of its own, but the new rows' passes it.
+    upper = training_cost(facts.skeleton, vocabulary, FinetuneConfig(training=TrainingConfig(freeze_layers=1)))
+    layer = sum(p.numel() for name, p in facts.skeleton.named_parameters() if ".layers.0." in name)
+    assert upper.per_token == 6 * expected - 2 * layer
+    # Books beside the ids have heads of their own.
+    beside = dataclasses.replace(vocabulary, further_sizes=(9, 7))
+    assert training_cost(facts.skeleton, beside, FinetuneConfig()).per_token == 6 * (expected + 16 * 32)
 
 
 def test_of_a_mixture_the_experts_count_that_a_token_is_sent_to(tmp_path: Path) -> None:
@@ -61,7 +70,7 @@ def test_of_a_mixture_the_experts_count_that_a_token_is_sent_to(tmp_path: Path) 
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 1}
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(MixtralConfig(**sizes, **heads, tie_word_embeddings=False))
-    vocabulary = types.SimpleNamespace(size=64, new_ids=[])
+    vocabulary = types.SimpleNamespace(size=64, new_ids=[], further_sizes=())
     experts = 4 * 3 * 16 * 24
     others = sum(p.numel() for p in skeleton.parameters()) - experts - 64 * 16
     assert training_cost(skeleton, vocabulary, FinetuneConfig()).per_token == 6 * (others + experts / 4)

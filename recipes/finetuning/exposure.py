@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from recipes.finetuning.config import Config
 from recipes.finetuning.data import longest_sequence, make_data, make_vocabulary, open_corpora
 from recipes.finetuning.estimates import lora_parameters
+from slm.freezing import decoder_layers
 from slm.modeling import describe_llm, freeze_other_towers, rows_needed
 from slm.training.batches import Samples, SpeechSamples, plan_steps, with_steps
 from slm.vocabulary import SpeechVocabulary
@@ -145,8 +146,11 @@ def training_cost(skeleton: PreTrainedModel, vocabulary: SpeechVocabulary, confi
         if parameter.requires_grad and (tied or parameter is not embedding):
             passed += parameter.numel() * (share / experts if ".experts." in name else 1)
     grown = (rows_needed(embedding.shape[0], vocabulary) - embedding.shape[0]) * embedding.shape[1]
+    grown += sum(vocabulary.further_sizes) * embedding.shape[1]  # heads of books beside the ids
     if config.lora is None:
-        per_token = 6 * (passed + grown)
+        lower = decoder_layers(skeleton)[: config.training.freeze_layers] if config.training.freeze_layers else ()
+        frozen = sum(parameter.numel() for layer in lower for parameter in layer.parameters())
+        per_token = 6 * (passed + grown) - 2 * frozen  # the new rows' gradient passes them
     else:
         new_rows = len(vocabulary.new_ids) * embedding.shape[1]
         trained = lora_parameters(skeleton, config.lora) + new_rows
