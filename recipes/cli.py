@@ -69,6 +69,11 @@ COMMANDS = [
         "slm prepare-corpus --config quickstart/prepare-corpus run_dir=runs/corpus",
     ),
     Command(
+        "describe-corpus",
+        "Let a text LLM answer instructions about recordings that it knows by their metadata alone (DeSTA2).",
+        "slm describe-corpus data.0.path=runs/corpus/manifest.jsonl run_dir=runs/described model=LLM",
+    ),
+    Command(
         "train-teacher",
         "Train a small recogniser from scratch: the teacher's encoder and a judge.",
         "slm train-teacher --config quickstart/train-teacher run_dir=runs/teacher",

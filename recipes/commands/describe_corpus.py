@@ -1,0 +1,203 @@
+"""``slm describe-corpus``: what a text LLM says of recordings that it knows by their metadata alone.
+
+DeSTA2 (arXiv 2409.20007, section 2.1): metadata and transcript of a recording become a description in words, an LLM
+answers an instruction about it, and its own answer is what the speech LM then learns to give to the speech itself, so
+that nothing has to be annotated and the answers are in the LLM's own manner.
+
+The result, ``run_dir/manifest.jsonl``, holds the same recordings with the columns `instruction` and `answer`, which
+the task `instruct` reads, and `messages`, the exchange as chat templates take it. An interrupted run goes on at the
+first batch that is not answered.
+
+Not here: codes (``slm encode data.0.columns=[instruction,answer]``) and the training (``slm finetune --config
+baselines/desta2``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recipes.config import ConfigError, Problems
+from recipes.runs.embedded import model_path
+from recipes.runs.inputs import digest, refuse_other_inputs
+from recipes.runs.logs import log
+from recipes.runs.machine import resolve_device
+from recipes.runs.manifests import all_utterances, manifest_row, write_manifest
+from recipes.runs.progress import Progress
+from recipes.runs.run_folder import ADJUSTABLE, RunFolder
+from slm.modeling import DTYPES, describe_llm, load_llm
+from slm.tasks.instruct import ANSWER, INSTRUCTION
+from slm.text_answers import answer_requests
+from tokenizer.data.utterances import DataSource, Utterance
+
+MESSAGES = "messages"
+
+
+def _instructions() -> list[str]:
+    return [
+        "What can you hear in the audio?",
+        "Describe the speech in one sentence.",
+        "What does the speaker say?",
+    ]
+
+
+@dataclass
+class Config:
+    """Which recordings are described to which LLM, and what it is asked."""
+
+    run_dir: str = field(default="runs/described", metadata={"help": "run folder; the result is its manifest.jsonl"})
+    data: list[DataSource] = field(default_factory=list, metadata={"help": "manifests or folders, all their splits"})
+    limit: int | None = field(default=None, metadata={"help": "only the first N utterances of each split"})
+    model: str = field(
+        default="embedded-lm",
+        metadata={"help": "the LLM that answers, a folder or hub name; best the instruct LLM that is fine-tuned later"},
+    )
+    facts: list[str] = field(
+        default_factory=lambda: ["gender"],
+        metadata={"help": "further columns of the data to be told, where a row has them: gender, accent, emotion, ..."},
+    )
+    instructions: list[str] = field(
+        default_factory=_instructions, metadata={"help": "what is asked; one is drawn for each row by seed and id"}
+    )
+    max_new_tokens: int = field(default=64, metadata={"help": "tokens after which an answer is cut"})
+    batch_size: int = field(default=8, metadata={"help": "rows answered together", **ADJUSTABLE})
+    weights: str = field(default="fp32", metadata={"help": "how the LLM is held: fp32, bf16, fp16"})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
+    seed: int = field(default=0, metadata={"help": "of which instruction a row gets"})
+
+    def __post_init__(self) -> None:
+        if not self.instructions or not all(text.strip() for text in self.instructions):
+            raise ValueError("instructions: give at least one, and none that is empty")
+        if min(self.max_new_tokens, self.batch_size) < 1 or (self.limit is not None and self.limit < 1):
+            raise ValueError("max_new_tokens, batch_size and limit must be at least 1")
+        if self.weights not in DTYPES:
+            raise ValueError(f"weights: {self.weights!r} is not one of {', '.join(DTYPES)}")
+        if taken := {INSTRUCTION, ANSWER, MESSAGES} & set(self.facts):
+            raise ValueError(f"facts: {', '.join(sorted(taken))} is a column that this command writes")
+
+
+def describe(utterance: Utterance, facts: list[str]) -> str:
+    """The recording in words: its time, its transcript and what else is known of it (DeSTA2, table 1).
+
+    >>> row = Utterance("a", "a.wav", "good day", "jo", 75.25, columns={"gender": "female", "accent": ""})
+    >>> describe(row, ["gender", "accent"])
+    '[00:00:00 - 00:01:15] good day (Speaker: jo, Gender: female, Duration: 75.2 s)'
+    """
+    told = {"speaker": utterance.speaker} | {name: utterance.columns.get(name, "") for name in facts}
+    words = [f"{name.replace('_', ' ').capitalize()}: {value}" for name, value in told.items() if value]
+    span = ""
+    if utterance.duration is not None:
+        words.append(f"Duration: {utterance.duration:.1f} s")
+        minutes, seconds = divmod(int(utterance.duration), 60)
+        span = f"[00:00:00 - {minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}] "
+    return f"{span}{utterance.text}" + (f" ({', '.join(words)})" if words else "")
+
+
+def drawn_instruction(utterance: Utterance, config: Config) -> str:
+    """The instruction of a row: a function of seed and id, whatever stands beside it."""
+    drawn = hashlib.sha256(f"{config.seed}\0{utterance.id}".encode()).digest()
+    return config.instructions[int.from_bytes(drawn[:8], "big") % len(config.instructions)]
+
+
+def read_rows(config: Config) -> list[Utterance]:
+    """The recordings with a transcript. Raises DataError, ConfigError."""
+    rows = all_utterances(_with_facts(config), config.limit)
+    spoken = [row for row in rows if row.text.strip()]
+    if not spoken:
+        raise ConfigError("data: none of the utterances has a transcript, which a description is made of")
+    if len(spoken) < len(rows):
+        log.warning("%d utterances without a transcript are left out", len(rows) - len(spoken))
+    return spoken
+
+
+def plan(config: Config) -> dict[str, object]:
+    """What would be asked; raises all that would stop it, together."""
+    problems = Problems("slm describe-corpus")
+    problems.attempt(RunFolder(config.run_dir).check, config)
+    facts = problems.attempt(describe_llm, config.model)
+    rows = problems.attempt(read_rows, config)
+    problems.raise_all()
+    return {
+        "utterances": len(rows),
+        "model": config.model,
+        "chat template": "yes" if facts.tokenizer.chat_template else "none: the request as plain text",
+        "first request": _request(rows[0], config),
+        "result": str(RunFolder(config.run_dir).path("manifest.jsonl")),
+    }
+
+
+def run(config: Config) -> Path:
+    """Ask the LLM about every recording, or go on where a killed run stopped; returns the manifest."""
+    folder = RunFolder(config.run_dir)
+    folder.check(config)
+    rows = read_rows(config)
+    fingerprint = digest([_request(row, config) for row in rows], model_path(config.model))
+    refuse_other_inputs(folder, fingerprint, "data or model")
+    manifest = folder.path("manifest.jsonl")
+    if folder.complete:
+        log.info("%s is complete: skipped", config.run_dir)
+        return manifest
+    folder.start(config, fingerprint)
+    record = folder.checkpoints / "answers.jsonl"
+    answers = _read_answers(record)
+    waiting = [row for row in rows if row.id not in answers]
+    if waiting:
+        _answer(config, waiting, answers, record, len(rows))
+    write_manifest(manifest, (manifest_row(row, folder.folder, _columns(row, config, answers[row.id])) for row in rows))
+    empty = sum(not answers[row.id] for row in rows)
+    if empty:
+        log.warning("%d answers are empty; slm finetune leaves those rows out", empty)
+    folder.mark_complete({"utterances": len(rows), "empty_answers": empty})
+    return manifest
+
+
+def _with_facts(config: Config) -> list[DataSource]:
+    """The sources with the columns of the facts, without changing the configuration that the run folder records."""
+    return [
+        dataclasses.replace(source, columns=list(dict.fromkeys([*source.columns, *config.facts])))
+        for source in config.data
+    ]
+
+
+def _request(row: Utterance, config: Config) -> str:
+    return f"{describe(row, config.facts)}\n{drawn_instruction(row, config)}"
+
+
+def _columns(row: Utterance, config: Config, answer: str) -> dict[str, Any]:
+    exchange = [{"role": "user", "content": _request(row, config)}, {"role": "assistant", "content": answer}]
+    return {INSTRUCTION: drawn_instruction(row, config), ANSWER: answer, MESSAGES: exchange}
+
+
+def _answer(config: Config, waiting: list[Utterance], answers: dict[str, str], record: Path, total: int) -> None:
+    """Fills `answers` batch by batch; each is on disk before the next begins."""
+    model, tokenizer, _ = load_llm(config.model, config.weights)
+    if not tokenizer.chat_template:
+        log.warning(
+            "model %s has no chat template: a base LLM goes on with the text rather than answers it", config.model
+        )
+    model.to(resolve_device(config.device)).eval()
+    shown = Progress("describe-corpus", total, total - len(waiting))
+    for start in range(0, len(waiting), config.batch_size):
+        batch = waiting[start : start + config.batch_size]
+        made = answer_requests(model, tokenizer, [_request(row, config) for row in batch], config.max_new_tokens)
+        with record.open("a", encoding="utf-8") as stream:
+            for row, answer in zip(batch, made, strict=True):
+                answers[row.id] = answer
+                stream.write(json.dumps({"id": row.id, "answer": answer}, ensure_ascii=False) + "\n")
+        shown.update(len(batch))
+    shown.close()
+
+
+def _read_answers(record: Path) -> dict[str, str]:
+    """Answers by id; a last line that a kill cut short is taken off the file, and its row asked again."""
+    if not record.is_file():
+        return {}
+    whole, _, torn = record.read_bytes().rpartition(b"\n")
+    if torn:
+        record.write_bytes(whole + b"\n" if whole else b"")
+    lines = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
+    return {line["id"]: line["answer"] for line in lines}

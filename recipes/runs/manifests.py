@@ -1,0 +1,59 @@
+"""Writing manifests beside the recordings of others: the same recordings with further columns."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes.config import ConfigError
+from recipes.runs.files import atomic_write_text
+from tokenizer.data.manifest import read_source
+from tokenizer.data.utterances import SPLITS, DataSource, Utterance, check_utterances
+
+
+def all_utterances(sources: Sequence[DataSource], limit: int | None = None) -> list[Utterance]:
+    """Every split of several sources, in their order; of each split the first `limit`.
+
+    Raises:
+        DataError: as of `read_source`; ConfigError: there is nothing, or audio that is no file of its own.
+    """
+    check_utterances([Utterance("", "")], sources, "train")  # that there is a source at all
+    found: list[Utterance] = []
+    for split in SPLITS:
+        own = [utterance for source in sources for utterance in read_source(source, split)][:limit]
+        if own:
+            check_utterances(own, sources, split)
+        found += own
+    if not found:
+        raise ConfigError(f"data: no utterances in {', '.join(source.path for source in sources)}")
+    ids: set[str] = set()
+    for utterance in found:
+        if not isinstance(utterance.audio, str):
+            raise ConfigError(
+                f"data: the audio of {utterance.name} stands in a table, and a manifest names files; give a "
+                "manifest.jsonl or a folder of recordings"
+            )
+        if utterance.id in ids:
+            raise ConfigError(
+                f"data: {utterance.name}: the id {utterance.id!r} stands in two splits; give each its own"
+            )
+        ids.add(utterance.id)
+    return found
+
+
+def manifest_row(utterance: Utterance, folder: Path, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of a manifest in `folder`, with the utterance's own columns and further ones.
+
+    The audio's path is relative to the folder, as `read_source` reads it.
+    """
+    audio = os.path.relpath(os.path.abspath(str(utterance.audio)), os.path.abspath(folder))
+    row = {"id": utterance.id, "audio": audio, "text": utterance.text, "speaker": utterance.speaker}
+    return row | {"duration": utterance.duration, "split": utterance.split} | dict(utterance.columns) | dict(columns)
+
+
+def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes manifest.jsonl whole or not at all."""
+    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,166 @@
+"""`slm describe-corpus`: what the LLM is told and answers, and resume; the task `instruct` that learns the answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from slm_tiny import CODES, SENTENCES, metadata, save_llm, tiny_model, tiny_tokenizer, utterances
+from typer.testing import CliRunner
+
+from recipes import cli
+from recipes.commands import describe_corpus
+from recipes.config import ConfigError
+from slm.corpus import CodedCorpusWriter
+from slm.tasks import get_task
+from slm.tasks.registry import UtteranceTokens
+from slm.tasks.sequences import IGNORE, make_example, make_prompt
+from slm.text_answers import answer_requests, request_ids
+from slm.vocabulary import add_speech
+from tokenizer.data.manifest import read_source
+from tokenizer.data.utterances import DataSource, Utterance
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Five recordings in two splits, named but never opened; one without a transcript."""
+    rows = [
+        {"id": f"u{n}", "audio": f"audio/u{n}.wav", "text": text, "speaker": "jo", "duration": 2.5 + n}
+        | {"split": "test" if n == 3 else "train", "gender": "female" if n % 2 else ""}
+        for n, text in enumerate([*SENTENCES, ""])
+    ]
+    path = tmp_path / "data" / "manifest.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def configured(manifest: Path, run_dir: Path, model: Path, **changes: object) -> describe_corpus.Config:
+    values = {"max_new_tokens": 6, "batch_size": 2, "device": "cpu"} | changes
+    return describe_corpus.Config(str(run_dir), [DataSource(path=str(manifest))], model=str(model), **values)
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_fact_is_told_and_none_that_is_not_known() -> None:
+    row = Utterance("a", "a.wav", "good day", "", None, columns={"gender": "female", "mood": ""})
+    assert describe_corpus.describe(row, ["gender", "mood"]) == "good day (Gender: female)"
+    assert describe_corpus.describe(Utterance("a", "a.wav", "good day"), []) == "good day"
+
+
+def test_a_manifest_gets_the_llm_s_own_answers(tmp_path, manifest) -> None:
+    llm = save_llm(tmp_path / "llm", chat=True)
+    config = configured(manifest, tmp_path / "out", llm)
+    assert describe_corpus.plan(config)["utterances"] == 4
+    path = describe_corpus.run(config)
+    rows = rows_of(path)
+    assert [row["id"] for row in rows] == ["u0", "u1", "u2", "u3"]
+    for row in rows:
+        asked, answered = row["messages"]
+        assert (asked["role"], answered["role"]) == ("user", "assistant")
+        assert asked["content"].endswith(f"\n{row['instruction']}") and row["text"] in asked["content"]
+        assert ("Gender: female" in asked["content"]) == (row["gender"] == "female")
+        assert row["instruction"] in config.instructions and answered["content"] == row["answer"]
+    # What a manifest's reader makes of it: the same recordings, with the columns that the task reads.
+    (found,) = read_source(DataSource(path=str(path), columns=["instruction", "answer"]), "test")
+    assert Path(found.audio).resolve() == (manifest.parent / "audio" / "u3.wav").resolve()
+    assert found.columns["answer"] == rows[3]["answer"]
+    assert not config.data[0].columns  # the configuration stays as the run folder records it
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, manifest, monkeypatch) -> None:
+    llm = save_llm(tmp_path / "llm")
+    whole = describe_corpus.run(configured(manifest, tmp_path / "whole", llm))
+    calls = []
+
+    def cut_off(*given: object) -> list[str]:
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return answer_requests(*given)
+
+    config = configured(manifest, tmp_path / "cut", llm)
+    monkeypatch.setattr(describe_corpus, "answer_requests", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        describe_corpus.run(config)
+    record = tmp_path / "cut" / "checkpoints" / "answers.jsonl"
+    with record.open("a", encoding="utf-8") as stream:
+        stream.write('{"id": "u2", "ans')  # a line that the kill cut short
+    assert not (tmp_path / "cut" / "manifest.jsonl").exists()
+    resumed = describe_corpus.run(config)
+    assert resumed.read_text(encoding="utf-8") == whole.read_text(encoding="utf-8")
+    assert len(calls) == 3 and len(calls[2][2]) == 2  # the batch that was cut off alone
+    describe_corpus.run(config)
+    assert len(calls) == 3
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace("bin blue", "bin red"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="other contents of data or model"):
+        describe_corpus.run(config)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_batches_answer_as_singles_do(chat: bool) -> None:
+    tokenizer = tiny_tokenizer(chat)
+    model = tiny_model("qwen2", len(tokenizer), seed=3)
+    requests = ["bin", "lay red by a nine please lay red", "set white"]
+    together = answer_requests(model, tokenizer, requests, 5)
+    assert together == [answer_requests(model, tokenizer, [request], 5)[0] for request in requests]
+    assert len(set(map(len, (request_ids(tokenizer, request) for request in requests)))) > 1
+    with pytest.raises(ValueError, match="256 positions; lower max_new_tokens"):
+        answer_requests(model, tokenizer, requests, 250)
+
+
+def test_bad_settings_are_refused_with_the_way_out(tmp_path, manifest) -> None:
+    llm = save_llm(tmp_path / "llm")
+    for changes, message in [
+        ({"instructions": []}, "instructions: give at least one"),
+        ({"facts": ["answer"]}, "facts: answer is a column that this command writes"),
+        ({"batch_size": 0}, "must be at least 1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            configured(manifest, tmp_path / "out", llm, **changes)
+    manifest.write_text('{"id": "a", "audio": "a.wav"}\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="none of the utterances has a transcript"):
+        describe_corpus.plan(configured(manifest, tmp_path / "out", llm))
+
+
+def test_loss_is_on_the_answer_alone() -> None:
+    tokenizer, task = tiny_tokenizer(), get_task("instruct")
+    vocabulary = add_speech(tokenizer, [CODES], fingerprint="f" * 64, tokenizer="tiny", marks=list(task.marks))
+    columns = {"instruction": np.array([40, 41]), "answer": np.array([50, 51, 52])}
+    utterance = UtteranceTokens(np.array([[0, 7, 3]]), np.array([60]), columns)
+    example = make_example(vocabulary, task, utterance)
+    kept = example.labels != IGNORE
+    assert example.labels[kept].tolist() == [50, 51, 52, vocabulary.end_id]
+    prompt = make_prompt(vocabulary, task, UtteranceTokens(utterance.codes, None, {"instruction": np.array([40, 41])}))
+    assert example.input_ids[~kept].tolist() == prompt.tolist()
+    assert [i for i in prompt.tolist() if i in (40, 41)] == [40, 41] and 60 not in prompt
+
+
+def test_instructions_are_followed_after_training(tmp_path, monkeypatch) -> None:
+    """Two instructions about the same speech get two answers: the model reads both parts of its prompt."""
+    monkeypatch.chdir(tmp_path)
+    rows = []
+    for row in utterances(4):
+        words = row["text"].split()
+        for name, answer in (("first", words[0]), ("last", words[-1])):
+            columns = {"instruction": name, "answer": answer}
+            rows.append(row | {"id": f"{row['id']}-{name}", "columns": columns})
+    writer = CodedCorpusWriter(tmp_path / "codes", metadata(columns=["instruction", "answer"]))
+    for split in ("train", "valid", "test"):
+        writer.write_shard(split, 0, 1, rows)
+    writer.finish()
+    training = "{steps: 150, tokens_per_step: 512, pack_length: 128, learning_rate: 5e-3}"
+    for words in (
+        ["finetune", "run_dir=slm", "corpus=codes", f"model={save_llm(Path('llm'))}", "task_weights={instruct: 1}",
+         f"training={training}", "noise={replace: 0, drop: 0}", "precision=fp32", "normaliser=none"],
+        ["generate", "task=instruct", "model=slm/model", "corpus=codes", "run_dir=said"],
+    ):  # fmt: skip
+        found = CliRunner().invoke(cli.app, words)
+        assert found.exit_code == 0, found.output
+    said = rows_of(Path("said/predictions.jsonl"))
+    assert [line["hypothesis"] for line in said] == [row["columns"]["answer"] for row in rows]
+    assert {line["reference"] for line in said} == {row["columns"]["answer"] for row in rows}
