@@ -69,6 +69,11 @@ COMMANDS = [
         "slm prepare-corpus --config quickstart/prepare-corpus run_dir=runs/corpus",
     ),
     Command(
+        "cipher-corpus",
+        "Add translations into a made-up language, word for word, to a manifest: data to try st and mt on.",
+        "slm cipher-corpus data.0.path=runs/corpus/manifest.jsonl run_dir=runs/cipher",
+    ),
+    Command(
         "describe-corpus",
         "Let a text LLM answer instructions about recordings that it knows by their metadata alone (DeSTA2).",
         "slm describe-corpus data.0.path=runs/corpus/manifest.jsonl run_dir=runs/described model=LLM",

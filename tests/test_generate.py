@@ -109,8 +109,8 @@ def test_what_it_cannot_do_is_said_with_the_way_out(slm, spoken) -> None:
     def refused(*words: str) -> str:
         return slm("generate", *words, model, code=2)
 
-    assert "task: not set; give task=NAME, one of asr, continuation, st, tts" in refused("x.wav")
-    assert "'sing' is unknown; there are asr, continuation, st, tts" in refused("task=sing", "x.wav")
+    assert "task: not set; give task=NAME, one of asr, continuation, instruct, mt, st, tts" in refused("x.wav")
+    assert "'sing' is unknown; there are asr, continuation, instruct, mt, st, tts" in refused("task=sing", "x.wav")
     assert "takes one text, got 2; put it in quotes: 'text one'" in refused("task=tts", "text", "one")
     assert "has not learnt st (its vocabulary has no <|translate|>)" in refused("task=st", recording)
     found = refused("task=asr", recording, "decoding.temprature=1", "options.pause_s=1")

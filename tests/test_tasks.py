@@ -99,7 +99,9 @@ def test_an_unknown_task_is_refused() -> None:
 def test_a_plan_names_the_key_of_an_unknown_task(tmp_path) -> None:
     values = {"corpus": str(write_corpus(tmp_path / "corpus")), "model": str(save_llm(tmp_path / "llm"))}
     values |= {"run_dir": str(tmp_path / "run"), "task_weights": {"sing": 1.0}, "precision": "fp32"}
-    with pytest.raises(ConfigError, match="task_weights: task 'sing' is unknown; there are asr, continuation, instruct, st, tts"):
+    with pytest.raises(
+        ConfigError, match="task_weights: task 'sing' is unknown; there are asr, continuation, instruct, mt, st, tts"
+    ):
         finetune.plan(from_values(finetune.Config, values))
 
 
@@ -291,9 +293,9 @@ def test_what_cannot_be_asked_is_said_with_the_way_out(slm, tmp_path) -> None:
 
     asked = [f"model={tmp_path / 'slm'}", f"corpus={corpus}", "run_dir=out"]
     assert "answers in speech: `slm synthesize task=tts` asks it" in refuses("transcribe", "task=tts", *asked)
-    assert "answer in text: asr, gloss, instruct, st" in refuses("transcribe", "task=tts", *asked)
+    assert "answer in text: asr, gloss, instruct, mt, st" in refuses("transcribe", "task=tts", *asked)
     assert "`slm transcribe task=gloss` asks it" in refuses("synthesize", "task=gloss", *asked)
-    assert "'sing' is unknown; there are asr, continuation, gloss, instruct, parrot, st, tts" in refuses(
+    assert "'sing' is unknown; there are asr, continuation, gloss, instruct, mt, parrot, st, tts" in refuses(
         "synthesize", "task=sing", *asked
     )
     one = refuses("transcribe", "task=gloss", *asked)

@@ -1,6 +1,6 @@
 """``slm describe-corpus``: what a text LLM says of recordings that it knows by their metadata alone.
 
-DeSTA2 (arXiv 2409.20007, section 2.1): metadata and transcript of a recording become a description in words, an LLM
+DeSTA2 (arXiv 2409.20007): metadata and transcript of a recording become a description in words, an LLM
 answers an instruction about it, and its own answer is what the speech LM then learns to give to the speech itself, so
 that nothing has to be annotated and the answers are in the LLM's own manner.
 
@@ -81,7 +81,7 @@ class Config:
 
 
 def describe(utterance: Utterance, facts: list[str]) -> str:
-    """The recording in words: its time, its transcript and what else is known of it (DeSTA2, table 1).
+    """The recording in words: its time, its transcript and what else is known of it.
 
     >>> row = Utterance("a", "a.wav", "good day", "jo", 75.25, columns={"gender": "female", "accent": ""})
     >>> describe(row, ["gender", "accent"])

@@ -1,0 +1,93 @@
+"""``slm cipher-corpus``: a manifest with the column `translation`, its texts word for word in a made-up language.
+
+The result, ``run_dir/manifest.jsonl``, holds the same recordings; ``run_dir/lexicon.json`` is the whole language. The
+tasks `st` and `mt` read the column (``slm encode data.0.columns=[translation]``). A column `translation` that the data
+has already is not read: corpora with translations of their own need none of this.
+
+Not here: word order, inflection, or words of several meanings, which make real translation hard.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from eval.text.normalisers import get_normaliser
+from recipes.config import ConfigError, Problems
+from recipes.runs.cipher import encipher, make_lexicon
+from recipes.runs.files import atomic_write_text
+from recipes.runs.inputs import digest, refuse_other_inputs
+from recipes.runs.logs import log
+from recipes.runs.manifests import all_utterances, manifest_row, write_manifest
+from recipes.runs.run_folder import RunFolder
+from slm.tasks.st import TRANSLATION
+from tokenizer.data.utterances import DataSource, Utterance
+
+
+@dataclass
+class Config:
+    """Whose texts are translated, and into which language."""
+
+    run_dir: str = field(default="runs/cipher", metadata={"help": "run folder; the result is its manifest.jsonl"})
+    data: list[DataSource] = field(default_factory=list, metadata={"help": "manifests or folders, all their splits"})
+    limit: int | None = field(default=None, metadata={"help": "only the first N utterances of each split"})
+    normaliser: str = field(
+        default="basic", metadata={"help": "what makes words of a text: basic (basic:de, ...), whisper-english, none"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the language: another seed gives every word another one"})
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit: {self.limit} must be at least 1, or null for all")
+        if taken := [source.path for source in self.data if TRANSLATION in source.columns]:
+            raise ValueError(f"data: {taken[0]}: columns names {TRANSLATION}, the column that this command writes")
+
+
+def read_texts(config: Config) -> list[tuple[Utterance, str]]:
+    """The utterances with a text and that text in words. Raises DataError, ConfigError."""
+    normalise = get_normaliser(config.normaliser)
+    read = [(row, normalise(row.text)) for row in all_utterances(config.data, config.limit)]
+    spoken = [(row, text) for row, text in read if text]
+    if not spoken:
+        raise ConfigError("data: none of the utterances has a transcript to translate")
+    if len(spoken) < len(read):
+        log.warning("%d utterances without a transcript are left out", len(read) - len(spoken))
+    return spoken
+
+
+def plan(config: Config) -> dict[str, object]:
+    """What would be translated; raises all that would stop it, together."""
+    problems = Problems("slm cipher-corpus")
+    problems.attempt(RunFolder(config.run_dir).check, config)
+    read = problems.attempt(read_texts, config)
+    problems.raise_all()
+    lexicon = make_lexicon((word for _, text in read for word in text.split()), config.seed)
+    return {
+        "utterances": len(read),
+        "words of the language": len(lexicon),
+        "first text": read[0][1],
+        "its translation": encipher(read[0][1], lexicon),
+        "result": str(RunFolder(config.run_dir).path("manifest.jsonl")),
+    }
+
+
+def run(config: Config) -> Path:
+    """Translate the corpus; returns the manifest."""
+    folder = RunFolder(config.run_dir)
+    folder.check(config)
+    read = read_texts(config)
+    fingerprint = digest([json.dumps([row.id, text]) for row, text in read])
+    refuse_other_inputs(folder, fingerprint, "data")
+    manifest = folder.path("manifest.jsonl")
+    if folder.complete:
+        log.info("%s is complete: skipped", config.run_dir)
+        return manifest
+    folder.start(config, fingerprint)
+    lexicon = make_lexicon((word for _, text in read for word in text.split()), config.seed)
+    atomic_write_text(folder.path("lexicon.json"), json.dumps(lexicon, indent=1, ensure_ascii=False) + "\n")
+    write_manifest(
+        manifest, (manifest_row(row, folder.folder, {TRANSLATION: encipher(text, lexicon)}) for row, text in read)
+    )
+    folder.mark_complete({"utterances": len(read), "words": len(lexicon)})
+    return manifest
