@@ -235,6 +235,7 @@ SWITCHED = {
     "base": set(),
     "resynthesis": set(),
     "pooled": {"distillation"},
+    "contrastive": {"distillation"},
     "none": {"distillation"},
     "teacher-layer": {"teacher"},
     "shared-decoder": {"model"},

@@ -36,6 +36,7 @@ from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from recipes.runs.tracking import Tracker, check_trackers, drop_metrics_after, make_trackers
 from tokenizer import load_tokenizer
 from tokenizer.data.augmentation import AugmentationConfig
+from tokenizer.data.characters import COLUMN, N_CLASSES, read_spans
 from tokenizer.data.crops import CropConfig, TrainingCrops, micro_batch_size, validation_crops
 from tokenizer.data.manifest import read_source
 from tokenizer.data.mixing import CACHE_BYTES, TrainingAudio, training_audio, validation_utterances
@@ -43,6 +44,7 @@ from tokenizer.data.utterances import DataError, DataSource
 from tokenizer.model.configuration import LMSPTConfig, preset_config
 from tokenizer.model.modeling import LMSPTModel
 from tokenizer.model.presets import PRESETS
+from tokenizer.teacher.contrastive import ContrastiveProjection
 from tokenizer.teacher.default_weight import default_weight, target_variances
 from tokenizer.teacher.distillation import DistillationConfig, FeatureProjection
 from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig, teacher_width
@@ -73,7 +75,8 @@ class Config:
         default_factory=dict, metadata={"help": "LMSPTConfig fields that differ from the preset"}
     )
     teacher: TeacherConfig | None = field(
-        default_factory=TeacherConfig, metadata={"help": "speech encoder; null with distillation.kind=none only"}
+        default_factory=TeacherConfig,
+        metadata={"help": "speech encoder; null with distillation.kind=none or contrastive only"},
     )
     distillation: DistillationConfig = field(
         default_factory=DistillationConfig, metadata={"help": "what the teacher teaches"}
@@ -339,9 +342,10 @@ def _new_state(config: Config, accelerator: Accelerator) -> TrainState:
 
 def _inputs(config: Config) -> str:
     """A hash of what decides the weights beside the configuration: training recordings, teacher, initial weights."""
-    tables = [read_source(source, "train", needs_text=False) for source in config.data if not source.stream]
+    sources = training_sources(config)
+    tables = [read_source(source, "train", needs_text=False) for source in sources if not source.stream]
     listed = [utterance for table in tables for utterance in table]
-    rows = (json.dumps([u.id, u.speaker, u.duration]) for u in listed)
+    rows = (json.dumps([u.id, u.speaker, u.duration, *u.columns.values()]) for u in listed)
     taught_by = teacher_config(config)
     judges = [discriminator_file(config.init_from)[0]] if config.init_discriminators and config.init_from else []
     return digest(rows, model_path(taught_by.name if taught_by else None), model_path(config.init_from), *judges)
@@ -350,20 +354,43 @@ def _inputs(config: Config) -> str:
 def _training_audio(config: Config) -> TrainingAudio:
     # Each process of this machine that decodes, a loader's worker or a training itself, keeps its part of the whole.
     decoding = max(1, config.training.num_workers) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return training_audio(
-        config.data,
+    audio = training_audio(
+        training_sources(config),
         _model_config(config).sampling_rate,
         config.seed,
         needs_text=False,
         cache_bytes=CACHE_BYTES // decoding,
     )
+    if config.distillation.kind == "contrastive":
+        for utterance in (row for part in audio.parts for row in part.utterances):
+            read_spans(utterance)
+    return audio
+
+
+def training_sources(config: Config) -> list[DataSource]:
+    """The sources, for contrastive distillation with the column of aligned characters.
+
+    Raises:
+        ConfigError: one of them is streamed, and what it holds is not known beforehand.
+    """
+    if config.distillation.kind != "contrastive":
+        return config.data
+    if streamed := [source.path for source in config.data if source.stream]:
+        raise ConfigError(
+            f"distillation.kind=contrastive reads aligned characters, which a stream has not: give {streamed[0]} as a "
+            "manifest.jsonl with the column `characters` (stream=false), or take another distillation.kind"
+        )
+    return [
+        dataclasses.replace(source, columns=list(dict.fromkeys([*source.columns, COLUMN]))) for source in config.data
+    ]
 
 
 def _crops(config: Config) -> TrainingCrops:
     model_config, audio = _model_config(config), _training_audio(config)
     length = config.training.steps * config.training.batch_size
+    hop = model_config.hop_length if config.distillation.kind == "contrastive" else None
     return TrainingCrops(
-        audio, config.crops, config.augmentation, len(model_config.codebook_sizes), length, config.seed
+        audio, config.crops, config.augmentation, len(model_config.codebook_sizes), length, config.seed, hop
     )
 
 
@@ -375,7 +402,7 @@ def _objective(config: Config, accelerator: Accelerator) -> Objective:
         weights=config.weights,
         mel=MultiScaleMelLoss(_model_config(config).sampling_rate, padding=config.mel_padding).to(accelerator.device),
         teacher=teacher,
-        distillation_weight=config.weights.distillation or 0.0,
+        distillation_weight=_contrastive_weight(config) or config.weights.distillation or 0.0,
         discriminator_start=config.discriminator.start_step,
         distillation=config.distillation,
     )
@@ -403,7 +430,7 @@ def teacher_config(config: Config) -> TeacherConfig | None:
         probe = " with distillation.probe" if config.distillation.probes else ""
         raise ConfigError(
             f"distillation.kind={config.distillation.kind}{probe} needs a teacher, and teacher is null: give "
-            "teacher.name=..., or take distillation.kind=none with distillation.probe=false"
+            "teacher.name=..., or take distillation.kind=none (or contrastive) with distillation.probe=false"
         )
     return config.teacher
 
@@ -432,12 +459,17 @@ def start_discriminators(config: Config, discriminator: Discriminator | None) ->
     log.info("discriminators start from %s; their optimizer starts anew", file)
 
 
-def feature_projection(config: Config, sizes: LMSPTConfig) -> FeatureProjection | None:
-    """For pooled distillation; drawn from a generator of its own, so that cells share all their other first weights."""
-    if config.distillation.kind != "pooled":
+def feature_projection(config: Config, sizes: LMSPTConfig) -> torch.nn.Module | None:
+    """For pooled and contrastive distillation.
+
+    Drawn from a generator of its own, so that cells share all their other first weights.
+    """
+    if config.distillation.kind not in ("pooled", "contrastive"):
         return None
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
+        if config.distillation.kind == "contrastive":
+            return ContrastiveProjection(sizes.latent_dim, N_CLASSES)
         return FeatureProjection(sizes.latent_dim, teacher_width(teacher_config(config)))
 
 
@@ -465,6 +497,13 @@ def freeze_parts(config: Config, model: LMSPTModel) -> None:
         auxiliary.requires_grad_(False)
 
 
+def _contrastive_weight(config: Config) -> float | None:
+    """What InfoNCE counts, where contrastive distillation is on; it is no MSE, so no teacher's variance tells."""
+    if config.distillation.kind != "contrastive":
+        return None
+    return 1.0 if config.weights.distillation is None else config.weights.distillation
+
+
 def _distillation_weights(
     config: Config, sizes: LMSPTConfig, crops: TrainingCrops, teacher: SpeechTeacher, folder: RunFolder
 ) -> tuple[float, float]:
@@ -473,7 +512,7 @@ def _distillation_weights(
     What was measured for the latter stays in the run folder, so that a resumed run uses the same. The probe always
     counts what resynthesis would.
     """
-    kind, given = config.distillation.kind, config.weights.distillation
+    kind, given = config.distillation.kind, _contrastive_weight(config) or config.weights.distillation
     weights: dict[str, float] = {} if given is None else {kind: given}
     wanted = {kind, *(["probe"] if config.distillation.probes else [])} - {"none", *weights}
     record = folder.path("teacher_variance.json")

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from tokenizer.data.augmentation import AugmentationConfig, augment, draw_speed
+from tokenizer.data.characters import frame_characters, read_spans
 from tokenizer.data.mixing import Key, TrainingAudio
 from tokenizer.data.pieces import Recording
 from tokenizer.data.utterances import AudioError, Utterance
@@ -57,6 +58,8 @@ class CropConfig:
 class TrainingCrops(Dataset):
     """Item n: {"input_values" (1, S), "padding_mask" (S,), "n_acoustic_books" (), "semantic_only" ()}.
 
+    With `hop` there is "characters" (F,) too, the aligned character of each frame.
+
     An item may also be asked for by the key that `TrainingAudio.key` gives, which carries the row of a stream.
     """
 
@@ -68,7 +71,9 @@ class TrainingCrops(Dataset):
         n_books: int,
         length: int,
         seed: int,
+        hop: int | None = None,
     ) -> None:
+        self.hop = hop  # samples of a code frame, where its characters are wanted
         self.audio, self.config, self.augmentation = audio, config, augmentation
         self.n_books, self.length, self.seed = n_books, length, seed
         self.samples = round(config.crop_s * audio.sampling_rate)
@@ -80,8 +85,8 @@ class TrainingCrops(Dataset):
         """Which recording item `position` is cut from, found again from (seed, position). It is decoded to see."""
         return self._draw(self.audio.key(position))[0]
 
-    def _draw(self, key: Key) -> tuple[Utterance, np.ndarray, float, np.random.Generator]:
-        """A recording, a piece (S,) of it that makes a crop at the speed drawn, that speed, and the rest of the draws.
+    def _draw(self, key: Key) -> tuple[Utterance, np.ndarray, float, np.random.Generator, int]:
+        """A recording, a piece (S,) of it that makes a crop at the speed drawn, that speed, other draws, and its start.
 
         Every recording that is tried draws anew from (seed, position), so that one that cannot be read leaves no trace.
         """
@@ -93,20 +98,25 @@ class TrainingCrops(Dataset):
             speed = draw_speed(self.augmentation, rng)
             length = round(self.samples * speed) + 64
             start = int(rng.integers(0, max(1, n_samples - length + 1)))
-            drawn[:] = speed, rng
+            drawn[:] = speed, rng, start
             return start, start + length
 
         utterance, piece = self.audio.recording(key, part)
         return utterance, piece, *drawn
 
     def __getitem__(self, key: int | Key) -> dict[str, Tensor]:
-        _, piece, speed, rng = self._draw(self.audio.key(key) if isinstance(key, int) else key)
+        utterance, piece, speed, rng, start = self._draw(self.audio.key(key) if isinstance(key, int) else key)
         crop = augment(piece, self.augmentation, rng, self.audio.sampling_rate, speed)[: self.samples]
         keeps_some = rng.uniform() < self.config.quantizer_dropout
         kept = int(rng.integers(1, self.n_books)) if keeps_some else self.n_books - 1
         semantic_only = bool(rng.uniform() < self.config.semantic_only)
         padded = np.pad(crop, (0, self.samples - len(crop)))
-        return {
+        targets = {}
+        if self.hop is not None:
+            rate, n_frames = self.audio.sampling_rate, -(-self.samples // self.hop)
+            classes = frame_characters(read_spans(utterance), start / rate, self.hop * speed / rate, n_frames)
+            targets["characters"] = torch.from_numpy(classes)
+        return targets | {
             "input_values": torch.from_numpy(padded)[None],
             "padding_mask": torch.arange(self.samples) < len(crop),
             "n_acoustic_books": torch.tensor(kept),

@@ -105,7 +105,12 @@ def _read_manifest(path: Path, source: DataSource, split: str) -> list[Utterance
                 speaker=str(row.get("speaker") or ""),
                 duration=check_duration(row.get("duration"), f"{path}, line {number}"),
                 split=split,
-                columns={name: str(row.get(name) or "") for name in source.columns},
+                columns={name: _as_text(row.get(name)) for name in source.columns},
             )
         )
     return utterances
+
+
+def _as_text(value: object) -> str:
+    """A further column's value: lists and objects, such as aligned characters, as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) and value else str(value or "")

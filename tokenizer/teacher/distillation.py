@@ -19,7 +19,7 @@ from tokenizer.precision import full_precision
 from tokenizer.teacher.whisper import SAMPLES_PER_ENCODER_FRAME, SpeechTeacher, at_teacher_rate
 
 TEACHER_HZ = 50
-Kind = Literal["resynthesis", "pooled", "none"]
+Kind = Literal["resynthesis", "pooled", "contrastive", "none"]
 
 
 @dataclass
@@ -28,21 +28,23 @@ class DistillationConfig:
 
     `resynthesis` is LM-SPT's own (arXiv 2506.16738, section 3.2); `pooled` is the feature-level distillation that the
     paper ablates (TTS WER 13.97 against 4.94 at 25 Hz), in the manner of SpeechTokenizer (arXiv 2308.16692) and Mimi
-    (arXiv 2410.00037).
+    (arXiv 2410.00037). `contrastive` has no teacher: its targets are the corpus's aligned characters
+    (:mod:`tokenizer.teacher.contrastive`).
     """
 
     kind: Kind = field(
         default="resynthesis",
         metadata={
             "help": "resynthesis: the teacher compares original and resynthesis; pooled: its features, averaged to "
-            "the frame rate, are predicted from the semantic latents; none: reconstruction alone"
+            "the frame rate, are predicted from the semantic latents; contrastive: frames told apart by the aligned "
+            "characters of the manifest's column `characters`, without a teacher; none: reconstruction alone"
         },
     )
     probe: bool = field(
         default=False,
         metadata={
-            "help": "with pooled or none: train the auxiliary decoder on detached semantic codes all the same, so that "
-            "the `resynthesis` row of an evaluation can be compared (moves nothing else; needs the teacher)"
+            "help": "with pooled, contrastive or none: train the auxiliary decoder on detached semantic codes all the "
+            "same, so that an evaluation's `resynthesis` row can be compared (moves nothing else; needs a teacher)"
         },
     )
 
@@ -69,7 +71,7 @@ class DistillationConfig:
     @property
     def needs_teacher(self) -> bool:
         """Whether there is a teacher at all."""
-        return self.kind != "none" or self.probe
+        return self.kind in ("resynthesis", "pooled") or self.probe
 
     @property
     def auxiliary(self) -> Literal["attached", "detached", "skipped"]:

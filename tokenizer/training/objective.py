@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tokenizer.model.configuration import LMSPTConfig
 from tokenizer.model.modeling import LMSPTOutput
+from tokenizer.teacher.contrastive import contrastive_loss
 from tokenizer.teacher.distillation import DistillationConfig, distillation_losses
 from tokenizer.teacher.whisper import SpeechTeacher
 from tokenizer.training.discriminator import Discriminator
@@ -56,6 +57,7 @@ def codec_losses(
     discriminator: Discriminator | None,
     projection: nn.Module | None = None,
     semantic_only: Tensor | None = None,
+    characters: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """All losses of the generator, unweighted scalars.
 
@@ -65,8 +67,9 @@ def codec_losses(
         target: original waveforms (B, 1, S).
         config: the tokenizer's sizes.
         discriminator: None where the adversarial losses are off.
-        projection: of the semantic latents to the teacher's width, for pooled distillation.
+        projection: of the semantic latents, for pooled and contrastive distillation.
         semantic_only: (B,) bool, the items that the main decoder made of book 0 alone.
+        characters: (B, F) classes of the frames, for contrastive distillation.
     """
     losses = {
         "mel": objective.mel(output.audio_values, target),
@@ -78,6 +81,12 @@ def codec_losses(
     if objective.teacher is not None:
         losses |= distillation_losses(
             objective.distillation, objective.teacher, projection, output, target, config, semantic_only
+        )
+    if objective.distillation.kind == "contrastive":
+        characters = characters[:, : output.quantized_semantic.shape[-1]]  # published lengths may lack a last frame
+        similarities = projection(output.quantized_semantic, characters)
+        losses["distillation"], losses["distillation_share"] = contrastive_loss(
+            similarities, characters, output.audio_codes_mask
         )
     if discriminator is not None:
         with discriminator.frozen():

@@ -16,7 +16,7 @@ from tokenizer.model.configuration import LMSPTConfig
 from tokenizer.settings import ADJUSTABLE, EXTENDABLE
 
 Metrics = dict[str, float]
-Batch = dict[str, Tensor | list[int]]  # LMSPTModel.forward's arguments
+Batch = dict[str, Tensor | list[int]]  # LMSPTModel.forward's arguments, and `characters`
 
 
 @dataclass

@@ -79,6 +79,7 @@ def train_step(
                 state.discriminator if adversarial else None,
                 state.projection,
                 batch.get("semantic_only"),
+                batch.get("characters"),
             )
         losses["total"] = sum(weights[name] * value for name, value in losses.items() if name in weights)
         accelerator.backward(losses["total"] / len(batches))
@@ -116,8 +117,9 @@ def _set_learning_rates(state: TrainState, config: CodecTrainingConfig) -> Metri
 
 
 def _forward(state: TrainState, batch: Batch, objective: Objective, accelerator: Accelerator) -> LMSPTOutput:
+    given = {name: value for name, value in batch.items() if name != "characters"}  # a target, nothing to be heard
     with accelerator.autocast():
-        return state.model(**batch, auxiliary=objective.distillation.auxiliary)
+        return state.model(**given, auxiliary=objective.distillation.auxiliary)
 
 
 def _discriminator_step(
