@@ -12,6 +12,7 @@ import soundfile
 from eval.judges.aligner import Aligner
 from eval.speech.alignment import AlignmentError, ctc_align, word_frames
 from recipes.commands import align
+from recipes.config import ConfigError
 
 RATE, FRAME = 16_000, 320
 VOCABULARY = {"<pad>": 0, " ": 1, "a": 2, "b": 3}
@@ -87,6 +88,7 @@ def loudness(monkeypatch):
         return Aligner({}, RATE, 30.0, VOCABULARY, 1, 0, scores)
 
     monkeypatch.setattr(align, "load_aligner", load)
+    monkeypatch.setattr(align, "check_judge", lambda judge: {"kind": "ctc"})
     return calls
 
 
@@ -107,7 +109,9 @@ def manifest(tmp_path):
 
 
 def config_for(manifest, run_dir, **keys):
-    return align.Config(data=[align.DataSource(path=str(manifest))], splits=["test"], run_dir=str(run_dir), **keys)
+    return align.Config(
+        data=[align.DataSource(path=str(manifest))], splits=["test"], aligner="loudness", run_dir=str(run_dir), **keys
+    )
 
 
 def read(path):
@@ -144,3 +148,19 @@ def test_a_killed_run_goes_on_to_the_same_result(loudness, manifest, tmp_path):
     align.run(config_for(manifest, tmp_path / "again"))
     assert again.read_bytes() == whole.read_bytes()
     assert 0 < len(loudness) < n_calls
+
+
+def test_an_aligner_whose_times_do_not_follow_the_audio_is_refused(loudness, manifest, tmp_path, monkeypatch):
+    def load(config, device):
+        def scores(piece):  # the same places whatever is heard
+            fixed = np.full((len(piece) // FRAME, 4), np.log(0.01))
+            fixed[:, 0] = np.log(0.9)
+            fixed[0:3:2, 2:] = 0.0
+            return fixed
+
+        return Aligner({}, RATE, 30.0, VOCABULARY, 1, 0, scores)
+
+    monkeypatch.setattr(align, "load_aligner", load)
+    with pytest.raises(ConfigError, match="its times do not follow the audio"):
+        align.run(config_for(manifest, tmp_path / "out"))
+    assert not (tmp_path / "out" / "manifest.jsonl").exists()

@@ -93,6 +93,23 @@ class Aligner:
             found[owner]["end"] = max(found[owner]["end"], end)
         return Alignment(found, characters)
 
+    def delay_error(self, audio: np.ndarray, text: str, delay_s: float = 0.4) -> float:
+        """How far the words do not move with the audio: silence is put in front, and all starts should be later by it.
+
+        An encoder that sees the whole window may write a text correctly at places of its own choice; CTC does not
+        forbid it, and such times say nothing about the audio.
+
+        Returns:
+            Median over the words of |shift - delay_s|, in seconds.
+
+        Raises:
+            AlignmentError: as :meth:`align`.
+        """
+        silence = np.zeros(round(delay_s * self.sampling_rate), dtype=np.float32)
+        before = self.align(audio, text).words
+        after = self.align(np.concatenate([silence, audio]), text).words
+        return float(np.median([abs(b["start"] - a["start"] - delay_s) for a, b in zip(before, after, strict=True)]))
+
     def _id(self, letter: str) -> int | None:
         if letter == " ":  # inside a word: a numeral that is read as several
             return self.separator

@@ -10,6 +10,7 @@ Errors: ConfigError for data, corpus or aligner that are not there; one utteranc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from eval.judges.aligner import load_aligner
+from eval.judges.aligner import Aligner, load_aligner
 from eval.judges.config import JudgeConfig, JudgeError
 from eval.judges.judge import check_judge
 from eval.speech.alignment import AlignmentError, word_frames
@@ -35,6 +36,9 @@ from tokenizer.data.audio import load_audio
 from tokenizer.data.manifest import read_sources
 from tokenizer.data.utterances import SPLITS, AudioError, DataError, DataSource, Utterance
 
+CHECKED = 5  # utterances that show whether an aligner's times follow the audio
+MOST_DELAY_ERROR_S = 0.1
+
 
 @dataclass
 class Config:
@@ -44,8 +48,11 @@ class Config:
     splits: list[str] = field(default_factory=lambda: list(SPLITS), metadata={"help": "splits that are aligned"})
     run_dir: str = field(default="runs/align", metadata={"help": "where manifest.jsonl and skipped.jsonl go"})
     aligner: str = field(
-        default="embedded-recogniser",
-        metadata={"help": "a recogniser with CTC scores: embedded, a folder, or a hub name (AutoModelForCTC)"},
+        default="",
+        metadata={
+            "help": "required: a CTC model of characters, folder or hub name (facebook/wav2vec2-base-960h), or a "
+            "recogniser's folder with a CTC head; one whose times do not follow the audio is refused"
+        },
     )
     revision: str | None = field(default=None, metadata={"help": "commit or tag of a hub model"})
     corpus: str | None = field(
@@ -68,6 +75,8 @@ def plan(config: Config) -> dict[str, object]:
     """What would be aligned; raises all that would stop it."""
     RunFolder(config.run_dir).check(config)
     utterances = _utterances(config)
+    if not config.aligner:
+        raise ConfigError("aligner: missing; name a CTC model, such as aligner=facebook/wav2vec2-base-960h")
     try:
         identity = check_judge(config.judge)
     except JudgeError as error:
@@ -94,6 +103,8 @@ def run(config: Config) -> Path:
     done = _kept(parts)
     progress = Progress("align", len(utterances), len(done))
     aligner = load_aligner(config.judge, resolve_device(config.device)) if len(done) < len(utterances) else None
+    if aligner is not None:
+        _check_times(config, aligner, utterances)
     with disk_errors(parts), parts.open("a", encoding="utf-8") as stream:
         for number, utterance in enumerate(utterances):
             if utterance.id in done:
@@ -143,6 +154,22 @@ def _utterances(config: Config) -> list[Utterance]:
     if len({item.id for item in found}) < len(found):
         raise ConfigError("data: an id occurs in two splits; give each utterance an id of its own")
     return found
+
+
+def _check_times(config: Config, aligner: Aligner, utterances: list[Utterance]) -> None:
+    """Raises ConfigError where the words do not move with the audio in the median of the first few utterances."""
+    errors: list[float] = []
+    for utterance in utterances:
+        if len(errors) == CHECKED:
+            break
+        with contextlib.suppress(AudioError, AlignmentError):  # each is named when its turn comes
+            errors.append(aligner.delay_error(load_audio(utterance, aligner.sampling_rate), utterance.text))
+    if errors and (error := float(np.median(errors))) > MOST_DELAY_ERROR_S:
+        raise ConfigError(
+            f"aligner {config.aligner}: its times do not follow the audio. With 0.4 s of silence put in front, words "
+            f"move by another amount, {error:.2f} s off in the median of {len(errors)} utterances (at most "
+            f"{MOST_DELAY_ERROR_S}); name another aligner, such as aligner=facebook/wav2vec2-base-960h"
+        )
 
 
 def _coded(config: Config) -> tuple[dict[str, int], float]:
