@@ -136,6 +136,11 @@ COMMANDS = [
         strict=STRICT_FILES,
     ),
     Command(
+        "align",
+        "Align texts to their audio by CTC: each word and character with its times, in a new manifest.",
+        "slm align data.0.path=corpus/manifest.jsonl aligner=facebook/wav2vec2-base-960h run_dir=runs/aligned plot=3",
+    ),
+    Command(
         "train-lm",
         "Train a small text LM from scratch on a corpus's texts (where no pretrained one can be had).",
         "slm train-lm --config quickstart/train-lm run_dir=runs/lm",

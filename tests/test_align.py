@@ -1,0 +1,166 @@
+"""Forced alignment: the best CTC path, words in frames of codes, and the command that writes them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from eval.judges.aligner import Aligner
+from eval.speech.alignment import AlignmentError, ctc_align, word_frames
+from recipes.commands import align
+from recipes.config import ConfigError
+
+RATE, FRAME = 16_000, 320
+VOCABULARY = {"<pad>": 0, " ": 1, "a": 2, "b": 3}
+LEVELS = {0.2: 2, 0.4: 3}  # loudness of a frame -> the letter it says; quiet is the blank
+
+
+def all_paths(log_probs, tokens, blank):
+    """Score of the best path by trying every one."""
+    best = -np.inf
+    for path in itertools.product(range(log_probs.shape[1]), repeat=len(log_probs)):
+        collapsed = [t for i, t in enumerate(path) if t != blank and (i == 0 or t != path[i - 1])]
+        if collapsed == list(tokens):
+            best = max(best, sum(log_probs[i, t] for i, t in enumerate(path)))
+    return best
+
+
+@pytest.mark.parametrize("tokens", [[1], [1, 2], [1, 1], [2, 1, 1], [2, 1, 2]])
+def test_the_path_is_the_best_of_all(tokens):
+    rng = np.random.default_rng(len(tokens))
+    for _ in range(5):
+        scores = np.log(rng.dirichlet(np.ones(3), size=6))
+        spans = ctc_align(scores, tokens, blank=0)
+        path = np.zeros(6, dtype=int)
+        for token, (first, last) in zip(tokens, spans, strict=True):
+            assert first < last
+            path[first:last] = token
+        assert (spans[1:, 0] >= spans[:-1, 1]).all()
+        assert sum(scores[i, t] for i, t in enumerate(path)) == pytest.approx(all_paths(scores, tokens, 0))
+
+
+def test_what_cannot_be_aligned_says_why():
+    with pytest.raises(AlignmentError, match="longer than the audio: it takes 3 frames .* there are 2"):
+        ctc_align(np.zeros((2, 3)), [1, 1], blank=0)
+    with pytest.raises(AlignmentError, match="nothing to align"):
+        ctc_align(np.zeros((2, 3)), [], blank=0)
+
+
+def test_words_get_frames_in_order_none_empty_none_shared():
+    assert word_frames([(0.0, 0.4), (0.41, 0.8)], 10.0, 10) == [[0, 4], [4, 8]]
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        times = np.sort(rng.uniform(0, 2, 12)).reshape(6, 2)
+        frames = word_frames([tuple(pair) for pair in times], 6.25, 7)
+        assert all(first < last for first, last in frames) and frames[-1][1] <= 7 and frames[0][0] >= 0
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(frames))
+    with pytest.raises(AlignmentError, match="3 words"):
+        word_frames([(0, 1)] * 3, 1.0, 2)
+
+
+def loudness_scores(piece):
+    levels = np.abs(piece[: len(piece) // FRAME * FRAME]).reshape(-1, FRAME).max(1)
+    ids = [next((i for level, i in LEVELS.items() if abs(level - value) < 0.05), 0) for value in levels]
+    scores = np.full((len(ids), 4), np.log(0.01))
+    scores[np.arange(len(ids)), ids] = np.log(0.97)
+    return scores
+
+
+def spoken(frames):
+    """Frames of loudness -> audio."""
+    return np.repeat(np.array(frames, dtype=np.float32), FRAME)
+
+
+@pytest.fixture
+def loudness(monkeypatch):
+    """An aligner whose letters are levels, so that the boundaries are known."""
+    calls = []
+
+    def load(config, device):
+        def scores(piece):
+            calls.append(len(piece))
+            return loudness_scores(piece)
+
+        return Aligner({}, RATE, 30.0, VOCABULARY, 1, 0, scores)
+
+    monkeypatch.setattr(align, "load_aligner", load)
+    monkeypatch.setattr(align, "check_judge", lambda judge: {"kind": "ctc"})
+    return calls
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    sounds = {
+        "good": ([0] * 10 + [0.2] * 5 + [0.4] * 5 + [0] * 10 + [0.4] * 10 + [0] * 10, "Ab, b!"),
+        "silent": ([0] * 50, "ab"),
+        "long": ([0.2] * 5, "ab ab ab ab"),
+        "last": ([0] * 20 + [0.2] * 10 + [0] * 20, "a"),
+    }
+    rows = []
+    for name, (frames, text) in sounds.items():
+        soundfile.write(tmp_path / f"{name}.wav", spoken(frames), RATE)
+        rows.append({"id": name, "audio": f"{name}.wav", "text": text, "split": "test"})
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return tmp_path / "manifest.jsonl"
+
+
+def config_for(manifest, run_dir, **keys):
+    return align.Config(
+        data=[align.DataSource(path=str(manifest))], splits=["test"], aligner="loudness", run_dir=str(run_dir), **keys
+    )
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_known_boundaries_are_found_and_failures_named(loudness, manifest, tmp_path):
+    before = manifest.read_bytes()
+    written = align.run(config_for(manifest, tmp_path / "out", plot=1))
+    good, last = read(written)
+    assert manifest.read_bytes() == before
+    assert [word["word"] for word in good["words"]] == ["Ab,", "b!"]
+    times = [(word["start"], word["end"]) for word in good["words"]]
+    assert np.allclose(times, [(0.2, 0.4), (0.6, 0.8)], atol=0.0201)
+    assert [item["character"] for item in good["characters"]] == ["a", "b", "b"]
+    assert np.allclose((last["words"][0]["start"], last["words"][0]["end"]), (0.4, 0.6), atol=0.0201)
+    assert (written.parent / good["audio"]).is_file()
+    skipped = {row["id"]: row["error"] for row in read(written.parent / "skipped.jsonl")}
+    assert set(skipped) == {"silent", "long"} and "longer than the audio" in skipped["long"]
+    assert "silent" in skipped["silent"]
+    assert (tmp_path / "out" / "plots" / "000.png").stat().st_size > 1000
+
+
+def test_a_killed_run_goes_on_to_the_same_result(loudness, manifest, tmp_path):
+    whole = align.run(config_for(manifest, tmp_path / "whole"))
+    n_calls = len(loudness)
+    again = align.run(config_for(manifest, tmp_path / "again"))
+    (again.parent / "complete.json").unlink()
+    rows = again.parent / "checkpoints" / "rows.jsonl"
+    lines = rows.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows.write_text("".join(lines[:2]) + lines[2][:9], encoding="utf-8")
+    again.unlink()
+    loudness.clear()
+    align.run(config_for(manifest, tmp_path / "again"))
+    assert again.read_bytes() == whole.read_bytes()
+    assert 0 < len(loudness) < n_calls
+
+
+def test_an_aligner_whose_times_do_not_follow_the_audio_is_refused(loudness, manifest, tmp_path, monkeypatch):
+    def load(config, device):
+        def scores(piece):  # the same places whatever is heard
+            fixed = np.full((len(piece) // FRAME, 4), np.log(0.01))
+            fixed[:, 0] = np.log(0.9)
+            fixed[0:3:2, 2:] = 0.0
+            return fixed
+
+        return Aligner({}, RATE, 30.0, VOCABULARY, 1, 0, scores)
+
+    monkeypatch.setattr(align, "load_aligner", load)
+    with pytest.raises(ConfigError, match="its times do not follow the audio"):
+        align.run(config_for(manifest, tmp_path / "out"))
+    assert not (tmp_path / "out" / "manifest.jsonl").exists()
