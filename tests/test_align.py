@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
 from eval.judges.aligner import Aligner
+from eval.judges.sphinx_aligner import SphinxAligner
 from eval.speech.alignment import AlignmentError, ctc_align, word_frames
 from recipes.commands import align
 from recipes.config import ConfigError
@@ -164,3 +166,70 @@ def test_an_aligner_whose_times_do_not_follow_the_audio_is_refused(loudness, man
     with pytest.raises(ConfigError, match="its times do not follow the audio"):
         align.run(config_for(manifest, tmp_path / "out"))
     assert not (tmp_path / "out" / "manifest.jsonl").exists()
+
+
+DIGITS = Path(__file__).resolve().parents[2] / "shared" / "data" / "connected-digits"
+
+
+@pytest.fixture(scope="module")
+def sphinx():
+    pytest.importorskip("pocketsphinx", reason="extra `eval` is not installed")
+    return SphinxAligner()
+
+
+def spoken_digits(limit):
+    """Recordings of digits joined with silence, and where each begins and ends."""
+    if not DIGITS.is_dir():
+        pytest.skip(f"{DIGITS} is not there")
+    for row in read(DIGITS / "manifest.jsonl"):
+        if row["split"] != "test" or limit == 0:
+            continue
+        audio, _ = soundfile.read(DIGITS / row["audio"], dtype="float32")
+        heard = np.concatenate([[1], (np.abs(audio) > 0).astype(int), [1]])
+        edges = np.flatnonzero(np.diff(heard)).reshape(-1, 2)
+        gaps = [(a, b) for a, b in edges.tolist() if b - a >= 0.045 * RATE and a > 0 and b < len(audio)]
+        if len(gaps) == len(row["text"].split()) - 1:
+            limit -= 1
+            bounds = [0, *(sample for gap in gaps for sample in gap), len(audio)]
+            yield audio, row["text"], np.array(bounds).reshape(-1, 2) / RATE
+
+
+def test_pocketsphinx_finds_digits_where_they_were_joined(sphinx):
+    errors = []
+    for audio, text, wanted in spoken_digits(12):
+        try:
+            words = sphinx.align(audio, text).words
+        except AlignmentError:
+            continue
+        assert [word["word"] for word in words] == text.split()
+        errors += [(word["start"] - a, word["end"] - b) for word, (a, b) in zip(words, wanted, strict=True)]
+    starts, ends = np.abs(np.array(errors)).T
+    assert len(errors) > 40 and np.median(starts) < 0.07 and np.median(ends) < 0.12, (
+        np.median(starts),
+        np.median(ends),
+    )
+
+
+def test_pocketsphinx_s_times_move_with_the_audio_and_with_nothing_else(sphinx):
+    audio, text, _ = next(spoken_digits(1))
+    found = sphinx.align(audio, text)
+    assert found == sphinx.align(audio, text) and found.words == sphinx.align(0.1 * audio, text).words
+    later = sphinx.align(np.concatenate([np.zeros(RATE // 2, dtype=np.float32), audio]), text)
+    shifts = [b["start"] - a["start"] for a, b in zip(found.words, later.words, strict=True)]
+    assert np.median(shifts) == pytest.approx(0.5, abs=0.03)
+    for entries in (found.words, found.characters, found.phones):
+        assert all(0 <= entry["start"] <= entry["end"] <= len(audio) / RATE + 0.03 for entry in entries)
+        assert all(a["end"] <= b["start"] + 1e-6 for a, b in itertools.pairwise(entries))
+    assert "".join(entry["character"] for entry in found.characters) == text.replace(" ", "")
+
+
+def test_what_pocketsphinx_cannot_align_is_said(sphinx):
+    noise = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
+    for audio, text, why in (
+        (noise, "zero grblfx", "does not know 'grblfx'"),
+        (noise, "?!", "no words"),
+        (np.zeros(RATE, dtype=np.float32), "zero", "silent"),
+        (noise[:1600], "a long text for a tenth of a second", "cannot find"),
+    ):
+        with pytest.raises(AlignmentError, match=why):
+            sphinx.align(audio, text)

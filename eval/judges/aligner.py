@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ _FRAME_S = 0.02  # of a Whisper encoder
 
 @dataclass(frozen=True)
 class Alignment:
-    """`words` and `characters` of one utterance, each with its start and end in seconds."""
+    """`words` and `characters` of one utterance, each with its start and end in seconds; `phones` where known."""
 
     words: list[dict[str, Any]]
     characters: list[dict[str, Any]]
+    phones: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass

@@ -1,9 +1,10 @@
-"""``slm align``: CTC forced alignment of texts to their audio; each word and character with its times.
+"""``slm align``: forced alignment of texts to their audio; each word and character with its times.
 
 It writes a manifest of its own, ``run_dir/manifest.jsonl``: the rows of the data with the columns ``words``
-(``[{word, start, end}]``) and ``characters`` in seconds, and, with ``corpus``, ``word_frames`` (first frame of each
-word and the one behind its last, at the corpus' rate). What cannot be aligned stands by its id and reason in
-``skipped.jsonl``. A killed run goes on where it stopped. ``plot=N`` draws the first N utterances.
+(``[{word, start, end}]``) and ``characters`` in seconds, ``phones`` by pocketsphinx, and, with ``corpus``,
+``word_frames`` (first frame of each word and the one behind its last, at the corpus' rate). What cannot be aligned
+stands by its id and reason in ``skipped.jsonl``. A killed run goes on where it stopped. ``plot=N`` draws the first N
+utterances.
 
 Errors: ConfigError for data, corpus or aligner that are not there; one utterance that fails stops nothing.
 """
@@ -23,6 +24,7 @@ from matplotlib.figure import Figure
 from eval.judges.aligner import Aligner, load_aligner
 from eval.judges.config import JudgeConfig, JudgeError
 from eval.judges.judge import check_judge
+from eval.judges.sphinx_aligner import SphinxAligner
 from eval.speech.alignment import AlignmentError, word_frames
 from recipes.config import ConfigError
 from recipes.runs.embedded import resolve
@@ -36,6 +38,7 @@ from tokenizer.data.audio import load_audio
 from tokenizer.data.manifest import read_sources
 from tokenizer.data.utterances import SPLITS, AudioError, DataError, DataSource, Utterance
 
+SPHINX = "pocketsphinx"
 CHECKED = 5  # utterances that show whether an aligner's times follow the audio
 MOST_DELAY_ERROR_S = 0.1
 
@@ -48,10 +51,10 @@ class Config:
     splits: list[str] = field(default_factory=lambda: list(SPLITS), metadata={"help": "splits that are aligned"})
     run_dir: str = field(default="runs/align", metadata={"help": "where manifest.jsonl and skipped.jsonl go"})
     aligner: str = field(
-        default="",
+        default=SPHINX,
         metadata={
-            "help": "required: a CTC model of characters, folder or hub name (facebook/wav2vec2-base-960h), or a "
-            "recogniser's folder with a CTC head; one whose times do not follow the audio is refused"
+            "help": "pocketsphinx (extra eval; American English, phones too), or a CTC model of characters by folder "
+            "or hub name (facebook/wav2vec2-base-960h); one whose times do not follow the audio is refused"
         },
     )
     revision: str | None = field(default=None, metadata={"help": "commit or tag of a hub model"})
@@ -67,7 +70,9 @@ class Config:
 
     @property
     def judge(self) -> JudgeConfig:
-        """The aligner as a judge that reads by CTC."""
+        """The aligner as a judge, one that reads by CTC where it is a model."""
+        if self.aligner == SPHINX:
+            return JudgeConfig(name=SPHINX)
         return JudgeConfig(name=resolve(self.aligner), label=self.aligner, decoding="ctc", revision=self.revision)
 
 
@@ -75,8 +80,6 @@ def plan(config: Config) -> dict[str, object]:
     """What would be aligned; raises all that would stop it."""
     RunFolder(config.run_dir).check(config)
     utterances = _utterances(config)
-    if not config.aligner:
-        raise ConfigError("aligner: missing; name a CTC model, such as aligner=facebook/wav2vec2-base-960h")
     try:
         identity = check_judge(config.judge)
     except JudgeError as error:
@@ -102,9 +105,7 @@ def run(config: Config) -> Path:
     parts = folder.checkpoints / "rows.jsonl"
     done = _kept(parts)
     progress = Progress("align", len(utterances), len(done))
-    aligner = load_aligner(config.judge, resolve_device(config.device)) if len(done) < len(utterances) else None
-    if aligner is not None:
-        _check_times(config, aligner, utterances)
+    aligner = _load(config, utterances) if len(done) < len(utterances) else None
     with disk_errors(parts), parts.open("a", encoding="utf-8") as stream:
         for number, utterance in enumerate(utterances):
             if utterance.id in done:
@@ -114,6 +115,7 @@ def run(config: Config) -> Path:
                 audio = load_audio(utterance, aligner.sampling_rate)
                 found = aligner.align(audio, utterance.text)
                 row |= {"words": found.words, "characters": found.characters}
+                row |= {"phones": found.phones} if found.phones else {}
                 row["duration"] = row["duration"] or round(len(audio) / aligner.sampling_rate, 4)
                 if config.corpus is not None:
                     row["word_frames"] = _word_frames(row, n_frames, frame_rate)
@@ -154,6 +156,14 @@ def _utterances(config: Config) -> list[Utterance]:
     if len({item.id for item in found}) < len(found):
         raise ConfigError("data: an id occurs in two splits; give each utterance an id of its own")
     return found
+
+
+def _load(config: Config, utterances: list[Utterance]) -> Aligner | SphinxAligner:
+    if config.aligner == SPHINX:
+        return SphinxAligner()
+    aligner = load_aligner(config.judge, resolve_device(config.device))
+    _check_times(config, aligner, utterances)
+    return aligner
 
 
 def _check_times(config: Config, aligner: Aligner, utterances: list[Utterance]) -> None:
