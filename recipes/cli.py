@@ -235,6 +235,13 @@ COMMANDS = [
         goes_on=False,
     ),
     Command(
+        "measure-codes",
+        "Measure a tokenizer's codes: bitrates, perplexity, what they tell of the text, robustness, a probe.",
+        "slm measure-codes --config embedded/measure-codes tokenizer=embedded-25hz run_dir=runs/code-measures-25hz",
+        "corpus=FOLDER measures a coded corpus as it is; robustness wants its recordings besides (data=), characters "
+        "an aligned manifest. What cannot be measured is said with its reason.",
+    ),
+    Command(
         "compare",
         "Run the cells of one YAML (frame rates, tokenizers) through the recipes into one table.",
         "slm compare --config quickstart/compare",

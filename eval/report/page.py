@@ -37,6 +37,7 @@ __all__ = [
     "Group",
     "caption_of",
     "columns_of",
+    "format_measures",
     "format_table",
     "groups_of",
     "label_of",
@@ -253,6 +254,15 @@ def format_table(results: Results, width: int = 110) -> str:
         console.print(table)
     for answer in answers(results):
         console.print(Text(answer))
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def format_measures(tables: Sequence[MeasureTable], width: int = 110) -> str:
+    """Tables of measures as plain text for a terminal of ``width`` columns."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, color_system=None)
+    for table in tables:
+        _print_table(console, table, width)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 

@@ -17,7 +17,17 @@ CONFIG_FILE, RUN_FILE = "config.yaml", "run.json"
 # What runs write, at the top of their folders.
 WRITTEN = (CONFIG_FILE, "complete.json", "metrics.jsonl", "model", "base", "adapter", "checkpoints")
 WRITTEN += ("manifest.jsonl", "audio", "index.json", "*.parquet", "skipped.jsonl", "precision.json")
-WRITTEN += ("predictions.json*", "results.*", "report.html", "samples", "contrasts.*", "errors-*.txt", "transcripts")
+WRITTEN += (
+    "codes.json",
+    "parts",
+    "predictions.json*",
+    "results.*",
+    "report.html",
+    "samples",
+    "contrasts.*",
+    "errors-*.txt",
+    "transcripts",
+)
 # What a shell, a scheduler or a desktop puts beside a run, and no recipe ever writes.
 IGNORED = (".*", "*.log", "*.out", "*.err", "log.txt", "log-*.txt", "lost+found")
 

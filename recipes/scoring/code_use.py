@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from eval.codes import CodeStatistics, code_statistics
 from recipes.config import ConfigError
-from slm.corpus import CodedCorpus
+from slm.corpus import CodedCorpus, CodedRow
 
 _COPY = re.compile(r"(.+)#([1-9]\d*)", re.DOTALL)  # the id of a varied copy, such as "s1-bbaf2n#3"
 
@@ -34,15 +33,15 @@ def corpus_code_statistics(folder: str, split: str, label: str, fingerprint: str
     if not corpus.count(split):
         raise ConfigError(f"codes: {folder} has no split {split!r} (codes_split); it has {', '.join(corpus.splits)}")
 
-    varied = _varied_copies(corpus, split)
-
-    def plain() -> Iterator[np.ndarray]:
-        for row in corpus.rows(split):
-            if row["id"] not in varied:
-                yield row["audio_codes"]
-
     facts = corpus.metadata
-    return code_statistics(plain(), facts.codebook_sizes, facts.frame_rate, label, f"{split} split")
+    plain = (row["audio_codes"] for row in plain_rows(corpus, split))
+    return code_statistics(plain, facts.codebook_sizes, facts.frame_rate, label, f"{split} split")
+
+
+def plain_rows(corpus: CodedCorpus, split: str) -> Iterator[CodedRow]:
+    """A split's recordings as they are, without the varied copies of them."""
+    varied = _varied_copies(corpus, split)
+    return (row for row in corpus.rows(split) if row["id"] not in varied)
 
 
 def _varied_copies(corpus: CodedCorpus, split: str) -> set[str]:
