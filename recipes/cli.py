@@ -138,6 +138,11 @@ COMMANDS = [
         "(docs/architecture.md tells how).",
     ),
     Command(
+        "train-acoustic",
+        "Train a second stage that fills the acoustic codebooks from semantic codes and a reference voice.",
+        "slm train-acoustic --config embedded/train-acoustic corpus=runs/codes run_dir=runs/acoustic",
+    ),
+    Command(
         "train-preference",
         "Preference optimisation of a fine-tuned SLM's speech by a judge: DPO or GRPO, watched by a second judge.",
         "slm train-preference --config embedded/train-preference model=runs/finetune/model corpus=runs/codes --dry-run",

@@ -34,7 +34,7 @@ def corpus_code_statistics(folder: str, split: str, label: str, fingerprint: str
     if not corpus.count(split):
         raise ConfigError(f"codes: {folder} has no split {split!r} (codes_split); it has {', '.join(corpus.splits)}")
 
-    varied = _varied_copies(corpus, split)
+    varied = varied_copies(corpus, split)
 
     def plain() -> Iterator[np.ndarray]:
         for row in corpus.rows(split):
@@ -45,7 +45,7 @@ def corpus_code_statistics(folder: str, split: str, label: str, fingerprint: str
     return code_statistics(plain(), facts.codebook_sizes, facts.frame_rate, label, f"{split} split")
 
 
-def _varied_copies(corpus: CodedCorpus, split: str) -> set[str]:
+def varied_copies(corpus: CodedCorpus, split: str) -> set[str]:
     """Ids of the varied copies that `slm encode` made of the train split; a recording's own id may end in #1 too."""
     copies = corpus.metadata.plan.get("copies", 1) if split == "train" else 1
     if copies == 1:
