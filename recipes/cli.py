@@ -43,6 +43,7 @@ class Command:
     config: str | None = None  # the shipped configuration where no --config is given
     output: str | None = None  # the Config field of -o
     strict: str | None = None  # what --strict does, where it is taken
+    voice: str | None = None  # the Config field of --voice
     backwards: str | None = None  # the Config field of --to-published
     from_scratch: str | None = None  # the shipped configuration of --train-tokenizer
     goes_on: bool = True  # whether an interrupted start leaves something that the next one uses
@@ -162,11 +163,13 @@ COMMANDS = [
         "Text to speech with a fine-tuned SLM: your own words, or a coded corpus's texts.",
         'slm synthesize "the weather is fine today" -o out.wav',
         "Without model=... the embedded SLM of 12.5 Hz does it; your own: model=runs/quickstart/12.5hz/finetune/model. "
-        "task=NAME runs another task that answers in speech; plugins=[MODULE] brings tasks of your own.",
+        "task=NAME runs another task that answers in speech; plugins=[MODULE] brings tasks of your own. "
+        "--voice speaker.wav acoustic=runs/acoustic/model says it in that voice (slm train-acoustic).",
         positional="text",
         metavar="TEXT KEY=VALUE",
         output="output",
         strict="Refuse a text that holds what the model cannot say.",
+        voice="voice",
         goes_on=False,
     ),
     Command(
@@ -222,6 +225,7 @@ def build_config(
     output: str | None = None,
     strict: bool = False,
     backwards: bool = False,
+    voice: str | None = None,
 ) -> tuple[Any, Any]:
     """Returns (recipe module, typed configuration). Raises ConfigError naming all that is wrong."""
     from recipes.config import ConfigError, load_config, yaml_scalar
@@ -239,6 +243,8 @@ def build_config(
         overrides.append(f"{command.positional}={yaml_scalar(plain if many else plain[0])}")
     if output is not None:
         overrides.append(f"{command.output}={yaml_scalar(output)}")
+    if voice is not None:
+        overrides.append(f"{command.voice}={yaml_scalar(voice)}")
     if strict:
         overrides.append("strict=true")
     if backwards:
@@ -256,6 +262,7 @@ def execute(
     output: str | None = None,
     strict: bool = False,
     backwards: bool = False,
+    voice: str | None = None,
 ) -> None:
     """Run one command, or print its plan."""
     from recipes.runs.logs import hide_loading_bars, log, setup_logging
@@ -266,7 +273,7 @@ def execute(
     setup_logging()
     keep_freed_memory()
     keep_compiled_kernels()
-    recipe, settings = build_config(command, arguments, config, output, strict, backwards)
+    recipe, settings = build_config(command, arguments, config, output, strict, backwards, voice)
     import_plugins(settings)
     hide_loading_bars()
     if restart and not dry_run and (aside := start_over(recipe, settings)):
@@ -368,6 +375,7 @@ def _register(command: Command) -> None:
     debug_option = typer.Option(False, "--debug", help="Show the traceback of an error.")
     output_option = typer.Option(None, "-o", "--output", help="Where the result goes.", hidden=command.output is None)
     strict_option = typer.Option(False, "--strict", help=command.strict or STRICT_FILES, hidden=command.strict is None)
+    voice_option = typer.Option(None, "--voice", help="A recording of the voice.", hidden=command.voice is None)
     backwards_option = typer.Option(
         False, "--to-published", help="From a tokenizer folder to the published layout.", hidden=not command.backwards
     )
@@ -387,6 +395,7 @@ def _register(command: Command) -> None:
         debug: bool = debug_option,
         output: str = output_option,
         strict: bool = strict_option,
+        voice: str = voice_option,
         backwards: bool = backwards_option,
         from_scratch: bool = scratch_option,
     ) -> None:
@@ -394,6 +403,8 @@ def _register(command: Command) -> None:
             raise typer.BadParameter(f"slm {command.name} takes no -o; name the folder with run_dir=...")
         if strict and command.strict is None:
             raise typer.BadParameter(f"slm {command.name} takes no --strict")
+        if voice is not None and command.voice is None:
+            raise typer.BadParameter(f"slm {command.name} takes no --voice")
         if restart and not command.restart:
             raise typer.BadParameter(f"slm {command.name} takes no --restart: it keeps no folder, each start is anew")
         if backwards and command.backwards is None:
@@ -411,6 +422,7 @@ def _register(command: Command) -> None:
                 output=output,
                 strict=strict,
                 backwards=backwards,
+                voice=voice,
             ),
             debug,
             command.goes_on,
