@@ -12,10 +12,13 @@ from conftest import tone
 from slm_tiny import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
+from eval.schema import load_results
 from recipes import cli
-from recipes.commands import synthesize
-from recipes.config import load_config
+from recipes.commands import evaluate, synthesize
+from recipes.config import ConfigError, load_config
 from recipes.inference import acoustic
+from recipes.scoring import acoustic as stage
+from recipes.scoring import evaluation, judges
 from slm.acoustic.configuration import AcousticConfig, AcousticError
 from slm.acoustic.modeling import new_acoustic_model
 from slm.modeling import extend_with_speech, save_slm
@@ -155,3 +158,80 @@ def test_the_loudest_part_of_a_long_recording_is_the_voice(tmp_path):
     soundfile.write(tmp_path / "long.wav", sound, 16000, subtype="FLOAT")
     voice = acoustic.read_voice(tmp_path / "long.wav", AcousticConfig(min_prompt_s=0.5, max_prompt_s=1.0), 16000)
     assert np.allclose(voice, sound[32000:48000], atol=1e-6)
+
+
+class Deaf:
+    """A judge that always hears the same."""
+
+    sampling_rate = 16_000
+
+    def __init__(self) -> None:
+        self.identity = {"name": "deaf", "kind": "test", "revision": "1", "decoding": "none"}
+        self.name = "deaf"
+
+    def transcribe(self, audios, sampling_rate):
+        return ["text" for _ in audios]
+
+
+@pytest.fixture
+def scored(tmp_path, tiny_tokenizer_folder, make_corpus, monkeypatch):
+    """A loader of an evaluation: four recordings of anna, one of a speaker who says nothing else."""
+    manifest = make_corpus(5, "test")
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[4]["speaker"] = "bert"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_stage(tmp_path / "stage", tiny_tokenizer_folder, min_prompt_s=0.35)
+    monkeypatch.setattr(evaluation, "check_judge", lambda config: Deaf().identity)
+    monkeypatch.setattr(judges, "load_judge", lambda config, device: Deaf())
+
+    def config(*overrides: str):
+        own = [f"data.0.path={manifest}", f"tokenizer={tiny_tokenizer_folder}", f"acoustic={tmp_path / 'stage'}"]
+        own += ["judges=[{name: deaf}]", "measures=[mel_distance_db]", "samples=1", "precision=fp32", "device=cpu"]
+        return load_config(evaluate.Config, None, [*own, f"run_dir={tmp_path / 'scores'}", *overrides])
+
+    return config
+
+
+def test_the_evaluation_s_row_is_filled_in_another_recording_s_voice(scored, tmp_path, monkeypatch):
+    asked, whole = [], stage.fill_books
+
+    def noted(model, codes, voices, keys, *rest):
+        asked.extend(zip(keys, codes, voices, strict=True))
+        return whole(model, codes, voices, keys, *rest)
+
+    monkeypatch.setattr(stage, "fill_books", noted)
+    results = load_results(evaluate.run(scored()))
+    rows = {row.system: row for row in results.rows}
+    assert list(rows) == ["ground_truth", "reconstruction", "semantic_reconstruction", "acoustic_stage", "resynthesis"]
+    row = rows["acoustic_stage"]
+    assert row.name == "acoustic stage" and row.tokens_per_second == 12.5 and row.real_time_factor > 0
+    assert row.n_failed == 1 and row.difference.against == "semantic reconstruction"
+    quality = {item.system: item for item in results.quality}
+    assert quality["acoustic_stage"].n_scored == 4 and quality["semantic_reconstruction"].n_scored == 5
+    near = [quality[name].values["mel_distance_db"] for name in ("acoustic_stage", "semantic_reconstruction")]
+    assert near[0] != near[1]
+    assert sorted(key for key, *_ in asked) == ["test0", "test1", "test2", "test3"]
+    codec, voices = load_tokenizer(_tokenizer(tmp_path)), {key: voice for key, _, voice in asked}
+    assert all(len(codes) == 1 for _, codes, _ in asked)
+    # test0 is too short for a voice; the first that is long enough is that of all but itself.
+    own = {n: _encoded(codec, tmp_path / "corpus" / f"test{n}.flac") for n in (1, 2)}
+    assert all(np.array_equal(voices[f"test{n}"], own[2 if n == 1 else 1]) for n in range(4))
+
+
+def _encoded(codec, path: Path) -> np.ndarray:
+    import torch
+
+    with torch.inference_mode():
+        return codec.encode(torch.from_numpy(soundfile.read(path, dtype="float32")[0])[None, None]).audio_codes[0]
+
+
+def test_an_evaluation_without_what_it_needs_is_refused(scored, tmp_path, tiny_tokenizer_folder):
+    with pytest.raises(ConfigError, match="acoustic: needs the tokenizer"):
+        evaluate.plan(scored("tokenizer=null"))
+    with pytest.raises(ValueError, match="nowhere has no config.json"):
+        evaluate.plan(scored("acoustic=nowhere"))
+    other = save_stage(tmp_path / "other", tiny_tokenizer_folder, fingerprint="0" * 64)
+    with pytest.raises(AcousticError, match="fills the codes of tokenizer"):
+        evaluate.plan(scored(f"acoustic={other}"))
+    with pytest.raises(ConfigError, match="no utterance has another one of its speaker"):
+        evaluate.run(scored("limit=1", f"run_dir={tmp_path / 'one'}"))

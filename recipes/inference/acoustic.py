@@ -20,7 +20,7 @@ from slm.acoustic.decoding import AcousticDecoding, fill_books
 from slm.acoustic.modeling import AcousticModel, load_acoustic_model
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.audio import load_audio
-from tokenizer.data.utterances import AudioError
+from tokenizer.data.utterances import AudioError, Utterance
 
 
 @dataclass
@@ -53,13 +53,13 @@ class AcousticVoice:
         return fill_books(self.model, codes, [self.voice] * len(codes), keys, self.settings, self.seed)
 
 
-def read_voice(path: str | Path, stage: AcousticConfig, sampling_rate: int) -> np.ndarray:
+def read_voice(source: Utterance | str | Path, stage: AcousticConfig, sampling_rate: int) -> np.ndarray:
     """The loudest `max_prompt_s` of a recording, resampled and mixed to mono: (S,).
 
     Raises:
         AudioError: It is missing, no audio, silent, or shorter than `min_prompt_s`.
     """
-    waveform = load_audio(path, sampling_rate)
+    waveform, path = load_audio(source, sampling_rate), source.name if isinstance(source, Utterance) else source
     if is_silent(waveform):
         raise AudioError(f"{path}: silent (nothing above -50 dB): give a recording in which the speaker is heard")
     seconds = len(waveform) / sampling_rate

@@ -18,7 +18,7 @@ from eval.stats import ENOUGH_SPEAKERS
 from eval.text.normalisers import Normaliser
 from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import resolve_judge
-from recipes.runs.inputs import check_sources
+from recipes.runs.inputs import check_sources, digest
 from recipes.runs.machine import resolve_device, resolve_precision
 from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
@@ -32,6 +32,8 @@ from recipes.scoring.systems import (
     predictions_sha256,
     read_predictions,
 )
+from slm.acoustic.decoding import AcousticDecoding
+from slm.acoustic.modeling import load_acoustic_model
 from slm.corpus import CodedCorpus
 from tokenizer import load_tokenizer
 from tokenizer.data.manifest import read_sources
@@ -67,6 +69,16 @@ class Config:
     tokenizer: str | None = field(
         default=None,
         metadata={"help": "embedded-12.5hz and so on, folder, preset or hub name: adds its rows and codes' statistics"},
+    )
+    acoustic: str = field(
+        default="",
+        metadata={
+            "help": "acoustic stage (RUN_DIR/model of `slm train-acoustic`) of this tokenizer: adds its row, in which "
+            "another recording of the speaker is the voice"
+        },
+    )
+    acoustic_decoding: AcousticDecoding = field(
+        default_factory=AcousticDecoding, metadata={"help": "how the acoustic stage draws"}
     )
     predictions: list[str] = field(
         default_factory=list, metadata={"help": "folders (or predictions.jsonl) of slm transcribe / slm synthesize"}
@@ -136,6 +148,7 @@ class Job:
     code_use: list[CodeStatistics]
     speakers: dict[str, str]  # id -> speaker, empty where unknown
     durations: dict[str, float | None]  # id -> seconds
+    acoustic: str  # a digest of the acoustic stage; empty where there is none
     n_speakers: int | None  # None: not known of every utterance
     resampled: str  # by the bootstrap: utterances or speakers
 
@@ -156,6 +169,8 @@ class Job:
             inputs.append(self.tokenizer.fingerprint(self.precision))
         if self.resampled == "speakers":
             inputs.append(self.speakers)
+        if self.acoustic:
+            inputs.append(self.acoustic)
         if self.code_use:
             inputs.append([asdict(item) for item in self.code_use])
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
@@ -199,6 +214,8 @@ def _check_parts(config: Config) -> None:
         problems.attempt(read_predictions, name)
     for judge in _judges_needed(config, settled) if settled else config.judges:
         problems.attempt(lambda judge=judge: check_judge(resolve_judge(judge)))
+    if config.acoustic:
+        problems.attempt(load_acoustic_model, config.acoustic)
     for folder in config.codes:
         problems.attempt(CodedCorpus.open, folder)
     if config.data:
@@ -226,6 +243,8 @@ def prepare(config: Config) -> Job:
         raise ConfigError("nothing to score: give data (a test set), predictions, or both")
     if config.tokenizer and not config.data:
         raise ConfigError("tokenizer needs recordings to encode: give data as well")
+    if config.acoustic and not config.tokenizer:
+        raise ConfigError("acoustic: needs the tokenizer whose codes the stage fills: give tokenizer as well")
     settled = settle(config.protocol, config.judges, config.normaliser)
     settled = replace(settled, judges=_judges_needed(config, settled))
     normaliser = settled.normaliser
@@ -256,6 +275,9 @@ def prepare(config: Config) -> Job:
     if config.precision == "auto" and tokenizer is not None:
         coded = [CodedCorpus.open(folder).metadata.fingerprint for folder in config.codes]
         precision = precision_of(tokenizer, [*coded, *(found.sidecar.get("fingerprint") for found in predictions)])
+    if config.acoustic:
+        stage = load_acoustic_model(config.acoustic).config
+        stage.check_fingerprint(tokenizer.fingerprint(precision), f"tokenizer {config.tokenizer} at {precision}")
     speakers = {u.id: u.speaker for u in utterances}
     n_speakers = len(set(speakers.values())) if speakers and all(speakers.values()) else None
     return Job(
@@ -272,6 +294,7 @@ def prepare(config: Config) -> Job:
         code_use=_code_use(config, tokenizer, precision),
         speakers=speakers,
         durations={u.id: u.duration for u in utterances},
+        acoustic=digest(Path(config.acoustic)) if config.acoustic else "",
         n_speakers=n_speakers,
         resampled=resampled(config.resample, n_speakers, "name speakers in its manifest"),
     )
