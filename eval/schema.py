@@ -64,6 +64,7 @@ SYSTEM_NAMES = {
     "ground_truth": "ground truth",
     "reconstruction": "reconstruction",
     "semantic_reconstruction": "semantic reconstruction",
+    "acoustic_stage": "acoustic stage",
     "resynthesis": "resynthesis",
     "tts": "SLM TTS",
     "asr": "SLM ASR",

@@ -43,6 +43,7 @@ class Command:
     config: str | None = None  # the shipped configuration where no --config is given
     output: str | None = None  # the Config field of -o
     strict: str | None = None  # what --strict does, where it is taken
+    voice: str | None = None  # the Config field of --voice
     backwards: str | None = None  # the Config field of --to-published
     from_scratch: str | None = None  # the shipped configuration of --train-tokenizer
     serves: str | None = None  # the Config field of --serve
@@ -159,6 +160,11 @@ COMMANDS = [
         "slm finetune-continuous --config baselines/speech-llama --dry-run",
     ),
     Command(
+        "train-acoustic",
+        "Train a second stage that fills the acoustic codebooks from semantic codes and a reference voice.",
+        "slm train-acoustic --config embedded/train-acoustic corpus=runs/codes run_dir=runs/acoustic",
+    ),
+    Command(
         "train-preference",
         "Preference optimisation of a fine-tuned SLM's speech by a judge: DPO or GRPO, watched by a second judge.",
         "slm train-preference --config embedded/train-preference model=runs/finetune/model corpus=runs/codes --dry-run",
@@ -178,11 +184,13 @@ COMMANDS = [
         "Text to speech with a fine-tuned SLM: your own words, or a coded corpus's texts.",
         'slm synthesize "the weather is fine today" -o out.wav',
         "Without model=... the embedded SLM of 12.5 Hz does it; your own: model=runs/quickstart/12.5hz/finetune/model. "
-        "task=NAME runs another task that answers in speech; plugins=[MODULE] brings tasks of your own.",
+        "task=NAME runs another task that answers in speech; plugins=[MODULE] brings tasks of your own. "
+        "--voice speaker.wav acoustic=runs/acoustic/model says it in that voice (slm train-acoustic).",
         positional="text",
         metavar="TEXT KEY=VALUE",
         output="output",
         strict="Refuse a text that holds what the model cannot say.",
+        voice="voice",
         goes_on=False,
     ),
     Command(
@@ -263,6 +271,7 @@ def build_config(
     output: str | None = None,
     strict: bool = False,
     backwards: bool = False,
+    voice: str | None = None,
 ) -> tuple[Any, Any]:
     """Returns (recipe module, typed configuration). Raises ConfigError naming all that is wrong."""
     from recipes.config import ConfigError, load_config, yaml_scalar
@@ -280,6 +289,8 @@ def build_config(
         overrides.append(f"{command.positional}={yaml_scalar(plain if many else plain[0])}")
     if output is not None:
         overrides.append(f"{command.output}={yaml_scalar(output)}")
+    if voice is not None:
+        overrides.append(f"{command.voice}={yaml_scalar(voice)}")
     if strict:
         overrides.append("strict=true")
     if backwards:
@@ -297,6 +308,7 @@ def execute(
     output: str | None = None,
     strict: bool = False,
     backwards: bool = False,
+    voice: str | None = None,
 ) -> None:
     """Run one command, or print its plan."""
     from recipes.runs.logs import hide_loading_bars, log, setup_logging
@@ -307,7 +319,7 @@ def execute(
     setup_logging()
     keep_freed_memory()
     keep_compiled_kernels()
-    recipe, settings = build_config(command, arguments, config, output, strict, backwards)
+    recipe, settings = build_config(command, arguments, config, output, strict, backwards, voice)
     import_plugins(settings)
     hide_loading_bars()
     if restart and not dry_run and (aside := start_over(recipe, settings)):
@@ -409,6 +421,7 @@ def _register(command: Command) -> None:
     debug_option = typer.Option(False, "--debug", help="Show the traceback of an error.")
     output_option = typer.Option(None, "-o", "--output", help="Where the result goes.", hidden=command.output is None)
     strict_option = typer.Option(False, "--strict", help=command.strict or STRICT_FILES, hidden=command.strict is None)
+    voice_option = typer.Option(None, "--voice", help="A recording of the voice.", hidden=command.voice is None)
     backwards_option = typer.Option(
         False, "--to-published", help="From a tokenizer folder to the published layout.", hidden=not command.backwards
     )
@@ -430,6 +443,7 @@ def _register(command: Command) -> None:
         debug: bool = debug_option,
         output: str = output_option,
         strict: bool = strict_option,
+        voice: str = voice_option,
         backwards: bool = backwards_option,
         from_scratch: bool = scratch_option,
         serve: bool = serve_option,
@@ -438,6 +452,8 @@ def _register(command: Command) -> None:
             raise typer.BadParameter(f"slm {command.name} takes no -o; name the folder with run_dir=...")
         if strict and command.strict is None:
             raise typer.BadParameter(f"slm {command.name} takes no --strict")
+        if voice is not None and command.voice is None:
+            raise typer.BadParameter(f"slm {command.name} takes no --voice")
         if restart and not command.restart:
             raise typer.BadParameter(f"slm {command.name} takes no --restart: it keeps no folder, each start is anew")
         if backwards and command.backwards is None:
@@ -457,6 +473,7 @@ def _register(command: Command) -> None:
                 output=output,
                 strict=strict,
                 backwards=backwards,
+                voice=voice,
             ),
             debug,
             command.goes_on,

@@ -33,6 +33,7 @@ SYSTEM_COLOURS = {
     "ground_truth": "#7a8793",
     "reconstruction": "#3d8fd1",
     "semantic_reconstruction": "#2aa58b",
+    "acoustic_stage": "#7fb53a",
     "resynthesis": "#8f7ae0",
     "tts": "#e0803c",
     "asr": "#d35d8a",

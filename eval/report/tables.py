@@ -53,7 +53,13 @@ _CODES: list[tuple[str, Callable[[CodeStatistics], str], bool]] = [
     ("perplexity", lambda c: f"{c.books[0].perplexity:.0f}", True),
 ]
 
-_AGAINST_RECORDINGS = ("", "reconstruction", "semantic_reconstruction", "resynthesis")  # "": of older results
+_AGAINST_RECORDINGS = (
+    "",
+    "reconstruction",
+    "semantic_reconstruction",
+    "acoustic_stage",
+    "resynthesis",
+)  # "": of older results
 
 
 def fitting(widths: Sequence[int], width: int) -> list[list[int]]:

@@ -39,6 +39,7 @@ from recipes.config import ConfigError
 from recipes.runs.files import read_json
 from recipes.runs.logs import log
 from recipes.runs.run_folder import RunFolder
+from recipes.scoring.acoustic import SpeakerVoices
 from recipes.scoring.audio_pass import CLIP_S, Listening, Players, spread, write_listings
 from recipes.scoring.evaluation import Config, Job, prepare
 from recipes.scoring.judges import load_judges
@@ -61,6 +62,7 @@ AUDIO_HZ = 16_000  # recordings, where no tokenizer asks for another rate, and s
 BASELINES = {
     "reconstruction": ("ground_truth",),
     "semantic_reconstruction": ("ground_truth",),
+    "acoustic_stage": ("semantic_reconstruction", "ground_truth"),
     "resynthesis": ("ground_truth",),
     "tts": ("semantic_reconstruction", "reconstruction", "ground_truth"),
 }
@@ -287,7 +289,11 @@ def _gather(config: Config, job: Job) -> Work:
         work.systems.append(work.recordings.system)
         if job.tokenizer is not None:
             tokenizer, label = job.tokenizer.to(job.device), model_label(config.tokenizer)
-            work.codec = CodecSystems(tokenizer, label, config.batch_seconds, job.precision, job.device)
+            voices = None
+            if config.acoustic:
+                parts = (job.utterances, config.acoustic_decoding, job.precision, job.device, config.seed)
+                voices = SpeakerVoices(config.acoustic, tokenizer, *parts)
+            work.codec = CodecSystems(tokenizer, label, config.batch_seconds, job.precision, job.device, voices)
             work.systems += work.codec.systems
     for predictions in job.predictions:
         system, more = predicted_system(predictions, job.ids, AUDIO_HZ, job.column)

@@ -6,7 +6,9 @@ task whose prompt holds speech takes that from the corpus, or encodes the data s
 cannot say is warned of before it speaks, and what looks lost (cut off, silent, short for its words) after. One sample
 per text, drawn from its own random stream, and again where the model did not end it, if ``decoding.retries`` asks for
 it; codes become sound by semantic reconstruction (main decoder, book 0) or, where the model speaks several codebooks,
-from all of them. Writes ``audio/*.wav``, ``predictions.jsonl`` and ``predictions.json``.
+from all of them. With ``acoustic=FOLDER --voice ref.wav`` a second stage (``slm train-acoustic``) fills the books that
+the model does not speak, in that recording's voice. Writes ``audio/*.wav``, ``predictions.jsonl`` and
+``predictions.json``.
 
 `torchrun --nproc_per_node N -m recipes.cli synthesize ...` starts N processes, each with its own part of the texts; a
 run that was killed goes on where it was. Either way the result is that of one process.
@@ -30,6 +32,7 @@ from transformers import PreTrainedTokenizerBase
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
 from recipes.encoding.encoder import encode_batch
+from recipes.inference.acoustic import acoustic_voice
 from recipes.inference.batches import (
     Outcome,
     Times,
@@ -70,6 +73,7 @@ from recipes.runs.logs import log
 from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
+from slm.acoustic.decoding import AcousticDecoding
 from slm.generation import SpeechLM, generate_speech
 from slm.modeling import describe_llm
 from slm.settings import SpeechLimits, SynthesizeSettings, speech_limits
@@ -112,6 +116,14 @@ class Config:
     limit: int | None = field(default=None, metadata={"help": "only the first N texts"})
     tokenizer: str = field(default="", metadata={"help": "speech tokenizer; empty: the one the model was trained with"})
     decoding: SynthesizeSettings = field(default_factory=SynthesizeSettings, metadata={"help": "how codes are drawn"})
+    acoustic: str = field(
+        default="",
+        metadata={"help": "acoustic stage (RUN_DIR/model of `slm train-acoustic`) that fills the codebooks left out"},
+    )
+    voice: str = field(default="", metadata={"help": "with acoustic: a recording of the voice to speak in (--voice)"})
+    acoustic_decoding: AcousticDecoding = field(
+        default_factory=AcousticDecoding, metadata={"help": "how the acoustic stage draws"}
+    )
     wording: str | None = wording_key()
     language: str = language_key()
     prompt_share: float = field(
@@ -156,6 +168,12 @@ class Config:
         if self.pause_s < 0:
             raise ValueError(f"pause_s: {self.pause_s:g} must be 0 or more")
         audio_format(self.output_file)
+        if bool(self.acoustic) != bool(self.voice):
+            given, missing = ("voice", "acoustic") if self.voice else ("acoustic", "voice")
+            example = "acoustic=runs/acoustic/model (`slm train-acoustic` makes it)"
+            raise ValueError(f"{given}: needs {missing} too, such as {example if self.voice else 'voice=speaker.wav'}")
+        if self.acoustic and self.stream:
+            raise ValueError("stream: not with acoustic, which fills the codebooks of whole sentences")
         if self.stream and (self.run_dir or self.files or self.data or self.corpus or self.decoding.retries):
             raise ValueError("stream: for a single text, without run_dir, files, data, corpus and decoding.retries")
         if self.output and self.run_dir:
@@ -279,6 +297,9 @@ def prepare(config: Config, with_files: bool = False) -> Setup:
         problems.attempt(refuse_text, setup.task)
     if setup is not None and setup.task.prompt_holds_text and config.files:
         problems.attempt(refuse_files, setup.task)
+    if config.acoustic and setup is not None and setup.tokenizer is not None:
+        parts = (config, setup.vocabulary, setup.tokenizer, setup.device)
+        setup.acoustic = problems.attempt(acoustic_voice, *parts)
     for path in config.files if with_files else ():
         problems.attempt(open_audio, Utterance(path, path))
     problems.raise_all()
@@ -416,7 +437,10 @@ def say_scripts(
         if any(output.finish_reason == "non_finite" for output in script.outputs.values()):
             script.fail(NON_FINITE_SCORES, "non_finite")
     sayable = [script for script in scripts.values() if script.parts]
-    codes = (script.outputs[number].codes for script in sayable for number in range(len(script.parts)))
+    parts = [(script, number) for script in sayable for number in range(len(script.parts))]
+    codes = (script.outputs[number].codes for script, number in parts)
+    if setup.acoustic is not None:
+        codes = setup.acoustic.filled(codes, [script.key(number, not config.run_dir) for script, number in parts])
     waveforms = decoded(tokenizer, codes, device)
     for script in sayable:
         write_speech(script, waveforms, tokenizer.config.sampling_rate, vocabulary, where, config.pause_s)

@@ -49,8 +49,10 @@ def begun(config: Any, own: Iterable[str | Path]) -> RunFolder | None:
         inputs = [Path(config.corpus)]
     elif config.data:
         inputs = [[" ".join([u.id, u.text, *u.columns.values()]) for u in source_utterances(config)]]
-    fingerprint = digest(Path(config.model), *inputs)
-    refuse_other_inputs(folder, fingerprint, "model, files, data or corpus")
+    # Of synthesis alone; a folder of before holds neither.
+    voice = [Path(path) for path in (getattr(config, "acoustic", ""), getattr(config, "voice", "")) if path]
+    fingerprint = digest(Path(config.model), *inputs, *voice)
+    refuse_other_inputs(folder, fingerprint, f"model, {'voice, ' if voice else ''}files, data or corpus")
     return folder if folder.complete else folder.start(config, fingerprint)
 
 
@@ -104,6 +106,7 @@ def write_predictions(
         "n_codebooks": vocabulary.n_codebooks,
         "pattern": vocabulary.pattern.name,
         "positions_per_s": vocabulary.frame_rate * vocabulary.ids_per_frame,
+        **({"acoustic": config.acoustic, "voice": config.voice} if getattr(config, "acoustic", "") else {}),
         "normaliser": vocabulary.normaliser,
         "prompt_normaliser": vocabulary.normaliser_of_prompts,
         "decoding": asdict(config.decoding),

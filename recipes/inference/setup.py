@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recipes.config import ConfigError, Problems
+from recipes.inference.acoustic import AcousticVoice
 from recipes.inference.tasks import check_language, check_marks, resolve_task
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device
@@ -66,12 +67,16 @@ def source_utterances(config: Any) -> list[Utterance]:
 
 @dataclass
 class Setup:
-    """The parts that are needed beside the model's weights, checked: `tokenizer` is None where codes are there."""
+    """The parts that are needed beside the model's weights, checked.
+
+    `tokenizer` is None where codes are there, `acoustic` where no stage fills the books that the model does not speak.
+    """
 
     task: Task
     device: str
     vocabulary: SpeechVocabulary
     tokenizer: Any
+    acoustic: AcousticVoice | None = None
 
 
 def check_setup(

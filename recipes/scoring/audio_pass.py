@@ -25,7 +25,12 @@ from recipes.scoring.systems import System, SystemAudio
 CLIP_HZ = 16_000
 COMMONEST = 50  # errors of each kind in a listing
 CLIP_S = 60.0  # of a longer recording the beginning is played
-MEASURED = ("reconstruction", "semantic_reconstruction", "resynthesis")  # they run in step with the recording
+MEASURED = (
+    "reconstruction",
+    "semantic_reconstruction",
+    "acoustic_stage",
+    "resynthesis",
+)  # they run in step with the recording
 
 
 def spread(ids: Sequence[str], count: int) -> list[str]:

@@ -40,11 +40,11 @@ def corpus_code_statistics(folder: str, split: str, label: str, fingerprint: str
 
 def plain_rows(corpus: CodedCorpus, split: str) -> Iterator[CodedRow]:
     """A split's recordings as they are, without the varied copies of them."""
-    varied = _varied_copies(corpus, split)
+    varied = varied_copies(corpus, split)
     return (row for row in corpus.rows(split) if row["id"] not in varied)
 
 
-def _varied_copies(corpus: CodedCorpus, split: str) -> set[str]:
+def varied_copies(corpus: CodedCorpus, split: str) -> set[str]:
     """Ids of the varied copies that `slm encode` made of the train split; a recording's own id may end in #1 too."""
     copies = corpus.metadata.plan.get("copies", 1) if split == "train" else 1
     if copies == 1:

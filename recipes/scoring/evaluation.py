@@ -19,7 +19,7 @@ from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
 from eval.text.normalisers import Normaliser
 from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import resolve_judge
-from recipes.runs.inputs import check_sources
+from recipes.runs.inputs import check_sources, digest
 from recipes.runs.machine import resolve_device, resolve_precision
 from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
@@ -34,6 +34,8 @@ from recipes.scoring.systems import (
     read_predictions,
 )
 from recipes.scoring.versa import VersaScores, read_versa
+from slm.acoustic.decoding import AcousticDecoding
+from slm.acoustic.modeling import load_acoustic_model
 from slm.corpus import CodedCorpus
 from tokenizer import load_tokenizer
 from tokenizer.data.manifest import read_sources
@@ -69,6 +71,16 @@ class Config:
     tokenizer: str | None = field(
         default=None,
         metadata={"help": "embedded-12.5hz and so on, folder, preset or hub name: adds its rows and codes' statistics"},
+    )
+    acoustic: str = field(
+        default="",
+        metadata={
+            "help": "acoustic stage (RUN_DIR/model of `slm train-acoustic`) of this tokenizer: adds its row, in which "
+            "another recording of the speaker is the voice"
+        },
+    )
+    acoustic_decoding: AcousticDecoding = field(
+        default_factory=AcousticDecoding, metadata={"help": "how the acoustic stage draws"}
     )
     predictions: list[str] = field(
         default_factory=list, metadata={"help": "folders (or predictions.jsonl) of slm transcribe / slm synthesize"}
@@ -146,6 +158,7 @@ class Job:
     code_use: list[CodeStatistics]
     speakers: dict[str, str]  # id -> speaker, empty where unknown
     durations: dict[str, float | None]  # id -> seconds
+    acoustic: str  # a digest of the acoustic stage; empty where there is none
     n_speakers: int | None  # None: not known of every utterance
     resampled: str  # by the bootstrap: utterances or speakers
     versa: list[VersaScores] = field(default_factory=list)
@@ -169,6 +182,8 @@ class Job:
             inputs.append(self.speakers)
         if self.versa:
             inputs.append([scores.sha256 for scores in self.versa])
+        if self.acoustic:
+            inputs.append(self.acoustic)
         if self.code_use:
             inputs.append([asdict(item) for item in self.code_use])
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
@@ -214,6 +229,8 @@ def _check_parts(config: Config) -> None:
         problems.attempt(lambda judge=judge: check_judge(resolve_judge(judge)))
     for name in config.versa:
         problems.attempt(read_versa, name)
+    if config.acoustic:
+        problems.attempt(load_acoustic_model, config.acoustic)
     for folder in config.codes:
         problems.attempt(CodedCorpus.open, folder)
     if config.data:
@@ -241,6 +258,8 @@ def prepare(config: Config) -> Job:
         raise ConfigError("nothing to score: give data (a test set), predictions, or both")
     if config.tokenizer and not config.data:
         raise ConfigError("tokenizer needs recordings to encode: give data as well")
+    if config.acoustic and not config.tokenizer:
+        raise ConfigError("acoustic: needs the tokenizer whose codes the stage fills: give tokenizer as well")
     settled = settle(config.protocol, config.judges, config.normaliser)
     settled = replace(settled, judges=_judges_needed(config, settled))
     normaliser = settled.normaliser
@@ -275,6 +294,9 @@ def prepare(config: Config) -> Job:
     if config.precision == "auto" and tokenizer is not None:
         coded = [CodedCorpus.open(folder).metadata.fingerprint for folder in config.codes]
         precision = precision_of(tokenizer, [*coded, *(found.sidecar.get("fingerprint") for found in predictions)])
+    if config.acoustic:
+        stage = load_acoustic_model(config.acoustic).config
+        stage.check_fingerprint(tokenizer.fingerprint(precision), f"tokenizer {config.tokenizer} at {precision}")
     speakers = {u.id: u.speaker for u in utterances}
     n_speakers = len(set(speakers.values())) if speakers and all(speakers.values()) else None
     return Job(
@@ -291,6 +313,7 @@ def prepare(config: Config) -> Job:
         code_use=_code_use(config, tokenizer, precision),
         speakers=speakers,
         durations={u.id: u.duration for u in utterances},
+        acoustic=digest(Path(config.acoustic)) if config.acoustic else "",
         n_speakers=n_speakers,
         resampled=resampled(config.resample, n_speakers, "name speakers in its manifest"),
         versa=versa,

@@ -28,6 +28,7 @@ from recipes.runs.files import text_lines
 from recipes.runs.logs import log
 from recipes.runs.machine import describe_machine, machine_text
 from recipes.runs.progress import progress
+from recipes.scoring.acoustic import SpeakerVoices
 from tokenizer.data.audio import load_audio
 from tokenizer.data.utterances import AudioError, Utterance
 from tokenizer.long_form.chunking import decode_long, resynthesize_long
@@ -233,7 +234,8 @@ class Recordings:
 class CodecSystems:
     """What a tokenizer makes of recordings: each encoded once, and decoded in the ways that the tokenizer has.
 
-    Reconstruction (main decoder, all books), semantic reconstruction (main decoder, book 0) and resynthesis (auxiliary
+    Reconstruction (main decoder, all books), semantic reconstruction (main decoder, book 0), with `voices` the acoustic
+    stage (main decoder, book 0 and what the stage fills in the speaker's voice) and resynthesis (auxiliary
     decoder, book 0), in ``systems``, each with its cost; ``codes`` (K, F) of every recording.
 
     Args:
@@ -242,12 +244,22 @@ class CodecSystems:
         chunk_s: longer recordings go through in chunks, where the tokenizer allows it.
         precision: of the encoder.
         device: where the tokenizer is.
+        voices: an acoustic stage; None: no such row.
     """
 
-    def __init__(self, tokenizer: Any, label: str, chunk_s: float, precision: str, device: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        label: str,
+        chunk_s: float,
+        precision: str,
+        device: str,
+        voices: SpeakerVoices | None = None,
+    ) -> None:
+        self.voices = voices
         self.tokenizer, self.chunk_s, self.precision, self.device = tokenizer, chunk_s, precision, device
         config, fingerprint = tokenizer.config, tokenizer.fingerprint(precision)
-        kinds = ("reconstruction", "semantic_reconstruction", "resynthesis")
+        kinds = ("reconstruction", "semantic_reconstruction", "acoustic_stage", "resynthesis")
         self.systems = [
             System(
                 kind.replace("_", " "),
@@ -257,7 +269,7 @@ class CodecSystems:
                 fingerprint=fingerprint,
             )
             for kind in kinds
-            if kind in tokenizer.decode_paths
+            if kind in tokenizer.decode_paths or (kind == "acoustic_stage" and voices is not None)
         ]
         self.codes: list[np.ndarray] = []
         self._audio_s = self._encode_s = 0.0
@@ -272,15 +284,21 @@ class CodecSystems:
         self._encode_s += time.perf_counter() - started
         self._audio_s += sum(map(len, waveforms)) / rate
         self.codes += [item.astype(np.int32) for item in codes]  # all are kept: half of int64
-        padded = torch.full((len(codes), codes[0].shape[0], max(c.shape[1] for c in codes)), -1, dtype=torch.int64)
-        for row, item in enumerate(codes):
-            padded[row, :, : item.shape[1]] = torch.from_numpy(item)
+        padded = _padded(codes)
         for system in self.systems:
             started = time.perf_counter()
-            values = self._decode(system.kind, padded)
+            kept = recordings
+            if system.kind == "acoustic_stage":
+                filled = self.voices.filled(list(recordings), codes)
+                kept = {name: recordings[name] for name in filled}
+                if not kept:
+                    continue
+                values = self._decode(system.kind, _padded(list(filled.values())))
+            else:
+                values = self._decode(system.kind, padded)
             self._decode_s[system.kind] += time.perf_counter() - started
             audios = {}
-            for row, (name, waveform) in enumerate(recordings.items()):
+            for row, (name, waveform) in enumerate(kept.items()):
                 audio = values[row, : -(-len(waveform) * system.sampling_rate // rate)].copy()
                 if np.isfinite(audio).all():
                     audios[name] = audio
@@ -292,7 +310,8 @@ class CodecSystems:
         if kind == "resynthesis":
             output = resynthesize_long(self.tokenizer, codes, self.chunk_s)
         else:
-            output = decode_long(self.tokenizer, codes if kind == "reconstruction" else codes[:, :1], self.chunk_s)
+            books = codes[:, :1] if kind == "semantic_reconstruction" else codes
+            output = decode_long(self.tokenizer, books, self.chunk_s)
         return output.audio_values[:, 0].float().cpu().numpy()
 
     def finish(self) -> None:
@@ -313,6 +332,14 @@ class CodecSystems:
                 "timed": "encode + decode",
                 "machine": machine,
             }
+
+
+def _padded(codes: Sequence[np.ndarray]) -> torch.Tensor:
+    """Codes (K, F) as one batch (B, K, F), with -1 past an item's length."""
+    padded = torch.full((len(codes), codes[0].shape[0], max(c.shape[1] for c in codes)), -1, dtype=torch.int64)
+    for row, item in enumerate(codes):
+        padded[row, :, : item.shape[1]] = torch.from_numpy(item)
+    return padded
 
 
 def predicted_audio(

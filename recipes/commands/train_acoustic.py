@@ -1,0 +1,199 @@
+"""``slm train-acoustic``: a second stage that gives an SLM's semantic codes a voice.
+
+A small bidirectional transformer learns to fill codebooks 1..K-1 from book 0 and the whole codes of another utterance
+of the speaker, by masked prediction (SoundStorm, Borsos et al. 2023). It learns from a coded corpus alone: no audio, no
+text, no tokenizer. Checkpoints and resume as in ``slm finetune``. The result, ``run_dir/model``, is what ``slm
+synthesize acoustic=... voice=...`` and ``slm evaluate acoustic=...`` take; it remembers whose codes it fills and
+refuses others.
+
+Raises: AcousticError, CorpusError, ConfigError, TrainingError, all ValueErrors that name the key or the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from recipes.config import ConfigError, Problems
+from recipes.runs.inputs import digest, refuse_other_inputs
+from recipes.runs.logs import log
+from recipes.runs.machine import is_main_process, process_count, resolve_precision, seed_everything, training_device
+from recipes.runs.run_folder import RunFolder
+from recipes.runs.tracking import MetricsCallback, TrainerProgress
+from recipes.scoring.code_use import varied_copies
+from slm.acoustic.configuration import AcousticConfig, AcousticError, AcousticSizes
+from slm.acoustic.evaluation import book_scores, evaluation_items, unigram_scores
+from slm.acoustic.modeling import AcousticModel, new_acoustic_model
+from slm.acoustic.samples import Item, VoicedUtterances
+from slm.acoustic.training import AcousticTraining, train_acoustic
+from slm.corpus import INDEX_NAME, CodedCorpus, CodedRow
+
+
+@dataclass
+class Config:
+    """What an acoustic stage is trained on, and its size."""
+
+    run_dir: str = field(default="runs/acoustic", metadata={"help": "run folder; the model goes to run_dir/model"})
+    corpus: str = field(default="", metadata={"help": "coded corpus: the run_dir of `slm encode`, of all books"})
+    objective: Literal["masked"] = field(
+        default="masked", metadata={"help": "masked: predict masked codes book by book (SoundStorm)"}
+    )
+    min_prompt_s: float = field(
+        default=1.0, metadata={"help": "seconds of the voice at least; a shorter one is refused"}
+    )
+    max_prompt_s: float = field(default=3.0, metadata={"help": "seconds of the voice that are read at most"})
+    window_s: float = field(
+        default=8.0, metadata={"help": "seconds that are filled at once; longer speech is filled piece by piece"}
+    )
+    valid_limit: int = field(default=300, metadata={"help": "utterances of the valid split that are scored at most"})
+    sizes: AcousticSizes = field(default_factory=AcousticSizes, metadata={"help": "sizes of the transformer"})
+    training: AcousticTraining = field(default_factory=AcousticTraining, metadata={"help": "steps and rates"})
+    seed: int = field(default=0, metadata={"help": "of weights, order, voices and masks"})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
+    precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16"})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_prompt_s <= self.max_prompt_s:
+            raise ValueError(
+                f"min_prompt_s={self.min_prompt_s:g}, max_prompt_s={self.max_prompt_s:g}: must be above 0, and the "
+                "second no smaller than the first"
+            )
+        if self.window_s <= 0:
+            raise ValueError(f"window_s={self.window_s:g}: must be above 0")
+        if self.valid_limit < 0:
+            raise ValueError(f"valid_limit={self.valid_limit}: must be 0 or more")
+
+
+@dataclass
+class Data:
+    """What a training learns from and is scored on, and the stage's configuration that follows from the corpus."""
+
+    model: AcousticConfig
+    train: VoicedUtterances
+    valid: list[Item]
+
+
+def open_corpus(config: Config) -> CodedCorpus:
+    """The corpus, checked. Raises ConfigError, CorpusError."""
+    if not config.corpus:
+        raise ConfigError("corpus: not set; give the run_dir of `slm encode`, e.g. corpus=runs/codes")
+    corpus = CodedCorpus.open(config.corpus)
+    if not corpus.count("train"):
+        raise ConfigError(f"corpus {corpus.folder}: no train split (it has {', '.join(corpus.splits)})")
+    return corpus
+
+
+def model_config(config: Config, corpus: CodedCorpus) -> AcousticConfig:
+    """The stage's configuration: the sizes that are asked for, and the codec whose codes the corpus holds."""
+    facts = corpus.metadata
+    return AcousticConfig(
+        codebook_sizes=facts.codebook_sizes,
+        frame_rate=facts.frame_rate,
+        sampling_rate=facts.sampling_rate,
+        fingerprint=facts.fingerprint,
+        precision=facts.precision,
+        tokenizer=facts.tokenizer,
+        objective=config.objective,
+        min_prompt_s=config.min_prompt_s,
+        max_prompt_s=config.max_prompt_s,
+        window_s=config.window_s,
+        **dataclasses.asdict(config.sizes),
+    )
+
+
+def read_data(config: Config, corpus: CodedCorpus) -> Data:
+    """The corpus's utterances with their voices. Raises AcousticError where none can be used."""
+    model = model_config(config, corpus)
+
+    def plain(split: str) -> Iterator[CodedRow]:
+        varied = varied_copies(corpus, split)
+        if varied:
+            log.warning("corpus %s: %d varied copies are left out: a speed is no voice", corpus.folder, len(varied))
+        yield from (row for row in corpus.rows(split) if row["id"] not in varied)
+
+    train, valid = VoicedUtterances(plain("train"), model), []
+    if train.n_left_out:
+        log.warning("left out of the training: %d utterances, too short to give a voice too", train.n_left_out)
+    if corpus.count("valid") and config.valid_limit:
+        try:
+            valid = evaluation_items(VoicedUtterances(plain("valid"), model), config.valid_limit, config.seed)
+        except AcousticError as error:
+            log.warning("the valid split is not scored: %s", error)
+    return Data(model, train, valid)
+
+
+def plan(config: Config) -> dict[str, object]:
+    """What a training would do; raises all that would stop it, together."""
+    problems = Problems("slm train-acoustic")
+    problems.attempt(RunFolder(config.run_dir).check, config)
+    device = problems.attempt(training_device, config.device)
+    precision = problems.attempt(resolve_precision, config.precision, device or "cpu")
+    corpus = problems.attempt(open_corpus, config)
+    data = problems.attempt(read_data, config, corpus) if corpus is not None else None
+    model = problems.attempt(new_acoustic_model, data.model, config.seed) if data is not None else None
+    problems.raise_all()
+    facts = data.model
+    return {
+        "codes": f"{facts.tokenizer}, {facts.frame_rate:g} Hz, books {facts.codebook_sizes}",
+        "utterances (train, valid)": [len(data.train), len(data.valid)],
+        "speakers": data.train.n_speakers,
+        "frames": sum(data.train.codes[number].shape[1] for number in data.train.numbers),
+        "parameters": model.num_parameters(),
+        "steps": config.training.steps,
+        "epochs": round(config.training.steps * config.training.batch_size / len(data.train), 1),
+        "device": device,
+        "precision": precision,
+        "result": str(Path(config.run_dir) / "model"),
+    }
+
+
+def run(config: Config) -> Path:
+    """Train, or go on where a killed run stopped; returns the model's folder."""
+    folder = RunFolder(config.run_dir)
+    folder.check(config)
+    corpus = open_corpus(config)
+    fingerprint = digest((corpus.folder / INDEX_NAME).read_text(encoding="utf-8"))
+    refuse_other_inputs(folder, fingerprint, "corpus")
+    if folder.done(config):
+        log.info("%s is complete: skipped", config.run_dir)
+        return folder.path("model")
+    device, data = training_device(config.device), read_data(config, corpus)
+    folder.start(config, fingerprint)
+    seed_everything(config.seed)
+    trainer = train_acoustic(
+        new_acoustic_model(data.model, config.seed),
+        data.train,
+        data.valid,
+        config.training,
+        folder.checkpoints,
+        seed=config.seed,
+        device=device,
+        precision=resolve_precision(config.precision, device),
+        processes=process_count(),
+        callbacks=[MetricsCallback(folder.metrics), TrainerProgress("train-acoustic")],
+        tensorboard=folder.path("tensorboard"),
+    )
+    model: AcousticModel = trainer.accelerator.unwrap_model(trainer.model)
+    if is_main_process():
+        model.save_pretrained(folder.path("model"))
+        folder.mark_complete({"steps": trainer.state.global_step, **scores_of(model, data)})
+    trainer.accelerator.wait_for_everyone()
+    return folder.path("model")
+
+
+def scores_of(model: AcousticModel, data: Data) -> dict[str, float]:
+    """The trained stage's figures of the valid split beside the unigram baseline's, told too; empty without a split."""
+    if not data.valid:
+        return {}
+    train = (data.train.codes[number] for number in data.train.numbers)
+    found = book_scores(model, data.valid) | unigram_scores(train, data.valid, data.model)
+    for book in range(1, data.model.n_codebooks):
+        accuracy, unigram = (100 * found[f"{name}accuracy/book{book}"] for name in ("", "unigram_"))
+        losses = (found[f"{name}loss/book{book}"] for name in ("", "unigram_"))
+        log.info(
+            "book %d: accuracy %.1f %% (unigram %.1f %%), loss %.3f (unigram %.3f)", book, accuracy, unigram, *losses
+        )
+    return {name: round(value, 5) for name, value in found.items()}
