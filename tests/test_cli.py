@@ -146,6 +146,10 @@ WRONG = {
         ["normaliser=shout", "precision=fp8", "device=abacus", "data=[]"],
         ["shout", "fp8", "abacus", "no data"],
     ),
+    "train-acoustic": (
+        ["corpus=./no-corpus", "precision=fp8", "device=abacus"],
+        ["no-corpus", "fp8", "abacus"],
+    ),
     "encode": (
         ["tokenizer=./no-tokenizer", "precision=fp8", "data=[{path: nowhere/a.jsonl}, {path: nowhere/b.jsonl}]"],
         ["no-tokenizer", "fp8", "a.jsonl", "b.jsonl"],
