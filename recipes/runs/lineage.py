@@ -71,11 +71,12 @@ class PastRun:
     def inputs(self) -> Iterator[str]:
         """Names and paths of what it was made from, apart from recordings that no run made."""
         settings = self.settings
-        teacher = settings.get("teacher")
-        for value in (settings.get("init_from"), teacher.get("name") if isinstance(teacher, dict) else None):
+        heard_by = (settings.get(key) for key in ("teacher", "encoder"))
+        names = [value.get("name") for value in heard_by if isinstance(value, dict)]
+        for value in (settings.get("init_from"), *names):
             if value:
                 yield value
-        for key in ("model", "corpus", "tokenizer"):
+        for key in ("model", "corpus", "tokenizer", "acoustic"):
             if isinstance(settings.get(key), str) and settings[key]:
                 yield settings[key]
         for source in (*(settings.get("data") or []), *(settings.get("corpora") or [])):
