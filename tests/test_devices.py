@@ -25,6 +25,7 @@ from recipes.commands import train_teacher, train_tokenizer
 from recipes.config import from_values
 from recipes.runs.restart import start_over
 from recipes.runs.run_folder import RunFolder
+from slm.acoustic.training import AcousticTraining, train_acoustic
 from slm.training.config import TrainingConfig
 from slm.training.trainer import SpeechTrainer, train
 from tokenizer.codecs.supervised import SemanticQuantizer, SemanticQuantizerConfig
@@ -280,6 +281,9 @@ def test_a_recognisers_and_an_llms_do_so_too(tmp_path, monkeypatch):
     def asked(**kwargs):
         raise Asked(kwargs["ddp_timeout"])
 
+    monkeypatch.setattr("slm.acoustic.training.TrainingArguments", asked)
+    with pytest.raises(Asked, match="5000"):
+        train_acoustic(nn.Identity(), None, [], AcousticTraining(**WAITS), tmp_path)
     settings = TrainingConfig(**WAITS)
     monkeypatch.setattr("slm.training.config.TrainingArguments", asked)
     with pytest.raises(Asked, match="5000"):

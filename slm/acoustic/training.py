@@ -38,11 +38,23 @@ class AcousticTraining:
     eval_steps: int = field(default=500, metadata={"help": "steps between two scores of the valid split", **ADJUSTABLE})
     save_steps: int = field(default=250, metadata={"help": "steps between two checkpoints", **ADJUSTABLE})
     keep_checkpoints: int = field(default=2, metadata={"help": "checkpoints kept on disk, at least 2", **ADJUSTABLE})
+    process_timeout_s: float = field(
+        default=7200.0,
+        metadata={
+            "help": "how long processes wait for each other before they give up, in seconds: longer than the first "
+            "one takes to evaluate, and to write a checkpoint",
+            **ADJUSTABLE,
+        },
+    )
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_steps", "eval_steps", "save_steps"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"training.{name}: {getattr(self, name)} must be at least 1")
+        if self.process_timeout_s < 1:
+            raise TrainingError(
+                f"training.process_timeout_s: {self.process_timeout_s:g} must be at least 1; 7200 are two hours"
+            )
         if self.keep_checkpoints < 2:
             raise TrainingError("training.keep_checkpoints: at least 2, so that a torn one leaves the one before")
 
@@ -119,6 +131,7 @@ def train_acoustic(
         eval_steps=config.eval_steps,
         save_steps=config.save_steps,
         save_total_limit=config.keep_checkpoints,
+        ddp_timeout=round(config.process_timeout_s),
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         use_cpu=device == "cpu",

@@ -1,74 +1,91 @@
-"""Measures of pitch against the recording that a waveform runs in step with: F0 correlation and voicing, by Praat.
+"""Fundamental frequency (F0) of a clip against that of the recording that it runs in step with, by Praat.
 
-Praat's autocorrelation method (Boersma 1993), by parselmouth: GPL-3, hence an extra of its own.
+Praat (through parselmouth, GPL-3, an extra and never a core dependency) finds F0 by autocorrelation (Boersma 1993).
 
 Shapes: S samples of one mono waveform, T frames of 10 ms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from eval.speech.measures.registry import Measure, MeasureError, register_measure
 
-__all__ = ["f0_track"]
+_HZ = 16_000
+_STEP_S, _LOWEST_HZ, _HIGHEST_HZ = 0.01, 60.0, 500.0
+_FEWEST = 10  # frames that are voiced in both, for a correlation
+_QUIET_DB = 60.0
+_LEAST_SPREAD_HZ = 0.1  # a steady tone's F0 moves less than this, by rounding alone
 
-_HZ, _STEP_S, _LOWEST_HZ, _HIGHEST_HZ = 16_000, 0.01, 60.0, 500.0
-_LEAST_VOICED = 10  # frames, a tenth of a second: fewer give no correlation worth the name
 
-
-def _load() -> Any:
+def _load_praat() -> Any:
     import parselmouth
 
     return parselmouth
 
 
-def f0_track(parselmouth: Any, audio: np.ndarray) -> np.ndarray:
-    """F0 in Hz (T,) of a waveform (S,) at 16 kHz, 0 where it is not voiced.
+def _pitches(praat: Any, audio: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """F0 in Hz (T,) of both, 0 where unvoiced, and which frames are not quiet in both."""
+    found, loud = [], []
+    for signal in (audio, reference):
+        sound = praat.Sound(np.asarray(signal, np.float64), _HZ)
+        try:
+            pitch = sound.to_pitch_ac(time_step=_STEP_S, pitch_floor=_LOWEST_HZ, pitch_ceiling=_HIGHEST_HZ)
+        except praat.PraatError as error:
+            raise MeasureError("the clip is too short to have a pitch") from error
+        found.append(pitch.selected_array["frequency"])
+        half = round(_STEP_S * _HZ / 2)
+        power = [
+            np.mean(np.square(signal[max(0, at - half) : at + half])) for at in np.rint(pitch.xs() * _HZ).astype(int)
+        ]
+        loud.append(np.asarray(power) > np.max(power) * 10 ** (-_QUIET_DB / 10))
+    return found[0], found[1], loud[0] | loud[1]
 
-    Raises:
-        MeasureError: The clip is shorter than the method's window.
-    """
-    try:
-        sound = parselmouth.Sound(audio.astype(np.float64), _HZ)
-        pitch = sound.to_pitch_ac(time_step=_STEP_S, pitch_floor=_LOWEST_HZ, pitch_ceiling=_HIGHEST_HZ)
-    except parselmouth.PraatError as error:
-        raise MeasureError("too short for a pitch") from error
-    return pitch.selected_array["frequency"]
+
+def _f0_correlation(praat: Any, audio: np.ndarray, reference: np.ndarray) -> float:
+    own, other, _ = _pitches(praat, audio, reference)
+    voiced = (own > 0) & (other > 0)
+    if voiced.sum() < _FEWEST:
+        raise MeasureError(f"fewer than {_FEWEST} frames are voiced in both")
+    if min(own[voiced].std(), other[voiced].std()) < _LEAST_SPREAD_HZ:
+        raise MeasureError("F0 does not move")
+    return float(np.corrcoef(own[voiced], other[voiced])[0, 1])
 
 
-def _pitch(parselmouth: Any, audio: np.ndarray, reference: np.ndarray) -> Mapping[str, float]:
-    """Pearson's correlation of log F0 where both are voiced; share of frames where only one of them is."""
-    found, wanted = f0_track(parselmouth, audio), f0_track(parselmouth, reference)
-    length = min(len(found), len(wanted))
-    found, wanted = found[:length], wanted[:length]
-    both = (found > 0) & (wanted > 0)
-    if both.sum() < _LEAST_VOICED:
-        raise MeasureError("fewer than 0.1 s voiced in both")
-    tracks = np.log(found[both]), np.log(wanted[both])
-    if min(track.std() for track in tracks) < 1e-6:
-        raise MeasureError("a pitch that does not move")
-    return {
-        "correlation": float(np.corrcoef(*tracks)[0, 1]),
-        "voicing_error": float(((found > 0) != (wanted > 0)).mean()),
-    }
+def _voicing_error(praat: Any, audio: np.ndarray, reference: np.ndarray) -> float:
+    own, other, heard = _pitches(praat, audio, reference)
+    if not (other > 0).any():
+        raise MeasureError("no frame of the recording is voiced")
+    return float(np.mean(((own > 0) != (other > 0))[heard]))
 
 
 register_measure(
     Measure(
-        name="f0",
-        title="F0",
-        explanation="Correlation of log F0 where both are voiced (to 1), and share of frames where one alone is",
-        better="none",
-        function=_pitch,
-        load=_load,
+        name="f0_correlation",
+        title="F0 correlation",
+        explanation="Correlation of F0 where both are voiced (Praat, to 1)",
+        better="higher",
+        function=_f0_correlation,
+        load=_load_praat,
         extra="f0",
         sampling_rate=_HZ,
         digits=3,
-        parts={"correlation": "corr.", "voicing_error": "voicing"},
+        default=False,
+    )
+)
+register_measure(
+    Measure(
+        name="voicing_error",
+        title="voicing error",
+        explanation="Share of frames that are voiced in one alone (Praat, from 0)",
+        better="lower",
+        function=_voicing_error,
+        load=_load_praat,
+        extra="f0",
+        sampling_rate=_HZ,
+        digits=3,
         default=False,
     )
 )

@@ -1,4 +1,4 @@
-"""Measures of a waveform against its recording: log-mel and STFT distance, SI-SDR, STOI, PESQ, level, duration.
+"""Measures of a waveform against the recording that it runs in step with: log-mel distance, STOI, PESQ, level.
 
 Shapes: S samples of one mono waveform, M mel channels, T frames.
 """
@@ -21,8 +21,6 @@ __all__ = ["log_mel_db"]
 _HZ = 16_000  # wide-band PESQ is defined at this rate; the other measures follow it
 _N_FFT, _HOP, _N_MELS = 1024, 256, 80
 _FLOOR = 1e-8  # of power: -80 dB, below which nobody hears a difference
-_STFT_SIZES = (512, 1024, 2048)
-_TINY, _MOST_DB = 1e-20, 100.0  # an exact copy has no distortion; what lies beyond 100 dB is rounding
 _TOO_LITTLE = "too little speech in the clip"
 
 
@@ -44,31 +42,6 @@ def log_mel_db(audio: np.ndarray) -> np.ndarray:
 
 def _mel_distance_db(audio: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(log_mel_db(reference) - log_mel_db(audio)).mean())
-
-
-def _stft_distance_db(audio: np.ndarray, reference: np.ndarray) -> float:
-    """Mean over window lengths and bins of |20 log10| of the magnitudes' ratio, floored as the log-mel is."""
-    spectra = []
-    for signal in (torch.from_numpy(np.asarray(one, dtype=np.float32)) for one in (audio, reference)):
-        for size in _STFT_SIZES:
-            window = torch.hann_window(size)
-            padded = torch.nn.functional.pad(signal, (size // 2, size // 2))
-            power = torch.stft(padded, size, size // 4, window=window, center=False, return_complex=True).abs().square()
-            spectra.append(10 * (power / window.sum().square() * 4).clamp_min(_FLOOR).log10())
-    own, others = spectra[: len(_STFT_SIZES)], spectra[len(_STFT_SIZES) :]
-    return float(np.mean([(a - b).abs().mean().item() for a, b in zip(own, others, strict=True)]))
-
-
-def _si_sdr_db(audio: np.ndarray, reference: np.ndarray) -> float:
-    """Scale-invariant signal-to-distortion ratio (Le Roux et al. 2019, arXiv 1811.02508, equation 5), means removed."""
-    found, wanted = (np.asarray(one, dtype=np.float64) - np.mean(one) for one in (audio, reference))
-    target = wanted * (found @ wanted) / max(wanted @ wanted, _TINY)
-    noise = found - target
-    return float(np.clip(10 * np.log10(max(target @ target, _TINY) / max(noise @ noise, _TINY)), -_MOST_DB, _MOST_DB))
-
-
-def _duration_ratio(audio: np.ndarray, reference: np.ndarray) -> float:
-    return len(audio) / len(reference)
 
 
 def _load_stoi() -> Any:
@@ -151,44 +124,5 @@ register_measure(
         sampling_rate=_HZ,
         unit="dB",
         digits=1,
-    )
-)
-register_measure(
-    Measure(
-        name="stft_distance_db",
-        title="STFT",
-        explanation="Distance of log magnitudes, mean of windows of 32, 64 and 128 ms",
-        better="lower",
-        function=_stft_distance_db,
-        sampling_rate=_HZ,
-        defined_for_silence=True,
-        unit="dB",
-        default=False,
-    )
-)
-register_measure(
-    Measure(
-        name="si_sdr_db",
-        title="SI-SDR",
-        explanation="Scale-invariant signal-to-distortion ratio",
-        better="higher",
-        function=_si_sdr_db,
-        sampling_rate=_HZ,
-        unit="dB",
-        digits=1,
-        default=False,
-    )
-)
-register_measure(
-    Measure(
-        name="duration_ratio",
-        title="duration",
-        explanation="Duration by that of the recording",
-        better="none",
-        function=_duration_ratio,
-        sampling_rate=_HZ,
-        time_aligned=False,
-        defined_for_silence=True,
-        default=False,
     )
 )
