@@ -138,7 +138,7 @@ COMMANDS = [
     ),
     Command(
         "align",
-        "Align texts to their audio by CTC: each word and character with its times, in a new manifest.",
+        "Align texts to their audio: each word, character and phone with its times, in a new manifest.",
         "slm align data.0.path=corpus/manifest.jsonl run_dir=runs/aligned plot=3",
     ),
     Command(
