@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from slm_tiny import save_llm, tiny_model
 from test_slm_training import KillAt
 
-from recipes.commands import finetune_continuous, transcribe
+from recipes.commands import export, finetune_continuous, transcribe
 from recipes.config import ConfigError, load_config
 from recipes.continuous.encoder import encode_recordings, load_encoder
 from slm.continuous import ContinuousLM, Projector, ProjectorSettings, load_continuous
@@ -177,5 +177,7 @@ def test_what_is_wrong_is_named(world, trained, tmp_path) -> None:
     config = load_config(transcribe.Config, None, [f"files=[{world / '0.wav'}]", f"model={broken}", "device=cpu"])
     with pytest.raises(ConfigError, match="holds other weights than those it was trained on"):
         transcribe.run(config)
+    with pytest.raises(ConfigError, match="is not exported; share its folder"):
+        export.plan(export.Config(source=str(trained.parent), output=str(tmp_path / "shared")))
     with pytest.raises(ConfigError, match="freeze_llm and lora"):
         configured(world, "x", "freeze_llm=true", "lora.rank=2")

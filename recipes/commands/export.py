@@ -36,6 +36,7 @@ from recipes.runs.lineage import PastRun, run_of
 from recipes.runs.logs import log
 from recipes.runs.own_folders import CONFIG_FILE
 from recipes.scoring.systems import model_label
+from slm.continuous import is_continuous
 from slm.modeling import DTYPES, load_llm
 from slm.vocabulary import FILE_NAME as VOCABULARY_FILE
 from tokenizer import load_tokenizer
@@ -136,6 +137,10 @@ def _find(source: str) -> tuple[Path, dict[str, Any], str, PastRun | None]:
     folder = Path(source).expanduser()
     if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
         folder = folder / "model"
+    if any(is_continuous(place) for place in (folder, folder / "model")):
+        raise ConfigError(
+            f"{source}: a model that hears continuous features is not exported; share its folder RUN_DIR/model as it is"
+        )
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"{source}: neither a finished run (no model/config.json) nor a model folder (no config.json)"
