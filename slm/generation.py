@@ -34,6 +34,9 @@ from slm.tasks.sequences import make_prompt
 from slm.tasks.styles import trained_wording
 from slm.vocabulary import SpeechVocabulary, VocabularyError
 
+# Why an answer of several stretches counts as ended: the worst of their reasons, which stand here from the best.
+_WORST: tuple[FinishReason, ...] = ("stop", "length", "loop", "non_finite")
+
 
 @dataclass(frozen=True)
 class TranscribeOutput:
@@ -199,7 +202,7 @@ def generate_speech(
         speech_lm: The model.
         task: Whose prompts.
         utterances: What the prompts are made of.
-        limits: How long each answer may be and must be.
+        limits: How long each answer may be and must be; of a task by word each of its words.
         settings: Decoding. With `retries` an answer that the model did not end is drawn again with the next seed, and
             the last attempt counts.
         keys: What, beside the seed, decides each answer's random stream; their numbers by default.
@@ -208,11 +211,14 @@ def generate_speech(
         One output per utterance, in order.
 
     Raises:
-        GenerationError: The task answers in text.
+        GenerationError: The task answers in text, or is by word and guidance is set.
         TaskError: An utterance lacks a part of the prompt.
     """
     _check_modality(task, "speech")
     settings = settings or SynthesizeSettings()
+    if task.by_word and settings.guidance > 1:
+        raise GenerationError(f"synthesising: guidance: {task.name} gives its words in the answer; set it to 1")
+    draw = _draw_words if task.by_word else _draw_speech
     keys = _numbers(utterances) if keys is None else keys
     prompts = [make_prompt(speech_lm.vocabulary, task, item) for item in utterances]
     guided = settings.guidance > 1
@@ -220,7 +226,7 @@ def generate_speech(
     outputs: list[SynthesizeOutput | None] = [None] * len(prompts)
     todo = list(range(len(prompts)))
     for attempt in range(1 + settings.retries):
-        answers = _draw_speech(
+        arguments = (
             speech_lm,
             [prompts[i] for i in todo],
             [bare[i] for i in todo] if guided else None,
@@ -229,6 +235,7 @@ def generate_speech(
             settings.seed + attempt,
             [keys[i] for i in todo],
         )
+        answers = draw(*arguments, [utterances[i].words for i in todo]) if task.by_word else draw(*arguments)
         for i, answer in zip(todo, answers, strict=True):
             codes = speech_lm.vocabulary.codes_from_ids(answer.ids, answer.further)
             outputs[i] = SynthesizeOutput(codes, answer.finish_reason, attempt + 1)
@@ -260,11 +267,14 @@ def stream_speech(
         The codes that are new, (n, f), f >= 0; `finish_reason` is `going` but for the last.
 
     Raises:
-        GenerationError: The task answers in text, or `retries` are set: what was given cannot be taken back.
+        GenerationError: The task answers in text or is by word, or `retries` are set: what was given cannot be taken
+            back.
         TaskError: The utterance lacks a part of the prompt.
     """
     _check_modality(task, "speech")
     settings, vocabulary = settings or SynthesizeSettings(), speech_lm.vocabulary
+    if task.by_word:
+        raise GenerationError(f"synthesising: {task.name} is not streamed; call generate_speech")
     if settings.retries:
         raise GenerationError("synthesising: retries: what a stream has given cannot be taken back; set it to 0")
     prompt, bare = (make_prompt(vocabulary, task, utterance, bare=bare) for bare in (False, True))
@@ -310,6 +320,43 @@ def _draw_speech(
         for i, answer in zip(batch, found, strict=True):
             answers[i] = answer
     return answers
+
+
+def _draw_words(
+    speech_lm: SpeechLM,
+    prompts: Sequence[np.ndarray],
+    bare: None,
+    limits: Sequence[SpeechLimits],
+    settings: SynthesizeSettings,
+    seed: int,
+    keys: Sequence[str],
+    words: Sequence[Sequence[np.ndarray]],
+) -> list[Answer]:
+    """Gives each word in its turn: the first stands in the prompt, with the mark that opens its speech.
+
+    A word that the model does not end is cut where its limit or a loop ends it, and the next is given; the answer's
+    reason says so. What came before is read anew with each word.
+    """
+    vocabulary, prompts = speech_lm.vocabulary, list(prompts)
+    if vocabulary.further_sizes:
+        raise GenerationError("synthesising: word by word there is no pattern=delay; train with semantic or flatten")
+    ids: list[list[int]] = [[] for _ in prompts]
+    reasons: list[FinishReason] = ["stop"] * len(prompts)
+    for number in range(max(map(len, words))):
+        going = [i for i, own in enumerate(words) if number < len(own) and reasons[i] != "non_finite"]
+        if not going:
+            break
+        batch = ([prompts[i] for i in going], None, [limits[i] for i in going])
+        said = _draw_speech(speech_lm, *batch, settings, seed, [f"{keys[i]} word {number}" for i in going])
+        for i, one in zip(going, said, strict=True):
+            whole = len(one.ids) // vocabulary.ids_per_frame * vocabulary.ids_per_frame  # the next word begins a frame
+            drawn = one.ids[:whole]
+            ids[i] += drawn
+            reasons[i] = max(reasons[i], one.finish_reason, key=_WORST.index)
+            following = words[i][number + 1 : number + 2]
+            opening = [vocabulary.speech_end_id, *(k for word in following for k in word), vocabulary.speech_id]
+            prompts[i] = np.concatenate([prompts[i], drawn, opening]).astype(np.int64)
+    return [Answer(*answer) for answer in zip(ids, reasons, strict=True)]
 
 
 def _sampling(

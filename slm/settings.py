@@ -124,6 +124,13 @@ class SynthesizeSettings:
             f"{FASTEST:g} of what the fastest of the training's speech took, or 0 where the model does not tell"
         },
     )
+    max_word_s: float = field(
+        default=2.0,
+        metadata={
+            "help": "speech allowed per word where the text is given word by word (task=tts-aligned), the pause behind "
+            "it included; the next word is given then. No limit of the whole text is read there"
+        },
+    )
     loop_s: float | None = field(
         default=None,
         metadata={
@@ -144,6 +151,8 @@ class SynthesizeSettings:
             raise GenerationError("synthesising: guidance must be 1 (none) or more")
         if self.min_seconds is not None and self.min_seconds <= 0:
             raise GenerationError("synthesising: min_seconds must be above 0, or null")
+        if self.max_word_s <= 0:
+            raise GenerationError(f"synthesising: max_word_s {self.max_word_s:g} must be above 0")
         if self.retries < 0 or (self.retries and not self.temperature):
             raise GenerationError(
                 f"synthesising: retries {self.retries} must be 0 or more, and need a temperature: a greedy answer is "
@@ -203,6 +212,11 @@ def speech_limits(
         least = FASTEST / known.characters_per_s[2] if measured else 0.0
     most_s = base + per_character * characters + SECONDS_PER_SECOND * speech_s
     return SpeechLimits(most_s, least * len(text) if is_said else 0.0)
+
+
+def word_limits(vocabulary: SpeechVocabulary, settings: SynthesizeSettings) -> SpeechLimits:
+    """How long the speech of each word of a task by word may be: at least a frame, so that none is skipped."""
+    return SpeechLimits(settings.max_word_s, 1.5 / vocabulary.frame_rate)  # rounded down to whole frames
 
 
 def tokens_allowed(

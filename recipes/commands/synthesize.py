@@ -76,7 +76,7 @@ from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from slm.acoustic.decoding import AcousticDecoding
 from slm.generation import SpeechLM, generate_speech
 from slm.modeling import describe_llm
-from slm.settings import SpeechLimits, SynthesizeSettings, speech_limits
+from slm.settings import SpeechLimits, SynthesizeSettings, speech_limits, word_limits
 from slm.tasks import Task, TaskError
 from slm.tasks.continuation import split_codes
 from slm.tasks.sequences import prompt_size
@@ -288,6 +288,14 @@ def refuse_files(task: Task) -> None:
     )
 
 
+def refuse_words(task: Task, config: Config) -> None:
+    """Raises ConfigError where a task by word is asked for what it cannot do."""
+    if config.decoding.guidance > 1:
+        raise ConfigError(f"decoding.guidance: {task.name} gives its words in the answer; leave guidance at 1")
+    if config.stream:
+        raise ConfigError(f"stream: {task.name} is not streamed; leave stream out")
+
+
 def prepare(config: Config, with_files: bool = False) -> Setup:
     """Raises all that would stop a synthesis, together; `with_files`: and each file that is missing or empty."""
     problems = Problems("slm synthesize")
@@ -297,6 +305,8 @@ def prepare(config: Config, with_files: bool = False) -> Setup:
         problems.attempt(refuse_text, setup.task)
     if setup is not None and setup.task.prompt_holds_text and config.files:
         problems.attempt(refuse_files, setup.task)
+    if setup is not None and setup.task.by_word:
+        problems.attempt(refuse_words, setup.task, config)
     if config.acoustic and setup is not None and setup.tokenizer is not None:
         parts = (config, setup.vocabulary, setup.tokenizer, setup.device)
         setup.acoustic = problems.attempt(acoustic_voice, *parts)
@@ -313,7 +323,10 @@ def plan(config: Config) -> dict[str, object]:
     scripts = read_scripts(config, task, vocabulary, describe_llm(config.model).tokenizer)
     parts = [part for script in scripts for part in script.parts]
     limits = [limits_of(config, task, script, part, vocabulary) for script in scripts for part in script.parts]
-    budget = sum(one.most_s for one in limits)
+    # Of a task by word they are each word's.
+    budget = sum(
+        one.most_s * (len(part.said.split()) if task.by_word else 1) for one, part in zip(limits, parts, strict=True)
+    )
     facts: dict[str, object] = {
         "model": config.model,
         "speech tokenizer": config.tokenizer or vocabulary.tokenizer,
@@ -474,7 +487,9 @@ def encode_recordings(config: Config, setup: Setup, scripts: Iterable[Script]) -
 
 
 def limits_of(config: Config, task: Task, script: Script, part: Part, vocabulary: SpeechVocabulary) -> SpeechLimits:
-    """How long the speech of a part may be and must be."""
+    """How long the speech of a part may be and must be; of a task by word that of each word."""
+    if task.by_word:
+        return word_limits(vocabulary, config.decoding)
     text, is_said = "", may_be_cut(task)
     if task.prompt_holds_text:
         columns = (script.columns.get(name, "") for name in task.columns)

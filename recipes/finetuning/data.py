@@ -17,12 +17,14 @@ from transformers import PreTrainedTokenizerBase
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError
 from recipes.finetuning.config import Config, CorpusSource
+from recipes.finetuning.words import WORDS, words_of
 from recipes.runs.logs import log
 from slm.corpus import INDEX_NAME, CodedCorpus, CodedRow, CorpusMetadata
-from slm.patterns import resolve_pattern
+from slm.patterns import DELAY, resolve_pattern
 from slm.tasks import Task, TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.styles import PromptStyles, language_mark, wording_ids
+from slm.tasks.tts_aligned import word_ids
 from slm.trained_on import TrainedOn
 from slm.training.batches import MixedSamples, Samples, SpeechSamples, TextSamples
 from slm.vocabulary import SpeechVocabulary, add_marks, add_speech
@@ -112,7 +114,11 @@ def used_tasks(config: Config) -> list[Task]:
 def columns_of(config: Config, corpora: Corpora) -> list[str]:
     """The corpora's columns, beside codes and text, that the tasks read. Raises ConfigError where one lacks one."""
     tasks = {task.name: list(task.columns) for task in used_tasks(config)}
+    by_word = {task.name: [WORDS] for task in used_tasks(config) if task.by_word}
+    if by_word and config.pattern == DELAY:
+        raise ConfigError(f"pattern: {', '.join(by_word)} speaks word by word, which takes semantic or flatten")
     _check_columns("task_weights", tasks, corpora)
+    _check_columns("task_weights", by_word, corpora)
     _check_columns("prompts.languages", {task: [name] for task, name in config.prompts.languages.items()}, corpora)
     return list(dict.fromkeys(name for names in tasks.values() for name in names))
 
@@ -202,10 +208,11 @@ def make_data(
     """The sequences of the train and valid splits, and the vocabulary that tells what those with a text are like.
 
     Utterances whose text, or a column that a task reads, normalises to nothing are left out, and told; unless no task
-    holds any text.
+    holds any text. With a task by word so are those that are not aligned.
     """
     columns = columns_of(config, corpora)
     needed = ["text", *columns] if any(task.holds_text for task in used_tasks(config)) else []
+    by_word = any(task.by_word for task in used_tasks(config))
     write, read = get_normaliser(vocabulary.normaliser), get_normaliser(vocabulary.normaliser_of_prompts)
     as_written = vocabulary.normaliser == vocabulary.normaliser_of_prompts
     encode = functools.partial(vocabulary.encode_text, tokenizer)
@@ -217,7 +224,7 @@ def make_data(
     }
 
     def samples(split: str) -> SpeechSamples | None:
-        written, prompts, weights, n_empty = [], [], [], 0
+        written, prompts, weights, n_empty, n_not_aligned = [], [], [], 0, 0
         languages: dict[str, list[str | None]] = {task: [] for task in asked_in.languages}
         chosen = evaluated(corpora.count(split), config.eval_utterances) if split == "valid" else None
         spoken[split] = []
@@ -230,10 +237,18 @@ def make_data(
             if not all(texts[name] and asked[name] for name in needed):
                 n_empty += 1
                 continue
-            codes = row["audio_codes"].astype(np.int32)
-            written.append(_tokens(codes, {name: encode(text) for name, text in texts.items()}))
+            codes, words = row["audio_codes"].astype(np.int32), {}
+            if by_word:
+                place = f"corpus {corpora.names}: {row['id']}"
+                aligned = (row["columns"][WORDS], asked["text"], codes.shape[1], vocabulary.frame_rate, read, place)
+                if (word_frames := words_of(*aligned)) is None:
+                    n_not_aligned += 1
+                    continue
+                words = {"words": word_ids(encode, asked["text"]), "word_frames": word_frames}
+            written.append(_tokens(codes, {name: encode(text) for name, text in texts.items()}, words))
             same = asked == texts
-            prompts.append(written[-1] if same else _tokens(codes, {name: encode(t) for name, t in asked.items()}))
+            ids = {} if same else {name: encode(text) for name, text in asked.items()}
+            prompts.append(written[-1] if same else _tokens(codes, ids, words))
             weights.append(weight)
             for task, column in asked_in.languages.items():
                 language = row["columns"][column]
@@ -241,6 +256,14 @@ def make_data(
             spoken[split].append((asked["text"], codes.shape[1] / vocabulary.frame_rate))
         if n_empty:
             log.warning("%s: %d utterances without %s are left out", split, n_empty, " or ".join(needed))
+        if n_not_aligned:
+            log.warning(
+                "%s: %d utterances whose column %s does not say their text, or has more words than they have "
+                "frames, are left out",
+                split,
+                n_not_aligned,
+                WORDS,
+            )
         if not written:
             return None
         repeats = weights if set(weights) != {1.0} and split == "train" else None
@@ -252,7 +275,7 @@ def make_data(
 
     training = samples("train")
     if training is None:
-        named = " and ".join(["a text", *columns])
+        named = " and ".join(["a text", *columns, *([f"{WORDS} that say it"] if by_word else [])])
         raise ConfigError(f"corpus {corpora.names}: none of the train split's utterances has {named}")
     members = [i for i in np.unique(training.members) if spoken["train"][i][0]]
     if not members:  # recordings without transcripts: nothing is known of their texts, nor of their rate of speech
@@ -307,8 +330,8 @@ def _replayed(
     return samples(kept, config.replay.weight) if config.replay.loss_weight else None, held_out
 
 
-def _tokens(codes: np.ndarray, ids: dict[str, np.ndarray]) -> UtteranceTokens:
-    return UtteranceTokens(codes, ids.pop("text"), ids)
+def _tokens(codes: np.ndarray, ids: dict[str, np.ndarray], words: dict[str, Any]) -> UtteranceTokens:
+    return UtteranceTokens(codes, ids.pop("text"), ids, **words)
 
 
 def evaluated(n: int, most: int | None) -> set[int] | None:

@@ -166,7 +166,11 @@ def time_step(config: Config, speech_tokenizer: str, texts: Sequence[str]) -> fl
     for text, n in zip(texts, frames, strict=True):
         ids = vocabulary.encode_text(text_tokenizer, normalise(text))
         codes = rng.integers(0, shortest, (vocabulary.n_codebooks, n))
-        utterances.append(UtteranceTokens(codes, ids, dict.fromkeys(columns, ids)))  # as long, for want of better
+        # A column is as long as the text, and so are the words of a task by word, each a token: for want of better.
+        frames_of = [len(part) for part in np.array_split(np.arange(n), min(n, len(ids)) or 1)]
+        words = [ids[k : k + 1] for k in range(len(frames_of))]
+        further = {"words": words, "word_frames": frames_of}
+        utterances.append(UtteranceTokens(codes, ids, dict.fromkeys(columns, ids), **further))
     samples = SpeechSamples(vocabulary, utterances, config.task_weights, config.noise)
     timer, device = _Timer(), resolve_device(config.device)
     settings = dataclasses.replace(config.training, steps=WARM_UP + TIMED, epochs=None, eval_steps=0, keep="last")

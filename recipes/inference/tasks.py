@@ -16,6 +16,7 @@ from slm.tasks import Task, TaskError, get_task, tasks
 from slm.tasks.registry import Modality, UtteranceTokens
 from slm.tasks.sequences import prompt_size
 from slm.tasks.styles import language_mark, trained_wording, wording_ids
+from slm.tasks.tts_aligned import word_ids
 from slm.vocabulary import SpeechVocabulary
 
 COMMANDS: dict[Modality, str] = {"text": "slm transcribe", "speech": "slm synthesize"}
@@ -148,6 +149,7 @@ def prompt_utterance(
     utterance = UtteranceTokens(codes, None, dict.fromkeys(task.columns))
     if task.prompt_holds_text:
         ids = {name: encode(columns[name]) if columns.get(name) else None for name in task.columns}
-        utterance = UtteranceTokens(codes, encode(text) if text else None, ids)
+        words = word_ids(encode, text) if task.by_word else None
+        utterance = UtteranceTokens(codes, encode(text) if text else None, ids, words=words)
     prompt_size(task, utterance)
     return utterance

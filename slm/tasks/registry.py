@@ -7,7 +7,7 @@ when the model generates and where it stops (:mod:`slm.generation`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -34,6 +34,8 @@ class UtteranceTokens:
         language: The mark that names the answer's language, behind the prompt's parts, such as `<|de|>`; None: none.
         prompt_share: Of a task that continues speech: the share of the codes that its prompt holds, above 0; the rest
             is its answer. 1: all of them, since what follows is still to be generated.
+        words: Of a task by word: the ids (T,) of each word of the text.
+        word_frames: Of a task by word: how many frames of the codes are each word's.
     """
 
     codes: np.ndarray | None = None
@@ -42,6 +44,8 @@ class UtteranceTokens:
     wording: np.ndarray | None = None
     language: str | None = None
     prompt_share: float = 1.0
+    words: Sequence[np.ndarray] | None = None
+    word_frames: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,10 @@ class Speech:
 
 @dataclass(frozen=True)
 class Text:
-    """A stretch of text: (T,) ids."""
+    """A stretch of text: (T,) ids. Of an answer it may be `given`: not learnt, nor drawn, nor the mark behind it."""
 
     ids: np.ndarray | None
+    given: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,8 @@ class Task:
         scored_by: `wer`: word and character errors; `bleu`: BLEU and chrF beside them, as translations are scored.
         continues: Whether prompt and answer are two stretches of one utterance's speech: `turn` cuts it at the
             utterance's `prompt_share`, which training draws.
+        by_word: Whether the answer is each word of the text, given, and its speech: `turn` finds the utterance's
+            `words`, and `word_frames` beside its codes.
     """
 
     name: str
@@ -102,6 +109,7 @@ class Task:
     reference: str | None = "text"
     scored_by: Literal["wer", "bleu"] = "wer"
     continues: bool = False
+    by_word: bool = False
 
     @cached_property
     def prompt_holds_speech(self) -> bool:
@@ -110,8 +118,9 @@ class Task:
 
     @cached_property
     def prompt_holds_text(self) -> bool:
-        """Whether there is text in the prompt."""
-        return any(isinstance(part, Text) for part in self._sample.prompt)
+        """Whether there is text in the prompt, or in the answer and given."""
+        given = (part for part in self._sample.answer if isinstance(part, Text) and part.given)
+        return any(isinstance(part, Text) for part in (*self._sample.prompt, *given))
 
     @cached_property
     def holds_text(self) -> bool:
@@ -121,7 +130,8 @@ class Task:
     @cached_property
     def _sample(self) -> Turn:
         text = np.zeros(8, dtype=np.int64)
-        return self.turn(UtteranceTokens(np.zeros((1, 8), dtype=np.int64), text, dict.fromkeys(self.columns, text)))
+        codes, columns = np.zeros((1, 8), dtype=np.int64), dict.fromkeys(self.columns, text)
+        return self.turn(UtteranceTokens(codes, text, columns, words=(text,), word_frames=(8,)))
 
 
 _TASKS: dict[str, Task] = {}

@@ -5,9 +5,11 @@ the pattern `delay` a prompt is (P, n): its first column holds the ids, the othe
 
     ASR   before <|speech|> codes <|/speech|> <|transcribe|> between | text end
     TTS   before text <|synthesize|> between <|speech|> | codes <|/speech|> end
+    tts-aligned  before <|synthesize-aligned|> between word <|speech|> | codes <|/speech|> word <|speech|> codes ... end
 
 `before` and `between` are the chat template's ids (or bos, and nothing); what follows the bar is the answer, the only
-part with loss. The mark that opens an answer's speech is given, not learnt. Generation uses the same prompt. A wording
+part with loss. The mark that opens an answer's speech is given, not learnt. Generation uses the same prompt. A task by
+word has loss on each word's codes and their end alone: words, and that none is left, are given. A wording
 of the task stands behind `before` and the tag of a language in front of `between`, where an utterance brings them.
 
 A vocabulary of 100 text ids (eos is 2, bos is 1) and one codebook of 8:
@@ -28,6 +30,14 @@ A vocabulary of 100 text ids (eos is 2, bos is 1) and one codebook of 8:
 >>> make_prompt(vocabulary, get_task("tts"), UtteranceTokens(text=np.array([40, 41]))).tolist()
 [1, 40, 41, 103, 100]
 
+>>> spoken = UtteranceTokens(np.array([[0, 7, 3]]), words=[np.array([40]), np.array([41])], word_frames=[2, 1])
+>>> marked = SpeechVocabulary((8,), 100, 2, before=(1,), added=(("more", ("<|synthesize-aligned|>",)),))
+>>> aligned = make_example(marked, get_task("tts-aligned"), spoken)
+>>> aligned.input_ids.tolist()
+[1, 112, 40, 100, 104, 111, 101, 41, 100, 107, 101, 2]
+>>> aligned.labels.tolist()
+[-100, -100, -100, -100, 104, 111, 101, -100, -100, 107, 101, -100]
+
 With `delay` a book of 8 stands beside that one, a frame later. The mark of the end stands where book 0 is over:
 
 >>> beside = SpeechVocabulary(codebook_sizes=(8,), first_id=100, end_id=2, further_sizes=(8,))
@@ -40,8 +50,9 @@ With `delay` a book of 8 stands beside that one, a frame later. The mark of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
@@ -102,8 +113,8 @@ def make_prompt(
         pieces.append(_part_ids(vocabulary, task, part))
     if utterance.language is not None:
         pieces.append([vocabulary.mark_id(utterance.language)])
-    opening = [vocabulary.speech_id] if task.answers == "speech" else []
-    return np.concatenate([vocabulary.widened(piece) for piece in (*pieces, [*vocabulary.between, *opening])])
+    ending = [*vocabulary.between, *_opening(vocabulary, task, utterance)]
+    return np.concatenate([vocabulary.widened(piece) for piece in (*pieces, ending)])
 
 
 def make_example(
@@ -125,13 +136,17 @@ def make_example(
         bare: As in :func:`make_prompt`.
     """
     prompt = make_prompt(vocabulary, task, prompted or utterance, change, bare)
-    pieces = [vocabulary.widened(_part_ids(vocabulary, task, part)) for part in task.turn(utterance).answer]
+    parts = task.turn(utterance).answer
+    pieces = [vocabulary.widened(_part_ids(vocabulary, task, part)) for part in parts]
     ids = np.concatenate([*pieces, vocabulary.widened([vocabulary.end_id])])
+    given = np.concatenate([*_given_places(parts, pieces), [task.by_word]])
     if task.answers == "speech":
-        if np.ravel(ids)[0] != vocabulary.speech_id:
+        opening = len(_opening(vocabulary, task, utterance))
+        if np.ravel(ids[opening - 1])[0] != vocabulary.speech_id:
             raise TaskError(f"task {task.name}: an answer of speech must begin with Speech")
-        ids = ids[1:]  # stands in the prompt
+        ids, given = ids[opening:], given[opening:]  # stands in the prompt
     made = answer(prompt, ids)
+    made.labels[len(prompt) :][given] = IGNORE
     if vocabulary.further_sizes:
         # While the further books come to their end, book 0's mark is given, not learnt, but for the first.
         repeated = (made.labels[1:] == vocabulary.speech_end_id) & (made.labels[:-1] == vocabulary.speech_end_id)
@@ -168,6 +183,29 @@ def answer(prompt: np.ndarray, target: np.ndarray) -> Example:
         return Example(ids, labels)
     further_labels = np.where(labels[:, 1:] == EMPTY, IGNORE, labels[:, 1:])
     return Example(ids[:, 0], labels[:, 0].copy(), ids[:, 1:], further_labels)
+
+
+def _opening(vocabulary: SpeechVocabulary, task: Task, utterance: UtteranceTokens) -> list[int]:
+    """The ids of an answer in speech that are given before the model goes on: its first words, and the mark."""
+    if task.answers != "speech":
+        return []
+    first = takewhile(_is_given, task.turn(utterance).answer)
+    return [*(i for part in first for i in _part_ids(vocabulary, task, part)), vocabulary.speech_id]
+
+
+def _is_given(part: Part) -> bool:
+    return isinstance(part, Text) and part.given
+
+
+def _given_places(parts: Sequence[Part], pieces: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Which ids of an answer's parts are given: (L,) bool of each; behind a given text the mark that opens speech."""
+    before = False
+    for part, piece in zip(parts, pieces, strict=True):
+        given = np.full(len(piece), _is_given(part))
+        if before and isinstance(part, Speech):
+            given[0] = True
+        before = _is_given(part)
+        yield given
 
 
 def _part_ids(vocabulary: SpeechVocabulary, task: Task, part: Part) -> Sequence[int] | np.ndarray:

@@ -180,7 +180,9 @@ def _small(utterance: UtteranceTokens, n_codebooks: int) -> UtteranceTokens:
     """The books used, and the smallest type that fits: a thousand hours at 25 Hz are 90 million codes."""
     columns = {name: np.asarray(ids).astype(np.int32) for name, ids in utterance.columns.items()}
     codes = np.asarray(utterance.codes[:n_codebooks]).astype(np.int32)
-    return UtteranceTokens(codes, np.asarray(utterance.text).astype(np.int32), columns)
+    words = None if utterance.words is None else tuple(np.asarray(ids).astype(np.int32) for ids in utterance.words)
+    text = np.asarray(utterance.text).astype(np.int32)
+    return UtteranceTokens(codes, text, columns, words=words, word_frames=utterance.word_frames)
 
 
 class TextSamples:

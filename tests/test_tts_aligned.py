@@ -1,0 +1,285 @@
+"""Aligned TTS: a word and then its codes; what is learnt of that, and that no word is skipped or said for ever."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from slm_scripted import scripted
+from slm_tiny import (
+    CODES,
+    SENTENCES,
+    metadata,
+    save_llm,
+    tiny_model,
+    tiny_tokenizer,
+    write_corpus,
+)
+from typer.testing import CliRunner
+
+from recipes import cli
+from recipes.config import ConfigError
+from recipes.finetuning.words import words_of
+from slm.corpus import CodedCorpusWriter
+from slm.generation import SpeechLM, generate_speech, stream_speech
+from slm.modeling import extend_with_speech
+from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings, word_limits
+from slm.tasks import TaskError, get_task
+from slm.tasks.registry import UtteranceTokens
+from slm.tasks.sequences import example_length, make_example, make_prompt
+from slm.tasks.tts_aligned import word_ids
+from slm.training.batches import NoiseConfig, SpeechSamples
+from slm.training.config import TrainingConfig
+from slm.training.trainer import train
+from slm.vocabulary import SpeechVocabulary, add_marks, add_speech
+
+TASK = get_task("tts-aligned")
+GREEDY = SynthesizeSettings(temperature=0)
+RATE = 12.5
+
+
+def codes_of_word(word: str) -> np.ndarray:
+    """(1, F) codes that say a word: other words have others, and other lengths."""
+    return np.array([[(ord(c) * 5 + k) % CODES for k, c in enumerate(word + "-")]])
+
+
+def spoken(encode, text: str) -> UtteranceTokens:
+    codes = [codes_of_word(word) for word in text.split()]
+    frames = [part.shape[1] for part in codes]
+    return UtteranceTokens(
+        np.concatenate(codes, axis=1), encode(text), words=word_ids(encode, text), word_frames=frames
+    )
+
+
+def asked(encode, text: str) -> UtteranceTokens:
+    return UtteranceTokens(text=encode(text), words=word_ids(encode, text))
+
+
+def vocabulary_of(tokenizer, books: int = 1) -> SpeechVocabulary:
+    return add_speech(tokenizer, [CODES, CODES], n_codebooks=books, frame_rate=RATE, marks=TASK.marks)
+
+
+def test_a_word_stands_in_front_of_its_codes_and_loss_is_on_codes_and_their_ends_alone() -> None:
+    tokenizer = tiny_tokenizer(chat=True)
+    vocabulary = vocabulary_of(tokenizer)
+    one = spoken(lambda text: vocabulary.encode_text(tokenizer, text), "bin blue at")
+    example = make_example(vocabulary, TASK, one)
+    expected: list[int] = [*vocabulary.before, vocabulary.mark_id("<|synthesize-aligned|>"), *vocabulary.between]
+    learnt = [False] * len(expected)
+    for ids, word in zip(one.words, ["bin", "blue", "at"], strict=True):
+        codes = vocabulary.ids_from_codes(codes_of_word(word))
+        expected += [*ids, vocabulary.speech_id, *codes, vocabulary.speech_end_id]
+        learnt += [False] * (len(ids) + 1) + [True] * (len(codes) + 1)
+    assert example.input_ids.tolist() == [*expected, vocabulary.end_id]
+    assert (example.labels != -100).tolist() == [*learnt, False]
+    kept = example.labels != -100
+    assert np.array_equal(example.labels[kept], example.input_ids[kept])
+    assert example_length(vocabulary, TASK, one) == len(example)
+    # The prompt is what stands before the first code, and needs no codes to be made.
+    prompt = make_prompt(vocabulary, TASK, UtteranceTokens(words=one.words))
+    assert np.array_equal(prompt, example.input_ids[: len(prompt)]) and prompt[-1] == vocabulary.speech_id
+    assert int(np.argmax(kept)) == len(prompt)
+
+
+def test_words_alone_are_the_ids_of_the_whole_text() -> None:
+    tokenizer = tiny_tokenizer()
+    vocabulary = vocabulary_of(tokenizer)
+    for text in SENTENCES:
+        words = word_ids(lambda part: vocabulary.encode_text(tokenizer, part), text)
+        assert len(words) == len(text.split())
+        assert np.array_equal(np.concatenate(words), vocabulary.encode_text(tokenizer, text))
+
+
+def test_samples_keep_the_words_and_noise_leaves_them_as_they_are() -> None:
+    tokenizer = tiny_tokenizer()
+    vocabulary = vocabulary_of(tokenizer, books=2)
+    encode = lambda text: vocabulary.encode_text(tokenizer, text)  # noqa: E731
+    one = spoken(encode, SENTENCES[0])
+    two_books = UtteranceTokens(np.repeat(one.codes, 2, axis=0), one.text, words=one.words, word_frames=one.word_frames)
+    samples = SpeechSamples(vocabulary, [two_books], {"tts-aligned": 1.0}, NoiseConfig(0.5, 0.5, drop_prompt=0.9))
+    plain = make_example(vocabulary, TASK, two_books)
+    assert samples.lengths.tolist() == [len(plain)]
+    for seed in (None, 0, 1):
+        drawn = samples.example(0, None if seed is None else np.random.default_rng(seed))
+        assert np.array_equal(drawn.input_ids, plain.input_ids) and np.array_equal(drawn.labels, plain.labels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"word_frames": [1, 2]}, "3 words need a number of frames each"),
+        ({"word_frames": [4, 0, 8]}, "1 or more"),
+        ({"word_frames": [1, 1, 1]}, "the words have 3 frames, the codes 12"),
+        ({"words": None}, "an utterance without text"),
+    ],
+)
+def test_words_that_are_not_the_codes_are_refused(changes: dict, message: str) -> None:
+    tokenizer = tiny_tokenizer()
+    vocabulary = vocabulary_of(tokenizer)
+    one = spoken(lambda text: vocabulary.encode_text(tokenizer, text), "bin blue at")
+    assert one.codes.shape[1] == 12
+    values = {"codes": one.codes, "text": one.text, "words": one.words, "word_frames": one.word_frames}
+    with pytest.raises(TaskError, match=message):
+        make_example(vocabulary, TASK, UtteranceTokens(**values | changes))
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> SpeechLM:
+    """A tiny model that knows four sentences by heart."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("qwen2", len(tokenizer))
+    vocabulary = vocabulary_of(tokenizer)
+    extend_with_speech(model, vocabulary, seed=0)
+    samples = SpeechSamples(
+        vocabulary,
+        [spoken(lambda text: vocabulary.encode_text(tokenizer, text), text) for text in SENTENCES],
+        {"tts-aligned": 1.0},
+    )
+    settings = TrainingConfig(steps=300, tokens_per_step=512, pack_length=128, learning_rate=1e-2)
+    train(model, samples, None, settings, tmp_path_factory.mktemp("run"), seed=0, device="cpu", precision="fp32")
+    return SpeechLM(model.eval(), tokenizer, vocabulary)
+
+
+def say(speech_lm: SpeechLM, texts: list[str], settings: SynthesizeSettings = GREEDY) -> list:
+    encode = lambda text: speech_lm.vocabulary.encode_text(speech_lm.text_tokenizer, text)  # noqa: E731
+    limits = [word_limits(speech_lm.vocabulary, settings)] * len(texts)
+    return generate_speech(speech_lm, TASK, [asked(encode, text) for text in texts], limits, settings, texts)
+
+
+def test_a_tiny_model_says_the_words_in_their_order(learnt: SpeechLM) -> None:
+    for text, said in zip(SENTENCES, say(learnt, SENTENCES), strict=True):
+        assert said.finish_reason == "stop"
+        expected = np.concatenate([codes_of_word(word) for word in text.split()], axis=1)
+        assert np.array_equal(said.codes, expected)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_batch_is_its_singles(learnt: SpeechLM, temperature: float) -> None:
+    """Texts of other numbers of words, some unlike what was learnt, so that rows leave the batch one by one."""
+    texts = [SENTENCES[0], "now two f", "soon", "place red at nine again please now"]
+    settings = SynthesizeSettings(temperature=temperature)
+    together = say(learnt, texts, settings)
+    alone = [say(learnt, [text], settings)[0] for text in texts]
+    for one, other in zip(together, alone, strict=True):
+        assert np.array_equal(one.codes, other.codes) and one.finish_reason == other.finish_reason
+
+
+def with_marks(speech_lm: SpeechLM) -> SpeechLM:
+    vocabulary = add_marks(speech_lm.text_tokenizer, speech_lm.vocabulary, TASK.marks)
+    extend_with_speech(speech_lm.model, vocabulary, seed=0, first_id=speech_lm.vocabulary.size)
+    return SpeechLM(speech_lm.model, speech_lm.text_tokenizer, vocabulary)
+
+
+def test_no_word_is_skipped_and_none_is_said_for_ever() -> None:
+    """A model that would end at once says each word for a frame; one that never ends, each for its limit."""
+    texts = ["bin blue at", "now"]
+    eager = with_marks(scripted(lambda prompt, answer: None))
+    end = eager.vocabulary.speech_end_id
+    first = eager.vocabulary.offsets[0]
+    eager = with_marks(scripted(lambda prompt, answer: end))
+    for text, said in zip(texts, say(eager, texts), strict=True):
+        assert said.codes.shape[1] == len(text.split()) and said.finish_reason == "stop"
+    endless = with_marks(scripted(lambda prompt, answer: int(first + (7 * len(answer) + len(answer) ** 2) % CODES)))
+    settings = SynthesizeSettings(temperature=0, max_word_s=0.4, loop_s=0)
+    for text, said in zip(texts, say(endless, texts, settings), strict=True):
+        assert said.codes.shape[1] == 5 * len(text.split()) and said.finish_reason == "length"
+    # One word alone that does not end: the others are said all the same.
+    given = []
+
+    def once(prompt: list[int], answer: list[int]) -> int:
+        given.append(prompt)
+        return int(first + len(answer) % CODES) if prompt.count(end) == 1 or not answer else end
+
+    said = say(with_marks(scripted(once)), ["bin blue at"], settings)[0]
+    assert said.codes.shape[1] == 1 + 5 + 1 and said.finish_reason == "length"
+    assert {prompt.count(end) for prompt in given} == {0, 1, 2}
+
+
+def test_scores_that_are_not_finite_end_the_text_at_their_word() -> None:
+    speech_lm = with_marks(scripted(lambda prompt, answer: None))
+    end, first = speech_lm.vocabulary.speech_end_id, int(speech_lm.vocabulary.offsets[0])
+
+    def script(prompt: list[int], answer: list[int]) -> int | float:
+        return float("nan") if prompt.count(end) == 1 else end if answer else first
+
+    bad = say(with_marks(scripted(script)), ["bin blue at"])[0]
+    assert bad.finish_reason == "non_finite" and bad.codes.shape[1] == 1
+
+
+def test_what_it_cannot_do_is_refused(learnt: SpeechLM) -> None:
+    with pytest.raises(GenerationError, match="guidance: tts-aligned gives its words"):
+        say(learnt, ["bin"], SynthesizeSettings(guidance=2.0))
+    with pytest.raises(GenerationError, match="max_word_s 0 must be above 0"):
+        SynthesizeSettings(max_word_s=0)
+    encode = lambda text: learnt.vocabulary.encode_text(learnt.text_tokenizer, text)  # noqa: E731
+    with pytest.raises(GenerationError, match="tts-aligned is not streamed"):
+        next(stream_speech(learnt, TASK, asked(encode, "bin"), SpeechLimits(1.0)))
+
+
+def column(*words: tuple[str, float, float]) -> str:
+    return json.dumps([{"word": word, "start": start, "end": end} for word, start, end in words])
+
+
+def test_every_frame_is_some_words() -> None:
+    read = lambda text: text.lower().replace("-", " ").replace("—", "").replace(".", "").strip()  # noqa: E731
+    two = column(("Twenty-one", 0.5, 1.4), ("—", 1.4, 1.5), ("now.", 1.6, 1.9))
+    assert words_of(two, "twenty one now", 25, 12.5, read, "u") == [14, 6, 5]
+    assert words_of(two, "twenty two now", 25, 12.5, read, "u") is None  # other words than the text
+    assert words_of(two, "twenty one now", 2, 12.5, read, "u") is None  # no frame for each
+    assert words_of("", "twenty one now", 25, 12.5, read, "u") is None
+    at_once = column(("a", 0.0, 0.01), ("b", 0.01, 0.02), ("c", 0.02, 0.03))
+    assert words_of(at_once, "a b c", 3, 12.5, read, "u") == [1, 1, 1]
+    with pytest.raises(ConfigError, match="u7: its column words is no list of words .*`slm align` writes one"):
+        words_of('{"word": 1}', "a", 3, 12.5, read, "u7")
+
+
+def write_aligned(folder: Path) -> Path:
+    """A coded corpus with the column `words`; one train row says another text, one is not aligned."""
+    writer = CodedCorpusWriter(folder, metadata(columns=["words"]))
+    for split, n in (("train", 6), ("valid", 4), ("test", 4)):
+        rows = []
+        for i in range(n):
+            text, times, start = SENTENCES[i % 4], [], 0
+            for word in text.split():
+                frames = codes_of_word(word).shape[1]
+                times.append((word, start / RATE, (start + frames) / RATE))
+                start += frames
+            book = np.concatenate([codes_of_word(word) for word in text.split()], axis=1)
+            words = {4: column(*times[1:]), 5: ""}.get(i, column(*times))
+            row = {"id": f"{split}{i}", "text": text, "speaker": "s", "duration": start / RATE}
+            rows.append(row | {"audio_codes": np.repeat(book, 2, axis=0), "columns": {"words": words}})
+        writer.write_shard(split, 0, 1, rows)
+    writer.finish()
+    return folder
+
+
+def test_from_an_aligned_corpus_to_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    corpus, llm = write_aligned(tmp_path / "codes"), save_llm(tmp_path / "llm")
+
+    def slm(*words: str, code: int = 0) -> str:
+        found = CliRunner().invoke(cli.app, list(words))
+        assert found.exit_code == code, found.output
+        return " ".join(found.output.split())
+
+    common = ["finetune", f"model={llm}", "precision=fp32", "task_weights={tts-aligned: 1}"]
+    training = "training={steps: 250, tokens_per_step: 512, pack_length: 128, learning_rate: 1e-2}"
+    told = slm(*common, training, f"corpus={corpus}", "run_dir=slm")
+    assert "train: 2 utterances whose column words does not say their text" in told
+    speech_lm = SpeechLM.load("slm/model")
+    said = say(speech_lm, SENTENCES[:1])[0]
+    assert np.array_equal(said.codes, np.concatenate([codes_of_word(w) for w in SENTENCES[0].split()], axis=1))
+    refused = slm(*common, f"corpus={corpus}", "run_dir=delayed", "n_codebooks=2", "pattern=delay", code=2)
+    assert "pattern: tts-aligned speaks word by word" in refused
+    plain = write_corpus(tmp_path / "plain")
+    refused = slm(*common, f"corpus={plain}", "run_dir=plain-slm", code=2)
+    assert "tts-aligned reads words" in refused and "encode it with data.0.columns=[words]" in refused
+
+
+def test_the_shipped_configuration_is_of_this_task(tmp_path: Path) -> None:
+    corpus = write_aligned(tmp_path / "codes")
+    words = ["finetune", "--config", "baselines/tts-aligned", f"corpus={corpus}", f"run_dir={tmp_path / 'run'}"]
+    found = CliRunner().invoke(cli.app, [*words, "speech_rows=noise", "--dry-run"])
+    assert found.exit_code == 0, found.output
