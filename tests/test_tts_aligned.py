@@ -20,6 +20,7 @@ from slm_tiny import (
 from typer.testing import CliRunner
 
 from recipes import cli
+from recipes.commands.synthesize import Config, refuse_words
 from recipes.config import ConfigError
 from recipes.finetuning.words import words_of
 from slm.corpus import CodedCorpusWriter
@@ -216,6 +217,10 @@ def test_what_it_cannot_do_is_refused(learnt: SpeechLM) -> None:
     encode = lambda text: learnt.vocabulary.encode_text(learnt.text_tokenizer, text)  # noqa: E731
     with pytest.raises(GenerationError, match="tts-aligned is not streamed"):
         next(stream_speech(learnt, TASK, asked(encode, "bin"), SpeechLimits(1.0)))
+    with pytest.raises(ConfigError, match="decoding.guidance: tts-aligned"):
+        refuse_words(TASK, Config(text="bin", decoding=SynthesizeSettings(guidance=2.0)))
+    with pytest.raises(ConfigError, match="stream: tts-aligned"):
+        refuse_words(TASK, Config(text="bin", stream=True))
 
 
 def column(*words: tuple[str, float, float]) -> str:
