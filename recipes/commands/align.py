@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,10 @@ from eval.judges.sphinx_aligner import SphinxAligner
 from eval.speech.alignment import AlignmentError, word_frames
 from recipes.config import ConfigError
 from recipes.runs.embedded import resolve
-from recipes.runs.files import atomic_write_text, disk_errors, text_lines
+from recipes.runs.files import disk_errors, text_lines
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device
+from recipes.runs.manifests import manifest_row, write_manifest
 from recipes.runs.progress import Progress
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from slm.corpus import CodedCorpus
@@ -110,7 +110,7 @@ def run(config: Config) -> Path:
         for number, utterance in enumerate(utterances):
             if utterance.id in done:
                 continue
-            row = _row(utterance, manifest.parent)
+            row = manifest_row(utterance, manifest.parent, {})
             try:
                 audio = load_audio(utterance, aligner.sampling_rate)
                 found = aligner.align(audio, utterance.text)
@@ -134,8 +134,8 @@ def run(config: Config) -> Path:
     skipped = [row for row in rows if "error" in row]
     for row in skipped:
         log.warning("%s: not aligned: %s", row["id"], row["error"])
-    _write(folder.path("skipped.jsonl"), skipped)
-    _write(manifest, aligned)
+    write_manifest(folder.path("skipped.jsonl"), skipped)
+    write_manifest(manifest, aligned)
     log.info("%d utterances aligned, %d not (skipped.jsonl): %s", len(aligned), len(skipped), manifest)
     folder.mark_complete({"aligned": len(aligned), "skipped": len(skipped)})
     return manifest
@@ -197,12 +197,6 @@ def _word_frames(row: dict[str, Any], n_frames: dict[str, int], frame_rate: floa
     return word_frames([(word["start"], word["end"]) for word in row["words"]], frame_rate, n_frames[row["id"]])
 
 
-def _row(utterance: Utterance, base: Path) -> dict[str, Any]:
-    audio = os.path.relpath(Path(str(utterance.audio)).resolve(), base.resolve())
-    row = {"id": utterance.id, "audio": audio, "text": utterance.text, "speaker": utterance.speaker}
-    return row | {"duration": utterance.duration, "split": utterance.split, **utterance.columns}
-
-
 def _kept(path: Path) -> dict[str, dict[str, Any]]:
     """Rows of an earlier start by id; a last line that a kill tore is dropped from the file."""
     rows = {}
@@ -213,12 +207,8 @@ def _kept(path: Path) -> dict[str, dict[str, Any]]:
             continue
         rows[row["id"]] = row
     if path.is_file():
-        _write(path, list(rows.values()))
+        write_manifest(path, list(rows.values()))
     return rows
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _draw(audio: np.ndarray, rate: int, row: dict[str, Any], path: Path) -> None:

@@ -5,7 +5,6 @@ Shapes: N samples (an utterance in one task each), T optimizer steps.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -215,8 +214,3 @@ def equal_amounts(
         steps = exposure.steps if cell == reference else exposure.steps_for(quantity, known)
         found[cell] = exposure.amounts(steps)
     return found
-
-
-def with_seed(exposure: Exposure, config: Config) -> Exposure:
-    """The same samples in the order of another seed."""
-    return dataclasses.replace(exposure, seed=config.seed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from eval.trainings import Budget
 from recipes.config import ConfigError, from_values
 from recipes.finetuning.config import Config as FinetuneConfig
 from recipes.finetuning.data import open_corpora
-from recipes.finetuning.exposure import Exposure, Quantity, equal_amounts, exposure_of, with_seed
+from recipes.finetuning.exposure import Exposure, Quantity, equal_amounts, exposure_of
 from recipes.runs.files import atomic_write_text, read_json
 from recipes.runs.inputs import digest
 from recipes.runs.pipeline import Step
@@ -101,7 +101,7 @@ def find_budgets(cells: Mapping[str, Sequence[Step]], chosen: Iterable[str], equ
         config: FinetuneConfig = training_of(cells[cell], cell).config
         if (key := _settings(config, "seed")) not in known:
             known[key] = exposure_of(config)
-        exposures[cell] = with_seed(known[key], config)
+        exposures[cell] = replace(known[key], seed=config.seed)
     try:
         amounts = equal_amounts(exposures, reference, equal)
     except ValueError as error:
