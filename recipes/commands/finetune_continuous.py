@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback
 
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
@@ -41,7 +41,7 @@ from tokenizer.data.augmentation import AugmentationConfig
 from tokenizer.data.manifest import read_source, read_sources
 from tokenizer.data.mixing import training_audio
 from tokenizer.data.utterances import AudioError, DataSource, Utterance
-from tokenizer.teacher.recogniser_training import RecogniserTrainingConfig
+from tokenizer.teacher.recogniser_training import RecogniserTrainingConfig, training_arguments
 from tokenizer.teacher.whisper import TeacherConfig, teacher_width
 
 TOKENS_PER_S, LEAST_TOKENS = 25.0, 24  # what a transcript may have, as `slm transcribe` allows by default
@@ -133,7 +133,9 @@ def run(config: Config) -> Path:
     folder.start(config, inputs)
     seed_everything(config.seed)
     model = _build(config, llm, text_tokenizer, _width(config)).to(device)
-    settings, arguments = config.training, _arguments(config, folder, device)
+    settings = config.training
+    micro_batch, precision = settings.batch_size // settings.accumulation, resolve_precision(config.precision)
+    arguments = training_arguments(settings, str(folder.checkpoints), micro_batch, precision, device, config.seed)
     audio = training_audio(config.data, ENCODER_RATE_HZ, config.seed, keep=lambda u: u.id in texts)
     length, window_s = settings.steps * settings.batch_size, encoder.window_s
     trainer = ContinuousTrainer(
@@ -229,38 +231,6 @@ def _build(config: Config, llm: Any, text_tokenizer: Any, width: int) -> Continu
     if end is None:
         raise ConfigError(f"model {config.model}: its tokenizer has no end of text (eos) to end a transcript with")
     return ContinuousLM(llm, projector, text_tokenizer.bos_token_id, end)
-
-
-def _arguments(config: Config, folder: RunFolder, device: str) -> TrainingArguments:
-    settings, precision = config.training, resolve_precision(config.precision)
-    arguments = TrainingArguments(
-        output_dir=str(folder.checkpoints),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size // settings.accumulation,
-        gradient_accumulation_steps=settings.accumulation,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=round(settings.warmup_share * settings.steps),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=1.0,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=device == "cpu",
-        ddp_timeout=round(settings.process_timeout_s),
-        save_steps=settings.save_steps,
-        save_total_limit=settings.keep_checkpoints,
-        eval_strategy="steps",
-        eval_steps=settings.validate_steps,
-        logging_steps=settings.log_steps,
-        dataloader_num_workers=settings.num_workers,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
-        seed=config.seed,
-    )
-    if not arguments.use_cpu:
-        arguments._n_gpu = min(1, arguments.n_gpu)  # not DataParallel
-    return arguments
 
 
 def _validator(config: Config, encoder: Any, text_tokenizer: Any) -> Any:

@@ -47,6 +47,7 @@ from tokenizer.teacher.recogniser_training import (
     RecogniserTrainingConfig,
     TrainingUtterances,
     greedy_ctc_texts,
+    training_arguments,
 )
 from tokenizer.teacher.whisper import SAMPLES_PER_ENCODER_FRAME, WHISPER_RATE_HZ, WhisperLogMel
 
@@ -229,36 +230,10 @@ def _micro_batch(config: Config) -> int:
 
 
 def _training_arguments(config: Config, folder: RunFolder) -> TrainingArguments:
-    settings, precision = config.training, resolve_precision(config.precision)
-    arguments = TrainingArguments(
-        output_dir=str(folder.checkpoints),
-        max_steps=settings.steps,
-        per_device_train_batch_size=_micro_batch(config),
-        gradient_accumulation_steps=settings.accumulation,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=round(settings.warmup_share * settings.steps),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=1.0,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=resolve_device() == "cpu",
-        ddp_timeout=round(settings.process_timeout_s),
-        save_steps=settings.save_steps,
-        save_total_limit=settings.keep_checkpoints,
-        eval_strategy="steps",
-        eval_steps=settings.validate_steps,
-        logging_steps=settings.log_steps,
-        dataloader_num_workers=settings.num_workers,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
-        seed=config.seed,
+    precision = resolve_precision(config.precision)
+    return training_arguments(
+        config.training, str(folder.checkpoints), _micro_batch(config), precision, resolve_device(), config.seed
     )
-    if not arguments.use_cpu and arguments.world_size == 1:
-        # With several GPUs in one process the Trainer would take that many batches as one, for DataParallel.
-        arguments._n_gpu = min(1, arguments.n_gpu)
-    return arguments
 
 
 def _validator(config: Config):

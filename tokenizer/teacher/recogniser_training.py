@@ -75,6 +75,50 @@ class RecogniserTrainingConfig:
             raise ValueError("training: " + "; ".join(problems))
 
 
+def training_arguments(
+    settings: RecogniserTrainingConfig, folder: str, micro_batch: int, precision: str, device: str, seed: int
+) -> TrainingArguments:
+    """What transformers' Trainer is told; `micro_batch` utterances go through one process at once.
+
+    Args:
+        settings: Steps, rates and when to save.
+        folder: Where checkpoints go.
+        micro_batch: Of one forward pass of one process.
+        precision: "fp32", "bf16" or "fp16".
+        device: "cpu" or "cuda".
+        seed: Of what the Trainer draws.
+    """
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=settings.steps,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(settings.warmup_share * settings.steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=1.0,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=device == "cpu",
+        ddp_timeout=round(settings.process_timeout_s),
+        save_steps=settings.save_steps,
+        save_total_limit=settings.keep_checkpoints,
+        eval_strategy="steps",
+        eval_steps=settings.validate_steps,
+        logging_steps=settings.log_steps,
+        dataloader_num_workers=settings.num_workers,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+        seed=seed,
+    )
+    if not arguments.use_cpu and arguments.world_size == 1:
+        # With several GPUs in one process the Trainer would take that many batches as one, for DataParallel.
+        arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
 class TrainingUtterances(Dataset):
     """Item n of an endless augmented run: {"samples" (S,), "labels" (L,)}, drawn from (seed, n) alone.
 
