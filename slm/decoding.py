@@ -63,6 +63,7 @@ class Grammar:
         min_new: Ids before which no answer may end.
         loop_limit: Frames (tokens of text) that a loop must be longer than to end the answer; None for no such guard.
         tail: Positions behind the last id, in which the further books come to their end: book 0's are ends.
+        late: Frames that each further book is later than the one before; None: the answer has none.
     """
 
     legal: Sequence[torch.Tensor]
@@ -70,6 +71,7 @@ class Grammar:
     min_new: int = 0
     loop_limit: int | None = None
     tail: int = 0
+    late: int | None = None
 
     @property
     def stop_id(self) -> int:
@@ -318,8 +320,8 @@ def _rounds(
         processors.append(SeededSampling(legal, seeds, **sampling))
     further = None
     if prompts[0].ndim == 2:
-        speaks = ends if grammar.tail else None
-        further = FurtherCodes(model, prompts, speaks, seeds, next(iter(before), None), sampling)
+        speaks = None if grammar.late is None else ends
+        further = FurtherCodes(model, prompts, speaks, grammar.late or 0, seeds, next(iter(before), None), sampling)
         processors.append(further)
     rows = list(range(len(prompts)))
     cache: dict[str, Any] = {}

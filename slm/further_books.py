@@ -1,10 +1,10 @@
 """The books that stand beside the LLM's ids: their embedding tables, their output heads, their file.
 
-With the pattern `delay` (:mod:`slm.patterns`) a position holds an id of the LLM, which is book 0's code or text, and
-the codes of books 1 to n - 1. What the LLM reads there is the sum of all their embeddings; each book has a head of its
-own on the LLM's last states (MusicGen, arXiv 2306.05284, section 2.2). The tables and heads are a submodule of the LLM,
-so that optimizers, checkpoints and adapters know of them, and a file of their own in its folder: the folder without it
-is a plain one of transformers, of book 0 alone.
+With the patterns `delay` and `parallel` (:mod:`slm.patterns`) a position holds an id of the LLM, which is book 0's code
+or text, and the codes of books 1 to n - 1. What the LLM reads there is the sum of all their embeddings; each book has a
+head of its own on the LLM's last states (MusicGen, arXiv 2306.05284, section 2.2). The tables and heads are a submodule
+of the LLM, so that optimizers, checkpoints and adapters know of them, and a file of their own in its folder: the folder
+without it is a plain one of transformers, of book 0 alone.
 
 Shapes: R rows of length L, N tokens, D width, n codebooks used; further codes (R, L, n - 1), `EMPTY` (-1) for none.
 """
@@ -114,7 +114,9 @@ def load_further_books(model: nn.Module, vocabulary: SpeechVocabulary, folder: s
         return
     path = Path(folder) / FILE_NAME
     if not path.is_file():
-        raise FurtherBooksError(f"{folder}: no {FILE_NAME}, which a model of pattern delay needs; copy the folder anew")
+        raise FurtherBooksError(
+            f"{folder}: no {FILE_NAME}, which a model of books side by side needs; copy the folder anew"
+        )
     books = FurtherBooks(vocabulary.further_sizes, model.get_input_embeddings().weight.shape[1])
     try:
         books.load_state_dict(load_file(path))

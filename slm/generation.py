@@ -295,8 +295,9 @@ def _speech_grammar(speech_lm: SpeechLM, settings: SynthesizeSettings) -> Gramma
     vocabulary = speech_lm.vocabulary
     legal = [_mask(speech_lm.model, ids) for ids in vocabulary.speech_ids()]
     loop_limit = speech_loop_limit(vocabulary, settings)
-    tail = len(vocabulary.further_sizes)
-    return Grammar(legal, vocabulary.speech_end_id, vocabulary.ids_per_frame, loop_limit, tail)
+    late = vocabulary.late if vocabulary.further_sizes else None
+    tail = len(vocabulary.further_sizes) * (late or 0)
+    return Grammar(legal, vocabulary.speech_end_id, vocabulary.ids_per_frame, loop_limit, tail, late)
 
 
 def _draw_speech(
@@ -339,7 +340,9 @@ def _draw_words(
     """
     vocabulary, prompts = speech_lm.vocabulary, list(prompts)
     if vocabulary.further_sizes:
-        raise GenerationError("synthesising: word by word there is no pattern=delay; train with semantic or flatten")
+        raise GenerationError(
+            f"synthesising: word by word there is no pattern={vocabulary.pattern.name}; train with semantic or flatten"
+        )
     ids: list[list[int]] = [[] for _ in prompts]
     reasons: list[FinishReason] = ["stop"] * len(prompts)
     for number in range(max(map(len, words))):

@@ -142,7 +142,7 @@ def load_llm(
 
     Raises:
         ModelError: The model cannot be had or is no causal LM with a tokenizer.
-        FurtherBooksError: Its further books, which a model of pattern `delay` has, are missing or damaged.
+        FurtherBooksError: Its further books, which a model of books side by side has, are missing or damaged.
     """
     where = resolve_model(name)
     tokenizer = _load_tokenizer(where)

@@ -1,7 +1,8 @@
 """Where speech gets its ids: the one place that knows offsets.
 
 Shapes: K codebooks of the tokenizer, n of them used (the first ones), F frames; codes (K, F), speech ids (F * n,), or
-(F + n - 1, n) with the pattern `delay` (:mod:`slm.patterns`): ids of book 0, and codes of the further books beside.
+(T, n) with the patterns `delay`, T = F + n - 1, and `parallel`, T = F (:mod:`slm.patterns`): ids of book 0, and codes
+of the further books beside.
 
 The ids follow the text tokenizer's own, in named groups: the four marks, book 0's codes, book 1's, ..., and groups that
 were added later. A group keeps its ids for good: what a model learns later goes behind all that it has. A model's table
@@ -22,7 +23,7 @@ import numpy as np
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from slm.patterns import DELAY, EMPTY, Delayed, Interleaved, Pattern, PatternError, resolve_pattern
+from slm.patterns import EMPTY, LATE, Delayed, Interleaved, Pattern, PatternError, resolve_pattern
 from slm.trained_on import TrainedOn
 
 FILE_NAME = "speech_vocabulary.json"
@@ -79,8 +80,9 @@ class SpeechVocabulary:
             same.
         trained_on: What the training's utterances were like; None where the model was saved without.
         added: Groups behind the books, in the order in which they came: (name, names of its tokens).
-        further_sizes: Entries of the books 1, 2, ... that stand beside book 0, each later by a frame than the one
-            before (pattern `delay`): they have no ids but tables of their own (:mod:`slm.further_books`).
+        further_sizes: Entries of the books 1, 2, ... that stand beside book 0 (patterns `delay`, `parallel`): they have
+            no ids but tables of their own (:mod:`slm.further_books`).
+        late: Frames that each of these is later than the one before: 1 with `delay`, 0 with `parallel`.
     """
 
     codebook_sizes: tuple[int, ...]
@@ -97,6 +99,7 @@ class SpeechVocabulary:
     trained_on: TrainedOn | None = None
     added: tuple[tuple[str, tuple[str, ...]], ...] = ()
     further_sizes: tuple[int, ...] = ()
+    late: int = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.trained_on, dict):  # as JSON gives it back
@@ -131,7 +134,12 @@ class SpeechVocabulary:
     @property
     def pattern(self) -> Pattern:
         """How the codes of a frame come in the sequence."""
-        return Delayed(self.n_codebooks) if self.further_sizes else Interleaved(self.n_codebooks)
+        return Delayed(self.n_codebooks, self.late) if self.further_sizes else Interleaved(self.n_codebooks)
+
+    @property
+    def ends_late(self) -> bool:
+        """Whether further books go on behind book 0, beside marks of the end (`delay`)."""
+        return bool(self.further_sizes) and self.late > 0
 
     @cached_property
     def groups(self) -> dict[str, Group]:
@@ -206,7 +214,7 @@ class SpeechVocabulary:
         return replace(self, added=(*self.added, (name, tuple(tokens))))
 
     def ids_from_codes(self, codes: np.ndarray) -> np.ndarray:
-        """(K, F) codes -> (F * n,) int64 ids, by arithmetic; with `delay` (F + n - 1, n).
+        """(K, F) codes -> (F * n,) int64 ids, by arithmetic; with `delay` (F + n - 1, n), with `parallel` (F, n).
 
         There the first column holds book 0's ids, and the mark of the end once its frames are over; the others hold the
         further books' codes, `EMPTY` where there is none.
@@ -235,16 +243,15 @@ class SpeechVocabulary:
             VocabularyError: As :meth:`ids_from_codes`.
         """
         ids = self.ids_from_codes(codes)
-        if not self.further_sizes:
-            return np.concatenate([[self.speech_id], ids, [self.speech_end_id]]).astype(np.int64)
-        return np.concatenate([self.widened([self.speech_id]), ids])  # whose end is in it
+        start, end = self.widened([self.speech_id]), self.widened([self.speech_end_id])
+        return np.concatenate([start, ids] if self.ends_late else [start, ids, end])  # which holds its end already
 
     def speech_length(self, n_frames: int) -> int:
         """Positions of :meth:`speech`."""
-        return 1 + self.pattern.positions(n_frames) + (not self.further_sizes)
+        return 1 + self.pattern.positions(n_frames) + (not self.ends_late)
 
     def widened(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(T,) ids of marks or text, shaped as those of speech: with `delay` (T, n), without further codes."""
+        """(T,) ids of marks or text, shaped as those of speech: with books beside (T, n), without their codes."""
         ids = np.asarray(ids, dtype=np.int64)
         if not self.further_sizes or ids.ndim == 2:
             return ids
@@ -254,8 +261,8 @@ class SpeechVocabulary:
         """(F * n,) ids -> (n, F) int64 codes; a last frame that is cut short is left out.
 
         Args:
-            ids: Of the answer; with `delay` (F,) of book 0.
-            further: With `delay` the further books' codes (T, n - 1), T > F where book 0 has ended and they have not.
+            ids: Of the answer; with books beside (F,) of book 0.
+            further: The codes (T, n - 1) of books beside, T > F where book 0 has ended and they have not (`delay`).
 
         Raises:
             VocabularyError: An id is no code of the book due at its place.
@@ -344,7 +351,7 @@ class SpeechVocabulary:
             facts |= {"format": FORMAT_3, "pattern": self.pattern.name}
         else:
             del facts["further_sizes"]
-        for name in ("codebook_sizes", "first_id", "added"):  # which the groups say
+        for name in ("codebook_sizes", "first_id", "added", "late"):  # which the groups say, and the pattern
             del facts[name]
         temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
@@ -368,8 +375,12 @@ class SpeechVocabulary:
             if found not in (FORMAT, FORMAT_1, FORMAT_3):
                 known = ", ".join(map(repr, (FORMAT_1, FORMAT, FORMAT_3)))
                 raise VocabularyError(f"{path}: format {found!r}, this version reads {known}")
-            if found == FORMAT_3 and (pattern := values.pop("pattern")) != DELAY:
-                raise VocabularyError(f"{path}: pattern {pattern!r}, this version knows {DELAY!r} with further books")
+            if found == FORMAT_3:
+                if (pattern := values.pop("pattern")) not in LATE:
+                    raise VocabularyError(
+                        f"{path}: pattern {pattern!r}, this version knows {', '.join(LATE)} with books beside"
+                    )
+                values["late"] = LATE[pattern]
             if found != FORMAT_1:
                 values |= _read_groups(values.pop("groups"), path)
             vocabulary = cls(**values)
@@ -435,8 +446,8 @@ def add_speech(
         normaliser: Name of what was done to the training texts that the model writes.
         prompt_normaliser: Name of what was done to those that it reads; "": the same.
         marks: Further marks that the tasks need.
-        pattern: How the codes of a frame come in the sequence: `semantic`, `flatten`, `delay`; `auto` is one of the
-            first two.
+        pattern: How the codes of a frame come in the sequence: `semantic`, `flatten`, `delay`, `parallel`; `auto`
+            is one of the first two.
 
     Raises:
         VocabularyError: No such pattern with so many codebooks, the speech tokenizer has fewer codebooks, the names
@@ -446,13 +457,14 @@ def add_speech(
         raise VocabularyError(f"n_codebooks: {n_codebooks}, but the speech tokenizer has 1 to {len(codebook_sizes)}")
     before, between, end_id = _read_prompt_format(text_tokenizer)
     try:
-        delayed = resolve_pattern(pattern, n_codebooks).name == DELAY
+        pattern = resolve_pattern(pattern, n_codebooks).name
     except PatternError as error:
         raise VocabularyError(str(error)) from error
-    n_books = 1 if delayed else n_codebooks  # whose codes are ids
+    n_books = 1 if pattern in LATE else n_codebooks  # whose codes are ids
     vocabulary = SpeechVocabulary(
         codebook_sizes=tuple(codebook_sizes[:n_books]),
         further_sizes=tuple(codebook_sizes[n_books:n_codebooks]),
+        late=LATE.get(pattern, 1),
         first_id=len(text_tokenizer),
         end_id=end_id,
         before=tuple(before),

@@ -187,5 +187,5 @@ def test_the_patterns_of_codes_take_turns(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BOOK", 16)
     module.main()
     rows = [line.split(" | ") for line in table.read_text().splitlines()[4:]]
-    assert [row[0].strip("| ") for row in rows] == ["semantic", "flatten", "delay"] * 2
-    assert all(row[-1].startswith("1.00") for row in rows[2::3])
+    assert [row[0].strip("| ") for row in rows] == ["semantic", "flatten", "delay", "parallel"] * 2
+    assert all(row[-1].startswith("1.00") for row in rows[2::4])

@@ -76,17 +76,20 @@ class Config:
         },
     )
     n_codebooks: int = field(default=1, metadata={"help": "codebooks that become speech tokens, from book 0 on"})
-    pattern: Literal["auto", "semantic", "flatten", "delay"] = field(
+    pattern: Literal["auto", "semantic", "flatten", "delay", "parallel"] = field(
         default="auto",
         metadata={
             "help": "how the codes of a frame come in the sequence: semantic: book 0 alone; flatten: one after the "
             "other, n_codebooks positions a frame; delay: side by side, a position a frame, each book a frame later "
-            "than the one before, with tables and heads of their own; auto: semantic or flatten, by n_codebooks"
+            "than the one before, with tables and heads of their own; parallel: the same, all books of one frame at "
+            "once; auto: semantic or flatten, by n_codebooks"
         },
     )
     further_weight: float = field(
         default=1.0,
-        metadata={"help": "with delay: weight of the books beside book 0 in the loss, all together; book 0's is 1"},
+        metadata={
+            "help": "with delay or parallel: weight of the books beside book 0 in the loss, all together; book 0's is 1"
+        },
     )
     speech_rows: Literal["noise", "codebook"] = field(
         default="noise",

@@ -20,7 +20,7 @@ from recipes.finetuning.config import Config, CorpusSource
 from recipes.finetuning.words import WORDS, words_of
 from recipes.runs.logs import log
 from slm.corpus import INDEX_NAME, CodedCorpus, CodedRow, CorpusMetadata
-from slm.patterns import DELAY, resolve_pattern
+from slm.patterns import LATE, resolve_pattern
 from slm.tasks import Task, TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.styles import PromptStyles, language_mark, wording_ids
@@ -115,7 +115,7 @@ def columns_of(config: Config, corpora: Corpora) -> list[str]:
     """The corpora's columns, beside codes and text, that the tasks read. Raises ConfigError where one lacks one."""
     tasks = {task.name: list(task.columns) for task in used_tasks(config)}
     by_word = {task.name: [WORDS] for task in used_tasks(config) if task.by_word}
-    if by_word and config.pattern == DELAY:
+    if by_word and config.pattern in LATE:
         raise ConfigError(f"pattern: {', '.join(by_word)} speaks word by word, which takes semantic or flatten")
     _check_columns("task_weights", tasks, corpora)
     _check_columns("task_weights", by_word, corpora)

@@ -1,7 +1,7 @@
 """Turns as token sequences: pure functions from a task's parts to `input_ids` and `labels`.
 
 Shapes: codes (K, F); text ids (T,); `input_ids` and `labels` (L,) int64, labels -100 wherever no loss is taken. With
-the pattern `delay` a prompt is (P, n): its first column holds the ids, the others the codes of books 1 to n - 1.
+`delay` and `parallel` a prompt is (P, n): its first column holds the ids, the others the codes of books 1 to n - 1.
 
     ASR   before <|speech|> codes <|/speech|> <|transcribe|> between | text end
     TTS   before text <|synthesize|> between <|speech|> | codes <|/speech|> end
@@ -98,7 +98,7 @@ def make_prompt(
             classifier-free guidance (arXiv 2207.12598) holds the asked one against.
 
     Returns:
-        (P,) int64; with `delay` (P, n).
+        (P,) int64; with books side by side (P, n).
 
     Raises:
         TaskError: The utterance lacks a part of the prompt.

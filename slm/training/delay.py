@@ -1,4 +1,4 @@
-"""The objective of the pattern `delay`: the answers' loss of book 0 and text, and that of the books beside it.
+"""The objective of `delay` and `parallel`: the answers' loss of book 0 and text, and that of the books beside it.
 
 Shapes: R rows of length L, n codebooks; `further`, `further_labels` (R, L, n - 1), `further_weights` (R, L).
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slm.further_books import further_books_of, read_beside
-from slm.patterns import DELAY
+from slm.patterns import LATE
 from slm.tasks.sequences import IGNORE
 from slm.training.answer_loss import chunked_loss
 from slm.training.batches import Batch
@@ -46,7 +46,7 @@ class DelayTrainer(SpeechTrainer):
             total, outputs = super()._weighted_sum(model, inputs)
         if not states:
             raise TrainingError(
-                f"pattern: {type(bare).__name__} does not run its head as a module, so delay's books find no states; "
+                f"pattern: {type(bare).__name__} does not run its head as a module, so its books find no states; "
                 "take pattern=flatten"
             )
         before, labels, weights = states[0][:, :-1], inputs["further_labels"][:, 1:], inputs["further_weights"][:, 1:]
@@ -71,22 +71,22 @@ class DelayTrainer(SpeechTrainer):
 
 
 def check_delay(pattern: str, config: TrainingConfig, processes: int) -> None:
-    """Refuses what training with `delay` has not been shown to do.
+    """Refuses what training with `delay` or `parallel` has not been shown to do.
 
     Raises:
         TrainingError: An engine, or several processes.
     """
-    if pattern != DELAY:
+    if pattern not in LATE:
         return
     for key in ("deepspeed", "fsdp"):
         if getattr(config, key):
             raise TrainingError(
-                f"training.{key}: not with pattern=delay, whose further books are trained in one process so far; "
+                f"training.{key}: not with pattern={pattern}, whose further books are trained in one process so far; "
                 f"leave training.{key} out, or take pattern=flatten"
             )
     if processes > 1:
         raise TrainingError(
-            f"pattern: delay is trained in one process so far, and {processes} were started; start one (without "
+            f"pattern: {pattern} is trained in one process so far, and {processes} were started; start one (without "
             "torchrun), or take pattern=flatten"
         )
 
