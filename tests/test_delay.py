@@ -29,6 +29,7 @@ from slm.settings import SpeechLimits, SynthesizeSettings, TranscribeSettings
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, make_example
+from slm.training import delay
 from slm.training.batches import ONE_ROW, NoiseConfig, SpeechSamples, pack
 from slm.training.config import TrainingConfig, TrainingError
 from slm.training.delay import check_delay, delay_objective
@@ -129,6 +130,14 @@ def test_the_loss_is_that_of_all_books_packed_padded_or_alone(tmp_path, kind: st
         for book in (1, 2):
             expected = float((torch.tensor(weights) @ each)[book] / n_codes)
             assert found[f"book_{book}_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_of_very_many_books_one_mean_is_told(tmp_path, monkeypatch) -> None:
+    speech_lm = grown(3)
+    trainer = fit(tmp_path, speech_lm, steps=1)
+    trainer._sums = torch.tensor([[6.0, 8.0, 9.0], [3.0, 2.0, 2.0]])
+    monkeypatch.setattr(delay, "MOST_BOOKS_TOLD", 1)
+    assert trainer._further_figures() == {"book_0_loss": 2.0, "further_books_loss": 4.25}
 
 
 def test_every_book_s_table_and_head_learn_and_accumulation_changes_nothing(tmp_path) -> None:
