@@ -288,6 +288,18 @@ class LMSPTModel(PreTrainedModel):
             projected_latents=tuple(books.projected),
         )
 
+    def semantic_projection(
+        self, input_values: Tensor, padding_mask: Tensor | None = None, lengths: Sequence[int] | None = None
+    ) -> Tensor:
+        """What the semantic book looks up, (B, F, E), by the semantic encoder alone; arguments as `forward`'s.
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        samples, lengths, mask, _ = self._frames(input_values, padding_mask, lengths)
+        latents = self.semantic_encoder(*self._encoder_inputs(samples, mask, None, lengths))
+        return self.quantizer.books[0].project(latents)
+
     def update_usage(self, output: LMSPTOutput, decay: float | Sequence[float] = 0.99) -> list[Tensor]:
         """Moves every book's running usage towards this batch's codes. Call once per training step.
 
@@ -348,14 +360,19 @@ class LMSPTModel(PreTrainedModel):
 
         `lengths` (B,) are each item's samples where they are not those of the mask's whole frames.
         """
-        if self.mel is not None:
-            inputs = (self.mel(samples, cache), mask, cache)
-        else:
-            if lengths is None and mask is not None:
-                lengths = mask.sum(dim=1) * self.config.hop_length
-            inputs = (samples, lengths, cache)
+        inputs = self._encoder_inputs(samples, mask, cache, lengths)
         semantic = self.semantic_encoder(*inputs)
         return semantic, semantic if self.acoustic_encoder is None else self.acoustic_encoder(*inputs)
+
+    def _encoder_inputs(
+        self, samples: Tensor, mask: Tensor | None, cache: StreamCache | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, StreamCache | None]:
+        """What an encoder is called with; arguments as `_latents`'."""
+        if self.mel is not None:
+            return self.mel(samples, cache), mask, cache
+        if lengths is None and mask is not None:
+            lengths = mask.sum(dim=1) * self.config.hop_length
+        return samples, lengths, cache
 
     def _frames(
         self, input_values: Tensor, padding_mask: Tensor | None, lengths: Sequence[int] | None = None
