@@ -49,6 +49,7 @@ __all__ = [
     "merge_results",
     "refuse_other_protocol",
     "save_results",
+    "says_texts",
     "speakers_of",
     "system_name",
     "systems_of",
@@ -97,6 +98,15 @@ def system_name(system: str) -> str:
     ('SLM ASR', 'SLM st')
     """
     return SYSTEM_NAMES.get(system) or f"SLM {system.removeprefix(TASK_PREFIX)}"
+
+
+def says_texts(system: str) -> bool:
+    """Whether a kind of system says texts: TTS, or a further task of that name.
+
+    >>> says_texts("tts"), says_texts("slm-tts-aligned"), says_texts("slm-st")
+    (True, True, False)
+    """
+    return system == "tts" or system.startswith(f"{TASK_PREFIX}tts-")
 
 
 def systems_of(systems: Iterable[str]) -> list[str]:
@@ -253,7 +263,10 @@ class Sample:
 
 @dataclass
 class Results:
-    """Everything that one evaluation, or a comparison of several, found."""
+    """Everything that one evaluation, or a comparison of several, found.
+
+    ``without`` says why a cell has no score: cell -> kind of system or task ("asr", "tts", "st") -> reason.
+    """
 
     title: str
     rows: list[Row]
@@ -268,6 +281,7 @@ class Results:
     configurations: list[Configuration] = field(default_factory=list)
     budgets: list[Budget] = field(default_factory=list)
     text_lengths: list[LengthBin] = field(default_factory=list)
+    without: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def make_row(name: str, system: str, model: str, protocol: Protocol, rates: ErrorRates, **facts: Any) -> Row:
@@ -378,6 +392,7 @@ def merge_results(parts: Sequence[Results], title: str) -> Results:
         merged.quality += [q for q in part.quality if q not in merged.quality]
         merged.notes += [note for note in part.notes if note not in merged.notes]
         merged.curves += [curve for curve in part.curves if curve not in merged.curves]
+        merged.without |= part.without
         merged.text_lengths += [one for one in part.text_lengths if one not in merged.text_lengths]
         merged.budgets += [budget for budget in part.budgets if budget not in merged.budgets]
         merged.configurations += [one for one in part.configurations if one not in merged.configurations]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.report.answer import answers
+from eval.report.overview import overview_table
 from eval.report.page import DIFFERENCE, NARROW_COLUMNS, caption_of, columns_of, groups_of, label_of, lengths_of
 from eval.report.tables import measure_tables
 from eval.schema import Results
@@ -22,6 +23,9 @@ _NOTE = (
 def results_markdown(results: Results) -> str:
     """Every table of the report: the scores of each judge and test set, the codes, the audio's quality."""
     text = [f"# {results.title}", "", *(line for answer in answers(results) for line in (answer, "")), _NOTE, ""]
+    if (overview := overview_table(results)) is not None:
+        text += [f"## {overview.title}", "", overview.note, ""]
+        text += _table(overview.headings, overview.lines, overview.names)
     for group in groups_of(results.rows):
         columns = columns_of(group, NARROW_COLUMNS)
         lines = []
@@ -33,6 +37,7 @@ def results_markdown(results: Results) -> str:
             headings, lines = headings[:-1], [line[:-1] for line in lines]
         text += [f"## {caption_of(group)}", "", f"Judge: {_judge(group.protocol.judge)}.", ""]
         text += _table(headings, lines, names=1)
+        text += [line for note in group.notes for line in (note, "")]
         if (by_length := lengths_of(group, results)) is not None:
             text += [f"### {by_length.title}", "", by_length.note, ""]
             text += _table(by_length.headings, by_length.lines, by_length.names)

@@ -361,6 +361,7 @@ def gather(cells: dict[str, list[Step]], config: Config, failed: Mapping[str, st
     }
     results = merge_results(list(parts.values()), config.title)
     results.notes += notes
+    results.without = {cell.name: cell.without for cell in config.cells if cell.name in found and cell.without}
     if config.text_lengths:
         results.text_lengths = in_order(config.text_lengths)
     _add_trainings(results, {cell: cells[cell] for cell in found}, about)

@@ -37,6 +37,12 @@ class Cell:
     seed: int | None = field(
         default=None, metadata={"help": "of its trainings; null: that of the stages' `seed` where they have one"}
     )
+    without: dict[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "help": "why it has no score in a task (asr, tts, st ...) or in semantic_reconstruction, for the table"
+        },
+    )
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -49,6 +55,9 @@ class AxisValue:
 
     set: list[str] = field(default_factory=list, metadata={"help": "what it sets, as STAGE.key=value"})
     stages: list[str] | None = field(default=None, metadata={"help": "the stages that its cells run; null: all"})
+    without: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "why its cells have no score in a task (asr, tts, st ...)"}
+    )
 
 
 @dataclass
@@ -97,7 +106,8 @@ def cells_of(axes: Sequence[Axis]) -> list[Cell]:
             for item in value.set
             if stages is None or value.stages is not None or stage_of(item) in stages
         ]
-        found.append(Cell(name, sets, stages, method=parts.get("method")))
+        without = {kind: reason for value in values for kind, reason in value.without.items()}
+        found.append(Cell(name, sets, stages, method=parts.get("method"), without=without))
     return found
 
 
