@@ -1,4 +1,4 @@
-"""Text-aligned tokens: one frame of codes per word; what they are learnt from, and that they carry what text does not."""
+"""Text-aligned tokens: one frame of codes per word; what they learn from, and that they carry what text does not."""
 
 from __future__ import annotations
 
