@@ -165,6 +165,16 @@ COMMANDS = [
         "slm train-acoustic --config embedded/train-acoustic corpus=runs/codes run_dir=runs/acoustic",
     ),
     Command(
+        "train-text-aligned",
+        "Train speech tokens aligned to text, one frame of codes per word, on a coded corpus (TASTE).",
+        "slm train-text-aligned --config baselines/taste corpus=runs/codes",
+    ),
+    Command(
+        "reconstruct-text-aligned",
+        "Rebuild speech from its text and its word codes, to hear and score what these carry.",
+        "slm reconstruct-text-aligned model=runs/baselines/taste/model corpus=runs/codes run_dir=runs/rebuilt",
+    ),
+    Command(
         "train-preference",
         "Preference optimisation of a fine-tuned SLM's speech by a judge: DPO or GRPO, watched by a second judge.",
         "slm train-preference --config embedded/train-preference model=runs/finetune/model corpus=runs/codes --dry-run",
