@@ -1,4 +1,4 @@
-"""Multi-token prediction from training to answers: what heads learn, are saved and resumed as, and what they propose."""
+"""Multi-token prediction from training to answers: what heads learn, how they are kept, what they propose."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from test_slm_training import KillAt, losses, same_weights
 from torch.nn import functional as F
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from recipes.commands import export, finetune, synthesize
+from recipes.commands import export, finetune, synthesize, train_lm, train_preference
 from recipes.config import ConfigError, load_config
 from recipes.inference import setup
 from slm.generation import SpeechLM, generate_speech, stream_speech, synthesize_codes
@@ -35,8 +35,10 @@ from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, answer, make_example
 from slm.training.batches import ONE_ROW, NoiseConfig, SpeechSamples, pack
 from slm.training.config import TrainingConfig, TrainingError
+from slm.training.multi_token import further_places
 from slm.training.objectives import check_objective, finetuning_objective
 from slm.training.trainer import train
+from slm.vocabulary import add_marks
 
 OPTIONS = {"tokens_per_step": 260, "pack_length": 64, "learning_rate": 3e-3, "warmup_steps": 2, "log_steps": 1}
 TEXTS = ["bin blue at f two now", "lay red by a nine please", "a", "set white in z four soon", "place green"]
@@ -142,11 +144,11 @@ def test_the_loss_is_that_of_each_answer_alone_packed_or_padded(tmp_path, kind: 
 
 def test_no_head_looks_beyond_an_end() -> None:
     """Two answers end to end, and the stretches of one that is given word by word."""
-    from slm.training.multi_token import further_places
-
     vocabulary = plain().vocabulary
     code, end, eos = int(vocabulary.offsets[0]), vocabulary.speech_end_id, vocabulary.end_id
-    labels = torch.tensor([[IGNORE, code, code + 1, end, eos, IGNORE, code, end, IGNORE, IGNORE, code, code, code, end]])
+    labels = torch.tensor(
+        [[IGNORE, code, code + 1, end, eos, IGNORE, code, end, IGNORE, IGNORE, code, code, code, end]]
+    )
     found = {distance: there[0].nonzero()[:, 0].tolist() for distance, there in further_places(labels, vocabulary, 4)}
     assert found == {2: [0, 1, 5, 9, 10, 11], 3: [0, 9, 10], 4: [9]}
 
@@ -266,3 +268,139 @@ def test_scores_that_are_not_finite_are_told() -> None:
     for temperature in (0.0, 1.0):
         (output,) = synthesize_codes(speech_lm, ["bin blue"], settings(3, temperature))
         assert output.finish_reason == "non_finite" and output.codes.shape == (1, 0)
+
+
+def test_words_given_one_by_one_are_the_same(tmp_path) -> None:
+    """A task by word: each word's codes come of passes of their own, and heads see the end of each."""
+    task = get_task("tts-aligned")
+    speech_lm = with_heads(plain(), 3, noise=0.1)
+    vocabulary = add_marks(speech_lm.text_tokenizer, speech_lm.vocabulary, task.marks)
+    extend_with_speech(speech_lm.model, vocabulary, seed=0, first_id=speech_lm.vocabulary.size)
+    speech_lm = SpeechLM(speech_lm.model, speech_lm.text_tokenizer, vocabulary)
+    texts = ["bin blue at", "now", "lay red"]
+    words = [[vocabulary.encode_text(speech_lm.text_tokenizer, word) for word in text.split()] for text in texts]
+    asked = [UtteranceTokens(text=np.concatenate(own), words=tuple(own)) for own in words]
+    found = {
+        n: generate_speech(speech_lm, task, asked, [SpeechLimits(0.6, 0.2)] * 3, settings(n, 0.9), texts)
+        for n in (1, 3)
+    }
+    assert same_outputs(found[1], found[3])
+    assert all(output.n_passes >= len(text.split()) for output, text in zip(found[3], texts, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_a_folder_gives_the_same_proposals(tmp_path, kind: str) -> None:
+    """Its file of the LLM is a plain one; without the other file it is the same model, with a torn one refused."""
+    speech_lm = with_heads(plain(1, kind), 4, noise=0.2)
+    folder = save_slm(speech_lm.model, speech_lm.text_tokenizer, speech_lm.vocabulary, tmp_path / "slm")
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert not any("multi_token" in name for name in file.keys())  # noqa: SIM118 - not a dict
+    assert multi_token_heads_of(speech_lm.model) is not None and predicted_tokens(folder) == 4
+    loaded, states = SpeechLM.load(folder), torch.randn(5, 32)
+    for distance in (2, 3, 4):
+        one, other = (multi_token_heads_of(own.model)(distance, states) for own in (speech_lm, loaded))
+        assert torch.equal(one, other)
+    assert multi_token_heads_of(load_llm(str(folder), random_weights=True)[0]) is None
+    content = (folder / FILE_NAME).read_bytes()
+    (folder / FILE_NAME).write_bytes(content[:-100])
+    with pytest.raises(MultiTokenError, match=FILE_NAME):
+        load_llm(str(folder))
+    (folder / FILE_NAME).unlink()
+    without = SpeechLM.load(folder)
+    spoken = [synthesize_codes(one, TEXTS[:2], settings(1, min_seconds=0.4)) for one in (loaded, without)]
+    assert same_outputs(*spoken) and predicted_tokens(folder) == 1
+    with pytest.raises(MultiTokenError, match="multi_token: 2, and the model has none; set it to 1"):
+        synthesize_codes(without, TEXTS[:1], settings(2))
+
+
+def test_from_finetune_to_predictions_and_an_export(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(setup, "load_tokenizer", lambda name, device=None: StandIn())
+    save_llm(tmp_path / "llm")
+    corpus = write_corpus(tmp_path / "codes")
+    short = ["steps=4", "tokens_per_step=260", "pack_length=64", "save_steps=2", "eval_steps=2", "log_steps=1"]
+    own = [f"corpus={corpus}", "device=cpu", "precision=fp32", *(f"training.{item}" for item in short)]
+
+    def config(name: str, *overrides: str) -> finetune.Config:
+        model = [] if any("model=" in item for item in overrides) else [f"model={tmp_path / 'llm'}"]
+        return load_config(finetune.Config, None, [f"run_dir={tmp_path / name}", *model, *own, *overrides])
+
+    asked = config("run", "training.multi_token.tokens=3", "training.multi_token.loss_weight=0.5")
+    plan = finetune.plan(asked)
+    folder = finetune.run(asked)
+    model, _, _ = load_llm(str(folder))
+    assert plan["trainable parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert plan["trainable parameters"] - finetune.plan(config("x"))["trainable parameters"] == 2 * 32 * 32
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    told = [row for row in rows if "eval_loss" in row]
+    assert told and all({"eval_tts_token_2_loss", "eval_tts_token_3_loss"} <= row.keys() for row in told)
+    assert not any("eval_asr_token" in key for row in told for key in row)
+    # What has heads goes on with them, and without where they are not trained; never with another number.
+    again = finetune.run(config("again", f"model={folder}", "training.steps=1", "training.multi_token.tokens=3"))
+    assert predicted_tokens(again) == 3
+    assert predicted_tokens(finetune.run(config("plain", f"model={folder}", "training.steps=1"))) == 1
+    with pytest.raises(MultiTokenError, match="tokens: 4, and the model has heads for 3"):
+        finetune.run(config("other", f"model={folder}", "training.multi_token.tokens=4"))
+    exported = export.run(export.Config(source=str(tmp_path / "run"), output=str(tmp_path / "out")))
+    assert "| of these: multi-token heads |" in (exported / "README.md").read_text()
+    limits = ["decoding.min_seconds=1", "decoding.seconds_per_character=0"]
+    asked = [f"model={exported}", f"corpus={corpus}", "device=cpu", *limits]
+    found = {}
+    for n in (1, 3):
+        run = tmp_path / f"tts-{n}"
+        said = synthesize.run(
+            load_config(synthesize.Config, None, [*asked, f"decoding.multi_token={n}", f"run_dir={run}"])
+        )
+        rows = [json.loads(line) for line in said.read_text().splitlines()]
+        found[n] = [(row["n_codes"], row["finish_reason"], (run / row["audio"]).read_bytes()) for row in rows]
+        sidecar = json.loads((run / "predictions.json").read_text())
+        assert ("tokens_per_pass" in sidecar) == (n > 1)
+    assert found[1] == found[3]
+    assert 0.5 < sidecar["tokens_per_pass"] <= 3
+    with pytest.raises(ConfigError, match="multi_token: 4, and .* predicts 3 a pass; set it to 3"):
+        synthesize.plan(load_config(synthesize.Config, None, [*asked, "decoding.multi_token=4", f"run_dir={run}-4"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern", "processes", "message"),
+    [
+        ({"fsdp": "full_shard"}, "semantic", 1, "training.fsdp"),
+        ({"deepspeed": "deepspeed-zero2"}, "semantic", 1, "training.deepspeed"),
+        ({}, "delay", 1, "pattern=delay"),
+        ({}, "semantic", 2, "2 were"),
+    ],
+)
+def test_what_training_cannot_do_is_refused(options: dict, pattern: str, processes: int, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        check_objective(TrainingConfig(**options, multi_token=MultiTokenSettings()), pattern, processes)
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "message"),
+    [
+        (finetune, ["training.multi_token.tokens=1"], "tokens: 1 must be at least 2"),
+        (finetune, ["training.multi_token.loss_weight=0"], "loss_weight: 0 must be above 0"),
+        (finetune, ["training.multi_token.tokens=2", "lora.rank=2"], "not with lora"),
+        (train_lm, ["training.multi_token.tokens=2"], "a text LM has not"),
+        (train_preference, ["training.multi_token.tokens=2"], "it is for slm finetune"),
+        (train_preference, ["decoding.multi_token=2"], "leave them at 1"),
+        (synthesize, ["text=a", "decoding.multi_token=2", "decoding.guidance=2"], "not with guidance"),
+        (synthesize, ["text=a", "decoding.multi_token=0"], "multi_token 0 must be"),
+        (synthesize, ["text=a", "decoding.multi_token_verify=false"], "nothing is proposed"),
+        (synthesize, ["text=a", "decoding.multi_token=2", "stream=true"], "stream: gives a token a pass"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(command, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(command.Config, None, ["run_dir=x", *overrides])
+
+
+def test_models_and_calls_that_cannot_are_refused() -> None:
+    speech_lm = with_heads(plain(), 3)
+    one = UtteranceTokens(text=speech_lm.vocabulary.encode_text(speech_lm.text_tokenizer, "bin"))
+    with pytest.raises(GenerationError, match="multi_token: a stream"):
+        next(stream_speech(speech_lm, get_task("tts"), one, SpeechLimits(1.0), settings(2)))
+    with pytest.raises(MultiTokenError, match="4, and the model has heads for 3 tokens; set it to 3"):
+        synthesize_codes(speech_lm, ["bin"], settings(4))
+    speech_lm.model.config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(MultiTokenError, match="layers with a state"):
+        synthesize_codes(speech_lm, ["bin"], settings(3))
