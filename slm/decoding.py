@@ -38,11 +38,15 @@ _STOP, _LENGTH, _LOOP, _NON_FINITE = range(4)
 
 @dataclass(frozen=True)
 class Answer:
-    """The ids of an answer, without the end, and why it ended; with further books their codes too, (T, n - 1)."""
+    """The ids of an answer, without the end, and why it ended; with further books their codes too, (T, n - 1).
+
+    `n_passes` are the forward passes of the model that it took, where a pass may give several ids; else 0.
+    """
 
     ids: list[int]
     finish_reason: FinishReason
     further: np.ndarray | None = None
+    n_passes: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slm.decoding import Answer, FinishReason, Grammar, RowLimits, decode, decode_beams, decode_stream
 from slm.modeling import load_llm
+from slm.multi_token_decoding import decode_multi_token
 from slm.settings import (
     GenerationError,
     SpeechLimits,
@@ -55,11 +56,15 @@ class TranscribeOutput:
 
 @dataclass(frozen=True)
 class SynthesizeOutput:
-    """(n, F) codes, F >= 1 unless the scores were not finite; why they ended, and in which attempt they were drawn."""
+    """(n, F) codes, F >= 1 unless the scores were not finite; why they ended, and in which attempt they were drawn.
+
+    `n_passes` are the model's forward passes where one may give several tokens (`decoding.multi_token`); else 0.
+    """
 
     codes: np.ndarray
     finish_reason: FinishReason
     attempts: int = 1
+    n_passes: int = 0
 
     @property
     def truncated(self) -> bool:
@@ -238,7 +243,7 @@ def generate_speech(
         answers = draw(*arguments, [utterances[i].words for i in todo]) if task.by_word else draw(*arguments)
         for i, answer in zip(todo, answers, strict=True):
             codes = speech_lm.vocabulary.codes_from_ids(answer.ids, answer.further)
-            outputs[i] = SynthesizeOutput(codes, answer.finish_reason, attempt + 1)
+            outputs[i] = SynthesizeOutput(codes, answer.finish_reason, attempt + 1, answer.n_passes)
         todo = [i for i in todo if outputs[i].truncated]
     return outputs
 
@@ -275,6 +280,8 @@ def stream_speech(
     settings, vocabulary = settings or SynthesizeSettings(), speech_lm.vocabulary
     if task.by_word:
         raise GenerationError(f"synthesising: {task.name} is not streamed; call generate_speech")
+    if settings.multi_token > 1:
+        raise GenerationError("synthesising: multi_token: a stream gives a token a pass so far; set it to 1")
     if settings.retries:
         raise GenerationError("synthesising: retries: what a stream has given cannot be taken back; set it to 0")
     prompt, bare = (make_prompt(vocabulary, task, utterance, bare=bare) for bare in (False, True))
@@ -317,7 +324,11 @@ def _draw_speech(
         sampling = _sampling(settings, seed, keys, batch)
         if bare is not None:
             sampling |= {"bare_prompts": [bare[i] for i in batch], "guidance": settings.guidance}
-        found = decode(model, [prompts[i] for i in batch], grammar, [rows[i] for i in batch], **sampling)
+        of_batch = (model, [prompts[i] for i in batch], grammar, [rows[i] for i in batch])
+        if settings.multi_token > 1:
+            found = decode_multi_token(*of_batch, settings.multi_token, settings.multi_token_verify, **sampling)
+        else:
+            found = decode(*of_batch, **sampling)
         for i, answer in zip(batch, found, strict=True):
             answers[i] = answer
     return answers
@@ -344,6 +355,7 @@ def _draw_words(
             f"synthesising: word by word there is no pattern={vocabulary.pattern.name}; train with semantic or flatten"
         )
     ids: list[list[int]] = [[] for _ in prompts]
+    n_passes = [0] * len(prompts)
     reasons: list[FinishReason] = ["stop"] * len(prompts)
     for number in range(max(map(len, words))):
         going = [i for i, own in enumerate(words) if number < len(own) and reasons[i] != "non_finite"]
@@ -355,11 +367,13 @@ def _draw_words(
             whole = len(one.ids) // vocabulary.ids_per_frame * vocabulary.ids_per_frame  # the next word begins a frame
             drawn = one.ids[:whole]
             ids[i] += drawn
+            n_passes[i] += one.n_passes
             reasons[i] = max(reasons[i], one.finish_reason, key=_WORST.index)
             following = words[i][number + 1 : number + 2]
             opening = [vocabulary.speech_end_id, *(k for word in following for k in word), vocabulary.speech_id]
             prompts[i] = np.concatenate([prompts[i], drawn, opening]).astype(np.int64)
-    return [Answer(*answer) for answer in zip(ids, reasons, strict=True)]
+    parts = zip(ids, reasons, n_passes, strict=True)
+    return [Answer(own, reason, n_passes=passes) for own, reason, passes in parts]
 
 
 def _sampling(

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from slm import further_books, multi_token
 from slm.embedded import EMBEDDED, embedded_folder
-from slm.further_books import add_further_books, further_books_of, load_further_books, saved_apart
+from slm.further_books import add_further_books, further_books_of, load_further_books
+from slm.model_parts import saved_apart
+from slm.multi_token import load_multi_token_heads, multi_token_heads_of
 from slm.vocabulary import FILE_NAME, SpeechVocabulary
 
 PAD_ROWS_TO = 64
@@ -143,6 +147,7 @@ def load_llm(
     Raises:
         ModelError: The model cannot be had or is no causal LM with a tokenizer.
         FurtherBooksError: Its further books, which a model of books side by side has, are missing or damaged.
+        MultiTokenError: Its multi-token heads are damaged.
     """
     where = resolve_model(name)
     tokenizer = _load_tokenizer(where)
@@ -161,6 +166,8 @@ def load_llm(
         if random_weights and vocabulary.further_sizes:
             raise ModelError(f"model {name}: its further books cannot be drawn anew; give the text LM that it came of")
         load_further_books(model, vocabulary, where)
+        if not random_weights:
+            load_multi_token_heads(model, where)
     return model, tokenizer, vocabulary
 
 
@@ -323,7 +330,8 @@ def other_towers(model: PreTrainedModel) -> list[str]:
     decoder = model.get_decoder()
     if decoder is None or decoder is model:
         return []
-    tables = (decoder, model.get_input_embeddings(), model.get_output_embeddings(), further_books_of(model))
+    own = (further_books_of(model), multi_token_heads_of(model))
+    tables = (decoder, model.get_input_embeddings(), model.get_output_embeddings(), *own)
     inside = {id(module) for part in tables if part is not None for module in part.modules()}
     linear = ((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d))
     return [name for name, module in linear if id(module) not in inside]
@@ -333,7 +341,7 @@ def freeze_other_towers(model: PreTrainedModel) -> None:
     """Lets a multimodal model's text model and head learn alone: what else it has never runs."""
     if other_towers(model):
         decoder, tables = model.get_decoder(), (model.get_input_embeddings(), model.get_output_embeddings())
-        parts = (decoder, *tables, further_books_of(model))
+        parts = (decoder, *tables, further_books_of(model), multi_token_heads_of(model))
         text = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in text)
@@ -369,7 +377,9 @@ def save_slm(
     model.generation_config = _generation_config(text_tokenizer, vocabulary)
     model.config.get_text_config().use_cache = True  # a training with checkpointing turns it off for good
     temporary.mkdir(parents=True)
-    with saved_apart(model, temporary):
+    with ExitStack() as apart:
+        for part in (further_books, multi_token):
+            apart.enter_context(saved_apart(model, temporary, part.NAME, part.FILE_NAME))
         model.save_pretrained(temporary, state_dict=state_dict)
     text_tokenizer.save_pretrained(temporary)
     if vocabulary is not None:

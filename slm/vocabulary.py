@@ -189,6 +189,11 @@ class SpeechVocabulary:
         return [offset + np.arange(n) for offset, n in zip(self.offsets, self.codebook_sizes, strict=True)]
 
     @property
+    def speech_rows(self) -> slice:
+        """The ids from the marks' first to the last code's: all that an answer in speech is made of is among them."""
+        return slice(self.first_id, int(self.offsets[-1]) + self.codebook_sizes[-1])
+
+    @property
     def size(self) -> int:
         """Ids in all, text and speech: the least number of rows that an embedding table needs."""
         return next(reversed(self.groups.values())).ids.stop

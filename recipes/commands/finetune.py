@@ -49,7 +49,8 @@ from slm.modeling import (
     load_llm,
     save_slm,
 )
-from slm.training.delay import check_delay, delay_objective
+from slm.multi_token import set_multi_token_heads
+from slm.training.objectives import check_objective, finetuning_objective
 from slm.training.trainer import train
 from slm.vocabulary import SpeechVocabulary
 
@@ -64,7 +65,7 @@ def plan(config: Config) -> dict[str, object]:
     device = attempt(training_device, config.device) or "cpu"
     precision = attempt(resolve_precision, config.precision, device) or "fp32"
     attempt(engine_config, config.training)
-    attempt(check_delay, config.pattern, config.training, process_count())
+    attempt(check_objective, config.training, config.pattern, process_count())
     attempt(get_normaliser, config.normaliser)
     attempt(get_normaliser, config.prompt_normaliser or config.normaliser)
     facts: LLMFacts | None = attempt(describe_llm, config.model, config.training.attention)
@@ -92,6 +93,7 @@ def build_model(config: Config, folder: RunFolder, corpora: Corpora) -> tuple[An
         extend_with_speech(model, vocabulary, config.seed, codebooks(config, corpora))
     elif vocabulary.size > own.size:
         extend_with_speech(model, vocabulary, config.seed, first_id=own.size)
+    set_multi_token_heads(model, config.training.multi_token)
     if config.lora is None:
         freeze_other_towers(model)
         if config.training.freeze_layers:
@@ -110,7 +112,7 @@ def run(config: Config) -> Path:
     folder.check(config)
     result = folder.path("model" if config.lora is None or config.lora.merge else "adapter")
     measured_names(config)
-    check_delay(config.pattern, config.training, process_count())
+    check_objective(config.training, config.pattern, process_count())
     corpora = open_corpora(config)
     replayed = [Path(config.replay.path).expanduser()] if config.replay else []
     fingerprint = digest(model_path(config.model), corpora.index_text, *replayed)
@@ -139,7 +141,7 @@ def run(config: Config) -> Path:
         callbacks=[MetricsCallback(folder.metrics), TrainerProgress("finetune")],
         tensorboard=folder.path("tensorboard"),
         measure=word_errors(config, data, tokenizer),
-        objective=delay_objective(vocabulary, config.further_weight),
+        objective=finetuning_objective(vocabulary, config.training, config.further_weight),
     )
     wall = time.perf_counter() - started
     save_result(folder, trainer, data.vocabulary, tokenizer, config.lora, config.weights, config.model)

@@ -75,7 +75,8 @@ from recipes.runs.progress import progress
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from slm.acoustic.decoding import AcousticDecoding
 from slm.generation import SpeechLM, generate_speech
-from slm.modeling import describe_llm
+from slm.modeling import describe_llm, resolve_model
+from slm.multi_token import predicted_tokens
 from slm.settings import SpeechLimits, SynthesizeSettings, speech_limits, word_limits
 from slm.tasks import Task, TaskError
 from slm.tasks.continuation import split_codes
@@ -174,6 +175,8 @@ class Config:
             raise ValueError(f"{given}: needs {missing} too, such as {example if self.voice else 'voice=speaker.wav'}")
         if self.acoustic and self.stream:
             raise ValueError("stream: not with acoustic, which fills the codebooks of whole sentences")
+        if self.stream and self.decoding.multi_token > 1:
+            raise ValueError("stream: gives a token a pass so far; leave decoding.multi_token at 1")
         if self.stream and (self.run_dir or self.files or self.data or self.corpus or self.decoding.retries):
             raise ValueError("stream: for a single text, without run_dir, files, data, corpus and decoding.retries")
         if self.output and self.run_dir:
@@ -296,6 +299,16 @@ def refuse_words(task: Task, config: Config) -> None:
         raise ConfigError(f"stream: {task.name} is not streamed; leave stream out")
 
 
+def require_heads(config: Config) -> None:
+    """Raises ConfigError where the model proposes fewer tokens a pass than are asked for."""
+    asked, there = config.decoding.multi_token, predicted_tokens(resolve_model(config.model))
+    if asked > there:
+        raise ConfigError(
+            f"decoding.multi_token: {asked}, and {config.model} predicts {there} a pass; set it to {there}, or train "
+            f"a model with training.multi_token.tokens={asked} (`slm finetune`)"
+        )
+
+
 def prepare(config: Config, with_files: bool = False) -> Setup:
     """Raises all that would stop a synthesis, together; `with_files`: and each file that is missing or empty."""
     problems = Problems("slm synthesize")
@@ -305,6 +318,8 @@ def prepare(config: Config, with_files: bool = False) -> Setup:
         problems.attempt(refuse_text, setup.task)
     if setup is not None and setup.task.prompt_holds_text and config.files:
         problems.attempt(refuse_files, setup.task)
+    if setup is not None and config.decoding.multi_token > 1:
+        problems.attempt(require_heads, config)
     if setup is not None and setup.task.by_word:
         problems.attempt(refuse_words, setup.task, config)
     if config.acoustic and setup is not None and setup.tokenizer is not None:

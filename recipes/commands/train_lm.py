@@ -52,6 +52,8 @@ class Config:
     precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16"})
 
     def __post_init__(self) -> None:
+        if self.training.multi_token is not None:
+            raise ValueError("training.multi_token: predicts tokens of speech, which a text LM has not; drop it")
         if self.training.freeze_layers:
             raise ValueError("training.freeze_layers: a new text LM has nothing to keep; it is for slm finetune")
 

@@ -42,6 +42,7 @@ from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.freezing import freeze_lower_layers, keep_text_rows
 from slm.lora import add_lora
 from slm.modeling import LLMFacts, describe_llm, freeze_other_towers, load_llm, save_slm
+from slm.multi_token import set_multi_token_heads
 from slm.training.batches import plan_steps
 from slm.training.preference import PairSamples, dpo, grpo
 from slm.training.reference import Reference, Scorer
@@ -193,6 +194,7 @@ def run(config: Config) -> Path:
             updates=config.grpo.updates,
             temperature=config.sampling.temperature,
         )
+    set_multi_token_heads(model, None)
     if config.lora is None:
         freeze_other_towers(model)
         if config.training.freeze_layers:

@@ -55,6 +55,7 @@ class Script:
     reasons: set[str] = field(default_factory=set)  # why the model stopped, in each of the parts
     silent: bool = False
     attempts: int = 1
+    n_passes: int = 0  # of the model, where one may give several tokens
     wall_s: float = 0.0
 
     @property
@@ -79,6 +80,7 @@ class Script:
         start_s = self.duration_s
         self.duration_s += len(waveform) / rate
         self.n_codes += int(output.codes.size)
+        self.n_passes += output.n_passes
         self.reasons.add(output.finish_reason)
         self.silent |= is_silent(waveform)
         self.segments.append(
@@ -116,6 +118,8 @@ class Script:
             "error": self.error,
             "wall_s": round(self.wall_s, 4),
         }
+        if self.n_passes:
+            row["n_passes"] = self.n_passes
         if self.expected_s is not None:
             row["expected_s"] = round(self.expected_s, 3)
         return row | ({"segments": self.segments} if len(self.segments) > 1 else {})

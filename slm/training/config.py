@@ -11,6 +11,8 @@ import torch.distributed as dist
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from slm.multi_token import MultiTokenSettings
+
 # Tokens up to which attention written out trains faster than the fused kernel on a CPU, whose backward pass is slow
 # there: in bf16 a step takes 0.7 of the time at 128, 0.8 at 512.
 SHORT_ROW = 512
@@ -124,6 +126,14 @@ class TrainingConfig:
         metadata={
             "help": "so many of the lowest layers, and the rows of text in the tables, keep their weights: the layers "
             "above learn speech (GOAT-TTS). Trained in full, with replay so that they do not unlearn text; 0: none"
+        },
+    )
+    multi_token: MultiTokenSettings | None = field(
+        default=None,
+        metadata={
+            "help": "multi-token prediction: a position of an answer in speech also learns the tokens after the next "
+            "one, by small heads of its own, e.g. training.multi_token.tokens=4; generation may then give several a "
+            "pass (decoding.multi_token of `slm synthesize`); null: the next token alone"
         },
     )
     deepspeed: str | None = field(
