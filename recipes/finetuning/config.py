@@ -84,6 +84,13 @@ class Config:
             "than the one before, with tables and heads of their own; auto: semantic or flatten, by n_codebooks"
         },
     )
+    prosody_bins: int = field(
+        default=8,
+        metadata={
+            "help": "of task tts-prosody: bins of each word's duration, F0 and energy, cut at the training split's "
+            "quantiles; a model that has learnt some keeps those"
+        },
+    )
     further_weight: float = field(
         default=1.0,
         metadata={"help": "with delay: weight of the books beside book 0 in the loss, all together; book 0's is 1"},
@@ -145,6 +152,8 @@ class Config:
         if self.training.freeze_layers and self.lora is not None:
             raise ValueError("training.freeze_layers: adapters leave every layer's own weights as they are; drop one")
         resolve_pattern(self.pattern, self.n_codebooks)
+        if self.prosody_bins < 2:
+            raise ValueError(f"prosody_bins: {self.prosody_bins} must be at least 2")
         if self.further_weight <= 0:
             raise ValueError(f"further_weight: {self.further_weight:g} must be above 0, or its books learn nothing")
         if self.corpus and self.corpora:
