@@ -142,6 +142,11 @@ COMMANDS = [
         "slm align data.0.path=corpus/manifest.jsonl run_dir=runs/aligned plot=3",
     ),
     Command(
+        "measure-prosody",
+        "Measure each word of an aligned manifest: how long, high and loud it is said, for task tts-prosody.",
+        "slm measure-prosody data.0.path=runs/aligned/manifest.jsonl run_dir=runs/prosody",
+    ),
+    Command(
         "train-lm",
         "Train a small text LM from scratch on a corpus's texts (where no pretrained one can be had).",
         "slm train-lm --config quickstart/train-lm run_dir=runs/lm",

@@ -29,7 +29,7 @@ from slm.settings import (
     text_loop_limit,
     tokens_allowed,
 )
-from slm.tasks import Task, get_task
+from slm.tasks import Task, TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import make_prompt
 from slm.tasks.styles import trained_wording
@@ -206,7 +206,8 @@ def generate_speech(
     Args:
         speech_lm: The model.
         task: Whose prompts.
-        utterances: What the prompts are made of.
+        utterances: What the prompts are made of. Of a task with prosody that which an utterance has is taken; where it
+            has none, it is drawn (:func:`draw_prosody`).
         limits: How long each answer may be and must be; of a task by word each of its words.
         settings: Decoding. With `retries` an answer that the model did not end is drawn again with the next seed, and
             the last attempt counts.
@@ -216,20 +217,23 @@ def generate_speech(
         One output per utterance, in order.
 
     Raises:
-        GenerationError: The task answers in text, or is by word and guidance is set.
+        GenerationError: The task answers in text, or is by word or with prosody and guidance is set.
         TaskError: An utterance lacks a part of the prompt.
     """
     _check_modality(task, "speech")
     settings = settings or SynthesizeSettings()
     if task.by_word and settings.guidance > 1:
         raise GenerationError(f"synthesising: guidance: {task.name} gives its words in the answer; set it to 1")
+    if task.answer_holds_prosody and settings.guidance > 1:
+        raise GenerationError(f"synthesising: guidance: {task.name} begins with prosody, not speech; set it to 1")
     draw = _draw_words if task.by_word else _draw_speech
     keys = _numbers(utterances) if keys is None else keys
-    prompts = [make_prompt(speech_lm.vocabulary, task, item) for item in utterances]
+    prompts = _speech_prompts(speech_lm, task, utterances, settings, keys)
     guided = settings.guidance > 1
     bare = [make_prompt(speech_lm.vocabulary, task, item, bare=True) for item in utterances] if guided else []
-    outputs: list[SynthesizeOutput | None] = [None] * len(prompts)
-    todo = list(range(len(prompts)))
+    unsaid = SynthesizeOutput(np.zeros((speech_lm.vocabulary.n_codebooks, 0), dtype=np.int64), "non_finite")
+    outputs = [unsaid if prompt is None else None for prompt in prompts]
+    todo = [i for i, prompt in enumerate(prompts) if prompt is not None]
     for attempt in range(1 + settings.retries):
         arguments = (
             speech_lm,
@@ -246,6 +250,47 @@ def generate_speech(
             outputs[i] = SynthesizeOutput(codes, answer.finish_reason, attempt + 1, answer.n_passes)
         todo = [i for i in todo if outputs[i].truncated]
     return outputs
+
+
+def draw_prosody(
+    speech_lm: SpeechLM,
+    task: Task,
+    utterances: Sequence[UtteranceTokens],
+    settings: SynthesizeSettings | None = None,
+    keys: Sequence[str] | None = None,
+) -> list[np.ndarray | None]:
+    """Draws the prosody with which a task's answers begin: of each word a token of each feature, in their order.
+
+    Args:
+        speech_lm: The model.
+        task: One whose answers begin with prosody.
+        utterances: What the prompts are made of, with the `words` of their texts.
+        settings: Decoding.
+        keys: As of :func:`generate_speech`.
+
+    Returns:
+        (W, 3) bins of each utterance, in order; None where the model's scores were not finite.
+
+    Raises:
+        TaskError: An utterance lacks a part of the prompt, or its words.
+    """
+    settings, vocabulary, model = settings or SynthesizeSettings(), speech_lm.vocabulary, speech_lm.model
+    keys = _numbers(utterances) if keys is None else keys
+    if any(not one.words for one in utterances):
+        raise TaskError(f"task {task.name}: an utterance without words, each of which has its prosody")
+    prompts = [make_prompt(vocabulary, task, one) for one in utterances]
+    grammar = Grammar([_mask(model, ids) for ids in vocabulary.prosody_ids()], vocabulary.speech_id)
+    n_ids = [len(one.words) * len(grammar.legal) for one in utterances]
+    # Not to end before its budget is spent: the mark that opens the speech is given.
+    limits = [RowLimits(n, least=n + 1) for n in n_ids]
+    bins: list[np.ndarray | None] = [None] * len(prompts)
+    for batch in _buckets(prompts, settings.batch_size):
+        drawn = _sampling(settings, settings.seed, [f"{key} prosody" for key in keys], batch)
+        found = decode(model, [prompts[i] for i in batch], grammar, [limits[i] for i in batch], **drawn)
+        for i, answer in zip(batch, found, strict=True):
+            if answer.finish_reason != "non_finite":
+                bins[i] = vocabulary.prosody_from_ids(answer.ids)
+    return bins
 
 
 def stream_speech(
@@ -272,13 +317,13 @@ def stream_speech(
         The codes that are new, (n, f), f >= 0; `finish_reason` is `going` but for the last.
 
     Raises:
-        GenerationError: The task answers in text or is by word, or `retries` are set: what was given cannot be taken
-            back.
+        GenerationError: The task answers in text, is by word or with prosody, or `retries` are set: what was given
+            cannot be taken back.
         TaskError: The utterance lacks a part of the prompt.
     """
     _check_modality(task, "speech")
     settings, vocabulary = settings or SynthesizeSettings(), speech_lm.vocabulary
-    if task.by_word:
+    if task.by_word or task.answer_holds_prosody:
         raise GenerationError(f"synthesising: {task.name} is not streamed; call generate_speech")
     if settings.multi_token > 1:
         raise GenerationError("synthesising: multi_token: a stream gives a token a pass so far; set it to 1")
@@ -296,6 +341,31 @@ def stream_speech(
         codes = vocabulary.codes_from_ids(answer.ids, answer.further)
         yield SynthesizeOutput(codes[:, n_given:], answer.finish_reason)
         n_given = codes.shape[1]
+
+
+def _speech_prompts(
+    speech_lm: SpeechLM,
+    task: Task,
+    utterances: Sequence[UtteranceTokens],
+    settings: SynthesizeSettings,
+    keys: Sequence[str],
+) -> list[np.ndarray | None]:
+    """What stands before the first code of each answer; None where the scores of its prosody were not finite."""
+    vocabulary = speech_lm.vocabulary
+    prompts = [make_prompt(vocabulary, task, item) for item in utterances]
+    if not task.answer_holds_prosody:
+        return prompts
+    if vocabulary.further_sizes:
+        raise GenerationError("synthesising: with prosody there is no pattern=delay; train with semantic or flatten")
+    bins = [item.prosody for item in utterances]
+    unwritten = [i for i, own in enumerate(bins) if own is None]
+    asked = ([utterances[i] for i in unwritten], settings, [keys[i] for i in unwritten])
+    for i, own in zip(unwritten, draw_prosody(speech_lm, task, *asked), strict=True):
+        bins[i] = own
+    return [
+        None if own is None else np.concatenate([prompt, vocabulary.ids_from_prosody(own), [vocabulary.speech_id]])
+        for prompt, own in zip(prompts, bins, strict=True)
+    ]
 
 
 def _speech_grammar(speech_lm: SpeechLM, settings: SynthesizeSettings) -> Grammar:

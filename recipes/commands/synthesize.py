@@ -53,6 +53,7 @@ from recipes.inference.predictions import (
     summary_of,
     write_predictions,
 )
+from recipes.inference.prosody import check_emphasis, check_prosody, with_prosody
 from recipes.inference.scripts import SINGLE, Request, Script, file_name, write_speech
 from recipes.inference.setup import (
     Setup,
@@ -77,6 +78,7 @@ from slm.acoustic.decoding import AcousticDecoding
 from slm.generation import SpeechLM, generate_speech
 from slm.modeling import describe_llm, resolve_model
 from slm.multi_token import predicted_tokens
+from slm.prosody import ProsodyControl
 from slm.settings import SpeechLimits, SynthesizeSettings, speech_limits, word_limits
 from slm.tasks import Task, TaskError
 from slm.tasks.continuation import split_codes
@@ -117,6 +119,10 @@ class Config:
     limit: int | None = field(default=None, metadata={"help": "only the first N texts"})
     tokenizer: str = field(default="", metadata={"help": "speech tokenizer; empty: the one the model was trained with"})
     decoding: SynthesizeSettings = field(default_factory=SynthesizeSettings, metadata={"help": "how codes are drawn"})
+    prosody: ProsodyControl = field(
+        default_factory=ProsodyControl,
+        metadata={"help": "of task=tts-prosody: what is asked beside the prosody that the model writes by itself"},
+    )
     acoustic: str = field(
         default="",
         metadata={"help": "acoustic stage (RUN_DIR/model of `slm train-acoustic`) that fills the codebooks left out"},
@@ -262,6 +268,7 @@ def read_scripts(
         scripts.append(script)
     if config.text and scripts[0].error:
         raise ConfigError(f"text: {scripts[0].error}")
+    check_emphasis(config.prosody, scripts, normalise)
     if config.strict and (warnings := the_first(f"{s.place}{line}" for s in scripts for line in s.unsayable)):
         head = "the model cannot say all of the text as it is written (without strict it speaks all the same):"
         raise ConfigError("\n  - ".join([head, *warnings]))
@@ -322,6 +329,8 @@ def prepare(config: Config, with_files: bool = False) -> Setup:
         problems.attempt(require_heads, config)
     if setup is not None and setup.task.by_word:
         problems.attempt(refuse_words, setup.task, config)
+    if setup is not None:
+        problems.attempt(check_prosody, setup.task, config.prosody, config.decoding.guidance, config.stream)
     if config.acoustic and setup is not None and setup.tokenizer is not None:
         parts = (config, setup.vocabulary, setup.tokenizer, setup.device)
         setup.acoustic = problems.attempt(acoustic_voice, *parts)
@@ -459,6 +468,8 @@ def say_scripts(
     encode_recordings(config, setup, scripts.values())
     encoded = time.perf_counter()
     requests = make_requests(config, setup.task, scripts.values(), speech_lm)
+    if setup.task.answer_holds_prosody:
+        requests = with_prosody(config, requests, speech_lm, setup.task, by_text=not config.run_dir)
     draw(config, setup.task, requests, speech_lm, by_text=not config.run_dir)
     drawn = time.perf_counter()
     for script in scripts.values():

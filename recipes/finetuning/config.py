@@ -85,6 +85,13 @@ class Config:
             "once; auto: semantic or flatten, by n_codebooks"
         },
     )
+    prosody_bins: int = field(
+        default=8,
+        metadata={
+            "help": "of task tts-prosody: bins of each word's duration, F0 and energy, cut at the training split's "
+            "quantiles; a model that has learnt some keeps those"
+        },
+    )
     further_weight: float = field(
         default=1.0,
         metadata={
@@ -150,6 +157,8 @@ class Config:
         if self.training.multi_token is not None and self.lora is not None:
             raise ValueError("training.multi_token: its heads are trained with the whole model so far, not with lora")
         resolve_pattern(self.pattern, self.n_codebooks)
+        if self.prosody_bins < 2:
+            raise ValueError(f"prosody_bins: {self.prosody_bins} must be at least 2")
         if self.further_weight <= 0:
             raise ValueError(f"further_weight: {self.further_weight:g} must be above 0, or its books learn nothing")
         if self.corpus and self.corpora:

@@ -107,6 +107,7 @@ def write_predictions(
         "n_codebooks": vocabulary.n_codebooks,
         "pattern": vocabulary.pattern.name,
         "positions_per_s": vocabulary.frame_rate * vocabulary.ids_per_frame,
+        **({"prosody": asdict(config.prosody)} if task.answer_holds_prosody else {}),
         **({"acoustic": config.acoustic, "voice": config.voice} if getattr(config, "acoustic", "") else {}),
         "normaliser": vocabulary.normaliser,
         "prompt_normaliser": vocabulary.normaliser_of_prompts,

@@ -50,6 +50,7 @@ class Script:
     audio: str = ""
     outputs: dict[int, SynthesizeOutput] = field(default_factory=dict)  # by number of the part, until they are written
     segments: list[dict[str, Any]] = field(default_factory=list)
+    prosody: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # of each word, by number of the part
     n_codes: int = 0
     duration_s: float = 0.0
     reasons: set[str] = field(default_factory=set)  # why the model stopped, in each of the parts
@@ -122,6 +123,8 @@ class Script:
             row["n_passes"] = self.n_passes
         if self.expected_s is not None:
             row["expected_s"] = round(self.expected_s, 3)
+        if self.prosody:
+            row["prosody"] = [word for _, words in sorted(self.prosody.items()) for word in words]
         return row | ({"segments": self.segments} if len(self.segments) > 1 else {})
 
 

@@ -6,11 +6,13 @@ Shapes: codes (K, F); text ids (T,); `input_ids` and `labels` (L,) int64, labels
     ASR   before <|speech|> codes <|/speech|> <|transcribe|> between | text end
     TTS   before text <|synthesize|> between <|speech|> | codes <|/speech|> end
     tts-aligned  before <|synthesize-aligned|> between word <|speech|> | codes <|/speech|> word <|speech|> codes ... end
+    tts-prosody  before text <|synthesize-prosody|> between | prosody of each word <|speech|> codes <|/speech|> end
 
 `before` and `between` are the chat template's ids (or bos, and nothing); what follows the bar is the answer, the only
-part with loss. The mark that opens an answer's speech is given, not learnt. Generation uses the same prompt. A task by
-word has loss on each word's codes and their end alone: words, and that none is left, are given. A wording
-of the task stands behind `before` and the tag of a language in front of `between`, where an utterance brings them.
+part with loss. The mark that opens an answer's speech is given, not learnt, behind prosody too. Generation uses the
+same prompt. A task by word has loss on each word's codes and their end alone: words, and that none is left, are given.
+A wording of the task stands behind `before` and the tag of a language in front of `between`, where an utterance brings
+them.
 
 A vocabulary of 100 text ids (eos is 2, bos is 1) and one codebook of 8:
 
@@ -57,7 +59,7 @@ from itertools import takewhile
 import numpy as np
 
 from slm.patterns import EMPTY
-from slm.tasks.registry import Mark, Part, Speech, Task, TaskError, Text, UtteranceTokens
+from slm.tasks.registry import Mark, Part, Prosody, Speech, Task, TaskError, Text, UtteranceTokens
 from slm.vocabulary import SpeechVocabulary
 
 IGNORE = -100
@@ -142,7 +144,7 @@ def make_example(
     given = np.concatenate([*_given_places(parts, pieces), [task.by_word]])
     if task.answers == "speech":
         opening = len(_opening(vocabulary, task, utterance))
-        if np.ravel(ids[opening - 1])[0] != vocabulary.speech_id:
+        if opening and np.ravel(ids[opening - 1])[0] != vocabulary.speech_id:
             raise TaskError(f"task {task.name}: an answer of speech must begin with Speech")
         ids, given = ids[opening:], given[opening:]  # stands in the prompt
     made = answer(prompt, ids)
@@ -186,8 +188,11 @@ def answer(prompt: np.ndarray, target: np.ndarray) -> Example:
 
 
 def _opening(vocabulary: SpeechVocabulary, task: Task, utterance: UtteranceTokens) -> list[int]:
-    """The ids of an answer in speech that are given before the model goes on: its first words, and the mark."""
-    if task.answers != "speech":
+    """The ids of an answer in speech that are given before the model goes on: its first words, and the mark.
+
+    None where prosody comes first, which the model writes.
+    """
+    if task.answers != "speech" or task.answer_holds_prosody:
         return []
     first = takewhile(_is_given, task.turn(utterance).answer)
     return [*(i for part in first for i in _part_ids(vocabulary, task, part)), vocabulary.speech_id]
@@ -198,13 +203,16 @@ def _is_given(part: Part) -> bool:
 
 
 def _given_places(parts: Sequence[Part], pieces: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """Which ids of an answer's parts are given: (L,) bool of each; behind a given text the mark that opens speech."""
+    """Which ids of an answer's parts are given: (L,) bool of each.
+
+    Behind a given text, and behind prosody, that is the mark that opens speech.
+    """
     before = False
     for part, piece in zip(parts, pieces, strict=True):
         given = np.full(len(piece), _is_given(part))
         if before and isinstance(part, Speech):
             given[0] = True
-        before = _is_given(part)
+        before = _is_given(part) or isinstance(part, Prosody)
         yield given
 
 
@@ -213,6 +221,8 @@ def _part_ids(vocabulary: SpeechVocabulary, task: Task, part: Part) -> Sequence[
         return [vocabulary.mark_id(part.name)]
     if isinstance(part, Speech):
         return vocabulary.speech(_given(task, part.codes, "codes"))
+    if isinstance(part, Prosody):
+        return vocabulary.ids_from_prosody(_given(task, part.bins, "prosody"))
     return _given(task, part.ids, "text")
 
 
@@ -221,6 +231,8 @@ def _part_length(vocabulary: SpeechVocabulary, task: Task, part: Part) -> int:
         return 1
     if isinstance(part, Speech):
         return vocabulary.speech_length(_given(task, part.codes, "codes").shape[1])
+    if isinstance(part, Prosody):
+        return _given(task, part.bins, "prosody").size
     return len(_given(task, part.ids, "text"))
 
 

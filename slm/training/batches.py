@@ -182,7 +182,8 @@ def _small(utterance: UtteranceTokens, n_codebooks: int) -> UtteranceTokens:
     codes = np.asarray(utterance.codes[:n_codebooks]).astype(np.int32)
     words = None if utterance.words is None else tuple(np.asarray(ids).astype(np.int32) for ids in utterance.words)
     text = np.asarray(utterance.text).astype(np.int32)
-    return UtteranceTokens(codes, text, columns, words=words, word_frames=utterance.word_frames)
+    prosody = None if utterance.prosody is None else np.asarray(utterance.prosody).astype(np.int32)
+    return UtteranceTokens(codes, text, columns, words=words, word_frames=utterance.word_frames, prosody=prosody)
 
 
 class TextSamples:
