@@ -175,6 +175,11 @@ COMMANDS = [
         "slm train-text-aligned --config baselines/taste corpus=runs/codes",
     ),
     Command(
+        "encode-text-aligned",
+        "Turn a coded corpus into word codes, a corpus of one frame per word that an SLM is fine-tuned on.",
+        "slm encode-text-aligned model=runs/baselines/taste/model corpus=runs/codes run_dir=runs/word-codes",
+    ),
+    Command(
         "reconstruct-text-aligned",
         "Rebuild speech from its text and its word codes, to hear and score what these carry.",
         "slm reconstruct-text-aligned model=runs/baselines/taste/model corpus=runs/codes run_dir=runs/rebuilt",

@@ -8,17 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from slm_tiny import save_llm
 
+from eval.text.normalisers import get_normaliser
+from recipes.commands import encode_text_aligned as encode
+from recipes.commands import finetune
 from recipes.commands import reconstruct_text_aligned as command
+from recipes.finetuning.words import words_of
+from recipes.runs.inputs import digest
 from recipes.runs.run_folder import RunFolder
 from recipes.scoring.systems import predicted_system, read_predictions
-from slm.corpus import CodedCorpusWriter, CorpusMetadata
+from slm.corpus import CodedCorpus, CodedCorpusWriter, CorpusMetadata
 from slm.text_aligned.configuration import TextAlignedConfig, TextAlignedError
-from slm.text_aligned.modeling import new_text_aligned_model
+from slm.text_aligned.modeling import TextAlignedModel, new_text_aligned_model
+from slm.training.config import TrainingConfig
 from tokenizer import load_tokenizer
 
 TEXTS = ["bin blue at f two now", "Soon!", "lay red by a nine please", "place green with k one again please now"]
 RATE = 12.5
+WAYS = ("own", "none", "shuffled")
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +83,11 @@ def test_what_is_rebuilt_is_predictions_that_evaluate_reads(parts: tuple[Path, P
 
 
 def test_the_ways_differ_in_their_words_and_are_told_apart(parts: tuple[Path, Path], tmp_path: Path) -> None:
-    found = {way: lines_of(command.run(config_of(parts, tmp_path / way, word_codes=way))) for way in command.WAYS}
+    found = {way: lines_of(command.run(config_of(parts, tmp_path / way, word_codes=way))) for way in WAYS}
     assert all(row["word_codes"] is None for row in found["none"])
     own, dealt = ([column for row in found[way] for column in zip(*row["word_codes"])] for way in ("own", "shuffled"))  # noqa: B905
     assert own != dealt and sorted(own) == sorted(dealt)
-    labels = {read_predictions(str(tmp_path / way)).model for way in command.WAYS}
+    labels = {read_predictions(str(tmp_path / way)).model for way in WAYS}
     assert len(labels) == 3
     fewer = lines_of(command.run(config_of(parts, tmp_path / "fewer", books=2)))
     assert [row["word_codes"] for row in fewer] == [row["word_codes"][:2] for row in found["own"]]
@@ -118,3 +126,53 @@ def test_what_cannot_be_rebuilt_is_named(parts: tuple[Path, Path], tmp_path: Pat
         command.plan(config_of(parts, tmp_path / "run", books=5))
     with pytest.raises(TextAlignedError, match="has fingerprint"):
         command.plan(config_of(parts, tmp_path / "run", tokenizer="embedded-25hz"))
+
+
+@pytest.fixture(scope="module")
+def word_corpus(parts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("words") / "codes"
+    return encode.run(encode.Config(str(folder), str(parts[1]), str(parts[0]), batch_size=3, device="cpu"))
+
+
+def test_a_corpus_of_word_codes_has_a_frame_per_word(
+    parts: tuple[Path, Path], word_corpus: Path, tmp_path: Path
+) -> None:
+    corpus = CodedCorpus.open(word_corpus)
+    facts = corpus.metadata
+    assert facts.codebook_sizes == [16] * 4 and facts.fingerprint == digest(parts[1]) and facts.columns == ["words"]
+    n_words, seconds = sum(len(text.split()) for text in TEXTS), sum(6 + number for number in range(4)) / RATE
+    assert facts.frame_rate == pytest.approx(n_words / seconds, abs=1e-3)
+    rows = list(corpus.rows("test"))
+    rebuilt = lines_of(command.run(config_of(parts, tmp_path / "own")))
+    assert [row["audio_codes"].tolist() for row in rows] == [row["word_codes"] for row in rebuilt]
+    normalise = get_normaliser("basic")
+    for row in rows:  # each word is one frame to the task that goes word by word
+        n_frames = row["audio_codes"].shape[1]
+        frames = words_of(
+            row["columns"]["words"], normalise(row["text"]), n_frames, facts.frame_rate, normalise, row["id"]
+        )
+        assert frames == [1] * n_frames
+
+
+def test_an_slm_writes_word_codes_and_they_become_speech(
+    parts: tuple[Path, Path], word_corpus: Path, tmp_path: Path
+) -> None:
+    llm = save_llm(tmp_path / "llm")
+    settings = finetune.Config(
+        run_dir=str(tmp_path / "slm"), model=str(llm), corpus=str(word_corpus), task_weights={"tts-aligned": 1.0},
+        n_codebooks=4, device="cpu", precision="fp32",
+        training=TrainingConfig(steps=2, tokens_per_step=256, pack_length=128),
+    )  # fmt: skip
+    model = finetune.run(settings)
+    asked = {"word_codes": "slm", "speech_lm": str(model)}
+    rows = lines_of(command.run(config_of(parts, tmp_path / "said", **asked)))
+    assert [np.asarray(row["word_codes"]).shape for row in rows] == [(4, len(text.split())) for text in TEXTS]
+    assert all((tmp_path / "said" / row["audio"]).is_file() for row in rows)
+    with pytest.raises(ValueError, match="speech_lm: not set"):
+        command.plan(config_of(parts, tmp_path / "none", word_codes="slm"))
+    with pytest.raises(ValueError, match="speech_lm: would not be asked"):
+        config_of(parts, tmp_path / "none", speech_lm=str(model))
+    other = tmp_path / "other"
+    new_text_aligned_model(TextAlignedModel.config_class.from_pretrained(parts[1]), seed=1).save_pretrained(other)
+    with pytest.raises(ValueError, match="fingerprint"):
+        command.plan(config_of((parts[0], other), tmp_path / "none", **asked))

@@ -122,7 +122,7 @@ def test_a_loss_is_the_mean_over_codes_whatever_the_padding() -> None:
     model = new_text_aligned_model(config_of(), seed=0).eval()
     items = [spoken("soon", 0), ITEMS[1]]
     with torch.no_grad():
-        losses = [float(model(**batch_of([item])).code_loss) for item in items]
+        losses = [model(**batch_of([item])).code_loss.item() for item in items]
         counts = [len(item.codes) + 1 for item in items]
         assert float(model(**batch_of(items)).code_loss) == pytest.approx(np.average(losses, weights=counts), rel=1e-4)
 
@@ -151,12 +151,26 @@ def test_word_codes_give_the_vectors_that_were_quantized() -> None:
         assert not torch.allclose(fewer, quantized.vectors)
 
 
+def test_the_warm_up_gives_the_books_entries_that_words_are_near_to() -> None:
+    """With random entries all words of an untrained model soon have one code."""
+    model = new_text_aligned_model(config_of(quantizer_warmup_steps=2), seed=0)
+    batch = batch_of(ITEMS)
+    before = model.quantizer.books.quantizers[0].codebook.weight.clone()
+    assert model.eval()(**batch).quantizer_loss.item() > 0  # out of training there is no warm-up
+    model.train()
+    losses = [model(**batch).quantizer_loss.item() for _ in range(3)]
+    assert losses[:2] == [0.0, 0.0] and losses[2] > 0 and int(model.quantizer.n_steps) == 2
+    assert not torch.equal(model.quantizer.books.quantizers[0].codebook.weight, before)
+    words = np.concatenate(encode_words(model.eval(), ITEMS), axis=1)
+    cold = np.concatenate(encode_words(new_text_aligned_model(config_of(), seed=0).eval(), ITEMS), axis=1)
+    assert len(np.unique(words[0])) > 2 * len(np.unique(cold[0]))
+
+
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory: pytest.TempPathFactory) -> TextAlignedModel:
     """A tiny model that knows four sentences, each said in two styles."""
     settings = TextAlignedTraining(steps=250, batch_size=8, learning_rate=1e-2, warmup_steps=10, text_alone=0.2)
-    settings.alignment_weight = 0.3
-    model = new_text_aligned_model(config_of(alignment_weight=0.3), seed=0)
+    model = new_text_aligned_model(config_of(alignment_weight=0.3, quantizer_warmup_steps=50), seed=0)
     train_text_aligned(model, ITEMS, [], settings, tmp_path_factory.mktemp("run"))
     return model.eval()
 
@@ -217,7 +231,7 @@ def test_samples_are_drawn_from_seed_and_number_alone() -> None:
 def test_a_resumed_training_is_an_uninterrupted_one(tmp_path: Path) -> None:
     def train(folder: str, steps: int) -> TextAlignedModel:
         settings = TextAlignedTraining(steps=steps, batch_size=4, learning_rate=1e-3, warmup_steps=0, save_steps=3)
-        model = new_text_aligned_model(config_of(dropout=0.1), seed=1)
+        model = new_text_aligned_model(config_of(dropout=0.1, quantizer_warmup_steps=4), seed=1)
         trainer = train_text_aligned(model, ITEMS, ITEMS[:2], settings, tmp_path / folder, seed=1)
         return trainer.accelerator.unwrap_model(trainer.model)
 
@@ -227,8 +241,9 @@ def test_a_resumed_training_is_an_uninterrupted_one(tmp_path: Path) -> None:
     newest = checkpoints / "checkpoint-6"
     (newest / "model.safetensors").write_bytes(b"torn")  # as a kill leaves it
     resumed = train("cut", 6)
-    for (name, one), other in zip(whole.named_parameters(), resumed.parameters(), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4, msg=name)
+    assert int(resumed.quantizer.n_steps) == 4  # the warm-up was cut at its third step
+    for name, one in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], one, atol=1e-5, rtol=1e-4, msg=name)
     assert list(checkpoints.glob("torn-checkpoint-6*"))
 
 
@@ -251,6 +266,8 @@ def test_a_training_that_makes_no_sense_is_refused() -> None:
         TextAlignedTraining(text_alone=1.5)
     with pytest.raises(TrainingError, match="training.alignment_weight"):
         TextAlignedTraining(alignment_weight=-1)
+    with pytest.raises(TrainingError, match="training.quantizer_warmup_steps"):
+        TextAlignedTraining(quantizer_warmup_steps=-1)
 
 
 def test_a_model_folder_is_loaded_again_and_others_are_refused(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 The texts and semantic codes of a coded corpus's split become word codes (``slm train-text-aligned``), these and the
 text semantic codes again, and these sound, by the tokenizer's semantic reconstruction. ``word_codes=none`` leaves the
 text alone, ``word_codes=shuffled`` deals the word codes of the split anew among its words: what each row of
-``slm evaluate predictions=[...]`` loses beside ``own`` is what the word codes carried. Writes ``audio/*.wav``,
+``slm evaluate predictions=[...]`` loses beside ``own`` is what the word codes carried. ``word_codes=slm`` is text to
+speech: an SLM (``speech_lm``) writes them from the text. Writes ``audio/*.wav``,
 ``predictions.jsonl`` with each utterance's word codes, and ``predictions.json`` with their bits a second. A run that
 was killed goes on where it was.
 
@@ -33,16 +34,19 @@ from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device
 from recipes.runs.run_folder import RunFolder
 from recipes.scoring.systems import model_label
-from recipes.text_aligned.data import read_items
+from recipes.text_aligned.data import model_of, read_items
 from recipes.text_aligned.predictions import prediction_row, write_rebuilt
+from recipes.text_aligned.written import load_writer, write_words
 from slm.corpus import INDEX_NAME, CodedCorpus
+from slm.generation import SpeechLM
 from slm.text_aligned.configuration import TextAlignedError
 from slm.text_aligned.decoding import RebuildSettings, encode_words, rebuild, shuffle_words
-from slm.text_aligned.modeling import TextAlignedModel, load_text_aligned_model
+from slm.text_aligned.modeling import TextAlignedModel
 from slm.text_aligned.samples import Item
 from tokenizer import load_tokenizer
 
-WAYS = {"own": "", "none": " (text alone)", "shuffled": " (shuffled word codes)"}  # as tables tell them apart
+# As tables tell them apart.
+WAYS = {"own": "", "none": " (text alone)", "shuffled": " (shuffled word codes)", "slm": " (word codes of an SLM)"}
 
 
 @dataclass
@@ -54,9 +58,16 @@ class Config:
     corpus: str = field(default="", metadata={"help": "coded corpus with texts, of the model's tokenizer"})
     split: str = field(default="test", metadata={"help": "which split of it"})
     limit: int | None = field(default=None, metadata={"help": "only the first N utterances"})
-    word_codes: Literal["own", "none", "shuffled"] = field(
+    word_codes: Literal["own", "none", "shuffled", "slm"] = field(
         default="own",
-        metadata={"help": "own: the utterance's; none: the text alone; shuffled: dealt anew among the split's words"},
+        metadata={
+            "help": "own: the utterance's; none: the text alone; shuffled: dealt anew among the split's words; slm: "
+            "what `speech_lm` writes from the text"
+        },
+    )
+    speech_lm: str = field(
+        default="",
+        metadata={"help": "with word_codes=slm: RUN_DIR/model of `slm finetune` on `slm encode-text-aligned`'s corpus"},
     )
     books: int | None = field(default=None, metadata={"help": "only the first N books of the words; null: all"})
     tokenizer: str = field(default="", metadata={"help": "speech tokenizer; empty: the one the model was trained with"})
@@ -64,6 +75,8 @@ class Config:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
 
     def __post_init__(self) -> None:
+        if bool(self.speech_lm) and self.word_codes != "slm":
+            raise ValueError(f"speech_lm: would not be asked with word_codes={self.word_codes}; leave one of them")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit: {self.limit} must be at least 1, or null for all")
 
@@ -76,6 +89,7 @@ class Job:
     tokenizer: Any
     items: dict[str, Item]
     texts: dict[str, str]
+    writer: SpeechLM | None = None
 
 
 def prepare(config: Config) -> Job:
@@ -83,7 +97,7 @@ def prepare(config: Config) -> Job:
     problems = Problems("slm reconstruct-text-aligned")
     problems.attempt(RunFolder(config.run_dir).check, config)
     device = problems.attempt(resolve_device, config.device)
-    model = problems.attempt(_model, config, device or "cpu")
+    model = problems.attempt(model_of, config.model, device or "cpu")
     corpus = problems.attempt(_corpus, config)
     problems.raise_all()
     corpus.check_fingerprint(model.config.fingerprint)
@@ -98,14 +112,12 @@ def prepare(config: Config) -> Job:
     items = read_items(corpus, config.split, normalise, *longest, limit=config.limit)
     if not items:
         raise TextAlignedError(f"corpus {corpus.folder}: the {config.split} split has no utterance that can be read")
-    texts = {row["id"]: row["text"] for row in corpus.rows(config.split) if row["id"] in items}
-    return Job(model, tokenizer, items, texts)
-
-
-def _model(config: Config, device: str) -> TextAlignedModel:
-    if not config.model:
-        raise ConfigError("model: not set; give RUN_DIR/model of `slm train-text-aligned`")
-    return load_text_aligned_model(config.model, device)
+    written = {row["id"]: row["text"] for row in corpus.rows(config.split)}
+    texts = {name: written[name] for name in items}
+    writer = None
+    if config.word_codes == "slm":
+        writer = load_writer(config.speech_lm, config.model, model.config.word_books, device)
+    return Job(model, tokenizer, items, texts, writer)
 
 
 def _corpus(config: Config) -> CodedCorpus:
@@ -166,8 +178,9 @@ def run(config: Config) -> Path:
 
 def _refuse_others(config: Config, folder: RunFolder) -> str:
     """The fingerprint of model and corpus. Raises ConfigError where the folder was begun with others."""
-    fingerprint = digest(Path(config.model), (Path(config.corpus) / INDEX_NAME).read_text(encoding="utf-8"))
-    refuse_other_inputs(folder, fingerprint, "model or corpus")
+    speech_lm = [Path(config.speech_lm)] if config.speech_lm else []
+    fingerprint = digest(Path(config.model), *speech_lm, (Path(config.corpus) / INDEX_NAME).read_text(encoding="utf-8"))
+    refuse_other_inputs(folder, fingerprint, "model, speech_lm or corpus")
     return fingerprint
 
 
@@ -175,7 +188,10 @@ def chosen_words(config: Config, job: Job) -> list[np.ndarray] | None:
     """Word codes (k, W) of each utterance, as they are asked for; None: none."""
     if config.word_codes == "none":
         return None
-    found = encode_words(job.model, list(job.items.values()), config.decoding.batch_size)
+    if job.writer is not None:
+        found = write_words(job.writer, list(job.texts.values()), list(job.texts), config.decoding)
+    else:
+        found = encode_words(job.model, list(job.items.values()), config.decoding.batch_size)
     if config.word_codes == "shuffled":
         found = shuffle_words(found, config.decoding.seed)
     return [codes[: config.books] for codes in found]

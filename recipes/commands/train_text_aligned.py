@@ -102,6 +102,7 @@ def read_data(config: Config, corpus: CodedCorpus) -> Data:
         max_frames=max(len(item.codes) for item in items),
         max_bytes=max(len(item.text) for item in items),
         alignment_weight=config.training.alignment_weight,
+        quantizer_warmup_steps=config.training.quantizer_warmup_steps,
         **dataclasses.asdict(config.sizes),
     )
     return Data(model, list(train.values()), valid[: config.valid_limit])

@@ -8,11 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from recipes.config import ConfigError
 from recipes.finetuning.words import WORDS, words_of
 from recipes.runs.logs import log
 from recipes.scoring.code_use import varied_copies
 from slm.corpus import CodedCorpus, CodedRow
+from slm.text_aligned.modeling import TextAlignedModel, load_text_aligned_model
 from slm.text_aligned.samples import Item, make_item
+
+
+def model_of(folder: str, device: str) -> TextAlignedModel:
+    """The model of a folder. Raises ConfigError where none is named, TextAlignedError where it is none."""
+    if not folder:
+        raise ConfigError("model: not set; give RUN_DIR/model of `slm train-text-aligned`")
+    return load_text_aligned_model(folder, device)
 
 
 def read_items(

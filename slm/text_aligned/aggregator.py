@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import DacConfig
 from transformers.models.dac.modeling_dac import DacResidualVectorQuantizer
@@ -63,9 +64,11 @@ class QuantizedWords:
 
 
 class WordQuantizer(nn.Module):
-    """Residual vector quantization of words: DAC's, factorized with cosine look-up, in fp32.
+    """Residual vector quantization of words: DAC's books, factorized with cosine look-up, in fp32.
 
-    The words of all items go through it as one sequence, so that padding takes no part in its losses.
+    The words of all items go through it as one sequence, so that padding takes no part in its losses. In the first
+    `quantizer_warmup_steps` forward passes of a training nothing is looked up, and the books' entries are replaced by
+    what they would have quantized: with random entries at the start all words soon have one code.
     """
 
     def __init__(self, config: TextAlignedConfig) -> None:
@@ -77,19 +80,40 @@ class WordQuantizer(nn.Module):
             quantizer_dropout=0.0,
         )
         sizes.hidden_size = config.hidden_size
-        self.n_books = config.word_books
+        self.n_books, self.warmup_steps = config.word_books, config.quantizer_warmup_steps
         self.books = DacResidualVectorQuantizer(sizes)
+        self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))  # of the training, up to the warm-up's end
+        self.register_buffer("n_samples", torch.zeros((), dtype=torch.int64))  # that have replaced entries
 
     def forward(self, gathered: Tensor, words: Tensor) -> QuantizedWords:
         """Quantizes (B, W, D) where `words` (B, W) says that there is a word."""
         with torch.autocast(gathered.device.type, enabled=False):
             flat = gathered.float()[words].T[None]  # (1, D, N)
-            quantized, codes, _, commitment, codebook = self.books(flat)
+            if self.training and int(self.n_steps) < self.warmup_steps:
+                quantized, codes, loss = self._warm_up(flat)
+            else:
+                quantized, codes, _, commitment, codebook = self.books(flat)
+                loss = (COMMITMENT * commitment + CODEBOOK * codebook).mean()
         vectors = torch.zeros_like(gathered, dtype=torch.float32)
         vectors[words] = quantized[0].T
-        return QuantizedWords(
-            vectors, self._at_words(codes[0], words), (COMMITMENT * commitment + CODEBOOK * codebook).mean()
-        )
+        return QuantizedWords(vectors, self._at_words(codes[0], words), loss)
+
+    def _warm_up(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(1, D, N) through each book's projections without its look-up: the sum, codes (1, K, N), and no loss."""
+        total, residual, codes = torch.zeros_like(flat), flat, []
+        n_words, size = flat.shape[-1], self.books.quantizers[0].codebook.num_embeddings
+        slots = (self.n_samples + torch.arange(n_words, device=flat.device)[-size:]) % size
+        for book in self.books.quantizers:
+            projected = book.in_proj(residual)
+            book.codebook.weight.data[slots] = projected.detach()[0].T[-size:]
+            codes.append(book.decode_latents(projected.detach())[1])
+            total, residual = total + book.out_proj(projected), residual - book.out_proj(projected)
+        self.n_samples += n_words
+        self.n_steps += 1
+        if int(self.n_steps) == self.warmup_steps and dist.is_initialized():
+            for book in self.books.quantizers:  # each process had words of its own
+                dist.broadcast(book.codebook.weight.data, src=0)
+        return total, torch.stack(codes, dim=1), flat.new_zeros(())
 
     def look_up(self, word_codes: Tensor) -> Tensor:
         """Vectors (B, W, D) of codes (B, k, W), of the first k books; zero where they are -1."""

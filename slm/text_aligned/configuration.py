@@ -60,6 +60,7 @@ class TextAlignedConfig(PreTrainedConfig):
         max_frames: Longest speech it can read and rebuild.
         max_bytes: Longest text it can read, in bytes.
         alignment_weight: Weight of the loss on attention outside a word's own frames, as it was trained.
+        quantizer_warmup_steps: Steps of its training before words were quantized.
         hidden_size, heads, intermediate_size, text_layers, speech_layers, value_layer, aggregator_layers,
             decoder_layers, word_books, word_codebook_size, word_codebook_dim, dropout: As in
             :class:`TextAlignedSizes`.
@@ -79,6 +80,7 @@ class TextAlignedConfig(PreTrainedConfig):
         max_frames: int = 256,
         max_bytes: int = 512,
         alignment_weight: float = 0.0,
+        quantizer_warmup_steps: int = 0,
         hidden_size: int = 192,
         heads: int = 4,
         intermediate_size: int = 768,
@@ -96,7 +98,7 @@ class TextAlignedConfig(PreTrainedConfig):
         self.codebook_size, self.frame_rate, self.sampling_rate = codebook_size, frame_rate, sampling_rate
         self.fingerprint, self.precision, self.tokenizer = fingerprint, precision, tokenizer
         self.normaliser, self.max_frames, self.max_bytes = normaliser, max_frames, max_bytes
-        self.alignment_weight = alignment_weight
+        self.alignment_weight, self.quantizer_warmup_steps = alignment_weight, quantizer_warmup_steps
         self.hidden_size, self.heads, self.intermediate_size = hidden_size, heads, intermediate_size
         self.text_layers, self.speech_layers, self.value_layer = text_layers, speech_layers, value_layer
         self.aggregator_layers, self.decoder_layers = aggregator_layers, decoder_layers

@@ -37,8 +37,15 @@ class TextAlignedTraining(SmallModelTraining):
         },
     )
 
+    quantizer_warmup_steps: int = field(
+        default=300,
+        metadata={"help": "steps before words are quantized; without them all words soon have one code"},
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.quantizer_warmup_steps < 0:
+            raise TrainingError(f"training.quantizer_warmup_steps: {self.quantizer_warmup_steps} must be 0 or more")
         if not 0 <= self.text_alone <= 1:
             raise TrainingError(f"training.text_alone: {self.text_alone:g} must lie in [0, 1]")
         if self.alignment_weight < 0:
