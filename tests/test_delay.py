@@ -123,7 +123,7 @@ def test_the_loss_is_that_of_all_books_packed_padded_or_alone(tmp_path, kind: st
         with torch.no_grad():
             total, _ = trainer._weighted_sum(trainer.model, batch)
         torch.testing.assert_close(total, wanted, atol=1e-3, rtol=1e-4)
-        found = trainer._further_figures()
+        found = trainer._further_figures(trainer._beside)
         n_said = sum(w * (example.labels != IGNORE).sum() for w, example in zip(weights, examples, strict=True))
         assert found["book_0_loss"] == pytest.approx(float((torch.tensor(weights) @ each)[0] / n_said), rel=1e-4)
         n_codes = sum(w * tokens[i].codes.shape[1] for i, w in ((0, 1.0), (2, 2.0)))
@@ -135,9 +135,9 @@ def test_the_loss_is_that_of_all_books_packed_padded_or_alone(tmp_path, kind: st
 def test_of_very_many_books_one_mean_is_told(tmp_path, monkeypatch) -> None:
     speech_lm = grown(3)
     trainer = fit(tmp_path, speech_lm, steps=1)
-    trainer._sums = torch.tensor([[6.0, 8.0, 9.0], [3.0, 2.0, 2.0]])
+    sums = torch.tensor([[6.0, 8.0, 9.0], [3.0, 2.0, 2.0]])
     monkeypatch.setattr(delay, "MOST_BOOKS_TOLD", 1)
-    assert trainer._further_figures() == {"book_0_loss": 2.0, "further_books_loss": 4.25}
+    assert trainer._further_figures(sums) == {"book_0_loss": 2.0, "further_books_loss": 4.25}
 
 
 def test_every_book_s_table_and_head_learn_and_accumulation_changes_nothing(tmp_path) -> None:
@@ -374,18 +374,14 @@ def test_from_finetune_to_predictions_and_an_export(tmp_path, monkeypatch, lora:
 
 
 @pytest.mark.parametrize(
-    ("settings", "processes", "message"),
-    [
-        ({"fsdp": "full_shard"}, 1, "training.fsdp"),
-        ({"deepspeed": "deepspeed-zero2"}, 1, "deepspeed"),
-        ({}, 2, "2 were"),
-    ],
+    ("settings", "message"),
+    [({"fsdp": "full_shard"}, "training.fsdp"), ({"deepspeed": "deepspeed-zero2"}, "deepspeed")],
 )
-def test_engines_that_have_not_been_tried_are_refused(settings, processes: int, message: str) -> None:
+def test_engines_that_have_not_been_tried_are_refused(settings, message: str) -> None:
     for pattern in ("delay", "parallel"):
         with pytest.raises(TrainingError, match=message):
-            check_delay(pattern, TrainingConfig(**settings), processes)
-    check_delay("flatten", TrainingConfig(**settings), processes)
+            check_delay(pattern, TrainingConfig(**settings))
+    check_delay("flatten", TrainingConfig(**settings))
 
 
 def test_scores_that_are_not_finite_are_told() -> None:

@@ -37,13 +37,14 @@ class DelayTrainer(SpeechTrainer):
     def __init__(self, *args: Any, further_weight: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.further_weight = further_weight
-        self._sums = torch.zeros(0)
 
     def _weighted_sum(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Any]:
-        if "further" not in inputs:  # text alone
-            return super()._weighted_sum(model, inputs)
         bare = bare_model(self.model)
-        books = further_books_of(bare)
+        books, self._beside = further_books_of(bare), None
+        if "further" not in inputs:  # text alone
+            total, outputs = super()._weighted_sum(model, inputs)
+            # Processes wait for a gradient of every parameter.
+            return total + 0 * sum(p.sum() for p in books.parameters()), outputs
         with read_beside(bare, lambda rows, length: inputs["further"]) as states:
             total, outputs = super()._weighted_sum(model, inputs)
         if not states:
@@ -59,44 +60,37 @@ class DelayTrainer(SpeechTrainer):
             counts.append(weights[said].sum())
         if not model.training:
             own = inputs["loss_weights"][:, 1:].sum()
-            found = torch.stack([torch.stack([total.detach(), *losses]), torch.stack([own, *counts])]).double().cpu()
-            self._sums = self._sums + found if len(self._sums) else found
+            found = torch.stack([torch.stack([total.detach(), *losses]), torch.stack([own, *counts])])
+            self._beside = found.double().cpu()
         return total + sum(losses) * (self.further_weight / len(losses)), outputs
 
-    def _further_figures(self) -> dict[str, float]:
+    def _further_figures(self, beside: Tensor) -> dict[str, float]:
         """The mean loss of a code of each book; book 0's counts the end of an answer in.
 
         Of more than `MOST_BOOKS_TOLD` books beside, such as a dMel's channels, one mean: nobody reads 80 figures.
         """
-        sums, self._sums = self._sums, torch.zeros(0)
-        if not len(sums) or not sums[1, 1]:  # a task that answers in text
+        if not beside[1, 1]:  # a task that answers in text
             return {}
-        means = (sums[0] / sums[1]).tolist()
+        means = (beside[0] / beside[1]).tolist()
         if len(means) > 1 + MOST_BOOKS_TOLD:
-            beside = sums[0, 1:].sum() / sums[1, 1:].sum()
-            return {"book_0_loss": means[0], "further_books_loss": float(beside)}
+            return {"book_0_loss": means[0], "further_books_loss": float(beside[0, 1:].sum() / beside[1, 1:].sum())}
         return {f"book_{book}_loss": mean for book, mean in enumerate(means)}
 
 
-def check_delay(pattern: str, config: TrainingConfig, processes: int) -> None:
+def check_delay(pattern: str, config: TrainingConfig) -> None:
     """Refuses what training with `delay` or `parallel` has not been shown to do.
 
     Raises:
-        TrainingError: An engine, or several processes.
+        TrainingError: An engine that shards.
     """
     if pattern not in LATE:
         return
     for key in ("deepspeed", "fsdp"):
         if getattr(config, key):
             raise TrainingError(
-                f"training.{key}: not with pattern={pattern}, whose further books are trained in one process so far; "
+                f"training.{key}: not with pattern={pattern}, whose further books it would hold in parts; "
                 f"leave training.{key} out, or take pattern=flatten"
             )
-    if processes > 1:
-        raise TrainingError(
-            f"pattern: {pattern} is trained in one process so far, and {processes} were started; start one (without "
-            "torchrun), or take pattern=flatten"
-        )
 
 
 def delay_objective(vocabulary: SpeechVocabulary, further_weight: float) -> Objective | None:

@@ -38,7 +38,6 @@ class MultiTokenTrainer(SpeechTrainer):
     def __init__(self, *args: Any, vocabulary: SpeechVocabulary, loss_weight: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.vocabulary, self.loss_weight = vocabulary, loss_weight
-        self._sums = torch.zeros(0)
 
     def _weighted_sum(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Any]:
         bare = bare_model(self.model)
@@ -52,16 +51,14 @@ class MultiTokenTrainer(SpeechTrainer):
         losses, counts = further_losses(bare, self.vocabulary, states[0], inputs["labels"], inputs["loss_weights"])
         if model.training:
             return total + losses.sum() * (self.loss_weight / len(losses)), outputs
-        found = torch.stack([losses, counts]).double().cpu()
-        self._sums = self._sums + found if len(self._sums) else found
+        self._beside = torch.stack([losses, counts]).double().cpu()
         return total, outputs
 
-    def _further_figures(self) -> dict[str, float]:
+    def _further_figures(self, beside: Tensor) -> dict[str, float]:
         """The mean loss of a speech token at each further distance."""
-        sums, self._sums = self._sums, torch.zeros(0)
-        if not len(sums) or not sums[1, 0]:  # a task that answers in text
+        if not beside[1, 0]:  # a task that answers in text
             return {}
-        means = (sums[0] / sums[1].clamp_min(1e-8)).tolist()
+        means = (beside[0] / beside[1].clamp_min(1e-8)).tolist()
         return {f"token_{distance}_loss": mean for distance, mean in enumerate(means, start=2)}
 
 
@@ -105,11 +102,11 @@ def further_places(labels: Tensor, vocabulary: SpeechVocabulary, tokens: int) ->
         yield distance, there
 
 
-def check_multi_token(config: TrainingConfig, pattern: str, processes: int) -> None:
+def check_multi_token(config: TrainingConfig, pattern: str) -> None:
     """Refuses what training with multi-token heads cannot do, or has not been shown to do.
 
     Raises:
-        TrainingError: The pattern `delay`, an engine, or several processes.
+        TrainingError: The pattern `delay`, or an engine that shards.
     """
     if config.multi_token is None:
         return
@@ -121,11 +118,6 @@ def check_multi_token(config: TrainingConfig, pattern: str, processes: int) -> N
     for key in ("deepspeed", "fsdp"):
         if getattr(config, key):
             raise TrainingError(f"training.multi_token: not with training.{key}, which holds parts of the head's rows")
-    if processes > 1:
-        raise TrainingError(
-            f"training.multi_token: its heads are trained in one process so far, and {processes} were started; start "
-            "one (without torchrun)"
-        )
 
 
 def multi_token_objective(vocabulary: SpeechVocabulary, settings: MultiTokenSettings) -> Objective:

@@ -9,14 +9,14 @@ from slm.training.trainer import Objective
 from slm.vocabulary import SpeechVocabulary
 
 
-def check_objective(config: TrainingConfig, pattern: str, processes: int) -> None:
+def check_objective(config: TrainingConfig, pattern: str) -> None:
     """Refuses an objective together with what it has not been shown to do.
 
     Raises:
-        TrainingError: An engine, several processes, or two objectives that exclude each other.
+        TrainingError: An engine that shards, or two objectives that exclude each other.
     """
-    check_delay(pattern, config, processes)
-    check_multi_token(config, pattern, processes)
+    check_delay(pattern, config)
+    check_multi_token(config, pattern)
 
 
 def finetuning_objective(
