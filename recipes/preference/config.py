@@ -176,6 +176,8 @@ class Config:
         training, updates = self.training, self.grpo.updates
         if training.freeze_layers and self.lora is not None:
             raise ValueError("training.freeze_layers: adapters leave every layer's own weights as they are; drop one")
+        if training.alignment is not None:
+            raise ValueError("training.alignment: preferences are about whole answers; it is for slm finetune")
         if training.epochs is not None:
             raise ValueError("training.epochs: how many pairs or answers there are is not known before; give steps")
         if training.deepspeed or training.fsdp:
