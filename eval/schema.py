@@ -23,6 +23,7 @@ from eval.speech.quality import QualitySummary
 from eval.stats import PairedDifference, bootstrap_interval, paired_bootstrap, resampling_says_little
 from eval.text.lengths import LengthBin
 from eval.text.matched_pairs import MatchedPairs, matched_pairs_test
+from eval.text.skips import SkipRates, skip_rates
 from eval.text.translation import TranslationScores
 from eval.text.wer import ErrorRates, UtteranceErrors, official_rate
 from eval.trainings import Budget, Configuration, Curve
@@ -190,6 +191,10 @@ class Row:
 
     ``translation`` holds the scores of a task whose answers are translations; there WER and CER count every other
     wording as errors.
+
+    ``skips`` are the words that speech skipped and said again, as the judge reads it; None of texts and in older
+    results. ``faults`` says of how many utterances an SLM's answer was cut at its limit (``length``), cut in a loop
+    (``loop``) or silent (``silence``); empty where nothing tells.
     """
 
     name: str
@@ -229,6 +234,8 @@ class Row:
     official_wer: float | None = None
     interval_by: str = "bootstrap"
     translation: TranslationScores | None = None
+    skips: SkipRates | None = None
+    faults: dict[str, int] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -318,6 +325,7 @@ def make_row(name: str, system: str, model: str, protocol: Protocol, rates: Erro
         above_half=rates.above_half,
         official_wer=official_rate(rates.utterances, protocol.official) if protocol.official else None,
         interval_by="wilson" if resampling_says_little(errors, words) else "bootstrap",
+        skips=skip_rates(rates.utterances, **drawing) if protocol.task == "speech" else None,
         **facts,
     )
 

@@ -370,7 +370,7 @@ def test_from_finetune_to_predictions_and_an_export(tmp_path, monkeypatch) -> No
 )
 def test_what_training_cannot_do_is_refused(options: dict, pattern: str, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
-        check_objective(TrainingConfig(**options, multi_token=MultiTokenSettings()), pattern)
+        check_objective(TrainingConfig(**options, multi_token=MultiTokenSettings()), pattern, True)
 
 
 @pytest.mark.parametrize(

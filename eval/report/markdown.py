@@ -7,7 +7,16 @@ from pathlib import Path
 
 from eval.report.answer import answers
 from eval.report.overview import overview_table
-from eval.report.page import DIFFERENCE, NARROW_COLUMNS, caption_of, columns_of, groups_of, label_of, lengths_of
+from eval.report.page import (
+    DIFFERENCE,
+    NARROW_COLUMNS,
+    caption_of,
+    columns_of,
+    groups_of,
+    label_of,
+    lengths_of,
+    skips_in,
+)
 from eval.report.tables import measure_tables
 from eval.schema import Results
 
@@ -38,9 +47,10 @@ def results_markdown(results: Results) -> str:
         text += [f"## {caption_of(group)}", "", f"Judge: {_judge(group.protocol.judge)}.", ""]
         text += _table(headings, lines, names=1)
         text += [line for note in group.notes for line in (note, "")]
-        if (by_length := lengths_of(group, results)) is not None:
-            text += [f"### {by_length.title}", "", by_length.note, ""]
-            text += _table(by_length.headings, by_length.lines, by_length.names)
+        for more in (lengths_of(group, results), skips_in(group)):
+            if more is not None:
+                text += [f"### {more.title}", "", more.note, ""]
+                text += _table(more.headings, more.lines, more.names)
     for measures in measure_tables(results):
         text += [f"## {measures.title}", "", measures.note, ""]
         text += _table(measures.headings, measures.lines, measures.names)

@@ -26,6 +26,7 @@ from eval.report.lengths import length_table
 from eval.report.overview import overview_table
 from eval.report.plots import book_use_figure, contrast_figure, rate_figure, svg_of, wer_figure
 from eval.report.shared import rows_once, shared_notes, summaries_once
+from eval.report.skips import skip_table
 from eval.report.tables import MeasureTable, fitting, measure_tables
 from eval.report.trainings import DARK, LIGHT, curve_figures, differences_table, trainings_table
 from eval.schema import Clip, Results, Row, Sample, is_task, system_name, systems_of
@@ -44,6 +45,7 @@ __all__ = [
     "groups_of",
     "label_of",
     "lengths_of",
+    "skips_in",
     "write_report",
 ]
 
@@ -246,8 +248,9 @@ def format_table(results: Results, width: int = 110) -> str:
             console.print(Text(f"{DIFFERENCE} against {other}" + (f": {', '.join(of)}" if len(against) > 1 else "")))
         if against:
             console.print()
-        if (by_length := lengths_of(group, results)) is not None:
-            _print_table(console, by_length, width)
+        for more in (lengths_of(group, results), skips_in(group)):
+            if more is not None:
+                _print_table(console, more, width)
     overview = overview_table(results)
     for measures in [*measure_tables(results, briefly=True), *([overview] if overview else [])]:
         _print_table(console, measures, width)
@@ -368,6 +371,11 @@ def lengths_of(group: Group, results: Results) -> MeasureTable | None:
     return length_table(group.rows, [label_of(row, group.rows) for row in group.rows], results.text_lengths)
 
 
+def skips_in(group: Group) -> MeasureTable | None:
+    """What went wrong in a group's speech, where something was spoken from text."""
+    return skip_table(group.rows, [label_of(row, group.rows) for row in group.rows])
+
+
 def _players(samples: Sequence[Sample], folder: Path) -> list[dict[str, Any]]:
     """Samples with their audio inlined as data URIs; a sound that several cells have in common once."""
     shown = []
@@ -434,6 +442,7 @@ def write_report(results: Results, folder: Path | str) -> Path:
                 "caption": caption_of(group),
                 "frame_rates": _frame_rate_table(group),
                 "lengths": lengths_of(group, results),
+                "skips": skips_in(group),
                 "bars": _safe(wer_figure(group.rows, labels, f"wer{number}")),
                 "curve": _safe(svg_of(rate_figure(group.each), f"rate{number}", RATE_TITLE)),
                 "worst": [

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,7 +55,7 @@ from recipes.inference.predictions import (
     write_predictions,
 )
 from recipes.inference.prosody import check_emphasis, check_prosody, with_prosody
-from recipes.inference.scripts import SINGLE, Request, Script, file_name, write_speech
+from recipes.inference.scripts import SINGLE, Request, Script, file_name, joined, write_speech
 from recipes.inference.setup import (
     Setup,
     check_inputs,
@@ -117,6 +118,14 @@ class Config:
     corpus: str | None = field(default=None, metadata={"help": "or a coded corpus: the run_dir of `slm encode`"})
     split: str = field(default="test", metadata={"help": "split of the data source or corpus"})
     limit: int | None = field(default=None, metadata={"help": "only the first N texts"})
+    join: int = field(
+        default=1,
+        metadata={
+            "help": "so many texts of data or corpus in a row are said as one: longer than those of the training, to "
+            "see whether words are lost; what is left over is left out. Such a text is not cut unless max_characters "
+            "is set. `slm evaluate` scores it without data"
+        },
+    )
     tokenizer: str = field(default="", metadata={"help": "speech tokenizer; empty: the one the model was trained with"})
     decoding: SynthesizeSettings = field(default_factory=SynthesizeSettings, metadata={"help": "how codes are drawn"})
     prosody: ProsodyControl = field(
@@ -168,6 +177,8 @@ class Config:
         check_inputs(self, "text", "files")
         if len(self.files) > 1 and not self.run_dir:
             raise ValueError("run_dir: needed with several files; that is where their answers go")
+        if self.join < 1 or (self.join > 1 and not (self.data or self.corpus)):
+            raise ValueError(f"join: {self.join} must be at least 1, and above 1 there must be data or corpus")
         if not 0 < self.prompt_share < 1:
             raise ValueError(f"prompt_share: {self.prompt_share:g} must be above 0 and below 1")
         if self.max_characters is not None and self.max_characters < 1:
@@ -235,6 +246,8 @@ def longest_text(config: Config, vocabulary: SpeechVocabulary) -> int:
     """Characters that are said in one go."""
     if config.max_characters is not None:
         return config.max_characters
+    if config.join > 1:
+        return sys.maxsize
     return vocabulary.trained_on.longest_text if vocabulary.trained_on else UNKNOWN_LONGEST_TEXT
 
 
@@ -255,7 +268,8 @@ def read_scripts(
     language = vocabulary.normaliser_of_prompts.partition(":")[2]
     language = LANGUAGE if language in ("", "any") else language
     scripts: list[Script] = []
-    for script in read_inputs(config, task, vocabulary):
+    found = read_inputs(config, task, vocabulary)
+    for script in joined(found, config.join) if config.join > 1 else found:
         if may_be_cut(task):
             script.parts = cut_text(script.text, normalise, longest, language)
         else:
@@ -266,6 +280,8 @@ def read_scripts(
         if task.prompt_holds_text:
             script.unsayable = unsayable(script.text, normalise, vocabulary, text_tokenizer)
         scripts.append(script)
+    if not scripts:
+        raise ConfigError(f"join: there are fewer than {config.join} texts; lower it")
     if config.text and scripts[0].error:
         raise ConfigError(f"text: {scripts[0].error}")
     check_emphasis(config.prosody, scripts, normalise)
@@ -296,6 +312,12 @@ def refuse_files(task: Task) -> None:
     raise ConfigError(
         f"task: a prompt of {task.name} holds a text, which FILE has not; give {text}data.path=... or corpus=..."
     )
+
+
+def refuse_join(task: Task) -> None:
+    """Raises ConfigError: what is more than a text cannot be put together."""
+    if not may_be_cut(task):
+        raise ConfigError(f"join: a prompt of {task.name} holds more than a text; leave join out")
 
 
 def refuse_words(task: Task, config: Config) -> None:
@@ -331,6 +353,8 @@ def prepare(config: Config, with_files: bool = False) -> Setup:
         problems.attempt(refuse_words, setup.task, config)
     if setup is not None:
         problems.attempt(check_prosody, setup.task, config.prosody, config.decoding.guidance, config.stream)
+    if setup is not None and config.join > 1:
+        problems.attempt(refuse_join, setup.task)
     if config.acoustic and setup is not None and setup.tokenizer is not None:
         parts = (config, setup.vocabulary, setup.tokenizer, setup.device)
         setup.acoustic = problems.attempt(acoustic_voice, *parts)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,18 @@ class Script:
         if self.prosody:
             row["prosody"] = [word for _, words in sorted(self.prosody.items()) for word in words]
         return row | ({"segments": self.segments} if len(self.segments) > 1 else {})
+
+
+def joined(scripts: Iterable[Script], count: int) -> Iterator[Script]:
+    """So many texts in a row as one, under their ids with "+" between; what is left over at the end is left out.
+
+    >>> [(one.id, one.text) for one in joined([Script(i, f"say {i}", f"say {i}") for i in "abcde"], 2)]
+    [('a+b', 'say a say b'), ('c+d', 'say c say d')]
+    """
+    scripts = iter(scripts)
+    while len(some := list(islice(scripts, count))) == count:
+        text, reference = (" ".join(getattr(one, name) for one in some) for name in ("text", "reference"))
+        yield Script("+".join(one.id for one in some), text, reference, some[0].columns)
 
 
 @dataclass(frozen=True)

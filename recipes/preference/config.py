@@ -183,6 +183,8 @@ class Config:
             raise ValueError("training.freeze_layers: adapters leave every layer's own weights as they are; drop one")
         if training.multi_token is not None:
             raise ValueError("training.multi_token: answers are preferred as wholes; it is for slm finetune")
+        if training.alignment is not None:
+            raise ValueError("training.alignment: preferences are about whole answers; it is for slm finetune")
         if training.epochs is not None:
             raise ValueError("training.epochs: how many pairs or answers there are is not known before; give steps")
         if training.deepspeed or training.fsdp:

@@ -24,6 +24,7 @@ from eval.speech.audio import length_batches
 from recipes.config import ConfigError
 from recipes.encoding.encoder import encode_batch
 from recipes.encoding.plan import durations_of
+from recipes.inference.predictions import FAULTS
 from recipes.runs.files import text_lines
 from recipes.runs.logs import log
 from recipes.runs.machine import describe_machine, machine_text
@@ -365,6 +366,12 @@ def predicted_audio(
         yield SystemAudio(system, audios)
 
 
+def count_faults(found: Iterable[Sequence[str]]) -> dict[str, int]:
+    """How many of these answers have each fault."""
+    found = list(found)
+    return {name: sum(name in faults for faults in found) for name in FAULTS}
+
+
 def predicted_system(
     predictions: Predictions, ids: Sequence[str], sampling_rate: int, column: str = "text"
 ) -> tuple[System, list[str]]:
@@ -399,6 +406,9 @@ def predicted_system(
     system.facts["n_truncated"] = sum(
         bool(predictions.lines[i].get("truncated")) for i in ids if i in predictions.lines
     )
+    found = [predictions.lines[i]["faults"] for i in ids if "faults" in predictions.lines.get(i, {})]
+    if found:
+        system.facts["faults"] = count_faults(found)
     absent = [i for i in ids if i not in predictions.lines]
     if absent:
         what = "not scored" if system.references else "counted as failed"

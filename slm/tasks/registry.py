@@ -142,6 +142,13 @@ class Task:
         return any(isinstance(part, Text) for part in (*self._sample.prompt, *self._sample.answer))
 
     @cached_property
+    def says_its_prompt(self) -> bool:
+        """Whether the answer is one stretch of speech that says the one text of the prompt."""
+        texts = [part for part in self._sample.prompt if isinstance(part, Text)]
+        one_speech = [type(part) for part in self._sample.answer] == [Speech]
+        return one_speech and len(texts) == 1 and not self.prompt_holds_speech and self.reference == "text"
+
+    @cached_property
     def _sample(self) -> Turn:
         text = np.zeros(8, dtype=np.int64)
         codes, columns = np.zeros((1, 8), dtype=np.int64), dict.fromkeys(self.columns, text)

@@ -53,7 +53,7 @@ With `delay` a book of 8 stands beside that one, a frame later. The mark of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import numpy as np
@@ -66,17 +66,27 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
+class SpokenText:
+    """Where in a sequence a text stands, and from which positions the codes that say it are predicted."""
+
+    text: range
+    speech: range
+
+
+@dataclass(frozen=True)
 class Example:
     """One training sequence: `input_ids` (L,) and `labels` (L,), both int64.
 
     With further books beside the ids also their codes `further` (L, n - 1), `EMPTY` where there is none, and
-    `further_labels`, shaped alike, -100 where no loss is taken.
+    `further_labels`, shaped alike, -100 where no loss is taken. Of a task that says its prompt also where, unless there
+    are fewer codes than tokens of text.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     further: np.ndarray | None = None
     further_labels: np.ndarray | None = None
+    spoken: SpokenText | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -153,7 +163,25 @@ def make_example(
         # While the further books come to their end, book 0's mark is given, not learnt, but for the first.
         repeated = (made.labels[1:] == vocabulary.speech_end_id) & (made.labels[:-1] == vocabulary.speech_end_id)
         made.labels[1:][repeated] = IGNORE
+    if task.says_its_prompt and not bare and not vocabulary.further_sizes:
+        made = replace(made, spoken=_spoken_text(vocabulary, task, prompted or utterance, len(prompt), len(ids)))
     return made
+
+
+def _spoken_text(
+    vocabulary: SpeechVocabulary, task: Task, prompted: UtteranceTokens, n_prompt: int, n_answer: int
+) -> SpokenText | None:
+    """Where the text of a prompt stands and its speech behind it, of an answer that says its prompt."""
+    first = len(vocabulary.before) + (0 if prompted.wording is None else len(prompted.wording))
+    for part in task.turn(prompted).prompt:
+        if isinstance(part, Text):
+            text = part.ids
+            break
+        first += _part_length(vocabulary, task, part)
+    n_codes = n_answer - 2  # without the two ends
+    if not 0 < len(text) <= n_codes:
+        return None
+    return SpokenText(range(first, first + len(text)), range(n_prompt - 1, n_prompt - 1 + n_codes))
 
 
 def prompt_size(task: Task, utterance: UtteranceTokens) -> tuple[int, int]:

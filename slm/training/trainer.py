@@ -73,6 +73,7 @@ class SpeechTrainer(Trainer):
         self.answer_loss = self._answer_loss()
         # Of the newest batch outside of training what an objective takes beside its loss: sums and their weights.
         self._beside: torch.Tensor | None = None
+        self._figures: dict[str, tuple[float, int]] = {}
         # Tells the Trainer that compute_loss below already divides by the whole step.
         self.model_accepts_loss_kwargs = True
 
@@ -157,6 +158,19 @@ class SpeechTrainer(Trainer):
         answered = labels != IGNORE
         losses = F.cross_entropy(outputs.logits[:, :-1][answered].float(), labels[answered], reduction="none")
         return (losses * weights[answered]).sum(), outputs
+
+    def note(self, **figures: torch.Tensor) -> None:
+        """Takes down values, whose means stand beside the next loss that is logged."""
+        for name, values in figures.items():
+            total, count = self._figures.get(name, (0.0, 0))
+            self._figures[name] = total + float(values.detach().double().sum()), count + values.numel()
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The Trainer's, with the means of what was noted since the last loss."""
+        if "loss" in logs:
+            logs = logs | {name: total / count for name, (total, count) in self._figures.items() if count}
+            self._figures.clear()
+        super().log(logs, *args, **kwargs)
 
     def _further_figures(self, beside: torch.Tensor) -> dict[str, float]:
         """What an objective tells of a task beside its loss, from all of its `_beside`, (2, figures)."""
