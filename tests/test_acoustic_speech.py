@@ -20,7 +20,7 @@ from recipes.inference import acoustic
 from recipes.scoring import acoustic as stage
 from recipes.scoring import evaluation, judges
 from slm.acoustic.configuration import AcousticConfig, AcousticError
-from slm.acoustic.modeling import new_acoustic_model
+from slm.acoustic.masked_model import new_acoustic_model
 from slm.modeling import extend_with_speech, save_slm
 from slm.vocabulary import add_speech
 from tokenizer import load_tokenizer
@@ -77,13 +77,13 @@ def said(config) -> np.ndarray:
 
 
 def test_a_voice_fills_the_books_and_is_heard(job, tmp_path, monkeypatch):
-    filled, whole = [], acoustic.fill_books
+    filled, whole = [], acoustic.fill_speech
 
     def noted(*arguments):
         filled.extend(whole(*arguments))
         return filled
 
-    monkeypatch.setattr(acoustic, "fill_books", noted)
+    monkeypatch.setattr(acoustic, "fill_speech", noted)
     plain, low = said(job(stage=False)), said(job())
     assert len(filled) == 1 and filled[0].shape[0] == 3 and len(plain) == len(low) == filled[0].shape[1] * 1280
     assert not np.allclose(plain, low, atol=1e-3)
@@ -193,13 +193,13 @@ def scored(tmp_path, tiny_tokenizer_folder, make_corpus, monkeypatch):
 
 
 def test_the_evaluation_s_row_is_filled_in_another_recording_s_voice(scored, tmp_path, monkeypatch):
-    asked, whole = [], stage.fill_books
+    asked, whole = [], stage.fill_speech
 
     def noted(model, codes, voices, keys, *rest):
         asked.extend(zip(keys, codes, voices, strict=True))
         return whole(model, codes, voices, keys, *rest)
 
-    monkeypatch.setattr(stage, "fill_books", noted)
+    monkeypatch.setattr(stage, "fill_speech", noted)
     results = load_results(evaluate.run(scored()))
     rows = {row.system: row for row in results.rows}
     assert list(rows) == ["ground_truth", "reconstruction", "semantic_reconstruction", "acoustic_stage", "resynthesis"]
