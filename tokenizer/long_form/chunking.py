@@ -200,7 +200,8 @@ def decode_latents_long(tokenizer: Any, latents: Tensor, mask: Tensor, chunk_s: 
     size, device, hop = _frames_of(tokenizer, chunk_s), _device(tokenizer, latents), tokenizer.config.hop_length
 
     def samples_of(part: Tensor, part_mask: Tensor) -> Tensor:
-        return tokenizer.decode_latents(part.to(device), part_mask.to(device)).audio_values
+        read = part_mask.to(device) if bool(part_mask.any()) else None  # past every item, for the number of samples
+        return tokenizer.decode_latents(part.to(device), read).audio_values
 
     if not can_chunk(tokenizer):
         return LMSPTDecoderOutput(audio_values=samples_of(latents, mask).to(latents.device))
