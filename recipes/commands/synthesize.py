@@ -75,7 +75,7 @@ from recipes.runs.logs import log
 from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
-from slm.acoustic.decoding import AcousticDecoding
+from slm.acoustic.pieces import AcousticDecoding
 from slm.generation import SpeechLM, generate_speech
 from slm.modeling import describe_llm, resolve_model
 from slm.multi_token import predicted_tokens

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError
+from recipes.encoding.books import tokenizer_of_corpus
 from recipes.finetuning.config import Config, CorpusSource
 from recipes.finetuning.prosody import PROSODY, bins_of, prosody_of
 from recipes.finetuning.words import WORDS, words_of
@@ -29,7 +30,6 @@ from slm.tasks.tts_aligned import word_ids
 from slm.trained_on import TrainedOn
 from slm.training.batches import MixedSamples, Samples, SpeechSamples, TextSamples
 from slm.vocabulary import SpeechVocabulary, add_marks, add_prosody, add_speech
-from tokenizer import LMSPTModel, load_tokenizer
 
 SPLITS = ("train", "valid")
 
@@ -222,12 +222,7 @@ def codebooks(config: Config, corpora: Corpora) -> list[torch.Tensor] | None:
     """
     if config.speech_rows == "noise":
         return None
-    facts, way_out = corpora.metadata, "or take speech_rows=noise"
-    tokenizer = load_tokenizer(facts.tokenizer)
-    if not isinstance(tokenizer, LMSPTModel):
-        raise ConfigError(f"speech_rows: {facts.tokenizer} is no LM-SPT tokenizer; encode with one, {way_out}")
-    if tokenizer.fingerprint(facts.precision) != facts.fingerprint:
-        raise ConfigError(f"speech_rows: {facts.tokenizer} is not what {corpora.names} was encoded with; {way_out}")
+    tokenizer = tokenizer_of_corpus(corpora.metadata, corpora.names, "speech_rows", "or take speech_rows=noise")
     return tokenizer.quantizer.entries(config.n_codebooks)
 
 

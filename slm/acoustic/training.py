@@ -13,9 +13,8 @@ from typing import Any
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 
-from slm.acoustic.evaluation import book_scores
-from slm.acoustic.modeling import AcousticModel
 from slm.acoustic.samples import AcousticSamples, Item, VoicedUtterances, collate
+from slm.acoustic.stages import Stage, kind_of
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun
 from slm.training.small_models import SmallModelTraining, train_to_the_end, training_arguments
 
@@ -26,7 +25,7 @@ class AcousticTraining(SmallModelTraining):
 
 
 class AcousticTrainer(Trainer):
-    """A Trainer that keeps the data set's order and scores each book of the valid items."""
+    """A Trainer that keeps the data set's order and scores the valid items."""
 
     def __init__(self, *args: Any, valid: Sequence[Item], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,16 +36,17 @@ class AcousticTrainer(Trainer):
         return SequentialSampler(self.train_dataset)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """`eval_loss`, `eval_accuracy/book1` ... of the valid items; nothing where there are none."""
+        """`eval_loss` and the other figures that the stage's kind has (`stages`), of the valid items."""
         model = self.accelerator.unwrap_model(self.model)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in book_scores(model, self.valid).items()}
+        scores = kind_of(model.config).scores(model, self.valid)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
 def train_acoustic(
-    model: AcousticModel,
+    model: Stage,
     utterances: VoicedUtterances,
     valid: Sequence[Item],
     config: AcousticTraining,
@@ -67,7 +67,7 @@ def train_acoustic(
         valid: What it is scored on every `eval_steps`; empty: never.
         config: Steps and rates.
         folder: Where the `checkpoint-N` folders go.
-        seed: Decides order, voices, masks and dropout.
+        seed: Decides order, voices, masks or noise, and dropout.
         device: "cpu" or "cuda".
         precision: "fp32", "bf16" or "fp16": what autocast computes in.
         processes: How many the launcher was asked for.
@@ -86,7 +86,7 @@ def train_acoustic(
     trainer = AcousticTrainer(
         model=model,
         args=arguments,
-        train_dataset=AcousticSamples(utterances, model.config.n_codebooks, config.steps * config.batch_size, seed),
+        train_dataset=AcousticSamples(utterances, kind_of(model.config).draw, config.steps * config.batch_size, seed),
         eval_dataset=valid or None,
         data_collator=collate,
         valid=valid,
