@@ -130,6 +130,15 @@ def test_ddim_steps_find_latents_that_are_known_and_keep_the_variance():
     assert len(asked) == 1 and not asked[0][0].any()  # one step, and of the noise nothing is read
 
 
+def test_the_guess_without_a_model_is_the_regression_of_the_target_on_the_mixture():
+    noise, clean = (torch.randn(20000, generator=torch.Generator().manual_seed(n)) for n in (0, 1))
+    for path in (Flow(), Diffusion()):
+        for time in (0.1, 0.5, 0.8):
+            mixture, target = path.mixture(clean, noise, time), path.target(clean, noise, time)
+            fitted = float((mixture * target).mean() / mixture.square().mean())
+            assert path.share(time) == pytest.approx(fitted, abs=0.03)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_gradients_reach_every_parameter_and_the_condition_alone_is_read(objective):
     stage = model(objective, condition_dropout=0.5).train()

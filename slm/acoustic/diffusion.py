@@ -32,6 +32,10 @@ class Diffusion:
         signal, deviation = _shares(time)
         return signal * noise - deviation * clean
 
+    def share(self, time: Tensor | float) -> Tensor | float:
+        """v has no covariance with x_t."""
+        return 0.0
+
     def step(self, mixture: Tensor, prediction: Tensor, time: float, until: float) -> Tensor:
         """A DDIM step without fresh noise."""
         signal, deviation = _shares(time)

@@ -25,6 +25,10 @@ class Flow:
         """The velocity, the same at all times."""
         return clean - noise
 
+    def share(self, time: Tensor | float) -> Tensor | float:
+        """The covariance of velocity and x_t, by the variance of x_t."""
+        return (2 * time - 1) / (time**2 + (1 - time) ** 2)
+
     def step(self, mixture: Tensor, prediction: Tensor, time: float, until: float) -> Tensor:
         """An Euler step."""
         return mixture + (until - time) * prediction

@@ -65,7 +65,8 @@ class LatentModel(FrameTransformer):
         points = torch.where(prompt[..., None], voice, mixture)
         waves = _waves(time, self.config.hidden_size)
         x = self.codes(codes) + self.means_in(means) + self.points_in(points) + self.time_in(waves)[:, None]
-        return self.points_out(self.through_layers(x, prompt, frames)).float()
+        guess = mixture * self.path.share(time[:, None, None])
+        return guess + self.points_out(self.through_layers(x, prompt, frames)).float()
 
     def points(self, audio_codes: Tensor) -> Tensor:
         """Where the acoustic codes lie in the latent space, (B, T, d)."""

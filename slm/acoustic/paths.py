@@ -27,6 +27,13 @@ class LatentPath(Protocol):
     def target(self, clean: Tensor, noise: Tensor, time: Tensor | float) -> Tensor:
         """What the model is to predict from it."""
 
+    def share(self, time: Tensor | float) -> Tensor | float:
+        """How much of the mixture is the best guess at the target that needs no model, were the latents noise too.
+
+        That of variance 1, which the latents have along each direction. The model adds to this guess, so that it need
+        not learn to pass its input on (the skip connection of Karras et al. 2022, arXiv 2206.00364, section 5).
+        """
+
     def step(self, mixture: Tensor, prediction: Tensor, time: float, until: float) -> Tensor:
         """The mixture at the time `until`, from that at `time` and what was predicted there."""
 

@@ -23,6 +23,10 @@ class Regression:
         """The latents themselves."""
         return clean
 
+    def share(self, time: Tensor | float) -> Tensor | float:
+        """There is no mixture to pass on."""
+        return 0.0
+
     def step(self, mixture: Tensor, prediction: Tensor, time: float, until: float) -> Tensor:
         """The prediction is the answer."""
         return prediction
