@@ -30,7 +30,13 @@ from slm import further_books, multi_token
 from slm.embedded import EMBEDDED, embedded_folder
 from slm.further_books import add_further_books, further_books_of, load_further_books
 from slm.model_parts import saved_apart
-from slm.multi_token import load_multi_token_heads, multi_token_heads_of
+from slm.multi_token import (
+    MultiTokenSettings,
+    load_multi_token_heads,
+    multi_token_heads_of,
+    predicted_tokens,
+    set_multi_token_heads,
+)
 from slm.vocabulary import FILE_NAME, SpeechVocabulary
 
 PAD_ROWS_TO = 64
@@ -227,6 +233,8 @@ def _with_adapter(
         _fill_bias(model.get_output_embeddings(), own.size if own else vocabulary.first_id, vocabulary.first_id)
         if vocabulary.further_sizes and further_books_of(model) is None:
             add_further_books(model, vocabulary, seed=0)  # in whose place the adapter puts what it has learnt
+        if (tokens := predicted_tokens(where)) > 1:
+            set_multi_token_heads(model, MultiTokenSettings(tokens))  # the same
     model = _loading(where, PeftModel.from_pretrained, model, where).merge_and_unload()
     model.generation_config = _generation_config(tokenizer, vocabulary)
     return model

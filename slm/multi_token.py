@@ -25,6 +25,7 @@ from slm.model_parts import attach, part_of
 
 FILE_NAME = "multi_token_heads.safetensors"
 NAME = "multi_token_heads"  # of the submodule
+ADAPTER_WEIGHTS = "adapter_model.safetensors"  # of PEFT, which holds the heads that learnt beside adapters
 
 
 class MultiTokenError(ValueError):
@@ -111,11 +112,16 @@ def predicted_tokens(folder: str | Path) -> int:
     Raises:
         MultiTokenError: Their file is damaged.
     """
-    path = Path(folder) / FILE_NAME
-    if not path.is_file():
-        return 1
-    with _reading(path), safe_open(path, "pt") as file:
-        return len(file.keys()) + 1
+    for path in (Path(folder) / FILE_NAME, Path(folder) / ADAPTER_WEIGHTS):
+        if path.is_file():
+            with _reading(path), safe_open(path, "pt") as file:
+                return 1 + sum(_is_block(name) for name in file.keys())  # noqa: SIM118 - not a dict
+    return 1
+
+
+def _is_block(name: str) -> bool:
+    """Whether a tensor is a head's weights: in a file of their own, or among an adapter's."""
+    return name.startswith("blocks.") or f".{NAME}." in name
 
 
 def load_multi_token_heads(model: nn.Module, folder: str | Path) -> None:
@@ -124,10 +130,10 @@ def load_multi_token_heads(model: nn.Module, folder: str | Path) -> None:
     Raises:
         MultiTokenError: Their file is damaged, or of another model.
     """
-    if (tokens := predicted_tokens(folder)) == 1:
-        return
-    heads = MultiTokenHeads(tokens, model.get_input_embeddings().weight.shape[1])
     path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        return
+    heads = MultiTokenHeads(predicted_tokens(folder), model.get_input_embeddings().weight.shape[1])
     with _reading(path):
         heads.load_state_dict(load_file(path))
     attach(model, NAME, heads)

@@ -99,9 +99,9 @@ def same_model(tmp_path: Path, name: str, other: str) -> bool:
 
 @pytest.mark.parametrize("extra", BESIDE.values(), ids=BESIDE)
 def test_two_processes_give_the_single_losses(tmp_path, extra: list[str]) -> None:
-    """Of plain text too, which has neither further books nor further tokens: processes wait for them all the same."""
+    """With micro-batches of plain text, which has neither further books nor tokens: processes wait for them too."""
     (tmp_path / "texts").write_text("".join(f"bin blue at {n}\n" for n in range(100)))
-    extra = [*extra, f"replay.path={tmp_path / 'texts'}", "replay.weight=0.3"]
+    extra = [*extra, f"replay.path={tmp_path / 'texts'}", "replay.weight=3", "training.tokens_per_step=160"]
     in_two_processes(tmp_path, "double", *extra)
     assert figures(tmp_path / "double") == pytest.approx(single_process(tmp_path, *extra), abs=1e-4)
     assert beside(tmp_path / "double") == pytest.approx(beside(tmp_path / "single"), abs=1e-4)

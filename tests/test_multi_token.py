@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from recipes.commands import export, finetune, synthesize, train_lm, train_prefe
 from recipes.config import ConfigError, load_config
 from recipes.inference import setup
 from slm.generation import SpeechLM, generate_speech, stream_speech, synthesize_codes
+from slm.lora import LoraSettings, add_lora
 from slm.modeling import extend_with_speech, load_llm, save_slm
 from slm.multi_token import (
     FILE_NAME,
@@ -140,6 +142,29 @@ def test_the_loss_is_that_of_each_answer_alone_packed_or_padded(tmp_path, kind: 
             n_said = sum(weights[i] * (tokens[i].codes.shape[1] * books + 2 - distance) for i in (0, 2))
             total = sum(w * sums[distance - 1] for w, sums in zip(weights, each, strict=True))
             assert figures[f"token_{distance}_loss"] == pytest.approx(float(total) / n_said, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_under_lora_adapters_new_rows_and_heads_move_and_nothing_else(tmp_path, kind: str) -> None:
+    """And the loss is that of the whole model, before the first step."""
+    speech_lm = with_heads(plain(1, kind), 3, noise=0.3)
+    example = make_example(speech_lm.vocabulary, get_task("tts"), samples_of(speech_lm).utterances[0])
+    with torch.no_grad():
+        wanted = plain_losses(speech_lm, example)
+    model = add_lora(speech_lm.model, speech_lm.vocabulary, LoraSettings(rank=2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = fit(tmp_path, SpeechLM(model, speech_lm.text_tokenizer, speech_lm.vocabulary))
+    after = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    kinds = ("lora_A", "lora_B", "trainable_tokens_delta", "multi_token_heads.modules_to_save")
+    assert all(any(kind in name for kind in kinds) for name in moved), moved
+    assert all(any(kind in name for name in moved) for kind in kinds)
+    assert not any("lora" in name for name in before if "multi_token_heads" in name)
+    trainer.model.load_state_dict(before)
+    trainer.model.train()
+    with torch.no_grad():
+        total, _ = trainer._weighted_sum(trainer.model, pack([example], [1.0], 0))
+    torch.testing.assert_close(total, wanted[0] + sum(wanted[1:]) / 2, atol=1e-3, rtol=1e-4)
 
 
 def test_no_head_looks_beyond_an_end() -> None:
@@ -313,12 +338,13 @@ def test_a_folder_gives_the_same_proposals(tmp_path, kind: str) -> None:
         synthesize_codes(without, TEXTS[:1], settings(2))
 
 
-def test_from_finetune_to_predictions_and_an_export(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("lora", [[], ["lora.rank=2"]], ids=["full", "lora"])
+def test_from_finetune_to_predictions_and_an_export(tmp_path, monkeypatch, lora: list[str]) -> None:
     monkeypatch.setattr(setup, "load_tokenizer", lambda name, device=None: StandIn())
     save_llm(tmp_path / "llm")
     corpus = write_corpus(tmp_path / "codes")
     short = ["steps=4", "tokens_per_step=260", "pack_length=64", "save_steps=2", "eval_steps=2", "log_steps=1"]
-    own = [f"corpus={corpus}", "device=cpu", "precision=fp32", *(f"training.{item}" for item in short)]
+    own = [f"corpus={corpus}", "device=cpu", "precision=fp32", *lora, *(f"training.{item}" for item in short)]
 
     def config(name: str, *overrides: str) -> finetune.Config:
         model = [] if any("model=" in item for item in overrides) else [f"model={tmp_path / 'llm'}"]
@@ -328,12 +354,27 @@ def test_from_finetune_to_predictions_and_an_export(tmp_path, monkeypatch) -> No
     plan = finetune.plan(asked)
     folder = finetune.run(asked)
     model, _, _ = load_llm(str(folder))
-    assert plan["trainable parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    if not lora:
+        assert plan["trainable parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert plan["trainable parameters"] - finetune.plan(config("x"))["trainable parameters"] == 2 * 32 * 32
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     told = [row for row in rows if "eval_loss" in row]
     assert told and all({"eval_tts_token_2_loss", "eval_tts_token_3_loss"} <= row.keys() for row in told)
     assert not any("eval_asr_token" in key for row in told for key in row)
+    # A run that was cut off at its end goes on to the same weights.
+    content = (folder / FILE_NAME).read_bytes()
+    (tmp_path / "run" / "complete.json").unlink()
+    shutil.rmtree(folder)
+    assert (finetune.run(asked) / FILE_NAME).read_bytes() == content
+    if lora:  # the adapter's folder holds all that is needed beside the base
+        adapter = tmp_path / "run" / "adapter"
+        other, _, _ = load_llm(str(adapter))
+        assert predicted_tokens(adapter) == 3
+        for a, b in zip(
+            multi_token_heads_of(other).parameters(), multi_token_heads_of(model).parameters(), strict=True
+        ):
+            assert torch.equal(a, b) and a.any()
+        return
     # What has heads goes on with them, and without where they are not trained; never with another number.
     again = finetune.run(config("again", f"model={folder}", "training.steps=1", "training.multi_token.tokens=3"))
     assert predicted_tokens(again) == 3
@@ -378,7 +419,6 @@ def test_what_training_cannot_do_is_refused(options: dict, pattern: str, message
     [
         (finetune, ["training.multi_token.tokens=1"], "tokens: 1 must be at least 2"),
         (finetune, ["training.multi_token.loss_weight=0"], "loss_weight: 0 must be above 0"),
-        (finetune, ["training.multi_token.tokens=2", "lora.rank=2"], "not with lora"),
         (train_lm, ["training.multi_token.tokens=2"], "a text LM has not"),
         (train_preference, ["training.multi_token.tokens=2"], "it is for slm finetune"),
         (train_preference, ["decoding.multi_token=2"], "leave them at 1"),

@@ -154,8 +154,6 @@ class Config:
             raise ValueError("random_weights: adapters on a base that knows nothing learn little; train in full")
         if self.training.freeze_layers and self.lora is not None:
             raise ValueError("training.freeze_layers: adapters leave every layer's own weights as they are; drop one")
-        if self.training.multi_token is not None and self.lora is not None:
-            raise ValueError("training.multi_token: its heads are trained with the whole model so far, not with lora")
         resolve_pattern(self.pattern, self.n_codebooks)
         if self.prosody_bins < 2:
             raise ValueError(f"prosody_bins: {self.prosody_bins} must be at least 2")

@@ -77,7 +77,7 @@ def further_losses(
     heads, head = multi_token_heads_of(model), model.get_output_embeddings()
     rows = vocabulary.speech_rows
     bias = getattr(head, "bias", None)
-    shared = SimpleNamespace(weight=head.weight[rows], bias=None if bias is None else bias[rows])
+    shared = SimpleNamespace(weight=_weights(head, rows), bias=None if bias is None else bias[rows])
     after = AfterHead.of(model.config.get_text_config())
     losses, counts = [], []
     for distance, there in further_places(labels, vocabulary, heads.tokens):
@@ -86,6 +86,14 @@ def further_losses(
         losses.append(chunked_loss(before, shared, targets, own, after))
         counts.append(own.sum())
     return torch.stack(losses), torch.stack(counts)
+
+
+def _weights(head: nn.Module, rows: slice) -> Tensor:
+    """The output rows (C, D) of all speech; under LoRA those that PEFT keeps apart from the frozen table."""
+    adapter = getattr(head, "token_adapter", None)
+    if adapter is None:
+        return head.weight[rows]
+    return adapter.trainable_tokens_delta[adapter.active_adapters[0]][: rows.stop - rows.start]
 
 
 def further_places(labels: Tensor, vocabulary: SpeechVocabulary, tokens: int) -> Iterator[tuple[int, Tensor]]:
