@@ -76,11 +76,11 @@ def group_names(about: Iterable[tuple[str, str, float | None, int | None]]) -> d
     {'a': '25 Hz', 'b': '25 Hz', 'c': '12.5 Hz'}
     """
     cells = list(about)
-    rates, methods = {rate for _, _, rate, _ in cells}, {method for _, method, _, _ in cells}
+    rates, methods = {rate for _, _, rate, _ in cells} - {None}, {method for _, method, _, _ in cells}
     named: dict[str, list[tuple[str, int | None]]] = {}
     for cell, method, rate, seed in cells:
         parts = [f"{rate:g} Hz" if rate is not None and (len(rates) > 1 or not method) else ""]
-        parts += [method if len(methods) > 1 or len(rates) == 1 else ""]
+        parts += [method if len(methods) > 1 or len(rates) < 2 else ""]
         named.setdefault(", ".join(filter(None, parts)) or cell, []).append((cell, seed))
     found = {}
     for name, some in named.items():
