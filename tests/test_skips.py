@@ -1,4 +1,4 @@
-"""Words skipped and said again: by hand, in results and reports, beside the faults that predictions name."""
+"""Words skipped and said again: by hand, in results and reports, with the faults of predictions; joined texts."""
 
 from __future__ import annotations
 

@@ -101,12 +101,12 @@ class AttentionReader:
         """
         found = Reading(Spoken.of(spoken), strength)
         for layer in self._layers:
-            layer.open(found)
+            layer.begin(found)
         try:
             yield found
         finally:
             for layer in self._layers:
-                layer.close()
+                layer.end()
 
 
 def heads_of(config: AlignmentConfig, model: PreTrainedModel) -> list[Head]:
@@ -132,13 +132,13 @@ class _Layer:
         self.reading: Reading | None = None
         self.checked = False
 
-    def open(self, reading: Reading) -> None:
+    def begin(self, reading: Reading) -> None:
         self.reading, self.config = reading, self.module.config
         self.module.config = copy.copy(self.config)
         self.module.config._attn_implementation = NAME
         self.module.attention_reader = self
 
-    def close(self) -> None:
+    def end(self) -> None:
         self.module.config, self.reading = self.config, None
         del self.module.attention_reader
 
