@@ -37,7 +37,8 @@ from slm.multi_token import (
     predicted_tokens,
     set_multi_token_heads,
 )
-from slm.vocabulary import FILE_NAME, SpeechVocabulary
+from slm.prosody import ProsodyBins
+from slm.vocabulary import FILE_NAME, PROSODY, SpeechVocabulary
 
 PAD_ROWS_TO = 64
 ADAPTER_FILE = "adapter_config.json"
@@ -281,7 +282,8 @@ def extend_with_speech(
     Further books, which have no ids, are added too where the vocabulary has some and the model none.
 
     With `books` a speech token's row also holds its codebook vector, by a random projection and with the text rows'
-    spread: codes of like sound are alike from the first step on, where noise leaves that to be learnt from data.
+    spread: codes of like sound are alike from the first step on, where noise leaves that to be learnt from data. So are
+    tokens of prosody whose bins are near each other.
 
     Args:
         model: Any causal LM, its head tied to the embedding or not.
@@ -308,6 +310,10 @@ def extend_with_speech(
             offsets = vocabulary.offsets - first
             for vectors, offset in zip(books[: vocabulary.ids_per_frame], offsets, strict=True) if books else ():
                 noise[offset : offset + len(vectors)] += _projected(vectors, noise.shape[1], generator)
+            if vocabulary.prosody is not None and (start := vocabulary.groups[PROSODY].first_id - first) >= 0:
+                noise[start : start + sum(vocabulary.prosody.sizes)] += _bin_rows(
+                    vocabulary.prosody, noise.shape[1], generator
+                )
             fresh = text.mean(dim=0, keepdim=True) + spread * noise.to(weight.device)
             weight[first:] = fresh.to(weight.dtype)
             _fill_bias(module, first, vocabulary.first_id)
@@ -331,6 +337,16 @@ def _projected(vectors: torch.Tensor, width: int, generator: torch.Generator) ->
     centred = centred - centred.mean(dim=0)
     centred = centred / centred.square().sum(dim=1).mean().sqrt().clamp_min(1e-8)
     return centred @ torch.randn(centred.shape[1], width, generator=generator)
+
+
+def _bin_rows(prosody: ProsodyBins, width: int, generator: torch.Generator) -> torch.Tensor:
+    """(N, width) of about unit variance for the tokens of prosody: the bins of a feature lie on a line, in order."""
+    rows = []
+    for size in prosody.sizes:
+        middle, slope, none = torch.randn(3, 1, width, generator=generator)
+        places = torch.linspace(-1, 1, prosody.n)[:, None] * 3**0.5  # of unit variance
+        rows += [(middle + slope * places) / 2**0.5, none[: size - prosody.n]]
+    return torch.cat(rows)
 
 
 def other_towers(model: PreTrainedModel) -> list[str]:

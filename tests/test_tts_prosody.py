@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from slm_scripted import scripted
 from slm_tiny import CODES, SENTENCES, metadata, save_llm, tiny_model, tiny_tokenizer, write_corpus
 from typer.testing import CliRunner
@@ -119,6 +120,23 @@ def test_tokens_come_behind_all_others_and_move_none(tmp_path: Path):
             wrong()
     # What a user writes is text.
     assert after.encode_text(tokenizer, "<|duration_3|>").max() < after.first_id
+
+
+def test_bins_begin_in_order_and_the_rows_of_others_are_what_they_were():
+    tokenizer = tiny_tokenizer()
+    vocabulary = add_speech(tokenizer, [CODES], marks=TASK.marks)
+    plain, model = (tiny_model("llama", len(tokenizer)) for _ in range(2))  # whose head is another table
+    extend_with_speech(plain, vocabulary, seed=0)
+    larger = add_prosody(tokenizer, vocabulary, BINS)
+    extend_with_speech(model, vocabulary, seed=0)
+    extend_with_speech(model, larger, seed=0, first_id=vocabulary.size)
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        before, after = (getattr(one, get)().weight.detach() for one in (plain, model))
+        assert torch.equal(before[: vocabulary.size], after[: vocabulary.size])
+        duration, f0, _ = (after[torch.from_numpy(ids)] for ids in larger.prosody_ids())
+        steps = torch.cdist(duration, duration)[0]
+        assert (steps.diff() > 0).all()  # the further, the less alike
+        assert torch.cdist(f0[4:], f0[:4]).min() > steps[1]  # without F0 is no neighbour of a bin
 
 
 @pytest.mark.parametrize("books", [1, 2])

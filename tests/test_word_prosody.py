@@ -189,7 +189,7 @@ def test_statistics_are_the_training_split_s_and_can_be_had_from_an_earlier_run(
     asked = [{"word": "low", "duration": 3, "f0": 1, "energy": 4}, {"word": "hiss", "duration": 1, "f0": None}]
     asked = [*(one | {"energy": 1} for one in asked), {"word": "high", "duration": 2, "f0": 7, "energy": 6}]
     (tmp_path / "predictions.jsonl").write_text(json.dumps({"id": "c", "prosody": asked}) + "\n")
-    more = {"statistics": str(file), "speaker": "s", "asked": str(tmp_path / "predictions.jsonl")}
+    more = {"statistics": str(file), "speaker": "s", "reference": str(tmp_path / "predictions.jsonl")}
     again = measured(str(tmp_path / "said.jsonl"), tmp_path / "said", **more)
     assert again["c"]["prosody"] == rows["c"]["prosody"]
     found = json.loads((tmp_path / "said" / "agreement.json").read_text())
@@ -208,8 +208,8 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path):
         ("plain", {}, "has the column words; `slm align` writes"),
         ("test", {}, "no train split to take statistics of; give statistics="),
         ("manifest", {"statistics": str(tmp_path / "none.json")}, "none.json: no statistics of prosody"),
-        ("manifest", {"asked": str(tmp_path / "asr.jsonl")}, "none of its rows has prosody"),
-        ("manifest", {"asked": str(tmp_path / "none.jsonl")}, "no such file; give RUN_DIR/predictions.jsonl"),
+        ("manifest", {"reference": str(tmp_path / "asr.jsonl")}, "none of its rows has prosody"),
+        ("manifest", {"reference": str(tmp_path / "none.jsonl")}, "no such file; give RUN_DIR/predictions.jsonl"),
     ):
         with pytest.raises(ConfigError, match=message):
             measured(str(tmp_path / f"{name}.jsonl"), tmp_path / "run", **more)

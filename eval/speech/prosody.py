@@ -183,11 +183,11 @@ def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
 def agreement(
     pairs: Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]], samples: int = 1000, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """How far the prosody that was asked for is what was spoken.
+    """How far the prosody of words is that of a reference: what was asked for, or how a recording says them.
 
     Args:
-        pairs: Of each utterance what was asked of its words (`duration`, `f0` and `energy` in bins) and what was
-            measured of them, word by word. A word without F0 in either does not count for F0.
+        pairs: Of each utterance its words in the reference (`duration`, `f0` and `energy`, measured or in bins) and
+            what was measured of them, word by word. A word without F0 in either does not count for F0.
         samples: Resamples of the interval, which draws utterances.
         seed: Of the resamples.
 
@@ -202,9 +202,9 @@ def agreement(
         values = [
             np.array(
                 [
-                    (float(wish[feature]), float(said[feature]))
-                    for wish, said in zip(*pair, strict=True)
-                    if wish[feature] is not None and said[feature] is not None
+                    (float(wished[feature]), float(said[feature]))
+                    for wished, said in zip(*pair, strict=True)
+                    if wished[feature] is not None and said[feature] is not None
                 ]
             ).reshape(-1, 2)
             for pair in pairs

@@ -5,8 +5,9 @@ It writes a manifest of its own, ``run_dir/manifest.jsonl``: the rows of the dat
 ``statistics.json``, what words were measured against: the training split's. What cannot be measured stands by its id
 and reason in ``skipped.jsonl``. A killed run goes on where it stopped.
 
-Of what a model said (``slm align`` on its predictions.jsonl) with ``statistics`` of its training's recordings; with
-``asked``, those predictions, ``agreement.json`` says how far each feature that was asked for was spoken.
+A model's speech is measured with ``statistics`` of its training's recordings, once ``slm align`` has read its
+predictions.jsonl. ``reference`` adds ``agreement.json``: how far each feature correlates with what was asked for (those
+predictions), or with how the recordings say it (another manifest of this command).
 
 Errors: ConfigError for data without word times, no training split, a missing extra; one utterance that fails stops
 nothing.
@@ -54,11 +55,11 @@ class Config:
     speaker: str = field(
         default="", metadata={"help": "whose statistics hold for rows that name no speaker, such as a model's output"}
     )
-    asked: str = field(
+    reference: str = field(
         default="",
         metadata={
-            "help": "predictions.jsonl of `slm synthesize task=tts-prosody` that the data are: adds agreement.json, "
-            "the correlations of what was asked with what was spoken"
+            "help": "what words are held against, by the utterances' ids: predictions.jsonl of `slm synthesize "
+            "task=tts-prosody` (what was asked), or another manifest.jsonl of this command: adds agreement.json"
         },
     )
     limit: int | None = field(default=None, metadata={"help": "only the first N utterances of each split"})
@@ -91,18 +92,18 @@ def read_statistics(path: str) -> ProsodyStatistics:
         raise ConfigError(f"statistics: {path}: {error}; `slm measure-prosody` writes statistics.json") from error
 
 
-def read_asked(path: str) -> dict[str, list[dict[str, Any]]]:
-    """What a model was asked for, or wrote itself, of each of its utterances by id. Raises ConfigError."""
+def read_reference(path: str) -> dict[str, list[dict[str, Any]]]:
+    """The prosody of each utterance's words by its id, in bins or measured. Raises ConfigError."""
     file = Path(path)
     if not file.is_file():
-        raise ConfigError(f"asked: {path}: no such file; give RUN_DIR/predictions.jsonl of `slm synthesize`")
+        raise ConfigError(f"reference: {path}: no such file; give RUN_DIR/predictions.jsonl of `slm synthesize`")
     try:
         rows = [json.loads(line) for line in text_lines(file)]
         found = {str(row["id"]): row["prosody"] for row in rows if row.get("prosody")}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"asked: {path}: no predictions ({error})") from error
+        raise ConfigError(f"reference: {path}: no predictions or manifest ({error})") from error
     if not found:
-        raise ConfigError(f"asked: {path}: none of its rows has prosody; it must be of task=tts-prosody")
+        raise ConfigError(f"reference: {path}: none of its rows has prosody; predictions must be of task=tts-prosody")
     return found
 
 
@@ -122,8 +123,8 @@ def plan(config: Config) -> dict[str, object]:
     found = problems.attempt(read_aligned, config)
     if config.statistics:
         problems.attempt(read_statistics, config.statistics)
-    if config.asked:
-        problems.attempt(read_asked, config.asked)
+    if config.reference:
+        problems.attempt(read_reference, config.reference)
     problems.raise_all()
     against = config.statistics or f"the {sum(one.split == 'train' for one in found)} utterances of the train split"
     result = str(RunFolder(config.run_dir).path("manifest.jsonl"))
@@ -137,8 +138,8 @@ def run(config: Config) -> Path:
     plan(config)
     utterances = read_aligned(config)
     own = [json.dumps([one.id, one.split, one.speaker, *one.columns.values()]) for one in utterances]
-    fingerprint = digest(own, *(Path(path) for path in (config.statistics, config.asked) if path))
-    refuse_other_inputs(folder, fingerprint, "data, statistics or asked")
+    fingerprint = digest(own, *(Path(path) for path in (config.statistics, config.reference) if path))
+    refuse_other_inputs(folder, fingerprint, "data, statistics or reference")
     if folder.complete:
         log.info("%s is complete: skipped", config.run_dir)
         return manifest
@@ -152,8 +153,8 @@ def run(config: Config) -> Path:
     write_manifest(manifest, rows)
     summary = summary_of(rows, measured)
     log.info("%(utterances)d utterances, %(words)d words, %(without_f0)d without F0, %(word_s).3f s a word", summary)
-    if config.asked:
-        write_agreement(rows, read_asked(config.asked), folder.path("agreement.json"))
+    if config.reference:
+        write_agreement(rows, read_reference(config.reference), folder.path("agreement.json"))
     folder.mark_complete(summary | {"skipped": len(skipped)})
     return manifest
 
@@ -224,11 +225,11 @@ def summary_of(rows: list[dict[str, Any]], measured: Mapping[str, list[SpokenWor
     }
 
 
-def write_agreement(rows: list[dict[str, Any]], asked: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
-    """Correlates what was asked with what was spoken, and says so; utterances of other words are left out, and told."""
+def write_agreement(rows: list[dict[str, Any]], reference: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
+    """Correlates the words with those of a reference, and says so; utterances of other words are left out, and told."""
     pairs, n_other = [], 0
     for row in rows:
-        own = asked.get(row["id"], [])
+        own = reference.get(row["id"], [])
         if [one["word"].lower() for one in own] == [one["word"].lower() for one in row["prosody"]]:
             pairs.append((own, row["prosody"]))
         else:
@@ -236,7 +237,7 @@ def write_agreement(rows: list[dict[str, Any]], asked: Mapping[str, list[dict[st
     found = agreement(pairs)
     atomic_write_text(path, json.dumps({"utterances": len(pairs), "left_out": n_other, **found}, indent=1) + "\n")
     if n_other:
-        log.warning("%d utterances are not among those asked for, or have other words: left out", n_other)
+        log.warning("%d utterances are not in the reference, or have other words there: left out", n_other)
     for feature, values in found.items():
         if values["correlation"] is not None:
-            log.info("%s: asked and spoken correlate by %s %s", feature, values["correlation"], values["interval"])
+            log.info("%s: correlation with the reference %s %s", feature, values["correlation"], values["interval"])
