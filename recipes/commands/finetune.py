@@ -64,7 +64,7 @@ def plan(config: Config) -> dict[str, object]:
     device = attempt(training_device, config.device) or "cpu"
     precision = attempt(resolve_precision, config.precision, device) or "fp32"
     attempt(engine_config, config.training)
-    attempt(check_delay, config.pattern, config.training, process_count())
+    attempt(check_delay, config.pattern, config.training)
     attempt(get_normaliser, config.normaliser)
     attempt(get_normaliser, config.prompt_normaliser or config.normaliser)
     facts: LLMFacts | None = attempt(describe_llm, config.model, config.training.attention)
@@ -110,7 +110,7 @@ def run(config: Config) -> Path:
     folder.check(config)
     result = folder.path("model" if config.lora is None or config.lora.merge else "adapter")
     measured_names(config)
-    check_delay(config.pattern, config.training, process_count())
+    check_delay(config.pattern, config.training)
     corpora = open_corpora(config)
     replayed = [Path(config.replay.path).expanduser()] if config.replay else []
     fingerprint = digest(model_path(config.model), corpora.index_text, *replayed)

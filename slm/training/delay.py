@@ -10,15 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from slm.further_books import further_books_of, read_beside
-from slm.patterns import DELAY
+from slm.patterns import DELAY, EMPTY
 from slm.tasks.sequences import IGNORE
 from slm.training.answer_loss import chunked_loss
 from slm.training.batches import Batch
 from slm.training.config import TrainingConfig, TrainingError
 from slm.training.trainer import Objective, SpeechTrainer, bare_model
 from slm.vocabulary import SpeechVocabulary
+
+_ENGINES = (
+    "not with pattern=delay, whose further books are not sharded; leave the engine out (torchrun alone trains on "
+    "several processes), or take pattern=flatten"
+)
 
 
 class DelayTrainer(SpeechTrainer):
@@ -32,16 +38,24 @@ class DelayTrainer(SpeechTrainer):
         further_weight: Of all further books together, where book 0's is 1.
     """
 
-    def __init__(self, *args: Any, further_weight: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, args: TrainingArguments, further_weight: float, **kwargs: Any) -> None:
+        # The heads run behind the model's own forward pass, where DDP would take them for unused.
+        args.ddp_find_unused_parameters = False
+        super().__init__(args=args, **kwargs)
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise TrainingError(f"pattern: {_ENGINES}")
         self.further_weight = further_weight
-        self._sums = torch.zeros(0)
+        self._sums = self._no_sums()
+
+    def _no_sums(self) -> Tensor:
+        """(2, n): losses and weights of each book, none yet."""
+        return torch.zeros(2, 1 + len(further_books_of(bare_model(self.model)).sizes), dtype=torch.float64)
 
     def _weighted_sum(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Any]:
-        if "further" not in inputs:  # text alone
-            return super()._weighted_sum(model, inputs)
         bare = bare_model(self.model)
         books = further_books_of(bare)
+        if "further" not in inputs:  # text alone, of which no book learns; DDP waits for the gradients of all the same
+            inputs = inputs | _nothing_beside(inputs["labels"], len(books.heads))
         with read_beside(bare, lambda rows, length: inputs["further"]) as states:
             total, outputs = super()._weighted_sum(model, inputs)
         if not states:
@@ -57,38 +71,38 @@ class DelayTrainer(SpeechTrainer):
             counts.append(weights[said].sum())
         if not model.training:
             own = inputs["loss_weights"][:, 1:].sum()
-            found = torch.stack([torch.stack([total.detach(), *losses]), torch.stack([own, *counts])]).double().cpu()
-            self._sums = self._sums + found if len(self._sums) else found
+            found = torch.stack([torch.stack([total.detach(), *losses]), torch.stack([own, *counts])])
+            self._sums += found.double().cpu()
         return total + sum(losses) * (self.further_weight / len(losses)), outputs
 
     def _further_figures(self) -> dict[str, float]:
         """The mean loss of a code of each book; book 0's counts the end of an answer in."""
-        sums, self._sums = self._sums, torch.zeros(0)
-        if not len(sums) or not sums[1, 1]:  # a task that answers in text
+        sums, self._sums = self._sums, self._no_sums()
+        sums = self.accelerator.reduce(sums.to(self.args.device, torch.float32), reduction="sum")
+        if not sums[1, 1]:  # a task that answers in text
             return {}
         means = (sums[0] / sums[1]).tolist()
         return {f"book_{book}_loss": mean for book, mean in enumerate(means)}
 
 
-def check_delay(pattern: str, config: TrainingConfig, processes: int) -> None:
+def _nothing_beside(labels: Tensor, n_further: int) -> Batch:
+    """What a batch (R, L) without further codes lacks."""
+    empty = labels.new_full((*labels.shape, n_further), EMPTY)
+    weights = torch.zeros(labels.shape, device=labels.device)
+    return {"further": empty, "further_labels": torch.full_like(empty, IGNORE), "further_weights": weights}
+
+
+def check_delay(pattern: str, config: TrainingConfig) -> None:
     """Refuses what training with `delay` has not been shown to do.
 
     Raises:
-        TrainingError: An engine, or several processes.
+        TrainingError: An engine that shards.
     """
     if pattern != DELAY:
         return
     for key in ("deepspeed", "fsdp"):
         if getattr(config, key):
-            raise TrainingError(
-                f"training.{key}: not with pattern=delay, whose further books are trained in one process so far; "
-                f"leave training.{key} out, or take pattern=flatten"
-            )
-    if processes > 1:
-        raise TrainingError(
-            f"pattern: delay is trained in one process so far, and {processes} were started; start one (without "
-            "torchrun), or take pattern=flatten"
-        )
+            raise TrainingError(f"training.{key}: {_ENGINES}")
 
 
 def delay_objective(vocabulary: SpeechVocabulary, further_weight: float) -> Objective | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
@@ -70,6 +71,7 @@ class SpeechTrainer(Trainer):
         self.evaluation, self.task_weights = evaluation, task_weights
         self.embedding_learning_rate, self.decayed_tables = embedding_learning_rate, decayed_tables
         self.answer_loss = self._answer_loss()
+        self._micro_batch = (0, -1)  # the step, and the newest of its micro-batches in this process
         # Tells the Trainer that compute_loss below already divides by the whole step.
         self.model_accepts_loss_kwargs = True
 
@@ -117,6 +119,15 @@ class SpeechTrainer(Trainer):
             total = self.accelerator.reduce(total, reduction="sum")
         return batches, total
 
+    def training_step(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The Trainer's; what dropout draws follows from seed, step and micro-batch, in whichever process that is."""
+        step, newest = self._micro_batch
+        self._micro_batch = (step, newest + 1) if step == self.state.global_step else (self.state.global_step, 0)
+        step, own = self._micro_batch
+        drawn_from = [self.args.seed, step, own * self.args.world_size + self.args.process_index]
+        torch.manual_seed(int(np.random.SeedSequence(drawn_from).generate_state(1, np.uint64)[0]))
+        return super().training_step(model, inputs, *args, **kwargs)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -156,7 +167,7 @@ class SpeechTrainer(Trainer):
         return (losses * weights[answered]).sum(), outputs
 
     def _further_figures(self) -> dict[str, float]:
-        """What an objective tells of a task beside its loss, once all of the task has been seen."""
+        """What an objective tells of a task beside its loss, once all of the task has been seen, by every process."""
         return {}
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
@@ -167,17 +178,17 @@ class SpeechTrainer(Trainer):
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         for task, batches in self.evaluation.items():
             sums = torch.zeros(2, dtype=torch.float64)
-            # Sharded engines need as many forward passes in every process: the missing ones repeat a batch and count
-            # nothing.
+            # Sharded engines need as many forward passes in every process: the missing ones repeat a batch whose
+            # weights are 0.
             for lap in range(-(-len(batches) // processes)):
                 index = lap * processes + rank
-                batch = self._prepare_inputs(batches[index % len(batches)])
+                batch = batches[index % len(batches)]
+                if index >= len(batches):
+                    batch = {name: value * 0 if "weights" in name else value for name, value in batch.items()}
+                batch = self._prepare_inputs(batch)
                 with torch.no_grad(), self.compute_loss_context_manager():
                     total, _ = self._weighted_sum(model, batch)
-                if index < len(batches):
-                    sums += torch.stack(
-                        [total.double().cpu(), batch["loss_weights"][:, 1:].sum(dtype=torch.float64).cpu()]
-                    )
+                sums += torch.stack([total.double().cpu(), batch["loss_weights"][:, 1:].sum(dtype=torch.float64).cpu()])
             sums = self.accelerator.reduce(sums.to(self.args.device, torch.float32), reduction="sum").double().cpu()
             metrics[f"{metric_key_prefix}_{task}_loss"] = float(sums[0] / sums[1])
             metrics |= {f"{metric_key_prefix}_{task}_{name}": value for name, value in self._further_figures().items()}
