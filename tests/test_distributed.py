@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from recipes.commands import finetune
 from recipes.config import load_config
+from slm.modeling import load_llm
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,6 +43,12 @@ def figures(run: Path) -> list[float]:
     found = [row[key] for row in rows for key in ("loss", "eval_asr_loss", "eval_tts_loss") if key in row]
     assert len(found) == 8  # four steps, two evaluations of two tasks
     return found
+
+
+def logged(run: Path) -> dict[tuple[int, str], float]:
+    """Every loss in a run's metrics, by step and name; of a step that was trained again the newer."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {(row["step"], key): row[key] for row in rows for key in row if key.endswith("loss") and key != "train_loss"}
 
 
 def run_finetune(tmp_path: Path, name: str, processes: int, *overrides: str) -> list[float]:
@@ -108,19 +115,38 @@ def test_two_processes_give_the_single_losses(tmp_path, extra: list[str]) -> Non
     assert same_model(tmp_path, "single", "double")
 
 
-@pytest.mark.parametrize("first", [1, 2])
-def test_a_run_goes_on_in_another_number_of_processes(tmp_path, first: int) -> None:
-    """From its checkpoint, as if nothing had been: what a step sees does not depend on who reads it."""
-    extra = ["training.schedule=constant", "training.warmup_steps=1"]
-    single_process(tmp_path, *extra)
-    short = [*extra, "training.steps=2"]
-    for processes, settings in ((first, short), (3 - first, extra)):
-        if processes == 2:
-            in_two_processes(tmp_path, "moved", *settings)
-        else:
-            finetune.run(load_config(finetune.Config, None, arguments(tmp_path, "moved", *settings)))
-    assert figures(tmp_path / "moved") == pytest.approx(figures(tmp_path / "single"), abs=1e-4)
-    assert same_model(tmp_path, "single", "moved")
+SPREAD = {
+    "adapters": ["lora.rank=4", "lora.dropout=0.2"],
+    "delay": ["pattern=delay", "n_codebooks=2"],
+}
+
+
+@pytest.mark.parametrize("kind", SPREAD)
+def test_a_run_goes_on_in_another_number_of_processes(tmp_path, kind: str) -> None:
+    """Two processes, then one, then two: the losses and weights of one that was never cut off, dropout included.
+
+    Thirteen utterances and six micro-batches a step, whatever the number of processes.
+    """
+    write_corpus(tmp_path / "odd", 13)
+    settings = ["tokens_per_step=420", "schedule=constant", "warmup_steps=2", "learning_rate=3e-3"]
+    common = [*SPREAD[kind], f"corpus={tmp_path / 'odd'}", *(f"training.{item}" for item in settings)]
+    for steps, processes in ((2, 2), (4, 1), (6, 2)):
+        extent = [f"training.steps={steps}", f"training.gradient_accumulation={6 // processes}"]
+        own = arguments(tmp_path, "spread", *common, *extent)
+        if processes == 1:
+            finetune.run(load_config(finetune.Config, None, own))
+            continue
+        started = start(slm, "finetune", "--debug", *own, log=tmp_path / "log", world=2)
+        assert exit_codes(started) == [0, 0], (tmp_path / "log").read_text()[-4000:]
+    extent = ["training.steps=6", "training.gradient_accumulation=6"]
+    finetune.run(load_config(finetune.Config, None, arguments(tmp_path, "single", *common, *extent)))
+    spread, single = (logged(tmp_path / name) for name in ("spread", "single"))
+    assert set(spread) == set(single) and len(single) >= 12
+    for at, loss in single.items():
+        assert spread[at] == pytest.approx(loss, abs=1e-4), at
+    one, two = (load_llm(str(tmp_path / name / "model"))[0] for name in ("single", "spread"))
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
 
 
 # DeepSpeed builds a communication operation on its first run.
@@ -164,6 +190,7 @@ def test_finetune_ends_in_the_same_bytes_after_a_sigkill(tmp_path) -> None:
 import os, signal
 from recipes.commands import finetune
 from recipes.config import load_config
+from slm.modeling import load_llm
 from slm.training.trainer import SpeechTrainer
 steps = SpeechTrainer.compute_loss
 def compute_loss(self, *args, **kwargs):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from slm.further_books import further_books_of, read_beside
 from slm.patterns import LATE
@@ -21,6 +22,10 @@ from slm.training.trainer import Objective, SpeechTrainer, bare_model
 from slm.vocabulary import SpeechVocabulary
 
 MOST_BOOKS_TOLD = 15  # beside book 0
+_ENGINES = (
+    "further books (delay, parallel) are not sharded; leave the engine out (torchrun alone trains on "
+    "several processes), or take pattern=flatten"
+)
 
 
 class DelayTrainer(SpeechTrainer):
@@ -34,8 +39,12 @@ class DelayTrainer(SpeechTrainer):
         further_weight: Of all further books together, where book 0's is 1.
     """
 
-    def __init__(self, *args: Any, further_weight: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, args: TrainingArguments, further_weight: float, **kwargs: Any) -> None:
+        # The heads run behind the model's own forward pass, where DDP would take them for unused.
+        args.ddp_find_unused_parameters = False
+        super().__init__(args=args, **kwargs)
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise TrainingError(f"pattern: {_ENGINES}")
         self.further_weight = further_weight
 
     def _weighted_sum(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Any]:
@@ -87,10 +96,7 @@ def check_delay(pattern: str, config: TrainingConfig) -> None:
         return
     for key in ("deepspeed", "fsdp"):
         if getattr(config, key):
-            raise TrainingError(
-                f"training.{key}: not with pattern={pattern}, whose further books it would hold in parts; "
-                f"leave training.{key} out, or take pattern=flatten"
-            )
+            raise TrainingError(f"training.{key}: not with pattern={pattern}: {_ENGINES}")
 
 
 def delay_objective(vocabulary: SpeechVocabulary, further_weight: float) -> Objective | None:

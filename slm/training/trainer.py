@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
@@ -74,6 +75,7 @@ class SpeechTrainer(Trainer):
         # Of the newest batch outside of training what an objective takes beside its loss: sums and their weights.
         self._beside: torch.Tensor | None = None
         self._figures: dict[str, tuple[float, int]] = {}
+        self._micro_batch = (0, -1)  # the step, and the newest of its micro-batches in this process
         # Tells the Trainer that compute_loss below already divides by the whole step.
         self.model_accepts_loss_kwargs = True
 
@@ -120,6 +122,15 @@ class SpeechTrainer(Trainer):
         if self.args.world_size > 1:
             total = self.accelerator.reduce(total, reduction="sum")
         return batches, total
+
+    def training_step(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The Trainer's; what dropout draws follows from seed, step and micro-batch, in whichever process that is."""
+        step, newest = self._micro_batch
+        self._micro_batch = (step, newest + 1) if step == self.state.global_step else (self.state.global_step, 0)
+        step, own = self._micro_batch
+        drawn_from = [self.args.seed, step, own * self.args.world_size + self.args.process_index]
+        torch.manual_seed(int(np.random.SeedSequence(drawn_from).generate_state(1, np.uint64)[0]))
+        return super().training_step(model, inputs, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -191,7 +202,10 @@ class SpeechTrainer(Trainer):
             # nothing.
             for lap in range(-(-len(batches) // processes)):
                 index = lap * processes + rank
-                batch = self._prepare_inputs(batches[index % len(batches)])
+                batch = batches[index % len(batches)]
+                if index >= len(batches):
+                    batch = {name: value * 0 if "weights" in name else value for name, value in batch.items()}
+                batch = self._prepare_inputs(batch)
                 with torch.no_grad(), self.compute_loss_context_manager():
                     total, _ = self._weighted_sum(model, batch)
                 if self._beside is not None:
