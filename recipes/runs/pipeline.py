@@ -157,11 +157,13 @@ def make_steps(
             filled = [substitute(item, known) for item in overrides]
             inputs = tuple(RunFolder(known[name]) for name in named)
             loaded = load_config(recipe.Config, stage.config, filled)
+            import_plugins(loaded)
+            if stage.command == "generate":  # runs as another command, whose configuration its folder keeps
+                recipe, loaded = recipe.resolve(loaded)
             if own and owners is not None:
                 folders[stage.name] = owners.setdefault(_what_it_does(stage, loaded), folders[stage.name])
                 loaded.run_dir = folders[stage.name]
             steps.append(Step(stage, recipe, loaded, inputs))
-            import_plugins(steps[-1].config)
         except ConfigError as error:
             where = f"cell {cell}, stage" if own else "stage"
             raise ConfigError(f"{where} {stage.name}: {error}") from error
