@@ -61,5 +61,6 @@ def test_its_cells_are_seeds_of_methods_with_a_contrast_or_a_score_of_their_own(
         asked = {step.config.task for step in steps if step.stage.command == "generate"}
         assert cell in contrasted or asked, f"{cell} is held against nothing"
         scored = next(step.config for step in steps if step.stage.command == "evaluate").predictions
-        made = [step.config.run_dir for step in steps if step.stage.command in ("transcribe", "synthesize", "generate")]
+        answering = ("transcribe", "synthesize", "generate", "reconstruct-text-aligned")
+        made = [step.config.run_dir for step in steps if step.stage.command in answering]
         assert scored == made, f"{cell}: {scored} are scored of {made}"
