@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -44,10 +45,9 @@ def say(speech_lm: SpeechLM, texts: list[str], settings: SynthesizeSettings) -> 
     return time.perf_counter() - started, outputs
 
 
-def rows(speech_lm: SpeechLM, texts: list[str], tokens: int, rounds: int) -> list[str]:
+def rows(speech_lm: SpeechLM, texts: list[str], tokens: int, rounds: int) -> Iterator[str]:
     """The table's: a batch size, a temperature and a way each."""
     ways = [(1, True), *((n, True) for n in range(2, tokens + 1)), (tokens, False)]
-    lines = []
     for batch in BATCHES:
         for temperature in TEMPERATURES:
             seconds: dict[tuple[int, bool], list[float]] = {way: [] for way in ways}
@@ -64,11 +64,10 @@ def rows(speech_lm: SpeechLM, texts: list[str], tokens: int, rounds: int) -> lis
                 ratios = sorted(a / b for a, b in zip(plain_s, seconds[n, verify], strict=True))
                 per_pass = sum(one.codes.size for one in own) / sum(one.n_passes for one in own)
                 same = sum(np.array_equal(a.codes, b.codes) for a, b in zip(plain, own, strict=True))
-                lines.append(
+                yield (
                     f"| {n}, {'verified' if verify else 'taken unseen'} | {batch} | {temperature:g} | {per_pass:.2f} | "
                     f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {same} of {len(own)} |"
                 )
-    return lines
 
 
 def main() -> None:
@@ -91,9 +90,11 @@ def main() -> None:
         "",
         "| tokens proposed | batch | temperature | tokens a pass | times as fast as a token a pass | same codes |",
         "|---|---|---|---|---|---|",
-        *rows(SpeechLM.load(options.model), texts, tokens, options.rounds),
     ]
-    print("\n".join(lines))
+    print("\n".join(lines), flush=True)
+    for row in rows(SpeechLM.load(options.model), texts, tokens, options.rounds):
+        lines.append(row)
+        print(row, flush=True)
     if options.output:
         Path(options.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
