@@ -109,6 +109,11 @@ def test_wrong_stages_of_a_cell_are_named_at_load(tmp_path, cells, message) -> N
         comparison(tmp_path, f"cells: [{cells}]")
 
 
+def test_a_seed_of_a_stage_that_nobody_has_is_named_though_cells_take_their_own_alone(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"set: 'trian.seed=1' is not of the form STAGE.key=value"):
+        comparison(tmp_path, AXES.replace("[train.seed=1,", "[trian.seed=1,"))
+
+
 def test_stages_come_from_one_axis() -> None:
     axes = [Axis("method", {"a": AxisValue(stages=["train"])}), Axis("seed", {"s0": AxisValue(stages=["train"])})]
     with pytest.raises(ValueError, match="axes: cell a-s0 has its `stages` from several axes"):

@@ -43,6 +43,7 @@ from recipes.runs.pipeline import (
     results_folders,
     run_steps,
     set_aside_from,
+    stage_override,
 )
 from recipes.runs.run_folder import ADJUSTABLE, COMPLETE_FILE, RunFolder
 from recipes.scoring import fairness
@@ -117,6 +118,8 @@ class Config(PipelineConfig):
         if clash := set(names) & {stage.name for stage in self.stages}:
             raise ValueError(f"cells: {', '.join(sorted(clash))} is a stage's name too; rename the cell")
         check_stages(self.cells, [stage.name for stage in self.stages])
+        for item in [item for axis in self.axes for name in axis.values for item in axis.value(name).set]:
+            stage_override(item, [stage.name for stage in self.stages])  # also of what a cell leaves out
         if unknown := set(self.only or ()) - set(names):
             raise ValueError(f"only: no cell is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
 
