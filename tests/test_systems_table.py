@@ -88,7 +88,7 @@ def test_a_line_for_each_method_with_reasons_for_what_is_missing(systems: Result
     table = overview_table(systems)
     assert table.headings == [
         *("system", "ASR", "TTS, teacher", "TTS, second <judge>"),
-        *("codes alone, teacher", "codes alone, second <judge>"),
+        *("semantic reconstruction, teacher", "semantic reconstruction, second <judge>"),
     ]
     lines = {line[0]: line[1:] for line in table.lines}
     assert list(lines) == ["ours", "hears", "says", "other"]

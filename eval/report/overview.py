@@ -20,7 +20,7 @@ def overview_table(results: Results) -> MeasureTable | None:
     """Each method's scores, of several seeds the mean and each; None where there are no two methods or no SLM.
 
     Columns are the tasks that a model writes the answer of, what each judge hears of the speech of tasks that say a
-    text, and of the codes alone (semantic reconstruction). A dash has its reason in the note.
+    text, and of semantic reconstruction. A dash has its reason in the note.
     """
     cells: dict[str, list[Row]] = {}
     for row in results.rows:
@@ -86,7 +86,7 @@ def _kind(system: str) -> str:
 
 
 def _columns(rows: Sequence[Row]) -> list[Key]:
-    """ASR, TTS by each judge, the codes alone by each judge, further tasks."""
+    """ASR, TTS by each judge, semantic reconstruction by each judge, further tasks."""
     keys = dict.fromkeys(key for row in rows if (key := _key(row)) is not None)
     order = ("asr", "tts", "semantic_reconstruction")
     return sorted(keys, key=lambda key: order.index(key[0]) if key[0] in order else len(order))
@@ -95,7 +95,7 @@ def _columns(rows: Sequence[Row]) -> list[Key]:
 def _heading(key: Key, columns: Sequence[Key]) -> str:
     """The test set stands there where one column would have the name of another."""
     system, judge, test_set = key
-    name = {"asr": "ASR", "tts": "TTS", "semantic_reconstruction": "codes alone"}.get(system) or system_name(system)
+    name = {"asr": "ASR", "tts": "TTS"}.get(system) or system_name(system)
     several = sum(other[:2] == key[:2] for other in columns) > 1
     return ", ".join([name, *([judge] if judge else []), *([test_set] if several else [])])
 
