@@ -3,10 +3,10 @@
     python benchmarks/patterns.py [--model embedded-lm] [--codebooks 4] [--seconds 8] [--rounds 5] [--threads N]
         [--output FILE]
 
-The same LLM is given speech by `semantic` (one codebook), `flatten` and `delay` (`--codebooks` of them). Their models
-take turns, round after round, to say as many seconds of made-up codes, one text at a time and eight together: seconds
-of each, and the ratio to `delay`. Beside it the positions and the cache of keys and values that a second of speech
-takes, as `slm finetune --dry-run` tells them. Random codes do: speed does not depend on what is said.
+The same LLM is given speech by `semantic` (one codebook), `flatten`, `delay` and `parallel` (`--codebooks` of them).
+Their models take turns, round after round, to say as many seconds of made-up codes, one text at a time and eight
+together: seconds of each, and the ratio to `delay`. Beside it the positions and the cache of keys and values that a
+second of speech takes, as `slm finetune --dry-run` tells them. Random codes do: speed does not depend on what is said.
 """
 
 from __future__ import annotations

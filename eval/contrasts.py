@@ -7,14 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eval.schema import Contrast, Row, compare_segments, refuse_other_protocol, speakers_of, systems_of
+from eval.schema import (
+    Contrast,
+    Row,
+    compare_segments,
+    is_task,
+    refuse_other_protocol,
+    says_texts,
+    speakers_of,
+    systems_of,
+)
 from eval.stats import pooled_bootstrap, smallest_detectable_difference
 
 __all__ = ["make_contrasts", "seeds_of_one_method"]
 
 
+Key = tuple[str, str, str]  # system, judge, test set
+
+
 def make_contrasts(name: str, a: Mapping[str, Sequence[Row]], b: Mapping[str, Sequence[Row]]) -> list[Contrast]:
     """Every kind of row, by every judge and on every test set, that all cells of both groups have; ground truth apart.
+
+    Where the cells say texts by different tasks (``tts`` and ``tts-aligned``), their speech is compared as TTS. What
+    one tokenizer makes for both sides is no contrast.
 
     Args:
         name: what is compared, for the heading; where the cells share several test sets, each has its own heading.
@@ -28,6 +43,7 @@ def make_contrasts(name: str, a: Mapping[str, Sequence[Row]], b: Mapping[str, Se
     if not a or not b or set(a) & set(b):
         raise ValueError(f"contrast {name!r}: give two groups of cells, none empty, no cell in both")
     tables = {cell: _by_kind(cell, rows) for cell, rows in [*a.items(), *b.items()]}
+    tables = _with_one_tts(tables)
     shared = [key for key in next(iter(tables.values())) if all(key in table for table in tables.values())]
     test_sets = list(dict.fromkeys(test_set for _, _, test_set in shared))
     systems = systems_of(system for system, _, _ in shared)
@@ -35,6 +51,8 @@ def make_contrasts(name: str, a: Mapping[str, Sequence[Row]], b: Mapping[str, Se
     for key in sorted(shared, key=lambda key: (test_sets.index(key[2]), systems.index(key[0]))):
         system, judge, test_set = key
         rows_a, rows_b = ([tables[cell][key] for cell in group] for group in (a, b))
+        if _in_common([*rows_a, *rows_b]):
+            continue
         ids, words = _utterances(rows_a[0])
         errors_a, errors_b = ([_errors(row, rows_a[0], ids, words) for row in rows] for rows in (rows_a, rows_b))
         protocol, of_methods = rows_a[0].protocol, seeds_of_one_method(rows_a) and seeds_of_one_method(rows_b)
@@ -80,9 +98,8 @@ def seeds_of_one_method(rows: Sequence[Row]) -> bool:
     return one and None not in seeds and len(set(seeds)) == len(seeds) >= 2
 
 
-def _by_kind(cell: str, rows: Sequence[Row]) -> dict[tuple[str, str, str], Row]:
-    """(system, judge, test set) -> row."""
-    table: dict[tuple[str, str, str], Row] = {}
+def _by_kind(cell: str, rows: Sequence[Row]) -> dict[Key, Row]:
+    table: dict[Key, Row] = {}
     for row in rows:
         if row.system == "ground_truth":
             continue
@@ -95,6 +112,24 @@ def _by_kind(cell: str, rows: Sequence[Row]) -> dict[tuple[str, str, str], Row]:
             )
         table[key] = row
     return table
+
+
+def _with_one_tts(tables: dict[str, dict[Key, Row]]) -> dict[str, dict[Key, Row]]:
+    """The tables, each cell's only task that says texts called ``tts`` where it has another name in another cell."""
+    tasks = {cell: {key[0] for key in table if says_texts(key[0])} for cell, table in tables.items()}
+    if any(len(names) != 1 for names in tasks.values()) or len(set().union(*tasks.values())) == 1:
+        return tables
+    return {
+        cell: {("tts" if says_texts(key[0]) else key[0], *key[1:]): row for key, row in table.items()}
+        for cell, table in tables.items()
+    }
+
+
+def _in_common(rows: Sequence[Row]) -> bool:
+    """Whether all rows are what one tokenizer makes of the same recordings."""
+    if is_task(rows[0].system) or not rows[0].model:
+        return False
+    return len({(row.model, row.frame_rate_hz, tuple(u.hypothesis for u in row.utterances)) for row in rows}) == 1
 
 
 def _utterances(row: Row) -> tuple[list[str], list[int]]:

@@ -14,7 +14,7 @@ __all__ = ["outdated", "rescored", "up_to_date"]
 # What `make_row` finds anew; every other field of a row stays.
 _FOUND = {"wer", "cer", "interval", "cer_interval", "substitutions", "deletions", "insertions", "n_words", "n_scored"}
 _FOUND |= {"n_failed", "utterances", "mean_wer", "above_half", "official_wer", "interval_by", "difference"}
-_FOUND |= {"translation"}
+_FOUND |= {"translation", "skips"}
 _GIVEN = {"name", "system", "model", "protocol"}
 
 

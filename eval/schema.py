@@ -23,6 +23,7 @@ from eval.speech.quality import QualitySummary
 from eval.stats import PairedDifference, bootstrap_interval, paired_bootstrap, resampling_says_little
 from eval.text.lengths import LengthBin
 from eval.text.matched_pairs import MatchedPairs, matched_pairs_test
+from eval.text.skips import SkipRates, skip_rates
 from eval.text.translation import TranslationScores
 from eval.text.wer import ErrorRates, UtteranceErrors, official_rate
 from eval.trainings import Budget, Configuration, Curve
@@ -49,6 +50,7 @@ __all__ = [
     "merge_results",
     "refuse_other_protocol",
     "save_results",
+    "says_texts",
     "speakers_of",
     "system_name",
     "systems_of",
@@ -97,6 +99,15 @@ def system_name(system: str) -> str:
     ('SLM ASR', 'SLM st')
     """
     return SYSTEM_NAMES.get(system) or f"SLM {system.removeprefix(TASK_PREFIX)}"
+
+
+def says_texts(system: str) -> bool:
+    """Whether a kind of system says texts: TTS, or a further task of that name.
+
+    >>> says_texts("tts"), says_texts("slm-tts-aligned"), says_texts("slm-st")
+    (True, True, False)
+    """
+    return system == "tts" or system.startswith(f"{TASK_PREFIX}tts-")
 
 
 def systems_of(systems: Iterable[str]) -> list[str]:
@@ -180,6 +191,10 @@ class Row:
 
     ``translation`` holds the scores of a task whose answers are translations; there WER and CER count every other
     wording as errors.
+
+    ``skips`` are the words that speech skipped and said again, as the judge reads it; None of texts and in older
+    results. ``faults`` says of how many utterances an SLM's answer was cut at its limit (``length``), cut in a loop
+    (``loop``) or silent (``silence``); empty where nothing tells.
     """
 
     name: str
@@ -219,6 +234,8 @@ class Row:
     official_wer: float | None = None
     interval_by: str = "bootstrap"
     translation: TranslationScores | None = None
+    skips: SkipRates | None = None
+    faults: dict[str, int] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -253,7 +270,10 @@ class Sample:
 
 @dataclass
 class Results:
-    """Everything that one evaluation, or a comparison of several, found."""
+    """Everything that one evaluation, or a comparison of several, found.
+
+    ``without`` says why a cell has no score: cell -> kind of system or task ("asr", "tts", "st") -> reason.
+    """
 
     title: str
     rows: list[Row]
@@ -268,6 +288,7 @@ class Results:
     configurations: list[Configuration] = field(default_factory=list)
     budgets: list[Budget] = field(default_factory=list)
     text_lengths: list[LengthBin] = field(default_factory=list)
+    without: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def make_row(name: str, system: str, model: str, protocol: Protocol, rates: ErrorRates, **facts: Any) -> Row:
@@ -304,6 +325,7 @@ def make_row(name: str, system: str, model: str, protocol: Protocol, rates: Erro
         above_half=rates.above_half,
         official_wer=official_rate(rates.utterances, protocol.official) if protocol.official else None,
         interval_by="wilson" if resampling_says_little(errors, words) else "bootstrap",
+        skips=skip_rates(rates.utterances, **drawing) if protocol.task == "speech" else None,
         **facts,
     )
 
@@ -378,6 +400,7 @@ def merge_results(parts: Sequence[Results], title: str) -> Results:
         merged.quality += [q for q in part.quality if q not in merged.quality]
         merged.notes += [note for note in part.notes if note not in merged.notes]
         merged.curves += [curve for curve in part.curves if curve not in merged.curves]
+        merged.without |= part.without
         merged.text_lengths += [one for one in part.text_lengths if one not in merged.text_lengths]
         merged.budgets += [budget for budget in part.budgets if budget not in merged.budgets]
         merged.configurations += [one for one in part.configurations if one not in merged.configurations]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Budget", "Configuration", "Curve", "differing_keys", "group_names"]
+__all__ = ["Budget", "Configuration", "Curve", "differing_keys", "group_names", "runs_stage"]
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,22 @@ class Configuration:
 
 
 def differing_keys(configurations: Sequence[Configuration]) -> list[str]:
-    """The keys whose values are not the same in all of them, in their order; one that lacks a key differs in it.
+    """The keys whose values are not the same in all that run the key's stage, in their order.
 
-    >>> differing_keys([Configuration("a", [], {"x": "1", "y": "2"}), Configuration("b", [], {"x": "1", "y": "3"})])
-    ['y']
+    Of those that run it one that lacks a key differs in it.
+
+    >>> differing_keys([Configuration("a", [], {"x.k": "1", "y.k": "2"}), Configuration("b", [], {"x.k": "1"})])
+    []
+    >>> differing_keys([Configuration("a", [], {"x.k": "1", "x.l": "2"}), Configuration("b", [], {"x.k": "1"})])
+    ['x.l']
     """
     keys = dict.fromkeys(key for one in configurations for key in one.values)
-    return [key for key in keys if len({one.values.get(key) for one in configurations}) > 1]
+    return [key for key in keys if len({one.values.get(key) for one in configurations if runs_stage(one, key)}) > 1]
+
+
+def runs_stage(configuration: Configuration, key: str) -> bool:
+    """Whether the stage that a dotted key is of is among a configuration's."""
+    return key.partition(".")[0] in {own.partition(".")[0] for own in configuration.values}
 
 
 def group_names(about: Iterable[tuple[str, str, float | None, int | None]]) -> dict[str, str]:
@@ -67,11 +76,11 @@ def group_names(about: Iterable[tuple[str, str, float | None, int | None]]) -> d
     {'a': '25 Hz', 'b': '25 Hz', 'c': '12.5 Hz'}
     """
     cells = list(about)
-    rates, methods = {rate for _, _, rate, _ in cells}, {method for _, method, _, _ in cells}
+    rates, methods = {rate for _, _, rate, _ in cells} - {None}, {method for _, method, _, _ in cells}
     named: dict[str, list[tuple[str, int | None]]] = {}
     for cell, method, rate, seed in cells:
         parts = [f"{rate:g} Hz" if rate is not None and (len(rates) > 1 or not method) else ""]
-        parts += [method if len(methods) > 1 or len(rates) == 1 else ""]
+        parts += [method if len(methods) > 1 or len(rates) < 2 else ""]
         named.setdefault(", ".join(filter(None, parts)) or cell, []).append((cell, seed))
     found = {}
     for name, some in named.items():

@@ -142,6 +142,11 @@ COMMANDS = [
         "slm align data.0.path=corpus/manifest.jsonl run_dir=runs/aligned plot=3",
     ),
     Command(
+        "measure-prosody",
+        "Measure each word of an aligned manifest: how long, high and loud it is said, for task tts-prosody.",
+        "slm measure-prosody data.0.path=runs/aligned/manifest.jsonl run_dir=runs/prosody",
+    ),
+    Command(
         "train-lm",
         "Train a small text LM from scratch on a corpus's texts (where no pretrained one can be had).",
         "slm train-lm --config quickstart/train-lm run_dir=runs/lm",
@@ -163,6 +168,21 @@ COMMANDS = [
         "train-acoustic",
         "Train a second stage that fills the acoustic codebooks from semantic codes and a reference voice.",
         "slm train-acoustic --config embedded/train-acoustic corpus=runs/codes run_dir=runs/acoustic",
+    ),
+    Command(
+        "train-text-aligned",
+        "Train speech tokens aligned to text, one frame of codes per word, on a coded corpus (TASTE).",
+        "slm train-text-aligned --config baselines/taste corpus=runs/codes",
+    ),
+    Command(
+        "encode-text-aligned",
+        "Turn a coded corpus into word codes, a corpus of one frame per word that an SLM is fine-tuned on.",
+        "slm encode-text-aligned model=runs/baselines/taste/model corpus=runs/codes run_dir=runs/word-codes",
+    ),
+    Command(
+        "reconstruct-text-aligned",
+        "Rebuild speech from its text and its word codes, to hear and score what these carry.",
+        "slm reconstruct-text-aligned model=runs/baselines/taste/model corpus=runs/codes run_dir=runs/rebuilt",
     ),
     Command(
         "train-preference",

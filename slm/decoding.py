@@ -39,11 +39,15 @@ _STOP, _LENGTH, _LOOP, _NON_FINITE = range(4)
 
 @dataclass(frozen=True)
 class Answer:
-    """The ids of an answer, without the end, and why it ended; with further books their codes too, (T, n - 1)."""
+    """The ids of an answer, without the end, and why it ended; with further books their codes too, (T, n - 1).
+
+    `n_passes` are the forward passes of the model that it took, where a pass may give several ids; else 0.
+    """
 
     ids: list[int]
     finish_reason: FinishReason
     further: np.ndarray | None = None
+    n_passes: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Grammar:
         min_new: Ids before which no answer may end.
         loop_limit: Frames (tokens of text) that a loop must be longer than to end the answer; None for no such guard.
         tail: Positions behind the last id, in which the further books come to their end: book 0's are ends.
+        late: Frames that each further book is later than the one before; None: the answer has none.
     """
 
     legal: Sequence[torch.Tensor]
@@ -71,6 +76,7 @@ class Grammar:
     min_new: int = 0
     loop_limit: int | None = None
     tail: int = 0
+    late: int | None = None
 
     @property
     def stop_id(self) -> int:
@@ -319,8 +325,8 @@ def _rounds(
         processors.append(SeededSampling(legal, seeds, **sampling))
     further = None
     if prompts[0].ndim == 2:
-        speaks = ends if grammar.tail else None
-        further = FurtherCodes(model, prompts, speaks, seeds, next(iter(before), None), sampling)
+        speaks = None if grammar.late is None else ends
+        further = FurtherCodes(model, prompts, speaks, grammar.late or 0, seeds, next(iter(before), None), sampling)
         processors.append(further)
     rows = list(range(len(prompts)))
     cache: dict[str, Any] = {}

@@ -17,8 +17,12 @@ from slm.modeling import ModelError
 from slm.vocabulary import SpeechVocabulary
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+def decoder_layers(model: PreTrainedModel, key: str = "training.freeze_layers") -> nn.ModuleList:
     """The layers of a causal LM from the lowest on.
+
+    Args:
+        model: The causal LM.
+        key: The setting that asks for them, for the message.
 
     Raises:
         ModelError: The model keeps them under a name that is not known.
@@ -27,7 +31,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     lists = [getattr(decoder, name, None) for name in ("layers", "h", "blocks")]
     found = next((modules for modules in lists if isinstance(modules, nn.ModuleList)), None)
     if found is None:
-        raise ModelError(f"training.freeze_layers: {type(model).__name__} has no list of layers; set it to 0")
+        raise ModelError(f"{key}: {type(model).__name__} has no list of layers; leave it out")
     return found
 
 

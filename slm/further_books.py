@@ -1,10 +1,10 @@
 """The books that stand beside the LLM's ids: their embedding tables, their output heads, their file.
 
-With the pattern `delay` (:mod:`slm.patterns`) a position holds an id of the LLM, which is book 0's code or text, and
-the codes of books 1 to n - 1. What the LLM reads there is the sum of all their embeddings; each book has a head of its
-own on the LLM's last states (MusicGen, arXiv 2306.05284, section 2.2). The tables and heads are a submodule of the LLM,
-so that optimizers, checkpoints and adapters know of them, and a file of their own in its folder: the folder without it
-is a plain one of transformers, of book 0 alone.
+With the patterns `delay` and `parallel` (:mod:`slm.patterns`) a position holds an id of the LLM, which is book 0's code
+or text, and the codes of books 1 to n - 1. What the LLM reads there is the sum of all their embeddings; each book has a
+head of its own on the LLM's last states (MusicGen, arXiv 2306.05284, section 2.2). The tables and heads are a submodule
+of the LLM, so that optimizers, checkpoints and adapters know of them, and a file of their own in its folder: the folder
+without it is a plain one of transformers, of book 0 alone.
 
 Shapes: R rows of length L, N tokens, D width, n codebooks used; further codes (R, L, n - 1), `EMPTY` (-1) for none.
 """
@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slm.model_parts import attach, head_states, part_of
 from slm.patterns import EMPTY
 from slm.vocabulary import SpeechVocabulary
 
@@ -88,20 +89,13 @@ def add_further_books(
                 noise += vectors[number]
             embedding.weight.copy_(spread * noise)
             head.weight.copy_(HEAD_SPREAD * torch.randn(head.weight.shape, generator=generator))
-    _attach(model, books)
+    attach(model, NAME, books)
     return books
-
-
-def _attach(model: nn.Module, books: FurtherBooks) -> None:
-    weight = model.get_input_embeddings().weight
-    model.add_module(NAME, books.to(device=weight.device, dtype=weight.dtype))
 
 
 def further_books_of(model: nn.Module) -> FurtherBooks | None:
     """The further books of a causal LM, those that are trained where PEFT keeps two; None where it has none."""
-    module = getattr(model, NAME, None)
-    trained = getattr(module, "modules_to_save", None)
-    return module if trained is None else trained[module.active_adapters[0]]
+    return part_of(model, NAME)
 
 
 def load_further_books(model: nn.Module, vocabulary: SpeechVocabulary, folder: str | Path) -> None:
@@ -114,7 +108,9 @@ def load_further_books(model: nn.Module, vocabulary: SpeechVocabulary, folder: s
         return
     path = Path(folder) / FILE_NAME
     if not path.is_file():
-        raise FurtherBooksError(f"{folder}: no {FILE_NAME}, which a model of pattern delay needs; copy the folder anew")
+        raise FurtherBooksError(
+            f"{folder}: no {FILE_NAME}, which a model of books side by side needs; copy the folder anew"
+        )
     books = FurtherBooks(vocabulary.further_sizes, model.get_input_embeddings().weight.shape[1])
     try:
         books.load_state_dict(load_file(path))
@@ -122,20 +118,7 @@ def load_further_books(model: nn.Module, vocabulary: SpeechVocabulary, folder: s
         raise FurtherBooksError(
             f"{path}: not the further books of this folder's model ({str(error).splitlines()[0]}); copy it anew"
         ) from error
-    _attach(model, books)
-
-
-@contextmanager
-def saved_apart(model: nn.Module, folder: str | Path) -> Iterator[None]:
-    """While a model's folder is written, its further books are not in it; they go to a file of their own, if any."""
-    books = model._modules.pop(NAME, None)
-    try:
-        yield
-    finally:
-        if books is not None:
-            model.add_module(NAME, books)
-    if books is not None:
-        save_file(further_books_of(model).state_dict(), Path(folder) / FILE_NAME, metadata={"format": "pt"})
+    attach(model, NAME, books)
 
 
 @contextmanager
@@ -151,20 +134,14 @@ def read_beside(model: nn.Module, codes_of: Callable[[int, int], Tensor]) -> Ite
     Yields:
         A list that holds the states of the newest forward pass.
     """
-    books, states = further_books_of(model), []
+    books = further_books_of(model)
 
     def add(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         return output + books.embed(codes_of(*output.shape[:2])).to(output.dtype)
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        states[:] = inputs[:1]
-
-    handles = [
-        model.get_input_embeddings().register_forward_hook(add),
-        model.get_output_embeddings().register_forward_pre_hook(keep),
-    ]
+    handle = model.get_input_embeddings().register_forward_hook(add)
     try:
-        yield states
+        with head_states(model) as states:
+            yield states
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()

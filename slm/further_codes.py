@@ -37,6 +37,7 @@ class FurtherCodes(LogitsProcessor):
         model: A causal LM with further books.
         prompts: (P, n) each.
         ends: Knows which rows are in their tail; None where the answer is text.
+        late: Frames that each further book is later than the one before.
         seeds: One per row; None is greedy.
         guidance: What moves scores on from those without a prompt; None: nothing.
         sampling: Arguments of `slm.sampling.warpers`, with `seeds`.
@@ -47,11 +48,12 @@ class FurtherCodes(LogitsProcessor):
         model: PreTrainedModel,
         prompts: Sequence[np.ndarray],
         ends: Ends | None,
+        late: int = 1,
         seeds: Sequence[int] | None = None,
         guidance: LogitsProcessor | None = None,
         sampling: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model, self.ends, self.guidance = model, ends, guidance
+        self.model, self.ends, self.late, self.guidance = model, ends, late, guidance
         length = max(len(prompt) for prompt in prompts)
         codes = torch.full((len(prompts), length, prompts[0].shape[1] - 1), EMPTY)
         for row, prompt in enumerate(prompts):
@@ -92,7 +94,7 @@ class FurtherCodes(LogitsProcessor):
                     for warper in self.warpers:
                         own = warper(input_ids, own)
                     own = own + gumbel_noise(own, self.generators)
-                late = book + 1
+                late = self.late * (book + 1)
                 said = going | (done < lengths + late) if done >= late else torch.zeros_like(going)
                 new[:, book] = torch.where(said, own.argmax(-1), EMPTY)
         self.codes = torch.cat([self.codes, new[:, None]], dim=1)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slm.decoding import Answer, FinishReason, Grammar, RowLimits, decode, decode_beams, decode_stream
 from slm.modeling import load_llm
+from slm.multi_token_decoding import decode_multi_token
 from slm.settings import (
     GenerationError,
     SpeechLimits,
@@ -28,7 +29,7 @@ from slm.settings import (
     text_loop_limit,
     tokens_allowed,
 )
-from slm.tasks import Task, get_task
+from slm.tasks import Task, TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import make_prompt
 from slm.tasks.styles import trained_wording
@@ -55,11 +56,15 @@ class TranscribeOutput:
 
 @dataclass(frozen=True)
 class SynthesizeOutput:
-    """(n, F) codes, F >= 1 unless the scores were not finite; why they ended, and in which attempt they were drawn."""
+    """(n, F) codes, F >= 1 unless the scores were not finite; why they ended, and in which attempt they were drawn.
+
+    `n_passes` are the model's forward passes where one may give several tokens (`decoding.multi_token`); else 0.
+    """
 
     codes: np.ndarray
     finish_reason: FinishReason
     attempts: int = 1
+    n_passes: int = 0
 
     @property
     def truncated(self) -> bool:
@@ -201,7 +206,8 @@ def generate_speech(
     Args:
         speech_lm: The model.
         task: Whose prompts.
-        utterances: What the prompts are made of.
+        utterances: What the prompts are made of. Of a task with prosody that which an utterance has is taken; where it
+            has none, it is drawn (:func:`draw_prosody`).
         limits: How long each answer may be and must be; of a task by word each of its words.
         settings: Decoding. With `retries` an answer that the model did not end is drawn again with the next seed, and
             the last attempt counts.
@@ -211,20 +217,23 @@ def generate_speech(
         One output per utterance, in order.
 
     Raises:
-        GenerationError: The task answers in text, or is by word and guidance is set.
+        GenerationError: The task answers in text, or is by word or with prosody and guidance is set.
         TaskError: An utterance lacks a part of the prompt.
     """
     _check_modality(task, "speech")
     settings = settings or SynthesizeSettings()
     if task.by_word and settings.guidance > 1:
         raise GenerationError(f"synthesising: guidance: {task.name} gives its words in the answer; set it to 1")
+    if task.answer_holds_prosody and settings.guidance > 1:
+        raise GenerationError(f"synthesising: guidance: {task.name} begins with prosody, not speech; set it to 1")
     draw = _draw_words if task.by_word else _draw_speech
     keys = _numbers(utterances) if keys is None else keys
-    prompts = [make_prompt(speech_lm.vocabulary, task, item) for item in utterances]
+    prompts = _speech_prompts(speech_lm, task, utterances, settings, keys)
     guided = settings.guidance > 1
     bare = [make_prompt(speech_lm.vocabulary, task, item, bare=True) for item in utterances] if guided else []
-    outputs: list[SynthesizeOutput | None] = [None] * len(prompts)
-    todo = list(range(len(prompts)))
+    unsaid = SynthesizeOutput(np.zeros((speech_lm.vocabulary.n_codebooks, 0), dtype=np.int64), "non_finite")
+    outputs = [unsaid if prompt is None else None for prompt in prompts]
+    todo = [i for i, prompt in enumerate(prompts) if prompt is not None]
     for attempt in range(1 + settings.retries):
         arguments = (
             speech_lm,
@@ -238,9 +247,50 @@ def generate_speech(
         answers = draw(*arguments, [utterances[i].words for i in todo]) if task.by_word else draw(*arguments)
         for i, answer in zip(todo, answers, strict=True):
             codes = speech_lm.vocabulary.codes_from_ids(answer.ids, answer.further)
-            outputs[i] = SynthesizeOutput(codes, answer.finish_reason, attempt + 1)
+            outputs[i] = SynthesizeOutput(codes, answer.finish_reason, attempt + 1, answer.n_passes)
         todo = [i for i in todo if outputs[i].truncated]
     return outputs
+
+
+def draw_prosody(
+    speech_lm: SpeechLM,
+    task: Task,
+    utterances: Sequence[UtteranceTokens],
+    settings: SynthesizeSettings | None = None,
+    keys: Sequence[str] | None = None,
+) -> list[np.ndarray | None]:
+    """Draws the prosody with which a task's answers begin: of each word a token of each feature, in their order.
+
+    Args:
+        speech_lm: The model.
+        task: One whose answers begin with prosody.
+        utterances: What the prompts are made of, with the `words` of their texts.
+        settings: Decoding.
+        keys: As of :func:`generate_speech`.
+
+    Returns:
+        (W, 3) bins of each utterance, in order; None where the model's scores were not finite.
+
+    Raises:
+        TaskError: An utterance lacks a part of the prompt, or its words.
+    """
+    settings, vocabulary, model = settings or SynthesizeSettings(), speech_lm.vocabulary, speech_lm.model
+    keys = _numbers(utterances) if keys is None else keys
+    if any(not one.words for one in utterances):
+        raise TaskError(f"task {task.name}: an utterance without words, each of which has its prosody")
+    prompts = [make_prompt(vocabulary, task, one) for one in utterances]
+    grammar = Grammar([_mask(model, ids) for ids in vocabulary.prosody_ids()], vocabulary.speech_id)
+    n_ids = [len(one.words) * len(grammar.legal) for one in utterances]
+    # Not to end before its budget is spent: the mark that opens the speech is given.
+    limits = [RowLimits(n, least=n + 1) for n in n_ids]
+    bins: list[np.ndarray | None] = [None] * len(prompts)
+    for batch in _buckets(prompts, settings.batch_size):
+        drawn = _sampling(settings, settings.seed, [f"{key} prosody" for key in keys], batch)
+        found = decode(model, [prompts[i] for i in batch], grammar, [limits[i] for i in batch], **drawn)
+        for i, answer in zip(batch, found, strict=True):
+            if answer.finish_reason != "non_finite":
+                bins[i] = vocabulary.prosody_from_ids(answer.ids)
+    return bins
 
 
 def stream_speech(
@@ -267,14 +317,16 @@ def stream_speech(
         The codes that are new, (n, f), f >= 0; `finish_reason` is `going` but for the last.
 
     Raises:
-        GenerationError: The task answers in text or is by word, or `retries` are set: what was given cannot be taken
-            back.
+        GenerationError: The task answers in text, is by word or with prosody, or `retries` are set: what was given
+            cannot be taken back.
         TaskError: The utterance lacks a part of the prompt.
     """
     _check_modality(task, "speech")
     settings, vocabulary = settings or SynthesizeSettings(), speech_lm.vocabulary
-    if task.by_word:
+    if task.by_word or task.answer_holds_prosody:
         raise GenerationError(f"synthesising: {task.name} is not streamed; call generate_speech")
+    if settings.multi_token > 1:
+        raise GenerationError("synthesising: multi_token: a stream gives a token a pass so far; set it to 1")
     if settings.retries:
         raise GenerationError("synthesising: retries: what a stream has given cannot be taken back; set it to 0")
     prompt, bare = (make_prompt(vocabulary, task, utterance, bare=bare) for bare in (False, True))
@@ -291,12 +343,38 @@ def stream_speech(
         n_given = codes.shape[1]
 
 
+def _speech_prompts(
+    speech_lm: SpeechLM,
+    task: Task,
+    utterances: Sequence[UtteranceTokens],
+    settings: SynthesizeSettings,
+    keys: Sequence[str],
+) -> list[np.ndarray | None]:
+    """What stands before the first code of each answer; None where the scores of its prosody were not finite."""
+    vocabulary = speech_lm.vocabulary
+    prompts = [make_prompt(vocabulary, task, item) for item in utterances]
+    if not task.answer_holds_prosody:
+        return prompts
+    if vocabulary.further_sizes:
+        raise GenerationError("synthesising: with prosody there is no pattern=delay; train with semantic or flatten")
+    bins = [item.prosody for item in utterances]
+    unwritten = [i for i, own in enumerate(bins) if own is None]
+    asked = ([utterances[i] for i in unwritten], settings, [keys[i] for i in unwritten])
+    for i, own in zip(unwritten, draw_prosody(speech_lm, task, *asked), strict=True):
+        bins[i] = own
+    return [
+        None if own is None else np.concatenate([prompt, vocabulary.ids_from_prosody(own), [vocabulary.speech_id]])
+        for prompt, own in zip(prompts, bins, strict=True)
+    ]
+
+
 def _speech_grammar(speech_lm: SpeechLM, settings: SynthesizeSettings) -> Grammar:
     vocabulary = speech_lm.vocabulary
     legal = [_mask(speech_lm.model, ids) for ids in vocabulary.speech_ids()]
     loop_limit = speech_loop_limit(vocabulary, settings)
-    tail = len(vocabulary.further_sizes)
-    return Grammar(legal, vocabulary.speech_end_id, vocabulary.ids_per_frame, loop_limit, tail)
+    late = vocabulary.late if vocabulary.further_sizes else None
+    tail = len(vocabulary.further_sizes) * (late or 0)
+    return Grammar(legal, vocabulary.speech_end_id, vocabulary.ids_per_frame, loop_limit, tail, late)
 
 
 def _draw_speech(
@@ -316,7 +394,11 @@ def _draw_speech(
         sampling = _sampling(settings, seed, keys, batch)
         if bare is not None:
             sampling |= {"bare_prompts": [bare[i] for i in batch], "guidance": settings.guidance}
-        found = decode(model, [prompts[i] for i in batch], grammar, [rows[i] for i in batch], **sampling)
+        of_batch = (model, [prompts[i] for i in batch], grammar, [rows[i] for i in batch])
+        if settings.multi_token > 1:
+            found = decode_multi_token(*of_batch, settings.multi_token, settings.multi_token_verify, **sampling)
+        else:
+            found = decode(*of_batch, **sampling)
         for i, answer in zip(batch, found, strict=True):
             answers[i] = answer
     return answers
@@ -339,8 +421,11 @@ def _draw_words(
     """
     vocabulary, prompts = speech_lm.vocabulary, list(prompts)
     if vocabulary.further_sizes:
-        raise GenerationError("synthesising: word by word there is no pattern=delay; train with semantic or flatten")
+        raise GenerationError(
+            f"synthesising: word by word there is no pattern={vocabulary.pattern.name}; train with semantic or flatten"
+        )
     ids: list[list[int]] = [[] for _ in prompts]
+    n_passes = [0] * len(prompts)
     reasons: list[FinishReason] = ["stop"] * len(prompts)
     for number in range(max(map(len, words))):
         going = [i for i, own in enumerate(words) if number < len(own) and reasons[i] != "non_finite"]
@@ -352,11 +437,13 @@ def _draw_words(
             whole = len(one.ids) // vocabulary.ids_per_frame * vocabulary.ids_per_frame  # the next word begins a frame
             drawn = one.ids[:whole]
             ids[i] += drawn
+            n_passes[i] += one.n_passes
             reasons[i] = max(reasons[i], one.finish_reason, key=_WORST.index)
             following = words[i][number + 1 : number + 2]
             opening = [vocabulary.speech_end_id, *(k for word in following for k in word), vocabulary.speech_id]
             prompts[i] = np.concatenate([prompts[i], drawn, opening]).astype(np.int64)
-    return [Answer(*answer) for answer in zip(ids, reasons, strict=True)]
+    parts = zip(ids, reasons, n_passes, strict=True)
+    return [Answer(own, reason, n_passes=passes) for own, reason, passes in parts]
 
 
 def _sampling(

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slm.further_books import NAME, further_books_of
+from slm import further_books, multi_token
+from slm.model_parts import part_of
 from slm.modeling import BASE_FILE, ModelError, base_digest, has_tied_head, load_llm, other_towers
 from slm.vocabulary import SpeechVocabulary
 
@@ -61,21 +62,23 @@ def add_lora(base: PreTrainedModel, vocabulary: SpeechVocabulary, settings: Lora
         )
     modules = [base.get_input_embeddings()] + ([] if has_tied_head(base) else [base.get_output_embeddings()])
     names = {id(module): name.rsplit(".", 1)[-1] for name, module in base.named_modules()}
-    further = [f"{NAME}.heads.{number}" for number in range(len(vocabulary.further_sizes))]
+    # They learn whole, beside the adapters.
+    parts = [name for name in (further_books.NAME, multi_token.NAME) if part_of(base, name) is not None]
+    inside = [name for name, m in base.named_modules() if isinstance(m, nn.Linear) and name.split(".")[0] in parts]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
-        exclude_modules=[*other_towers(base), *further] or None,
-        modules_to_save=[NAME] if further else None,
+        exclude_modules=[*other_towers(base), *inside] or None,
+        modules_to_save=parts or None,
         trainable_token_indices={names[id(module)]: vocabulary.new_ids for module in modules},
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(base, config)
     keep_tables_whole(model)
-    if further:
-        further_books_of(base).float()  # as adapters are, also on a base in half precision
+    for name in parts:
+        part_of(base, name).float()  # as adapters are, also on a base in half precision
     return model
 
 

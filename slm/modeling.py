@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,19 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from slm import further_books, multi_token
 from slm.embedded import EMBEDDED, embedded_folder
-from slm.further_books import add_further_books, further_books_of, load_further_books, saved_apart
-from slm.vocabulary import FILE_NAME, SpeechVocabulary
+from slm.further_books import add_further_books, further_books_of, load_further_books
+from slm.model_parts import saved_apart
+from slm.multi_token import (
+    MultiTokenSettings,
+    load_multi_token_heads,
+    multi_token_heads_of,
+    predicted_tokens,
+    set_multi_token_heads,
+)
+from slm.prosody import ProsodyBins
+from slm.vocabulary import FILE_NAME, PROSODY, SpeechVocabulary
 
 PAD_ROWS_TO = 64
 ADAPTER_FILE = "adapter_config.json"
@@ -142,7 +153,8 @@ def load_llm(
 
     Raises:
         ModelError: The model cannot be had or is no causal LM with a tokenizer.
-        FurtherBooksError: Its further books, which a model of pattern `delay` has, are missing or damaged.
+        FurtherBooksError: Its further books, which a model of books side by side has, are missing or damaged.
+        MultiTokenError: Its multi-token heads are damaged.
     """
     where = resolve_model(name)
     tokenizer = _load_tokenizer(where)
@@ -161,6 +173,8 @@ def load_llm(
         if random_weights and vocabulary.further_sizes:
             raise ModelError(f"model {name}: its further books cannot be drawn anew; give the text LM that it came of")
         load_further_books(model, vocabulary, where)
+        if not random_weights:
+            load_multi_token_heads(model, where)
     return model, tokenizer, vocabulary
 
 
@@ -220,6 +234,8 @@ def _with_adapter(
         _fill_bias(model.get_output_embeddings(), own.size if own else vocabulary.first_id, vocabulary.first_id)
         if vocabulary.further_sizes and further_books_of(model) is None:
             add_further_books(model, vocabulary, seed=0)  # in whose place the adapter puts what it has learnt
+        if (tokens := predicted_tokens(where)) > 1:
+            set_multi_token_heads(model, MultiTokenSettings(tokens))  # the same
     model = _loading(where, PeftModel.from_pretrained, model, where).merge_and_unload()
     model.generation_config = _generation_config(tokenizer, vocabulary)
     return model
@@ -266,7 +282,8 @@ def extend_with_speech(
     Further books, which have no ids, are added too where the vocabulary has some and the model none.
 
     With `books` a speech token's row also holds its codebook vector, by a random projection and with the text rows'
-    spread: codes of like sound are alike from the first step on, where noise leaves that to be learnt from data.
+    spread: codes of like sound are alike from the first step on, where noise leaves that to be learnt from data. So are
+    tokens of prosody whose bins are near each other.
 
     Args:
         model: Any causal LM, its head tied to the embedding or not.
@@ -293,6 +310,10 @@ def extend_with_speech(
             offsets = vocabulary.offsets - first
             for vectors, offset in zip(books[: vocabulary.ids_per_frame], offsets, strict=True) if books else ():
                 noise[offset : offset + len(vectors)] += _projected(vectors, noise.shape[1], generator)
+            if vocabulary.prosody is not None and (start := vocabulary.groups[PROSODY].first_id - first) >= 0:
+                noise[start : start + sum(vocabulary.prosody.sizes)] += _bin_rows(
+                    vocabulary.prosody, noise.shape[1], generator
+                )
             fresh = text.mean(dim=0, keepdim=True) + spread * noise.to(weight.device)
             weight[first:] = fresh.to(weight.dtype)
             _fill_bias(module, first, vocabulary.first_id)
@@ -318,12 +339,23 @@ def _projected(vectors: torch.Tensor, width: int, generator: torch.Generator) ->
     return centred @ torch.randn(centred.shape[1], width, generator=generator)
 
 
+def _bin_rows(prosody: ProsodyBins, width: int, generator: torch.Generator) -> torch.Tensor:
+    """(N, width) of about unit variance for the tokens of prosody: the bins of a feature lie on a line, in order."""
+    rows = []
+    for size in prosody.sizes:
+        middle, slope, none = torch.randn(3, 1, width, generator=generator)
+        places = torch.linspace(-1, 1, prosody.n)[:, None] * 3**0.5  # of unit variance
+        rows += [(middle + slope * places) / 2**0.5, none[: size - prosody.n]]
+    return torch.cat(rows)
+
+
 def other_towers(model: PreTrainedModel) -> list[str]:
     """Names of the linear layers outside the text model and its head: a vision or audio tower of a multimodal one."""
     decoder = model.get_decoder()
     if decoder is None or decoder is model:
         return []
-    tables = (decoder, model.get_input_embeddings(), model.get_output_embeddings(), further_books_of(model))
+    own = (further_books_of(model), multi_token_heads_of(model))
+    tables = (decoder, model.get_input_embeddings(), model.get_output_embeddings(), *own)
     inside = {id(module) for part in tables if part is not None for module in part.modules()}
     linear = ((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d))
     return [name for name, module in linear if id(module) not in inside]
@@ -333,7 +365,7 @@ def freeze_other_towers(model: PreTrainedModel) -> None:
     """Lets a multimodal model's text model and head learn alone: what else it has never runs."""
     if other_towers(model):
         decoder, tables = model.get_decoder(), (model.get_input_embeddings(), model.get_output_embeddings())
-        parts = (decoder, *tables, further_books_of(model))
+        parts = (decoder, *tables, further_books_of(model), multi_token_heads_of(model))
         text = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in text)
@@ -369,7 +401,9 @@ def save_slm(
     model.generation_config = _generation_config(text_tokenizer, vocabulary)
     model.config.get_text_config().use_cache = True  # a training with checkpointing turns it off for good
     temporary.mkdir(parents=True)
-    with saved_apart(model, temporary):
+    with ExitStack() as apart:
+        for part in (further_books, multi_token):
+            apart.enter_context(saved_apart(model, temporary, part.NAME, part.FILE_NAME))
         model.save_pretrained(temporary, state_dict=state_dict)
     text_tokenizer.save_pretrained(temporary)
     if vocabulary is not None:

@@ -11,8 +11,13 @@ book; book k is k frames late, so that a code is chosen when those of the books 
     book 1     .   c10  c11  c12   .
     book 2     .    .   c20  c21  c22
 
+`parallel` (the channels of dMel, Bai et al. 2024, arXiv 2407.15835) has the K codes of one frame at a position: each is
+chosen by itself from what came before, and no position is added. It suits many books that hardly depend on each other.
+
 >>> Delayed(2).apply(np.array([[1, 2, 3], [7, 8, 9]])).tolist()
 [[1, -1], [2, 7], [3, 8], [-1, 9]]
+>>> Delayed(2, late=0).apply(np.array([[1, 2, 3], [7, 8, 9]])).tolist()
+[[1, 7], [2, 8], [3, 9]]
 >>> Interleaved(2).apply(np.array([[1, 2, 3], [7, 8, 9]]))[:, 0].tolist()
 [1, 7, 2, 8, 3, 9]
 """
@@ -25,7 +30,8 @@ from typing import Protocol
 import numpy as np
 
 EMPTY = -1  # no code of that book at that position
-SEMANTIC, FLATTEN, DELAY = PATTERNS = ("semantic", "flatten", "delay")
+SEMANTIC, FLATTEN, DELAY, PARALLEL = PATTERNS = ("semantic", "flatten", "delay", "parallel")
+LATE = {DELAY: 1, PARALLEL: 0}  # the patterns whose books stand side by side, and how many frames late each one is
 
 
 class PatternError(ValueError):
@@ -90,13 +96,14 @@ class Interleaved:
 
 @dataclass(frozen=True)
 class Delayed:
-    """`delay`: book k is k frames late."""
+    """`delay`: book k is k frames late; `parallel`, where ``late`` is 0: no book is."""
 
     n_codebooks: int
+    late: int = 1
 
     @property
     def name(self) -> str:
-        return DELAY
+        return DELAY if self.late else PARALLEL
 
     @property
     def n_streams(self) -> int:
@@ -104,20 +111,21 @@ class Delayed:
 
     def positions(self, n_frames: int) -> int:
         """As `Pattern`."""
-        return n_frames + self.n_codebooks - 1
+        return n_frames + self.late * (self.n_codebooks - 1)
 
     def apply(self, codes: np.ndarray) -> np.ndarray:
         """As `Pattern`."""
         n_frames = codes.shape[1]
         grid = np.full((self.positions(n_frames), self.n_codebooks), EMPTY, dtype=np.int64)
         for book in range(self.n_codebooks):
-            grid[book : book + n_frames, book] = codes[book]
+            first = self.late * book
+            grid[first : first + n_frames, book] = codes[book]
         return grid
 
     def undo(self, grid: np.ndarray) -> np.ndarray:
         """As `Pattern`."""
-        n_frames = max(0, len(grid) - self.n_codebooks + 1)
-        books = [grid[book : book + n_frames, book] for book in range(self.n_codebooks)]
+        n_frames = max(0, len(grid) - self.late * (self.n_codebooks - 1))
+        books = [grid[self.late * book :][:n_frames, book] for book in range(self.n_codebooks)]
         return np.stack(books).astype(np.int64)
 
 
@@ -131,6 +139,6 @@ def resolve_pattern(name: str, n_codebooks: int) -> Pattern:
         raise PatternError(f"pattern: {name!r} is none; there are {', '.join(PATTERNS)}, and auto")
     if name == SEMANTIC and n_codebooks > 1:
         raise PatternError(f"pattern: semantic is book 0 alone; set n_codebooks=1, not {n_codebooks}, or take flatten")
-    if name in (FLATTEN, DELAY) and n_codebooks < 2:
+    if name in (FLATTEN, *LATE) and n_codebooks < 2:
         raise PatternError(f"pattern: {name} lays several codebooks out; set n_codebooks=2 or more, or take semantic")
-    return Delayed(n_codebooks) if name == DELAY else Interleaved(n_codebooks)
+    return Delayed(n_codebooks, LATE[name]) if name in LATE else Interleaved(n_codebooks)

@@ -96,6 +96,20 @@ class SynthesizeSettings:
             "1 is none and takes half the time. The model must have learnt it (noise.drop_prompt of `slm finetune`)"
         },
     )
+    multi_token: int = field(
+        default=1,
+        metadata={
+            "help": "tokens that a forward pass of the model gives at most, by its multi-token heads "
+            "(training.multi_token of `slm finetune`); the next pass verifies them, so that the codes are those of 1"
+        },
+    )
+    multi_token_verify: bool = field(
+        default=True,
+        metadata={
+            "help": "with multi_token: false takes all that the heads propose unseen, so many tokens a pass: faster, "
+            "and other codes"
+        },
+    )
     retries: int = field(
         default=0,
         metadata={
@@ -147,6 +161,14 @@ class SynthesizeSettings:
         for name in ("seconds_per_character", "min_seconds_per_character", "loop_s"):
             if (getattr(self, name) or 0) < 0:
                 raise GenerationError(f"synthesising: {name} must be 0, more, or null")
+        if self.multi_token < 1:
+            raise GenerationError(f"synthesising: multi_token {self.multi_token} must be at least 1")
+        if self.multi_token > 1 and self.guidance > 1:
+            raise GenerationError(
+                "synthesising: multi_token: not with guidance, whose scores are of two prompts; drop one"
+            )
+        if not self.multi_token_verify and self.multi_token == 1:
+            raise GenerationError("synthesising: multi_token_verify: nothing is proposed; set multi_token to 2 or more")
         if self.guidance < 1:
             raise GenerationError("synthesising: guidance must be 1 (none) or more")
         if self.min_seconds is not None and self.min_seconds <= 0:

@@ -1,11 +1,12 @@
 """Where speech gets its ids: the one place that knows offsets.
 
 Shapes: K codebooks of the tokenizer, n of them used (the first ones), F frames; codes (K, F), speech ids (F * n,), or
-(F + n - 1, n) with the pattern `delay` (:mod:`slm.patterns`): ids of book 0, and codes of the further books beside.
+(T, n) with the patterns `delay`, T = F + n - 1, and `parallel`, T = F (:mod:`slm.patterns`): ids of book 0, and codes
+of the further books beside.
 
 The ids follow the text tokenizer's own, in named groups: the four marks, book 0's codes, book 1's, ..., and groups that
-were added later. A group keeps its ids for good: what a model learns later goes behind all that it has. A model's table
-may have more rows than its tokenizer has ids: new ids start at `len(tokenizer)` all the same.
+were added later, such as prosody. A group keeps its ids for good: what a model learns later goes behind all that it
+has. A model's table may have more rows than its tokenizer has ids: new ids start at `len(tokenizer)` all the same.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from slm.patterns import DELAY, EMPTY, Delayed, Interleaved, Pattern, PatternError, resolve_pattern
+from slm.patterns import EMPTY, LATE, Delayed, Interleaved, Pattern, PatternError, resolve_pattern
+from slm.prosody import ProsodyBins
+from slm.text_tokens import added_ids, own_pieces, special_ids
 from slm.trained_on import TrainedOn
 
 FILE_NAME = "speech_vocabulary.json"
@@ -31,6 +33,7 @@ FORMAT = "lmspt-speech-vocabulary/2"
 FORMAT_1 = "lmspt-speech-vocabulary/1"
 # With further books beside the LLM's ids: an earlier version would take such a model for one of book 0 alone.
 FORMAT_3 = "lmspt-speech-vocabulary/3"
+PROSODY = "prosody"  # the group of its tokens
 SPEECH, SPEECH_END, TRANSCRIBE, SYNTHESIZE = MARKS = ("<|speech|>", "<|/speech|>", "<|transcribe|>", "<|synthesize|>")
 # Stand-ins for the two turns while a chat template is read; only their places matter.
 _USER, _ASSISTANT = "USERTURNHERE", "ASSISTANTTURNHERE"
@@ -79,8 +82,10 @@ class SpeechVocabulary:
             same.
         trained_on: What the training's utterances were like; None where the model was saved without.
         added: Groups behind the books, in the order in which they came: (name, names of its tokens).
-        further_sizes: Entries of the books 1, 2, ... that stand beside book 0, each later by a frame than the one
-            before (pattern `delay`): they have no ids but tables of their own (:mod:`slm.further_books`).
+        further_sizes: Entries of the books 1, 2, ... that stand beside book 0 (patterns `delay`, `parallel`): they have
+            no ids but tables of their own (:mod:`slm.further_books`).
+        late: Frames that each of these is later than the one before: 1 with `delay`, 0 with `parallel`.
+        prosody: Where words' prosody is cut into bins, whose tokens are the group `prosody`; None: there is none.
     """
 
     codebook_sizes: tuple[int, ...]
@@ -97,8 +102,12 @@ class SpeechVocabulary:
     trained_on: TrainedOn | None = None
     added: tuple[tuple[str, tuple[str, ...]], ...] = ()
     further_sizes: tuple[int, ...] = ()
+    late: int = 1
+    prosody: ProsodyBins | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.prosody, dict):  # as JSON gives it back
+            object.__setattr__(self, "prosody", ProsodyBins(**self.prosody))
         if isinstance(self.trained_on, dict):  # as JSON gives it back
             object.__setattr__(self, "trained_on", TrainedOn(**self.trained_on))
         object.__setattr__(self, "added", tuple((name, tuple(tokens)) for name, tokens in self.added))
@@ -131,7 +140,12 @@ class SpeechVocabulary:
     @property
     def pattern(self) -> Pattern:
         """How the codes of a frame come in the sequence."""
-        return Delayed(self.n_codebooks) if self.further_sizes else Interleaved(self.n_codebooks)
+        return Delayed(self.n_codebooks, self.late) if self.further_sizes else Interleaved(self.n_codebooks)
+
+    @property
+    def ends_late(self) -> bool:
+        """Whether further books go on behind book 0, beside marks of the end (`delay`)."""
+        return bool(self.further_sizes) and self.late > 0
 
     @cached_property
     def groups(self) -> dict[str, Group]:
@@ -181,6 +195,11 @@ class SpeechVocabulary:
         return [offset + np.arange(n) for offset, n in zip(self.offsets, self.codebook_sizes, strict=True)]
 
     @property
+    def speech_rows(self) -> slice:
+        """The ids from the marks' first to the last code's: all that an answer in speech is made of is among them."""
+        return slice(self.first_id, int(self.offsets[-1]) + self.codebook_sizes[-1])
+
+    @property
     def size(self) -> int:
         """Ids in all, text and speech: the least number of rows that an embedding table needs."""
         return next(reversed(self.groups.values())).ids.stop
@@ -206,7 +225,7 @@ class SpeechVocabulary:
         return replace(self, added=(*self.added, (name, tuple(tokens))))
 
     def ids_from_codes(self, codes: np.ndarray) -> np.ndarray:
-        """(K, F) codes -> (F * n,) int64 ids, by arithmetic; with `delay` (F + n - 1, n).
+        """(K, F) codes -> (F * n,) int64 ids, by arithmetic; with `delay` (F + n - 1, n), with `parallel` (F, n).
 
         There the first column holds book 0's ids, and the mark of the end once its frames are over; the others hold the
         further books' codes, `EMPTY` where there is none.
@@ -235,16 +254,15 @@ class SpeechVocabulary:
             VocabularyError: As :meth:`ids_from_codes`.
         """
         ids = self.ids_from_codes(codes)
-        if not self.further_sizes:
-            return np.concatenate([[self.speech_id], ids, [self.speech_end_id]]).astype(np.int64)
-        return np.concatenate([self.widened([self.speech_id]), ids])  # whose end is in it
+        start, end = self.widened([self.speech_id]), self.widened([self.speech_end_id])
+        return np.concatenate([start, ids] if self.ends_late else [start, ids, end])  # which holds its end already
 
     def speech_length(self, n_frames: int) -> int:
         """Positions of :meth:`speech`."""
-        return 1 + self.pattern.positions(n_frames) + (not self.further_sizes)
+        return 1 + self.pattern.positions(n_frames) + (not self.ends_late)
 
     def widened(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(T,) ids of marks or text, shaped as those of speech: with `delay` (T, n), without further codes."""
+        """(T,) ids of marks or text, shaped as those of speech: with books beside (T, n), without their codes."""
         ids = np.asarray(ids, dtype=np.int64)
         if not self.further_sizes or ids.ndim == 2:
             return ids
@@ -254,8 +272,8 @@ class SpeechVocabulary:
         """(F * n,) ids -> (n, F) int64 codes; a last frame that is cut short is left out.
 
         Args:
-            ids: Of the answer; with `delay` (F,) of book 0.
-            further: With `delay` the further books' codes (T, n - 1), T > F where book 0 has ended and they have not.
+            ids: Of the answer; with books beside (F,) of book 0.
+            further: The codes (T, n - 1) of books beside, T > F where book 0 has ended and they have not (`delay`).
 
         Raises:
             VocabularyError: An id is no code of the book due at its place.
@@ -272,6 +290,35 @@ class SpeechVocabulary:
             raise VocabularyError("ids that are not speech tokens of the codebook due at their place")
         return codes
 
+    def prosody_ids(self) -> list[np.ndarray]:
+        """The ids of each feature of prosody, in the order of its bins.
+
+        Raises:
+            VocabularyError: The vocabulary has no prosody.
+        """
+        if self.prosody is None:
+            raise VocabularyError("the speech vocabulary has no prosody tokens; fine-tune the model on tts-prosody")
+        first, sizes = self.groups[PROSODY].first_id, self.prosody.sizes
+        return [first + sum(sizes[:feature]) + np.arange(size) for feature, size in enumerate(sizes)]
+
+    def ids_from_prosody(self, bins: np.ndarray) -> np.ndarray:
+        """(W, 3) bins -> (W * 3,) int64 ids, word by word.
+
+        Raises:
+            VocabularyError: A bin lies outside its feature, or the vocabulary has no prosody.
+        """
+        bins, ids = np.asarray(bins, dtype=np.int64), self.prosody_ids()
+        if bins.ndim != 2 or bins.shape[1] != len(ids):
+            raise VocabularyError(f"prosody of shape {bins.shape}: expected (W, {len(ids)})")
+        if bins.size and (bins.min() < 0 or (bins >= [len(own) for own in ids]).any()):
+            raise VocabularyError(f"a bin of prosody lies outside its feature (sizes {self.prosody.sizes})")
+        return (bins + [own[0] for own in ids]).ravel()
+
+    def prosody_from_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(W * 3,) ids, each of the feature due at its place -> (W, 3) int64 bins."""
+        features = self.prosody_ids()
+        return np.asarray(ids, dtype=np.int64).reshape(-1, len(features)) - [own[0] for own in features]
+
     def encode_text(self, text_tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
         """A user's text -> (T,) int64 ids of plain text, whatever it spells: no mark, no speech token, no special
         token, nor one that was added to the tokenizer's own for another purpose (`<tool_call>`).
@@ -282,8 +329,8 @@ class SpeechVocabulary:
         ids = np.asarray(
             text_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], dtype=np.int64
         )
-        if _added_ids(text_tokenizer).intersection(ids.tolist()):
-            ids = _of_its_own_pieces(text_tokenizer, text)
+        if added_ids(text_tokenizer).intersection(ids.tolist()):
+            ids = own_pieces(text_tokenizer, text)
         reserved = {self.end_id, text_tokenizer.bos_token_id, text_tokenizer.eos_token_id}
         if ids.size and (ids.max() >= self.first_id or reserved & set(ids.tolist())):
             raise VocabularyError(
@@ -295,7 +342,7 @@ class SpeechVocabulary:
     def text_ids(self, text_tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
         """(T,) int64: the ids that may stand in a transcript: the text tokenizer's own less special and added ones."""
         own = {i for i in text_tokenizer.get_vocab().values() if i < self.first_id}
-        return np.asarray(sorted(own - _special_ids(text_tokenizer) - _added_ids(text_tokenizer)), dtype=np.int64)
+        return np.asarray(sorted(own - special_ids(text_tokenizer) - added_ids(text_tokenizer)), dtype=np.int64)
 
     def check_text_tokenizer(self, text_tokenizer: PreTrainedTokenizerBase) -> None:
         """Compares every new id with the text tokenizer's.
@@ -344,7 +391,9 @@ class SpeechVocabulary:
             facts |= {"format": FORMAT_3, "pattern": self.pattern.name}
         else:
             del facts["further_sizes"]
-        for name in ("codebook_sizes", "first_id", "added"):  # which the groups say
+        if self.prosody is None:  # as a model says it that has none
+            del facts["prosody"]
+        for name in ("codebook_sizes", "first_id", "added", "late"):  # which the groups say, and the pattern
             del facts[name]
         temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
@@ -368,8 +417,12 @@ class SpeechVocabulary:
             if found not in (FORMAT, FORMAT_1, FORMAT_3):
                 known = ", ".join(map(repr, (FORMAT_1, FORMAT, FORMAT_3)))
                 raise VocabularyError(f"{path}: format {found!r}, this version reads {known}")
-            if found == FORMAT_3 and (pattern := values.pop("pattern")) != DELAY:
-                raise VocabularyError(f"{path}: pattern {pattern!r}, this version knows {DELAY!r} with further books")
+            if found == FORMAT_3:
+                if (pattern := values.pop("pattern")) not in LATE:
+                    raise VocabularyError(
+                        f"{path}: pattern {pattern!r}, this version knows {', '.join(LATE)} with books beside"
+                    )
+                values["late"] = LATE[pattern]
             if found != FORMAT_1:
                 values |= _read_groups(values.pop("groups"), path)
             vocabulary = cls(**values)
@@ -435,8 +488,8 @@ def add_speech(
         normaliser: Name of what was done to the training texts that the model writes.
         prompt_normaliser: Name of what was done to those that it reads; "": the same.
         marks: Further marks that the tasks need.
-        pattern: How the codes of a frame come in the sequence: `semantic`, `flatten`, `delay`; `auto` is one of the
-            first two.
+        pattern: How the codes of a frame come in the sequence: `semantic`, `flatten`, `delay`, `parallel`; `auto`
+            is one of the first two.
 
     Raises:
         VocabularyError: No such pattern with so many codebooks, the speech tokenizer has fewer codebooks, the names
@@ -446,13 +499,14 @@ def add_speech(
         raise VocabularyError(f"n_codebooks: {n_codebooks}, but the speech tokenizer has 1 to {len(codebook_sizes)}")
     before, between, end_id = _read_prompt_format(text_tokenizer)
     try:
-        delayed = resolve_pattern(pattern, n_codebooks).name == DELAY
+        pattern = resolve_pattern(pattern, n_codebooks).name
     except PatternError as error:
         raise VocabularyError(str(error)) from error
-    n_books = 1 if delayed else n_codebooks  # whose codes are ids
+    n_books = 1 if pattern in LATE else n_codebooks  # whose codes are ids
     vocabulary = SpeechVocabulary(
         codebook_sizes=tuple(codebook_sizes[:n_books]),
         further_sizes=tuple(codebook_sizes[n_books:n_codebooks]),
+        late=LATE.get(pattern, 1),
         first_id=len(text_tokenizer),
         end_id=end_id,
         before=tuple(before),
@@ -495,6 +549,19 @@ def add_marks(
     return larger
 
 
+def add_prosody(
+    text_tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary, bins: ProsodyBins
+) -> SpeechVocabulary:
+    """Adds the tokens of prosody behind all ids that there are, to the text tokenizer in place too.
+
+    Raises:
+        VocabularyError: The vocabulary has prosody already, or a name is taken.
+    """
+    larger = replace(vocabulary.with_group(PROSODY, bins.token_names()), prosody=bins)
+    _add_tokens(text_tokenizer, bins.token_names(), larger)
+    return larger
+
+
 def _add_tokens(text_tokenizer: PreTrainedTokenizerBase, names: Sequence[str], vocabulary: SpeechVocabulary) -> None:
     # Special and not normalized: only so does split_special_tokens keep a user's text from matching them.
     text_tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
@@ -504,31 +571,6 @@ def _add_tokens(text_tokenizer: PreTrainedTokenizerBase, names: Sequence[str], v
             f"the text tokenizer gave the new token {name} the id {found}, not {expected}, the one after its last: "
             "speech tokens need ids on end. Take a model whose tokenizer is a fast one (tokenizer.json)"
         )
-
-
-_ADDED: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, set[int]]] = WeakKeyDictionary()
-
-
-def _added_ids(text_tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids beside a tokenizer's own pieces, special or not: an instruct model's `<tool_call>` is not marked special."""
-    size, ids = _ADDED.get(text_tokenizer, (-1, set()))
-    if size != len(text_tokenizer):  # a property that builds thousands of objects, asked for each text
-        ids = set(text_tokenizer.added_tokens_decoder)
-        _ADDED[text_tokenizer] = len(text_tokenizer), ids
-    return ids
-
-
-def _of_its_own_pieces(text_tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
-    """A text's ids by the tokenizer's own model, which knows nothing of what was added."""
-    backend = text_tokenizer.backend_tokenizer
-    text = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
-    pieces = [text] if backend.pre_tokenizer is None else [p for p, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
-    return np.asarray([token.id for piece in pieces for token in backend.model.tokenize(piece)], dtype=np.int64)
-
-
-def _special_ids(text_tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    added = {i for i, token in text_tokenizer.added_tokens_decoder.items() if token.special}
-    return added | set(text_tokenizer.all_special_ids)
 
 
 def _read_prompt_format(text_tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], int]:
@@ -554,7 +596,7 @@ def _read_prompt_format(text_tokenizer: PreTrainedTokenizerBase) -> tuple[list[i
     before_ids, between_ids, after_ids = (
         text_tokenizer(part, add_special_tokens=False)["input_ids"] if part else [] for part in (before, between, after)
     )
-    if after_ids and after_ids[0] in _special_ids(text_tokenizer):
+    if after_ids and after_ids[0] in special_ids(text_tokenizer):
         return before_ids, between_ids, after_ids[0]
     if eos is None:
         raise VocabularyError("the chat template ends a turn with no special token and the tokenizer has no eos token")

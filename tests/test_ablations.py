@@ -247,6 +247,7 @@ SWITCHED = {
     "detached-subtraction": {"model"},
     "fsq": {"model"},
     "causal": {"model"},
+    "invariance": {"invariance"},
 }
 
 

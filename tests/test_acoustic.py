@@ -15,11 +15,12 @@ from recipes.commands import train_acoustic
 from recipes.config import ConfigError
 from recipes.runs.run_folder import RunFolder
 from slm.acoustic.configuration import AcousticConfig, AcousticError, AcousticSizes
-from slm.acoustic.decoding import AcousticDecoding, fill_books
-from slm.acoustic.evaluation import book_scores, evaluation_items, unigram_scores
-from slm.acoustic.masking import draw_mask, mask_book, masked_share
-from slm.acoustic.modeling import load_acoustic_model, new_acoustic_model
-from slm.acoustic.samples import AcousticSamples, Item, VoicedUtterances, collate
+from slm.acoustic.masked_model import new_acoustic_model
+from slm.acoustic.masked_scores import book_scores, unigram_scores
+from slm.acoustic.masking import draw_mask, draw_masked_sample, mask_book, masked_share
+from slm.acoustic.pieces import AcousticDecoding
+from slm.acoustic.samples import AcousticSamples, Item, VoicedUtterances, collate, evaluation_items
+from slm.acoustic.stages import fill_speech, load_acoustic_model
 from slm.acoustic.training import AcousticTraining
 from slm.corpus import CodedCorpusWriter, CorpusMetadata
 
@@ -69,7 +70,7 @@ def recipe(tmp_path, steps: int = 6, name: str = "run", **changes) -> train_acou
 def trained():
     """A stage that has learnt `codes`, a few hundred steps."""
     model = new_acoustic_model(config(), 0).train()
-    samples = AcousticSamples(VoicedUtterances(rows(), model.config), len(BOOKS), 10**6, 0)
+    samples = AcousticSamples(VoicedUtterances(rows(), model.config), draw_masked_sample, 10**6, 0)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for step in range(350):
         loss = model(**collate([samples[16 * step + i] for i in range(16)])).loss
@@ -81,7 +82,7 @@ def trained():
 
 
 def fill(model, items, voices, settings=GREEDY, seed=0):
-    return fill_books(model, [i[:1] for i in items], voices, [f"k{n}" for n in range(len(items))], settings, seed)
+    return fill_speech(model, [i[:1] for i in items], voices, [f"k{n}" for n in range(len(items))], settings, seed)
 
 
 def test_masks_keep_the_prompt_and_lower_books_and_hide_the_rest():
@@ -119,7 +120,7 @@ def test_a_voice_is_another_utterance_of_the_speaker_or_the_own_beginning():
 
 def test_every_epoch_sees_each_utterance_once_and_items_follow_from_the_seed():
     utterances = VoicedUtterances(rows(), config())
-    one, same, other = (AcousticSamples(utterances, len(BOOKS), 100, seed) for seed in (0, 0, 1))
+    one, same, other = (AcousticSamples(utterances, draw_masked_sample, 100, seed) for seed in (0, 0, 1))
     for start in (0, 8):
         lengths = [int((~one[start + i]["prompt"]).sum()) for i in range(8)]
         assert sorted(lengths) == [12 + i for i in range(8)]
@@ -130,7 +131,7 @@ def test_every_epoch_sees_each_utterance_once_and_items_follow_from_the_seed():
 
 def test_gradients_reach_every_parameter_and_the_loss_is_the_targets_alone():
     model = new_acoustic_model(config(), 0).train()
-    samples = AcousticSamples(VoicedUtterances(rows(), model.config), len(BOOKS), 100, 0)
+    samples = AcousticSamples(VoicedUtterances(rows(), model.config), draw_masked_sample, 100, 0)
     batch = collate([samples[n] for n in range(16)])
     model(**batch).loss.backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
@@ -148,7 +149,7 @@ def test_gradients_reach_every_parameter_and_the_loss_is_the_targets_alone():
 
 def test_a_batch_equals_its_items_and_padding_changes_nothing():
     model = new_acoustic_model(config(), 0).eval()
-    samples = AcousticSamples(VoicedUtterances(rows(), model.config), len(BOOKS), 100, 0)
+    samples = AcousticSamples(VoicedUtterances(rows(), model.config), draw_masked_sample, 100, 0)
     batch = collate([samples[n] for n in range(6)])
     del batch["targets"]
     with torch.no_grad():
@@ -178,11 +179,11 @@ def test_decoding_does_not_depend_on_the_batch_and_follows_the_seed():
     drawn = AcousticDecoding(steps=4, fine_steps=2)
     together = fill(model, items, voices, drawn)
     for n in range(4):  # the longest is longer than window_s, so in pieces
-        alone = fill_books(model, [items[n][:1]], [voices[n]], [f"k{n}"], AcousticDecoding(4, 2, batch_size=1))
+        alone = fill_speech(model, [items[n][:1]], [voices[n]], [f"k{n}"], AcousticDecoding(4, 2, batch_size=1))
         assert np.array_equal(alone[0], together[n]) and together[n].shape == items[n].shape
     assert all(np.array_equal(a, b) for a, b in zip(fill(model, items, voices, drawn), together, strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(fill(model, items, voices, drawn, 1), together, strict=True))
-    two = fill_books(model, [item[:2] for item in items], voices, list("abcd"), drawn)
+    two = fill_speech(model, [item[:2] for item in items], voices, list("abcd"), drawn)
     assert all(np.array_equal(a[:2], b[:2]) for a, b in zip(two, items, strict=True))
 
 
@@ -204,7 +205,7 @@ def test_rounds_keep_as_many_as_the_schedule_says(monkeypatch):
 )
 def test_what_cannot_be_filled_is_refused(given, voice, message):
     with pytest.raises(AcousticError, match=message):
-        fill_books(new_acoustic_model(config(), 0).eval(), [given.astype(np.int64)], [voice], ["k"])
+        fill_speech(new_acoustic_model(config(), 0).eval(), [given.astype(np.int64)], [voice], ["k"])
 
 
 def test_the_unigram_baseline_by_hand():
@@ -267,7 +268,7 @@ def test_corpora_and_folders_that_do_not_fit_are_refused_by_name(tmp_path):
     with pytest.raises(AcousticError, match="has no config.json"):
         load_acoustic_model(tmp_path)
     for key, value, message in (
-        ("objective", "flow", "objective 'flow'"),
+        ("objective", "other", "objective 'other'"),
         ("model_type", "lmspt", "no acoustic stage"),
     ):
         folder = tmp_path / key

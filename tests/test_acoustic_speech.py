@@ -19,8 +19,10 @@ from recipes.config import ConfigError, load_config
 from recipes.inference import acoustic
 from recipes.scoring import acoustic as stage
 from recipes.scoring import evaluation, judges
-from slm.acoustic.configuration import AcousticConfig, AcousticError
-from slm.acoustic.modeling import new_acoustic_model
+from slm.acoustic.configuration import AcousticConfig, AcousticError, LatentConfig
+from slm.acoustic.latent_model import new_latent_model
+from slm.acoustic.latent_space import fit_latent_space
+from slm.acoustic.masked_model import new_acoustic_model
 from slm.modeling import extend_with_speech, save_slm
 from slm.vocabulary import add_speech
 from tokenizer import load_tokenizer
@@ -34,6 +36,20 @@ def save_stage(folder: Path, tokenizer: Path, **changes) -> str:
     facts |= {"fingerprint": codec.fingerprint("fp32"), "tokenizer": str(tokenizer), "min_prompt_s": 0.5}
     sizes = {"hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 32, "code_dim": 8, "max_prompt_s": 1.0}
     new_acoustic_model(AcousticConfig(**(facts | sizes | changes)), 0).save_pretrained(folder)
+    return str(folder)
+
+
+def save_latent_stage(folder: Path, tokenizer: Path) -> str:
+    """An untrained stage that predicts latents, in a space of its own."""
+    codec = load_tokenizer(tokenizer)
+    sizes, rng = codec.config.codebook_sizes, np.random.default_rng(0)
+    codes = np.stack([rng.integers(0, size, 400) for size in sizes])
+    space = fit_latent_space(sizes[0], codec.quantizer.entries(len(sizes))[1:], [codes], 0.99)
+    facts = {"codebook_sizes": sizes, "frame_rate": codec.config.frame_rate, "tokenizer": str(tokenizer)}
+    facts |= {"fingerprint": codec.fingerprint("fp32"), "min_prompt_s": 0.35, "max_prompt_s": 1.0}
+    facts |= {"hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 32, "n_added_books": len(sizes) - 1}
+    facts |= {"latent_dim": space.directions.shape[1], "space_dim": space.directions.shape[0]}
+    new_latent_model(LatentConfig(**facts), space, 0).save_pretrained(folder)
     return str(folder)
 
 
@@ -77,13 +93,13 @@ def said(config) -> np.ndarray:
 
 
 def test_a_voice_fills_the_books_and_is_heard(job, tmp_path, monkeypatch):
-    filled, whole = [], acoustic.fill_books
+    filled, whole = [], acoustic.fill_speech
 
     def noted(*arguments):
         filled.extend(whole(*arguments))
         return filled
 
-    monkeypatch.setattr(acoustic, "fill_books", noted)
+    monkeypatch.setattr(acoustic, "fill_speech", noted)
     plain, low = said(job(stage=False)), said(job())
     assert len(filled) == 1 and filled[0].shape[0] == 3 and len(plain) == len(low) == filled[0].shape[1] * 1280
     assert not np.allclose(plain, low, atol=1e-3)
@@ -94,6 +110,27 @@ def test_a_voice_fills_the_books_and_is_heard(job, tmp_path, monkeypatch):
     filled.clear()
     said(job(f"voice={tmp_path / 'high.wav'}"))
     assert np.array_equal(first[0], filled[0][0]) and not np.array_equal(first, filled[0])
+
+
+def test_a_stage_of_latents_is_heard_too(job, tmp_path, tiny_tokenizer_folder, monkeypatch):
+    plain, masked = said(job(stage=False)), said(job())
+    stage = f"acoustic={save_latent_stage(tmp_path / 'latent', tiny_tokenizer_folder)}"
+    given, whole = [], acoustic.complete
+
+    def noted(tokenizer, codes, filled):
+        given.extend(codes)
+        return whole(tokenizer, codes, filled)
+
+    monkeypatch.setattr(acoustic, "complete", noted)
+    low = said(job(stage))
+    assert len(low) == len(plain) == given[0].shape[1] * 1280
+    assert all(not np.allclose(low, other, atol=1e-3) for other in (plain, masked))
+    assert np.array_equal(low, said(job(stage)))  # the same again
+    assert not np.allclose(low, said(job(stage, f"voice={tmp_path / 'high.wav'}")), atol=1e-3)
+    calm = said(job(stage, "acoustic_decoding.temperature=0", "acoustic_decoding.guidance=2"))
+    assert not np.allclose(low, calm, atol=1e-3)
+    with pytest.raises(AcousticError, match="guidance: 2: a stage of objective masked has none"):
+        said(job("acoustic_decoding.guidance=2"))
 
 
 def _tokenizer(tmp_path: Path) -> str:
@@ -193,13 +230,13 @@ def scored(tmp_path, tiny_tokenizer_folder, make_corpus, monkeypatch):
 
 
 def test_the_evaluation_s_row_is_filled_in_another_recording_s_voice(scored, tmp_path, monkeypatch):
-    asked, whole = [], stage.fill_books
+    asked, whole = [], stage.fill_speech
 
     def noted(model, codes, voices, keys, *rest):
         asked.extend(zip(keys, codes, voices, strict=True))
         return whole(model, codes, voices, keys, *rest)
 
-    monkeypatch.setattr(stage, "fill_books", noted)
+    monkeypatch.setattr(stage, "fill_speech", noted)
     results = load_results(evaluate.run(scored()))
     rows = {row.system: row for row in results.rows}
     assert list(rows) == ["ground_truth", "reconstruction", "semantic_reconstruction", "acoustic_stage", "resynthesis"]
@@ -216,6 +253,15 @@ def test_the_evaluation_s_row_is_filled_in_another_recording_s_voice(scored, tmp
     # test0 is too short for a voice; the first that is long enough is that of all but itself.
     own = {n: _encoded(codec, tmp_path / "corpus" / f"test{n}.flac") for n in (1, 2)}
     assert all(np.array_equal(voices[f"test{n}"], own[2 if n == 1 else 1]) for n in range(4))
+
+
+def test_the_evaluation_hears_a_stage_of_latents(scored, tmp_path, tiny_tokenizer_folder):
+    folder = save_latent_stage(tmp_path / "latent", tiny_tokenizer_folder)
+    results = load_results(evaluate.run(scored(f"acoustic={folder}", f"run_dir={tmp_path / 'latents'}")))
+    quality = {item.system: item for item in results.quality}
+    assert quality["acoustic_stage"].n_scored == 4
+    values = {name: item.values["mel_distance_db"] for name, item in quality.items()}
+    assert values["acoustic_stage"] not in (values["reconstruction"], values["semantic_reconstruction"])
 
 
 def _encoded(codec, path: Path) -> np.ndarray:

@@ -187,5 +187,28 @@ def test_the_patterns_of_codes_take_turns(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BOOK", 16)
     module.main()
     rows = [line.split(" | ") for line in table.read_text().splitlines()[4:]]
-    assert [row[0].strip("| ") for row in rows] == ["semantic", "flatten", "delay"] * 2
-    assert all(row[-1].startswith("1.00") for row in rows[2::3])
+    assert [row[0].strip("| ") for row in rows] == ["semantic", "flatten", "delay", "parallel"] * 2
+    assert all(row[-1].startswith("1.00") for row in rows[2::4])
+
+
+def test_multi_token_heads_are_timed_beside_a_token_a_pass(tmp_path, monkeypatch, capsys):
+    from test_delay import grown
+
+    from slm.modeling import save_slm
+    from slm.multi_token import MultiTokenSettings, set_multi_token_heads
+
+    speech_lm = grown(1, pattern="semantic")
+    parts = (speech_lm.model, speech_lm.text_tokenizer, speech_lm.vocabulary)
+    texts, table = tmp_path / "texts", tmp_path / "table.md"
+    texts.write_text("bin blue\nlay red\n")
+    small = ["multi_token", "--texts", str(texts), "--rounds", "1", "--threads", "1", "--output", str(table)]
+    monkeypatch.setattr(sys, "argv", [*small, "--model", str(save_slm(*parts, tmp_path / "plain"))])
+    with pytest.raises(SystemExit):
+        load("multi_token").main()
+    assert "no multi-token heads" in capsys.readouterr().err
+    set_multi_token_heads(speech_lm.model, MultiTokenSettings(3))
+    monkeypatch.setattr(sys, "argv", [*small, "--model", str(save_slm(*parts, tmp_path / "heads"))])
+    load("multi_token").main()
+    rows = [line.strip("| ").split(" | ") for line in table.read_text().splitlines()[4:]]
+    assert [row[0] for row in rows] == ["2, verified", "3, verified", "3, taken unseen"] * 4
+    assert all(row[-1] == "2 of 2" for row in rows if "verified" in row[0])

@@ -12,6 +12,7 @@ from tokenizer.data.utterances import AudioError, Utterance
 from tokenizer.long_form.chunking import (
     can_chunk,
     decode_blocks,
+    decode_latents_long,
     decode_long,
     encode_blocks,
     encode_long,
@@ -217,6 +218,23 @@ def test_chunks_of_padding_alone_are_no_obstacle(model):
 
 
 @torch.no_grad()
+def test_latents_in_chunks_are_their_codes_whole(model):
+    hop = model.config.hop_length
+    values, mask = padded_batch([60 * hop, 12 * hop + 1])
+    encoded = model.encode(*(torch.nn.functional.pad(x, (0, 40 * hop)) for x in (values, mask)))
+    latents = model.latents_of(encoded.audio_codes)
+    whole = model.decode(encoded.audio_codes).audio_values
+    assert_same_sound(
+        model.decode_latents(latents + ~encoded.audio_codes_mask[:, None], encoded.audio_codes_mask).audio_values, whole
+    )
+    for codec in (model, WholeOnly(model)):
+        found = decode_latents_long(codec, latents, encoded.audio_codes_mask, chunk_of(model, 10))
+        assert_same_sound(found.audio_values, whole)
+    with pytest.raises(ValueError, match="latents must be of shape"):
+        model.decode_latents(latents[:, 1:])
+
+
+@torch.no_grad()
 def test_what_goes_through_at_once_is_bounded(monkeypatch):
     model, sizes = mel(), []
     encode, decode = model.encode, model.decode
@@ -235,6 +253,7 @@ class WholeOnly:
 
     def __init__(self, model):
         self.config, self.encode, self.decode = model.config, model.encode, model.decode
+        self.decode_latents = model.decode_latents
 
 
 @torch.no_grad()

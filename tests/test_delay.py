@@ -1,4 +1,4 @@
-"""The pattern `delay` from training to answers: books beside the LLM's ids are read, learnt, said, saved, resumed."""
+"""`delay` and `parallel` from training to answers: books beside the ids are read, learnt, said, saved, resumed."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from slm.settings import SpeechLimits, SynthesizeSettings, TranscribeSettings
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, make_example
+from slm.training import delay
 from slm.training.batches import ONE_ROW, NoiseConfig, SpeechSamples, pack
 from slm.training.config import TrainingConfig, TrainingError
 from slm.training.delay import check_delay, delay_objective
@@ -70,10 +71,10 @@ def fit(folder: Path, speech_lm: SpeechLM, model=None, callbacks=(), weight: flo
     )
 
 
-@pytest.fixture(scope="module")
-def learnt(tmp_path_factory) -> SpeechLM:
+@pytest.fixture(scope="module", params=["delay", "parallel"])
+def learnt(request, tmp_path_factory) -> SpeechLM:
     """Has learnt four sentences and their two books of codes by heart."""
-    speech_lm = grown(2)
+    speech_lm = grown(2, pattern=request.param)
     samples = samples_of(speech_lm, n=4, noise=0.0)
     config = TrainingConfig(steps=120, tokens_per_step=400, learning_rate=1e-2, warmup_steps=10, eval_steps=0)
     folder = tmp_path_factory.mktemp("checkpoints")
@@ -99,10 +100,12 @@ def plain_losses(speech_lm: SpeechLM, example) -> torch.Tensor:
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma"])
-def test_the_loss_is_that_of_all_books_packed_padded_or_alone(tmp_path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "pattern"), [("qwen2", "delay"), ("llama", "delay"), ("gemma", "delay"), ("qwen2", "parallel")]
+)
+def test_the_loss_is_that_of_all_books_packed_padded_or_alone(tmp_path, kind: str, pattern: str) -> None:
     """Against the sums written out, sequence by sequence, with loss weights; and each book's figure."""
-    speech_lm = grown(3, kind)
+    speech_lm = grown(3, kind, pattern)
     model, vocabulary = speech_lm.model.eval(), speech_lm.vocabulary
     weights = [1.0, 0.5, 2.0]
     tokens = tokens_of(vocabulary, speech_lm.text_tokenizer, utterances(3, books=3))
@@ -120,13 +123,21 @@ def test_the_loss_is_that_of_all_books_packed_padded_or_alone(tmp_path, kind: st
         with torch.no_grad():
             total, _ = trainer._weighted_sum(trainer.model, batch)
         torch.testing.assert_close(total, wanted, atol=1e-3, rtol=1e-4)
-        found = trainer._further_figures()
+        found = trainer._further_figures(trainer._beside)
         n_said = sum(w * (example.labels != IGNORE).sum() for w, example in zip(weights, examples, strict=True))
         assert found["book_0_loss"] == pytest.approx(float((torch.tensor(weights) @ each)[0] / n_said), rel=1e-4)
         n_codes = sum(w * tokens[i].codes.shape[1] for i, w in ((0, 1.0), (2, 2.0)))
         for book in (1, 2):
             expected = float((torch.tensor(weights) @ each)[book] / n_codes)
             assert found[f"book_{book}_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_of_very_many_books_one_mean_is_told(tmp_path, monkeypatch) -> None:
+    speech_lm = grown(3)
+    trainer = fit(tmp_path, speech_lm, steps=1)
+    sums = torch.tensor([[6.0, 8.0, 9.0], [3.0, 2.0, 2.0]])
+    monkeypatch.setattr(delay, "MOST_BOOKS_TOLD", 1)
+    assert trainer._further_figures(sums) == {"book_0_loss": 2.0, "further_books_loss": 4.25}
 
 
 def test_every_book_s_table_and_head_learn_and_accumulation_changes_nothing(tmp_path) -> None:
@@ -210,10 +221,10 @@ TEXTS = ["bin blue at f two now", "lay red by a nine please", "a", "set white in
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-@pytest.mark.parametrize("n", [2, 4])
-def test_a_batch_draws_what_its_texts_draw_alone(n: int, guidance: float) -> None:
+@pytest.mark.parametrize(("n", "pattern"), [(2, "delay"), (4, "delay"), (3, "parallel")])
+def test_a_batch_draws_what_its_texts_draw_alone(n: int, pattern: str, guidance: float) -> None:
     """Rows that end at different steps, by themselves, by their budget and in a loop; all their codes are whole."""
-    speech_lm = grown(n)
+    speech_lm = grown(n, pattern=pattern)
     settings = SynthesizeSettings(
         temperature=1.5, top_k=9, top_p=0.95, min_seconds=0.2, seconds_per_character=0.04, guidance=guidance, loop_s=1.0
     )
@@ -226,9 +237,9 @@ def test_a_batch_draws_what_its_texts_draw_alone(n: int, guidance: float) -> Non
     assert {output.finish_reason for output in many} > {"stop"} or guidance > 1
 
 
-@pytest.mark.parametrize("n", [2, 3, 4])
-def test_a_stream_gives_the_same_codes(n: int) -> None:
-    speech_lm = grown(n)
+@pytest.mark.parametrize(("n", "pattern"), [(2, "delay"), (3, "delay"), (4, "delay"), (4, "parallel")])
+def test_a_stream_gives_the_same_codes(n: int, pattern: str) -> None:
+    speech_lm = grown(n, pattern=pattern)
     settings = SynthesizeSettings(temperature=1.0)
     task = get_task("tts")
     for text, most in zip(TEXTS, (0.9, 0.08, 2.0, 0.5, 0.16), strict=True):
@@ -245,7 +256,7 @@ def test_a_stream_gives_the_same_codes(n: int) -> None:
 def test_a_frame_is_a_step_of_the_llm(n: int) -> None:
     """Where `flatten` takes as many as there are books."""
     steps = {}
-    for pattern in ("flatten", "delay"):
+    for pattern in ("flatten", "delay", "parallel"):
         speech_lm, calls = grown(n, pattern=pattern), []
         speech_lm.model.get_decoder().register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         vocabulary = speech_lm.vocabulary
@@ -253,7 +264,7 @@ def test_a_frame_is_a_step_of_the_llm(n: int) -> None:
         (output,) = generate_speech(speech_lm, get_task("tts"), [one], [SpeechLimits(0.8, 0.8)], GREEDY)
         steps[pattern], frames = len(calls), output.codes.shape[1]
         assert frames == 10
-    assert steps == {"flatten": 10 * n + 1, "delay": 10 + max(1, n - 1)}
+    assert steps == {"flatten": 10 * n + 1, "delay": 10 + max(1, n - 1), "parallel": 10 + 1}
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama"])
@@ -363,9 +374,10 @@ def test_from_finetune_to_predictions_and_an_export(tmp_path, monkeypatch, lora:
 
 
 @pytest.mark.parametrize("settings", [{"fsdp": "full_shard"}, {"deepspeed": "deepspeed-zero2"}])
-def test_engines_that_shard_are_refused(settings) -> None:
-    with pytest.raises(TrainingError, match=f"training.{next(iter(settings))}.*torchrun alone"):
-        check_delay("delay", TrainingConfig(**settings))
+@pytest.mark.parametrize("pattern", ["delay", "parallel"])
+def test_engines_that_shard_are_refused(settings, pattern: str) -> None:
+    with pytest.raises(TrainingError, match=f"training.{next(iter(settings))}.*{pattern}.*torchrun alone"):
+        check_delay(pattern, TrainingConfig(**settings))
     check_delay("flatten", TrainingConfig(**settings))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import exit_codes, slm, start
+from safetensors.torch import load_file
 from slm_tiny import save_llm, write_corpus
 from transformers import AutoModelForCausalLM
 
@@ -75,15 +76,45 @@ def single_process(tmp_path: Path, *overrides: str) -> list[float]:
     return figures(tmp_path / "single")
 
 
-def test_two_processes_give_the_single_losses(tmp_path) -> None:
-    words = ["finetune", "--debug", *arguments(tmp_path, "double")]
-    processes = start(slm, *words, log=tmp_path / "log", world=2)
-    single = single_process(tmp_path)
+BESIDE = {
+    "answers": [],
+    "delay": ["n_codebooks=2", "pattern=delay"],
+    "multi-token": ["training.multi_token.tokens=3"],
+}
+
+
+def in_two_processes(tmp_path: Path, name: str, *overrides: str) -> None:
+    processes = start(slm, "finetune", "--debug", *arguments(tmp_path, name, *overrides), log=tmp_path / "log", world=2)
     assert exit_codes(processes) == [0, 0], (tmp_path / "log").read_text()[-4000:]
-    assert figures(tmp_path / "double") == pytest.approx(single, abs=1e-4)
-    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name / "model") for name in ("single", "double"))
-    for a, b in zip(one.parameters(), two.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def beside(run: Path) -> list[float]:
+    """The losses of further books or tokens at each evaluation."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    names = sorted({key for row in rows for key in row if "_book_" in key or "_token_" in key})
+    return [row[name] for row in rows for name in names if name in row]
+
+
+def same_model(tmp_path: Path, name: str, other: str) -> bool:
+    """Whether two runs ended in the same weights, those beside the LLM's too, up to rounding."""
+    files = {file.name for file in (tmp_path / name / "model").glob("*.safetensors")}
+    assert files == {file.name for file in (tmp_path / other / "model").glob("*.safetensors")}
+    for file in files:
+        one, two = (load_file(tmp_path / run / "model" / file) for run in (name, other))
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, atol=1e-4, rtol=1e-3)
+    return True
+
+
+@pytest.mark.parametrize("extra", BESIDE.values(), ids=BESIDE)
+def test_two_processes_give_the_single_losses(tmp_path, extra: list[str]) -> None:
+    """With micro-batches of plain text, which has neither further books nor tokens: processes wait for them too."""
+    (tmp_path / "texts").write_text("".join(f"bin blue at {n}\n" for n in range(100)))
+    extra = [*extra, f"replay.path={tmp_path / 'texts'}", "replay.weight=3", "training.tokens_per_step=160"]
+    in_two_processes(tmp_path, "double", *extra)
+    assert figures(tmp_path / "double") == pytest.approx(single_process(tmp_path, *extra), abs=1e-4)
+    assert beside(tmp_path / "double") == pytest.approx(beside(tmp_path / "single"), abs=1e-4)
+    assert same_model(tmp_path, "single", "double")
 
 
 SPREAD = {

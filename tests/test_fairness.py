@@ -262,3 +262,17 @@ def test_the_table_has_each_quantity_with_its_share() -> None:
     assert table.lines[0] == ["25hz", "100", "2,000", "50", "1e+12", "40.0", "1.00"]
     assert table.lines[1] == ["12.5hz", "100 (1.00x)", "2,000 (1.00x)", "100 (2.00x)", "5e+11 (0.50x)", "20.0", "2.00"]
     assert "as many tokens as that of 25hz" in table.note.replace("sees ", "")
+
+
+def test_a_cell_without_a_fine_tuning_trains_as_its_stages_say(tmp_path: Path, trained) -> None:
+    cells = [Cell("a", []), Cell("b", ["evaluate.source=none"], ["codes", "evaluate"])]
+    config = comparison(tmp_path, "tokens", cells=cells)
+    assert compare.plan(config)["fairness"]["as many tokens as a"]["b"] == "as configured: it has no `finetune`"
+    config.only = ["b"]
+    compare.run(config)
+    assert trained == []
+    config.only = None
+    compare.run(config)
+    assert trained == [("a", 6)] and [one.cell for one in load_results(tmp_path / "runs").budgets] == ["a"]
+    with pytest.raises(ConfigError, match="fairness: cell b needs one `finetune` stage of its own, and has none"):
+        compare.plan(comparison(tmp_path, "tokens", cells=cells[::-1]))

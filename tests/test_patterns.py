@@ -15,7 +15,7 @@ from recipes.config import ConfigError, load_config
 from recipes.finetuning.pattern_costs import pattern_costs
 from slm import patterns
 from slm.modeling import describe_llm, load_llm
-from slm.patterns import EMPTY, Delayed, Interleaved, PatternError, resolve_pattern
+from slm.patterns import EMPTY, LATE, PATTERNS, Delayed, Interleaved, PatternError, resolve_pattern
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, example_length, make_example, make_prompt
@@ -39,7 +39,7 @@ def test_the_docstring_s_layouts() -> None:
 def test_a_layout_is_undone_exactly(n: int, frames: int) -> None:
     """Of any number of codebooks and frames, more codebooks than frames too."""
     codes = np.random.default_rng(n).integers(0, 100, (n, frames))
-    for pattern in [Interleaved(n), *([Delayed(n)] if n > 1 else [])]:
+    for pattern in [Interleaved(n), *([Delayed(n), Delayed(n, late=0)] if n > 1 else [])]:
         grid = pattern.apply(codes)
         assert grid.shape == (pattern.positions(frames), pattern.n_streams)
         assert np.array_equal(pattern.undo(grid), codes)
@@ -71,6 +71,7 @@ def test_of_a_part_of_the_positions_whole_frames_come_back() -> None:
         ("semantic", 2, "n_codebooks=1"),
         ("flatten", 1, "n_codebooks=2"),
         ("delay", 1, "semantic"),
+        ("parallel", 1, "semantic"),
         ("coarse", 2, "auto"),
     ],
 )
@@ -86,10 +87,11 @@ def test_auto_is_what_there_was_before() -> None:
         assert vocabulary_of(n, name)[1] == before and before.pattern.name == name
 
 
+@pytest.mark.parametrize("late", [0, 1])
 @pytest.mark.parametrize("n", [2, 3, 4])
-def test_ids_of_delayed_codes_are_undone_exactly(n: int) -> None:
+def test_ids_of_codes_side_by_side_are_undone_exactly(n: int, late: int) -> None:
     """Book 0's are the LLM's rows, the same as with `semantic`; where it is over, its end stands."""
-    tokenizer, vocabulary = vocabulary_of(n, sizes=(CODES, 7, 5, 9))
+    tokenizer, vocabulary = vocabulary_of(n, ("parallel", "delay")[late], sizes=(CODES, 7, 5, 9))
     assert vocabulary.book_sizes == (CODES, 7, 5, 9)[:n] and vocabulary.size == len(tokenizer)
     assert vocabulary.new_ids == vocabulary_of(1, "semantic")[1].new_ids
     rng = np.random.default_rng(0)
@@ -97,7 +99,7 @@ def test_ids_of_delayed_codes_are_undone_exactly(n: int) -> None:
         codes = np.stack([rng.integers(0, size, frames) for size in vocabulary.book_sizes])
         grid = vocabulary.ids_from_codes(codes)
         assert np.array_equal(grid[:frames, 0], vocabulary.offsets[0] + codes[0])
-        assert (grid[frames:, 0] == vocabulary.speech_end_id).all() and len(grid) == frames + n - 1
+        assert (grid[frames:, 0] == vocabulary.speech_end_id).all() and len(grid) == frames + late * (n - 1)
         assert np.array_equal(vocabulary.codes_from_ids(grid[:frames, 0], grid[:, 1:]), codes)
         # Of an answer that goes on: the frames all of whose books have come.
         part = vocabulary.codes_from_ids(grid[:-1, 0], grid[:-1, 1:])
@@ -106,27 +108,29 @@ def test_ids_of_delayed_codes_are_undone_exactly(n: int) -> None:
         wrong[1, 0] = 7
         with pytest.raises(VocabularyError, match="outside its codebook"):
             vocabulary.ids_from_codes(wrong)
-    assert len(vocabulary.speech(codes)) == vocabulary.speech_length(frames) == 1 + frames + n - 1
+    speech = vocabulary.speech(codes)
+    assert len(speech) == vocabulary.speech_length(frames) == 1 + frames + (n - 1 if late else 1)
+    assert speech[0, 0] == vocabulary.speech_id and speech[-1, 0] == vocabulary.speech_end_id
 
 
 def test_the_folder_names_its_pattern_and_earlier_folders_stay_as_they_were(tmp_path) -> None:
-    for name, n in (("semantic", 1), ("flatten", 3), ("delay", 3)):
+    for name, n in (("semantic", 1), ("flatten", 3), ("delay", 3), ("parallel", 3)):
         tokenizer, vocabulary = vocabulary_of(n, name)
         vocabulary.save(tmp_path)
         loaded = SpeechVocabulary.load(tmp_path, tokenizer)
         assert loaded == vocabulary and loaded.pattern.name == name
         told = json.loads((tmp_path / "speech_vocabulary.json").read_text())
-        if name == "delay":
-            assert told["format"] == FORMAT_3 and told["pattern"] == "delay" and told["further_sizes"] == [CODES] * 2
+        if name in LATE:
+            assert told["format"] == FORMAT_3 and told["pattern"] == name and told["further_sizes"] == [CODES] * 2
         else:
             assert told["format"] == FORMAT and "pattern" not in told and "further_sizes" not in told
-    told["pattern"] = "parallel"
+    told["pattern"] = "coarse-first"
     (tmp_path / "speech_vocabulary.json").write_text(json.dumps(told))
-    with pytest.raises(VocabularyError, match=r"parallel.*knows 'delay'"):
+    with pytest.raises(VocabularyError, match="coarse-first.*knows delay, parallel"):
         SpeechVocabulary.load(tmp_path)
 
 
-@pytest.mark.parametrize("pattern", ["flatten", "delay"])
+@pytest.mark.parametrize("pattern", ["flatten", "delay", "parallel"])
 @pytest.mark.parametrize("task", ["asr", "tts", "continuation"])
 def test_a_length_is_that_of_the_sequence(task: str, pattern: str) -> None:
     tokenizer = tiny_tokenizer()
@@ -140,9 +144,10 @@ def test_a_length_is_that_of_the_sequence(task: str, pattern: str) -> None:
         assert np.array_equal(prompt if pattern == "flatten" else prompt[:, 0], example.input_ids[: len(prompt)])
 
 
-def test_each_code_of_an_answer_is_learnt_once_and_none_of_a_prompt() -> None:
+@pytest.mark.parametrize("late", [0, 1])
+def test_each_code_of_an_answer_is_learnt_once_and_none_of_a_prompt(late: int) -> None:
     n = 4
-    tokenizer, vocabulary = vocabulary_of(n)
+    tokenizer, vocabulary = vocabulary_of(n, ("parallel", "delay")[late])
     (one,) = tokens_of(vocabulary, tokenizer, utterances(1, books=n))
     said, heard = (make_example(vocabulary, get_task(task), one) for task in ("tts", "asr"))
     for book in range(1, n):
@@ -153,10 +158,11 @@ def test_each_code_of_an_answer_is_learnt_once_and_none_of_a_prompt() -> None:
     assert (heard.further_labels == IGNORE).all()
     assert np.array_equal(said.labels[said.labels != IGNORE][:-2], vocabulary.offsets[0] + one.codes[0])
     # The end of book 0 is learnt where it comes; while the others follow, it is given.
-    assert (said.labels == vocabulary.speech_end_id).sum() == 1 < (said.input_ids == vocabulary.speech_end_id).sum()
+    assert (said.labels == vocabulary.speech_end_id).sum() == 1
+    assert (said.input_ids == vocabulary.speech_end_id).sum() == (n - 1 if late else 1)
     first = np.flatnonzero(said.input_ids == vocabulary.speech_id)[0] + 1
     starts = [np.flatnonzero(said.further[:, book] != EMPTY)[0] - first for book in range(n - 1)]
-    assert starts == [1, 2, 3]
+    assert starts == [late * book for book in (1, 2, 3)]
 
 
 def test_packed_rows_hold_the_further_codes_of_their_sequences() -> None:
@@ -191,8 +197,9 @@ def test_what_a_second_costs_by_each_pattern(tmp_path) -> None:
     facts = describe_llm(str(folder))
     _, vocabulary = vocabulary_of(4)
     costs = pattern_costs(facts, vocabulary, [CODES] * 4, "fp32")
-    assert [cost["positions per s"] for cost in costs.values()] == [12.5, 50.0, 12.5]
-    assert [cost["codebooks"] for cost in costs.values()] == [1, 4, 4]
+    assert [cost["positions per s"] for cost in costs.values()] == [12.5, 50.0, 12.5, 12.5]
+    assert [cost["codebooks"] for cost in costs.values()] == [1, 4, 4, 4]
+    assert costs["parallel"] == costs["delay"]
     model, _, _ = load_llm(str(folder))
     cache = model(input_ids=torch.arange(25)[None], use_cache=True).past_key_values
     held = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers) * 4
@@ -212,7 +219,7 @@ def test_a_plan_shows_the_patterns_side_by_side(tmp_path) -> None:
     write_corpus(tmp_path / "codes")
     own = [f"run_dir={tmp_path / 'run'}", f"model={tmp_path / 'llm'}", f"corpus={tmp_path / 'codes'}", "device=cpu"]
     plan = finetune.plan(load_config(finetune.Config, None, own))
-    assert plan["pattern"] == "semantic" and list(plan["patterns"]) == ["semantic", "flatten", "delay"]
+    assert plan["pattern"] == "semantic" and list(plan["patterns"]) == list(PATTERNS)
     delayed = finetune.plan(load_config(finetune.Config, None, [*own, "n_codebooks=2", "pattern=delay"]))
     assert delayed["pattern"] == "delay" and delayed["patterns"] == plan["patterns"]
     assert delayed["trainable parameters"] == plan["trainable parameters"] + 2 * CODES * 32

@@ -19,7 +19,7 @@ from eval.speech.quality import QualitySummary
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes import cli
-from recipes.commands import compare, quickstart
+from recipes.commands import compare, quickstart, transcribe
 from recipes.config import ConfigError, load_config
 from recipes.runs.pipeline import PipelineConfig, Stage, StageError, describe, make_steps, refuse_stale, run_steps
 from recipes.runs.run_folder import RunFolder
@@ -155,6 +155,19 @@ def test_everything_is_checked_before_anything_runs(tmp_path, stages, message):
     with pytest.raises(ConfigError, match=message):
         make_steps(PipelineConfig(run_dir=str(tmp_path), stages=stages))
     assert not RAN
+
+
+def test_generate_is_known_again_as_the_command_that_it_runs_as(tmp_path):
+    """The folder of `slm generate task=st` keeps the configuration of `slm transcribe`."""
+    stages = [Stage("generate", set=["task=st", "model=embedded-slm-12.5hz", "corpus=runs/codes"])]
+    (step,) = make_steps(PipelineConfig(run_dir=str(tmp_path), stages=stages))
+    assert step.recipe is transcribe and step.config == transcribe.Config(
+        run_dir=str(tmp_path / "generate"), task="st", model="embedded-slm-12.5hz", corpus="runs/codes"
+    )
+    step.folder.start(step.config)
+    step.folder.mark_complete()
+    step.folder.check(step.config)
+    assert step.folder.done(step.config)
 
 
 def test_a_pipeline_s_own_mistakes_are_named():

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.report.answer import answers
-from eval.report.page import DIFFERENCE, NARROW_COLUMNS, caption_of, columns_of, groups_of, label_of, lengths_of
+from eval.report.overview import overview_table
+from eval.report.page import (
+    DIFFERENCE,
+    NARROW_COLUMNS,
+    caption_of,
+    columns_of,
+    groups_of,
+    label_of,
+    lengths_of,
+    skips_in,
+)
 from eval.report.tables import measure_tables
 from eval.schema import Results
 
@@ -22,6 +32,9 @@ _NOTE = (
 def results_markdown(results: Results) -> str:
     """Every table of the report: the scores of each judge and test set, the codes, the audio's quality."""
     text = [f"# {results.title}", "", *(line for answer in answers(results) for line in (answer, "")), _NOTE, ""]
+    if (overview := overview_table(results)) is not None:
+        text += [f"## {overview.title}", "", overview.note, ""]
+        text += _table(overview.headings, overview.lines, overview.names)
     for group in groups_of(results.rows):
         columns = columns_of(group, NARROW_COLUMNS)
         lines = []
@@ -33,9 +46,11 @@ def results_markdown(results: Results) -> str:
             headings, lines = headings[:-1], [line[:-1] for line in lines]
         text += [f"## {caption_of(group)}", "", f"Judge: {_judge(group.protocol.judge)}.", ""]
         text += _table(headings, lines, names=1)
-        if (by_length := lengths_of(group, results)) is not None:
-            text += [f"### {by_length.title}", "", by_length.note, ""]
-            text += _table(by_length.headings, by_length.lines, by_length.names)
+        text += [line for note in group.notes for line in (note, "")]
+        for more in (lengths_of(group, results), skips_in(group)):
+            if more is not None:
+                text += [f"### {more.title}", "", more.note, ""]
+                text += _table(more.headings, more.lines, more.names)
     for measures in measure_tables(results):
         text += [f"## {measures.title}", "", measures.note, ""]
         text += _table(measures.headings, measures.lines, measures.names)

@@ -23,10 +23,13 @@ from eval.report.answer import answers
 from eval.report.contrasts import COLUMNS, EXPLANATION, blocks, p_text
 from eval.report.errors import error_tables, worst_utterances
 from eval.report.lengths import length_table
+from eval.report.overview import overview_table
 from eval.report.plots import book_use_figure, contrast_figure, rate_figure, svg_of, wer_figure
+from eval.report.shared import rows_once, shared_notes, summaries_once
+from eval.report.skips import skip_table
 from eval.report.tables import MeasureTable, fitting, measure_tables
 from eval.report.trainings import DARK, LIGHT, curve_figures, differences_table, trainings_table
-from eval.schema import Results, Row, Sample, is_task, system_name, systems_of
+from eval.schema import Clip, Results, Row, Sample, is_task, system_name, systems_of
 from eval.stats import FEW
 from eval.text.wer import OFFICIAL
 
@@ -42,6 +45,7 @@ __all__ = [
     "groups_of",
     "label_of",
     "lengths_of",
+    "skips_in",
     "write_report",
 ]
 
@@ -57,11 +61,16 @@ _WORST = 10  # utterances listed for each row
 
 @dataclass
 class Group:
-    """Rows of one protocol; ``beside`` are rows of another protocol on the same test set, shown for orientation."""
+    """Rows of one protocol; ``beside`` are rows of another protocol on the same test set, shown for orientation.
+
+    ``rows`` hold what a tokenizer makes once where several cells have it, as ``notes`` say; ``each`` are every cell's.
+    """
 
     protocol: Protocol
     rows: list[Row]
     beside: list[Row] = field(default_factory=list)
+    each: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def heading(self) -> str:
@@ -91,7 +100,8 @@ def groups_of(rows: Sequence[Row]) -> list[Group]:
     tasks = ["speech", *systems_of({group.protocol.task for group in by_key.values()} - {"speech"})]
     groups = sorted(by_key.values(), key=lambda group: tasks.index(group.protocol.task))
     for group in groups:
-        group.rows = _ordered(group.rows)
+        group.each = _ordered(group.rows)
+        group.rows, group.notes = _ordered(rows_once(group.each)), shared_notes(group.each)
         if group.protocol.task != "speech":
             # What a judge hears in the recordings and in the codes is where the SLM's own loss begins.
             same = [g for g in groups if g.protocol.task == "speech" and _same_test(g.protocol, group.protocol)]
@@ -228,6 +238,8 @@ def format_table(results: Results, width: int = 110) -> str:
             cells = (Text(texts[number]) for texts in columns.values())
             table.add_row(Text(name), *cells, end_section=number == len(group.rows) - 1)
         console.print(table)
+        for note in group.notes:
+            console.print(Text(note))
         against: dict[str, list[str]] = {}
         for name, row, own in lines:
             if own and row.difference:
@@ -236,9 +248,11 @@ def format_table(results: Results, width: int = 110) -> str:
             console.print(Text(f"{DIFFERENCE} against {other}" + (f": {', '.join(of)}" if len(against) > 1 else "")))
         if against:
             console.print()
-        if (by_length := lengths_of(group, results)) is not None:
-            _print_table(console, by_length, width)
-    for measures in measure_tables(results, briefly=True):
+        for more in (lengths_of(group, results), skips_in(group)):
+            if more is not None:
+                _print_table(console, more, width)
+    overview = overview_table(results)
+    for measures in [*measure_tables(results, briefly=True), *([overview] if overview else [])]:
         _print_table(console, measures, width)
     for block in blocks(results.contrasts, each=False):
         console.print(Text(f"{block['name']} (a: {block['a']}; b: {block['b']}): {block['scope']}"))
@@ -319,7 +333,7 @@ def _intervals(group: Group) -> list[str]:
 def _frame_rate_table(group: Group) -> dict[str, Any] | None:
     """WER of each system at each frame rate and by each method, where there are several rates."""
     cells: dict[tuple[float, str], dict[str, list[Row]]] = {}
-    for row in group.rows:
+    for row in group.each:
         if row.frame_rate_hz is not None:
             at = cells.setdefault((row.frame_rate_hz, row.method), {})
             at.setdefault(row.system, []).append(row)
@@ -357,21 +371,36 @@ def lengths_of(group: Group, results: Results) -> MeasureTable | None:
     return length_table(group.rows, [label_of(row, group.rows) for row in group.rows], results.text_lengths)
 
 
+def skips_in(group: Group) -> MeasureTable | None:
+    """What went wrong in a group's speech, where something was spoken from text."""
+    return skip_table(group.rows, [label_of(row, group.rows) for row in group.rows])
+
+
 def _players(samples: Sequence[Sample], folder: Path) -> list[dict[str, Any]]:
-    """Samples with their audio inlined as data URIs."""
+    """Samples with their audio inlined as data URIs; a sound that several cells have in common once."""
     shown = []
     for sample in samples:
-        clips = []
+        uris = {id(clip): _audio_uri(folder / clip.audio) for clip in sample.clips}  # an absolute path stays what it is
+        same: dict[tuple[str, str], list[Clip]] = {}
         for clip in sample.clips:
-            path = folder / clip.audio  # an absolute path stays what it is
-            media_type = _MEDIA_TYPES.get(path.suffix.lower())
-            if media_type is None:
-                raise ValueError(f"{path}: browsers play {', '.join(_MEDIA_TYPES)}; write the clip as one of these")
-            data = base64.b64encode(path.read_bytes()).decode()
-            label = f"{clip.cell}: {clip.label}" if clip.cell else clip.label
-            clips.append({"label": label, "heard": clip.heard, "uri": f"data:{media_type};base64,{data}"})
+            same.setdefault((clip.label, uris[id(clip)]), []).append(clip)
+        clips = [{"label": _clip_label(some), "heard": some[0].heard, "uri": uri} for (_, uri), some in same.items()]
         shown.append({"id": sample.id, "text": sample.text, "clips": clips})
     return shown
+
+
+def _audio_uri(path: Path) -> str:
+    media_type = _MEDIA_TYPES.get(path.suffix.lower())
+    if media_type is None:
+        raise ValueError(f"{path}: browsers play {', '.join(_MEDIA_TYPES)}; write the clip as one of these")
+    return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _clip_label(clips: Sequence[Clip]) -> str:
+    """``CELL: label``; of several cells the first, and how many more."""
+    first, more = clips[0], len(clips) - 1
+    cell = f"{first.cell} and {more} more" if more else first.cell
+    return f"{cell}: {first.label}" if first.cell else first.label
 
 
 def _lines(value: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -413,8 +442,9 @@ def write_report(results: Results, folder: Path | str) -> Path:
                 "caption": caption_of(group),
                 "frame_rates": _frame_rate_table(group),
                 "lengths": lengths_of(group, results),
+                "skips": skips_in(group),
                 "bars": _safe(wer_figure(group.rows, labels, f"wer{number}")),
-                "curve": _safe(svg_of(rate_figure(group.rows), f"rate{number}", RATE_TITLE)),
+                "curve": _safe(svg_of(rate_figure(group.each), f"rate{number}", RATE_TITLE)),
                 "worst": [
                     (label, worst_utterances(row.utterances, _WORST), error_tables(row))
                     for label, row in zip(labels, group.rows, strict=True)
@@ -427,8 +457,9 @@ def write_report(results: Results, folder: Path | str) -> Path:
         groups=groups,
         test_sets=list({group["group"].protocol.test_set: None for group in groups}),
         judges=list(dict.fromkeys(g["group"].protocol.judge["name"] for g in groups if g["group"].protocol.judge)),
-        book_use=_safe(book_use_figure(most_frames(results.codes), "books")),
+        book_use=_safe(book_use_figure(most_frames(summaries_once(results.codes)), "books")),
         answers=answers(results),
+        overview=overview_table(results),
         contrasts=blocks(results.contrasts),
         contrast_columns=COLUMNS,
         contrast_note=EXPLANATION,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from eval.codes import CodeStatistics, most_frames
+from eval.report.shared import summaries_once
 from eval.schema import SYSTEMS, Results, Row
 from eval.speech.measures.registry import Column, columns_of, explanation_of
 from eval.speech.quality import QualitySummary
@@ -195,6 +196,7 @@ def measure_tables(results: Results, briefly: bool = False) -> list[MeasureTable
     """Those of the tables that have a line; ``briefly`` with each tokenizer's largest set of codes alone."""
     translated = [row for row in results.rows if row.translation is not None]
     tables = [translation_table(translated)] if translated else []
-    tables += [code_table(most_frames(results.codes) if briefly else results.codes)] if results.codes else []
-    tables += [quality_table(results.quality)] if results.quality else []
+    codes = summaries_once(results.codes)
+    tables += [code_table(most_frames(codes) if briefly else codes)] if codes else []
+    tables += [quality_table(summaries_once(results.quality))] if results.quality else []
     return tables + ([budget_table(results.budgets)] if results.budgets else [])

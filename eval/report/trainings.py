@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from eval.report.plots import PAGE_GRID, PAGE_TEXT, page_figure, svg_of
 from eval.report.tables import MeasureTable
-from eval.trainings import Configuration, Curve, differing_keys, group_names
+from eval.trainings import Configuration, Curve, differing_keys, group_names, runs_stage
 
 __all__ = ["DARK", "LIGHT", "curve_figures", "differences_table", "trainings_table"]
 
@@ -143,13 +143,18 @@ def differences_table(configurations: Sequence[Configuration]) -> MeasureTable |
     if len(configurations) < 2:
         return None
     keys = differing_keys(configurations)
-    lines = [[key, *(one.values.get(key, "(absent)") for one in configurations)] for key in keys]
+    lines = [[key, *(_setting(one, key) for one in configurations)] for key in keys]
     return MeasureTable(
         title="What differs",
         note=f"{len(keys)} of {len(dict.fromkeys(k for one in configurations for k in one.values))} settings; the "
-        "others are the same in all. Of several seeds each value; a folder of an earlier stage stands as ${stage}.",
+        "others are the same in all that run their stage (\u2013: it does not). Of several seeds each value; a folder "
+        "of an earlier stage stands as ${stage}.",
         headings=["setting", *(one.name for one in configurations)],
         lines=lines,
         names=1 + len(configurations),
         narrow=[],
     )
+
+
+def _setting(configuration: Configuration, key: str) -> str:
+    return configuration.values.get(key, "(absent)" if runs_stage(configuration, key) else "\u2013")

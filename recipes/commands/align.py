@@ -27,10 +27,10 @@ from eval.judges.sphinx_aligner import SphinxAligner
 from eval.speech.alignment import AlignmentError, word_frames
 from recipes.config import ConfigError
 from recipes.runs.embedded import resolve
-from recipes.runs.files import disk_errors, text_lines
+from recipes.runs.files import disk_errors
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device
-from recipes.runs.manifests import manifest_row, write_manifest
+from recipes.runs.manifests import kept_rows, manifest_row, write_manifest
 from recipes.runs.progress import Progress
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from slm.corpus import CodedCorpus
@@ -103,7 +103,7 @@ def run(config: Config) -> Path:
     utterances = _utterances(config)
     n_frames, frame_rate = _coded(config)
     parts = folder.checkpoints / "rows.jsonl"
-    done = _kept(parts)
+    done = kept_rows(parts)
     progress = Progress("align", len(utterances), len(done))
     aligner = _load(config, utterances) if len(done) < len(utterances) else None
     with disk_errors(parts), parts.open("a", encoding="utf-8") as stream:
@@ -195,20 +195,6 @@ def _word_frames(row: dict[str, Any], n_frames: dict[str, int], frame_rate: floa
     if row["id"] not in n_frames:
         raise AlignmentError("the coded corpus has no utterance of this id")
     return word_frames([(word["start"], word["end"]) for word in row["words"]], frame_rate, n_frames[row["id"]])
-
-
-def _kept(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows of an earlier start by id; a last line that a kill tore is dropped from the file."""
-    rows = {}
-    for line in text_lines(path) if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        rows[row["id"]] = row
-    if path.is_file():
-        write_manifest(path, list(rows.values()))
-    return rows
 
 
 def _draw(audio: np.ndarray, rate: int, row: dict[str, Any], path: Path) -> None:

@@ -1,11 +1,12 @@
 """``slm compare``: the cells of one YAML (frame rates, tokenizers) through the same stages, into one table.
 
 A cell is a name and what it sets; `axes` make a matrix of them (rates x methods x seeds), of which stages that do the
-same in several cells run once. Stages marked ``shared`` (the teacher, the text LM) run once; the others once per
-cell, in ``run_dir/<cell>/``. A comparison that was cut off goes on; a cell added later runs alone; ``only`` runs some
-cells now. A cell that fails is named in the table, and the others go on. The table holds every cell that is complete,
-and ``contrasts`` compares groups of them, such as the seeds of one method with those of another. A cell's method and
-seed follow from what it sets; it may state them as well.
+same in several cells run once. A cell whose system is made by other commands names the ``stages`` that it runs.
+Stages marked ``shared`` (the teacher, the text LM) run once; the others once per cell, in ``run_dir/<cell>/``. A
+comparison that was cut off goes on; a cell added later runs alone; ``only`` runs some cells now. A cell that fails is
+named in the table, and the others go on. The table holds every cell that is complete, and ``contrasts`` compares groups
+of them, such as the seeds of one method with those of another. A cell's method and seed follow from what it sets; it
+may state them as well.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ from recipes.runs.pipeline import (
     results_folders,
     run_steps,
     set_aside_from,
+    stage_override,
 )
 from recipes.runs.run_folder import ADJUSTABLE, COMPLETE_FILE, RunFolder
 from recipes.scoring import fairness
-from recipes.scoring.cells import Axis, Cell, Identity, cells_of, identify
+from recipes.scoring.cells import Axis, Cell, Identity, cells_of, check_stages, identify
 from recipes.scoring.trainings import configurations_of, curves_of
 
 # What does not depend on the cell: kept once in the table.
@@ -115,6 +117,9 @@ class Config(PipelineConfig):
             raise ValueError("cells: give at least one, each with a name of its own")
         if clash := set(names) & {stage.name for stage in self.stages}:
             raise ValueError(f"cells: {', '.join(sorted(clash))} is a stage's name too; rename the cell")
+        check_stages(self.cells, [stage.name for stage in self.stages])
+        for item in [item for axis in self.axes for name in axis.values for item in axis.value(name).set]:
+            stage_override(item, [stage.name for stage in self.stages])  # also of what a cell leaves out
         if unknown := set(self.only or ()) - set(names):
             raise ValueError(f"only: no cell is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
 
@@ -154,19 +159,25 @@ def make_cells(config: Config, budgets: Mapping[str, Budget] | None = None) -> d
     Raises:
         ConfigError: one is wrong, or an embedded model is missing.
     """
-    owners = {} if config.axes else None  # comparisons without axes were begun with a folder for each cell
-    steps = {cell.name: make_steps(config, cell.name, cell.set, owners) for cell in config.cells}
+    steps = _steps_of(config, {})
     if config.fairness is not None:
         if budgets is None:
-            budgets = fairness.saved_budgets(config.run_dir, steps, config.fairness)
-        more = {cell: fairness.override_of(steps[cell], budget) for cell, budget in budgets.items()}
-        owners = {} if config.axes else None
-        steps = {c.name: make_steps(config, c.name, [*c.set, *more.get(c.name, [])], owners) for c in config.cells}
+            budgets = fairness.saved_budgets(config.run_dir, fairness.trained_cells(steps), config.fairness)
+        steps = _steps_of(config, {cell: fairness.override_of(steps[cell], budgets[cell]) for cell in budgets})
     if not any(results_folders(some) for some in steps.values()):
         raise ConfigError("stages: none is an `evaluate`, so there would be nothing to compare")
     chosen = [step for cell, some in steps.items() if config.runs(cell) for step in some]
     check_embedded(step.config for step in chosen if not step.folder.done(step.config))
     return steps
+
+
+def _steps_of(config: Config, more: Mapping[str, list[str]]) -> dict[str, list[Step]]:
+    """Every cell's stages, with what else each sets, cell -> ``STAGE.key=value``."""
+    owners = {} if config.axes else None  # comparisons without axes were begun with a folder for each cell
+    return {
+        cell.name: make_steps(config, cell.name, [*cell.set, *more.get(cell.name, [])], owners, cell.stages)
+        for cell in config.cells
+    }
 
 
 def plan(config: Config) -> dict[str, object]:
@@ -189,10 +200,12 @@ def plan(config: Config) -> dict[str, object]:
 def plan_budgets(config: Config) -> tuple[dict[str, Budget], dict[str, object]]:
     """The budgets that can be known now, and a plan's lines on all of them; nothing is run or kept."""
     cells = make_cells(config, {})
-    ready = [cell for cell, steps in cells.items() if _has_codes(steps, cell)]
-    reference = next(iter(cells))
-    budgets = fairness.find_budgets(cells, ready, config.fairness) if reference in ready else {}
-    waits = dict.fromkeys(cells, "follows from codes that are not made yet")
+    trained = fairness.trained_cells(cells)
+    ready = [cell for cell, steps in trained.items() if _has_codes(steps, cell)]
+    reference = next(iter(trained))
+    budgets = fairness.find_budgets(trained, ready, config.fairness) if reference in ready else {}
+    waits = dict.fromkeys(cells, "as configured: it has no `finetune`")
+    waits |= dict.fromkeys(trained, "follows from codes that are not made yet")
     waits[reference] = "as configured; its codes are not made yet"
     lines = {cell: fairness.budget_text(budgets[cell]) if cell in budgets else waits[cell] for cell in cells}
     return budgets, {f"as many {config.fairness} as {reference}": lines}
@@ -259,10 +272,10 @@ def with_budgets(config: Config, cells: dict[str, list[Step]]) -> tuple[dict[str
     Raises:
         ConfigError: the reference's corpus cannot be made, without which no cell has a budget.
     """
-    plain, reference = make_cells(config, {}), next(iter(cells))
-    chosen = [cell for cell in cells if config.runs(cell)]
+    plain, reference = fairness.trained_cells(make_cells(config, {})), next(iter(cells))
+    chosen = [cell for cell in plain if config.runs(cell)]
     kept = fairness.saved_budgets(config.run_dir, plain, config.fairness)
-    if all(cell in kept and _has_codes(plain[cell], cell) for cell in [reference, *chosen]):
+    if not chosen or all(cell in kept and _has_codes(plain[cell], cell) for cell in [reference, *chosen]):
         return cells, {}
     early = {cell: fairness.before_training(cells[cell], cell) for cell in dict.fromkeys([reference, *chosen])}
     _, failed = run_cells(early)
@@ -351,11 +364,13 @@ def gather(cells: dict[str, list[Step]], config: Config, failed: Mapping[str, st
     }
     results = merge_results(list(parts.values()), config.title)
     results.notes += notes
+    results.without = {cell.name: cell.without for cell in config.cells if cell.name in found and cell.without}
     if config.text_lengths:
         results.text_lengths = in_order(config.text_lengths)
     _add_trainings(results, {cell: cells[cell] for cell in found}, about)
     if config.fairness is not None:
-        budgets = fairness.saved_budgets(config.run_dir, make_cells(config, {}), config.fairness)
+        plain = fairness.trained_cells(make_cells(config, {}))
+        budgets = fairness.saved_budgets(config.run_dir, plain, config.fairness)
         results.budgets = [budget for cell, budget in budgets.items() if cell in found]
     for contrast in config.contrasts:
         a, b = (contrast.group(patterns, parts) for patterns in (contrast.a, contrast.b))

@@ -324,8 +324,9 @@ def _rounded(name: str, value: torch.Tensor, dtype: str, file: Path) -> torch.Te
 
 def _part(name: str, kind: str, file: str) -> str:
     """Which part of a model a tensor belongs to, for the table of sizes."""
-    if file in ("ctc_head", "further_books"):
-        return {"ctc_head": "CTC head", "further_books": "further books"}[file]
+    beside = {"ctc_head": "CTC head", "further_books": "further books", "multi_token_heads": "multi-token heads"}
+    if file in beside:
+        return beside[file]
     pieces = name.removeprefix("model.").split(".")
     if kind in ("slm", "text-lm"):
         known = {"embed_tokens": "embedding", "layers": "layers", "lm_head": "output head"}

@@ -19,6 +19,7 @@ from typing import Any
 
 from eval.text.normalisers import get_normaliser
 from recipes.config import Problems
+from recipes.finetuning.attention_picture import AttentionPicture
 from recipes.finetuning.config import Config
 from recipes.finetuning.data import (
     Corpora,
@@ -28,6 +29,7 @@ from recipes.finetuning.data import (
     make_data,
     make_vocabulary,
     open_corpora,
+    used_tasks,
 )
 from recipes.finetuning.estimates import describe_plan
 from recipes.finetuning.measure import measured_names, word_errors
@@ -49,7 +51,9 @@ from slm.modeling import (
     load_llm,
     save_slm,
 )
-from slm.training.delay import check_delay, delay_objective
+from slm.multi_token import set_multi_token_heads
+from slm.training.attention_reader import AttentionReader, heads_of
+from slm.training.objectives import check_objective, finetuning_objective
 from slm.training.trainer import train
 from slm.vocabulary import SpeechVocabulary
 
@@ -64,13 +68,15 @@ def plan(config: Config) -> dict[str, object]:
     device = attempt(training_device, config.device) or "cpu"
     precision = attempt(resolve_precision, config.precision, device) or "fp32"
     attempt(engine_config, config.training)
-    attempt(check_delay, config.pattern, config.training)
+    attempt(_check_objective, config)
     attempt(get_normaliser, config.normaliser)
     attempt(get_normaliser, config.prompt_normaliser or config.normaliser)
     facts: LLMFacts | None = attempt(describe_llm, config.model, config.training.attention)
     attempt(measured_names, config)
     if facts is not None and config.training.freeze_layers:
         attempt(freeze_lower_layers, facts.skeleton, config.training.freeze_layers)
+    if facts is not None and config.training.alignment:
+        attempt(AttentionReader, facts.skeleton, heads_of(config.training.alignment, facts.skeleton))
     corpora: Corpora | None = attempt(open_corpora, config)
     if corpora is not None:
         for corpus in corpora.opened:
@@ -84,6 +90,11 @@ def plan(config: Config) -> dict[str, object]:
     return describe_plan(config, facts, corpora, data, device, precision)
 
 
+def _check_objective(config: Config) -> None:
+    says_its_prompt = any(task.says_its_prompt for task in used_tasks(config))
+    check_objective(config.training, config.pattern, says_its_prompt)
+
+
 def build_model(config: Config, folder: RunFolder, corpora: Corpora) -> tuple[Any, Any, SpeechVocabulary]:
     """The grown model (with adapters, for LoRA), its text tokenizer and its vocabulary."""
     model, tokenizer, own = load_llm(config.model, config.weights, config.training.attention, config.random_weights)
@@ -92,6 +103,7 @@ def build_model(config: Config, folder: RunFolder, corpora: Corpora) -> tuple[An
         extend_with_speech(model, vocabulary, config.seed, codebooks(config, corpora))
     elif vocabulary.size > own.size:
         extend_with_speech(model, vocabulary, config.seed, first_id=own.size)
+    set_multi_token_heads(model, config.training.multi_token)
     if config.lora is None:
         freeze_other_towers(model)
         if config.training.freeze_layers:
@@ -110,7 +122,7 @@ def run(config: Config) -> Path:
     folder.check(config)
     result = folder.path("model" if config.lora is None or config.lora.merge else "adapter")
     measured_names(config)
-    check_delay(config.pattern, config.training)
+    _check_objective(config)
     corpora = open_corpora(config)
     replayed = [Path(config.replay.path).expanduser()] if config.replay else []
     fingerprint = digest(model_path(config.model), corpora.index_text, *replayed)
@@ -125,6 +137,9 @@ def run(config: Config) -> Path:
     seed_everything(config.seed)
     model, tokenizer, vocabulary = build_model(config, folder, corpora)
     data = make_data(config, corpora, tokenizer, vocabulary, longest_sequence(config, model.config))
+    callbacks = [MetricsCallback(folder.metrics), TrainerProgress("finetune")]
+    if config.training.alignment:
+        callbacks.append(AttentionPicture(config.training.alignment, data, tokenizer, folder.path("plots")))
     started = time.perf_counter()
     trainer = train(
         model,
@@ -136,10 +151,10 @@ def run(config: Config) -> Path:
         device=device,
         precision=resolve_precision(config.precision, device),
         processes=process_count(),
-        callbacks=[MetricsCallback(folder.metrics), TrainerProgress("finetune")],
+        callbacks=callbacks,
         tensorboard=folder.path("tensorboard"),
         measure=word_errors(config, data, tokenizer),
-        objective=delay_objective(vocabulary, config.further_weight),
+        objective=finetuning_objective(vocabulary, config.training, config.further_weight),
     )
     wall = time.perf_counter() - started
     save_result(folder, trainer, data.vocabulary, tokenizer, config.lora, config.weights, config.model)

@@ -121,9 +121,10 @@ def show_opening(config: Config, cells: Mapping[str, Sequence[Step]], chosen: Ch
     scale = chosen.mean_s / config.budget.reference_s if chosen and config.budget.reference_s else None
     table = Table("stage", "what it does", "about", title=escape(config.title), title_justify="left")
     total, known, redone = 0.0, True, False
-    for position, stage in enumerate(config.stages):
+    for stage in config.stages:
         redone |= stage.name == config.redo
-        steps = [some[position] for cell, some in cells.items() if config.runs(cell)][: 1 if stage.shared else None]
+        steps = [step for cell, some in cells.items() if config.runs(cell) for step in some if step.stage is stage]
+        steps = steps[: 1 if stage.shared else None]
         open_steps = [step for step in steps if redone or not step.folder.complete]
         if not open_steps:
             table.add_row(stage.name, what_it_does(steps), "done before" if steps else "")

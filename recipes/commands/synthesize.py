@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +54,8 @@ from recipes.inference.predictions import (
     summary_of,
     write_predictions,
 )
-from recipes.inference.scripts import SINGLE, Request, Script, file_name, write_speech
+from recipes.inference.prosody import check_emphasis, check_prosody, with_prosody
+from recipes.inference.scripts import SINGLE, Request, Script, file_name, joined, write_speech
 from recipes.inference.setup import (
     Setup,
     check_inputs,
@@ -73,9 +75,11 @@ from recipes.runs.logs import log
 from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
-from slm.acoustic.decoding import AcousticDecoding
+from slm.acoustic.pieces import AcousticDecoding
 from slm.generation import SpeechLM, generate_speech
-from slm.modeling import describe_llm
+from slm.modeling import describe_llm, resolve_model
+from slm.multi_token import predicted_tokens
+from slm.prosody import ProsodyControl
 from slm.settings import SpeechLimits, SynthesizeSettings, speech_limits, word_limits
 from slm.tasks import Task, TaskError
 from slm.tasks.continuation import split_codes
@@ -114,8 +118,20 @@ class Config:
     corpus: str | None = field(default=None, metadata={"help": "or a coded corpus: the run_dir of `slm encode`"})
     split: str = field(default="test", metadata={"help": "split of the data source or corpus"})
     limit: int | None = field(default=None, metadata={"help": "only the first N texts"})
+    join: int = field(
+        default=1,
+        metadata={
+            "help": "so many texts of data or corpus in a row are said as one: longer than those of the training, to "
+            "see whether words are lost; what is left over is left out. Such a text is not cut unless max_characters "
+            "is set. `slm evaluate` scores it without data"
+        },
+    )
     tokenizer: str = field(default="", metadata={"help": "speech tokenizer; empty: the one the model was trained with"})
     decoding: SynthesizeSettings = field(default_factory=SynthesizeSettings, metadata={"help": "how codes are drawn"})
+    prosody: ProsodyControl = field(
+        default_factory=ProsodyControl,
+        metadata={"help": "of task=tts-prosody: what is asked beside the prosody that the model writes by itself"},
+    )
     acoustic: str = field(
         default="",
         metadata={"help": "acoustic stage (RUN_DIR/model of `slm train-acoustic`) that fills the codebooks left out"},
@@ -161,6 +177,8 @@ class Config:
         check_inputs(self, "text", "files")
         if len(self.files) > 1 and not self.run_dir:
             raise ValueError("run_dir: needed with several files; that is where their answers go")
+        if self.join < 1 or (self.join > 1 and not (self.data or self.corpus)):
+            raise ValueError(f"join: {self.join} must be at least 1, and above 1 there must be data or corpus")
         if not 0 < self.prompt_share < 1:
             raise ValueError(f"prompt_share: {self.prompt_share:g} must be above 0 and below 1")
         if self.max_characters is not None and self.max_characters < 1:
@@ -174,6 +192,8 @@ class Config:
             raise ValueError(f"{given}: needs {missing} too, such as {example if self.voice else 'voice=speaker.wav'}")
         if self.acoustic and self.stream:
             raise ValueError("stream: not with acoustic, which fills the codebooks of whole sentences")
+        if self.stream and self.decoding.multi_token > 1:
+            raise ValueError("stream: gives a token a pass so far; leave decoding.multi_token at 1")
         if self.stream and (self.run_dir or self.files or self.data or self.corpus or self.decoding.retries):
             raise ValueError("stream: for a single text, without run_dir, files, data, corpus and decoding.retries")
         if self.output and self.run_dir:
@@ -226,6 +246,8 @@ def longest_text(config: Config, vocabulary: SpeechVocabulary) -> int:
     """Characters that are said in one go."""
     if config.max_characters is not None:
         return config.max_characters
+    if config.join > 1:
+        return sys.maxsize
     return vocabulary.trained_on.longest_text if vocabulary.trained_on else UNKNOWN_LONGEST_TEXT
 
 
@@ -246,7 +268,8 @@ def read_scripts(
     language = vocabulary.normaliser_of_prompts.partition(":")[2]
     language = LANGUAGE if language in ("", "any") else language
     scripts: list[Script] = []
-    for script in read_inputs(config, task, vocabulary):
+    found = read_inputs(config, task, vocabulary)
+    for script in joined(found, config.join) if config.join > 1 else found:
         if may_be_cut(task):
             script.parts = cut_text(script.text, normalise, longest, language)
         else:
@@ -257,8 +280,11 @@ def read_scripts(
         if task.prompt_holds_text:
             script.unsayable = unsayable(script.text, normalise, vocabulary, text_tokenizer)
         scripts.append(script)
+    if not scripts:
+        raise ConfigError(f"join: there are fewer than {config.join} texts; lower it")
     if config.text and scripts[0].error:
         raise ConfigError(f"text: {scripts[0].error}")
+    check_emphasis(config.prosody, scripts, normalise)
     if config.strict and (warnings := the_first(f"{s.place}{line}" for s in scripts for line in s.unsayable)):
         head = "the model cannot say all of the text as it is written (without strict it speaks all the same):"
         raise ConfigError("\n  - ".join([head, *warnings]))
@@ -288,12 +314,28 @@ def refuse_files(task: Task) -> None:
     )
 
 
+def refuse_join(task: Task) -> None:
+    """Raises ConfigError: what is more than a text cannot be put together."""
+    if not may_be_cut(task):
+        raise ConfigError(f"join: a prompt of {task.name} holds more than a text; leave join out")
+
+
 def refuse_words(task: Task, config: Config) -> None:
     """Raises ConfigError where a task by word is asked for what it cannot do."""
     if config.decoding.guidance > 1:
         raise ConfigError(f"decoding.guidance: {task.name} gives its words in the answer; leave guidance at 1")
     if config.stream:
         raise ConfigError(f"stream: {task.name} is not streamed; leave stream out")
+
+
+def require_heads(config: Config) -> None:
+    """Raises ConfigError where the model proposes fewer tokens a pass than are asked for."""
+    asked, there = config.decoding.multi_token, predicted_tokens(resolve_model(config.model))
+    if asked > there:
+        raise ConfigError(
+            f"decoding.multi_token: {asked}, and {config.model} predicts {there} a pass; set it to {there}, or train "
+            f"a model with training.multi_token.tokens={asked} (`slm finetune`)"
+        )
 
 
 def prepare(config: Config, with_files: bool = False) -> Setup:
@@ -305,8 +347,14 @@ def prepare(config: Config, with_files: bool = False) -> Setup:
         problems.attempt(refuse_text, setup.task)
     if setup is not None and setup.task.prompt_holds_text and config.files:
         problems.attempt(refuse_files, setup.task)
+    if setup is not None and config.decoding.multi_token > 1:
+        problems.attempt(require_heads, config)
     if setup is not None and setup.task.by_word:
         problems.attempt(refuse_words, setup.task, config)
+    if setup is not None:
+        problems.attempt(check_prosody, setup.task, config.prosody, config.decoding.guidance, config.stream)
+    if setup is not None and config.join > 1:
+        problems.attempt(refuse_join, setup.task)
     if config.acoustic and setup is not None and setup.tokenizer is not None:
         parts = (config, setup.vocabulary, setup.tokenizer, setup.device)
         setup.acoustic = problems.attempt(acoustic_voice, *parts)
@@ -444,6 +492,8 @@ def say_scripts(
     encode_recordings(config, setup, scripts.values())
     encoded = time.perf_counter()
     requests = make_requests(config, setup.task, scripts.values(), speech_lm)
+    if setup.task.answer_holds_prosody:
+        requests = with_prosody(config, requests, speech_lm, setup.task, by_text=not config.run_dir)
     draw(config, setup.task, requests, speech_lm, by_text=not config.run_dir)
     drawn = time.perf_counter()
     for script in scripts.values():

@@ -1,10 +1,12 @@
 """``slm train-acoustic``: a second stage that gives an SLM's semantic codes a voice.
 
-A small bidirectional transformer learns to fill codebooks 1..K-1 from book 0 and the whole codes of another utterance
-of the speaker, by masked prediction (SoundStorm, Borsos et al. 2023). It learns from a coded corpus alone: no audio, no
-text, no tokenizer. Checkpoints and resume as in ``slm finetune``. The result, ``run_dir/model``, is what ``slm
-synthesize acoustic=... voice=...`` and ``slm evaluate acoustic=...`` take; it remembers whose codes it fills and
-refuses others.
+A small bidirectional transformer learns from book 0 and the whole codes of another utterance of the speaker either to
+fill codebooks 1..K-1, by masked prediction (``objective=masked``; SoundStorm, Borsos et al. 2023), or what these add to
+the tokenizer's latents, which its main decoder turns into sound: by flow matching (``flow``; CosyVoice, Du et al.
+2024), by diffusion (``diffusion``; Diff-LM-Speech, Qiang et al. 2023) or as the mean (``regression``). It learns
+from a coded corpus alone, no audio and no text; all but masked read the tokenizer's codebooks too. Checkpoints and
+resume as in ``slm finetune``. The result, ``run_dir/model``, is what ``slm synthesize acoustic=... voice=...`` and
+``slm evaluate acoustic=...`` take; it remembers whose codes it fills and refuses others.
 
 Raises: AcousticError, CorpusError, ConfigError, TrainingError, all ValueErrors that name the key or the file.
 """
@@ -15,19 +17,31 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from recipes.config import ConfigError, Problems
+from recipes.encoding.books import tokenizer_of_corpus
 from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log
 from recipes.runs.machine import is_main_process, process_count, resolve_precision, seed_everything, training_device
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from recipes.scoring.code_use import varied_copies
-from slm.acoustic.configuration import AcousticConfig, AcousticError, AcousticSizes
-from slm.acoustic.evaluation import book_scores, evaluation_items, unigram_scores
-from slm.acoustic.modeling import AcousticModel, new_acoustic_model
-from slm.acoustic.samples import Item, VoicedUtterances
+from slm.acoustic.configuration import (
+    MASKED,
+    AcousticConfig,
+    AcousticError,
+    AcousticSizes,
+    LatentConfig,
+    LatentSettings,
+    Objective,
+)
+from slm.acoustic.latent_model import new_latent_model
+from slm.acoustic.latent_space import LatentSpace, fit_latent_space
+from slm.acoustic.masked_model import new_acoustic_model
+from slm.acoustic.masked_scores import unigram_scores
+from slm.acoustic.samples import Item, VoicedUtterances, evaluation_items
+from slm.acoustic.stages import Stage, kind_of
 from slm.acoustic.training import AcousticTraining, train_acoustic
 from slm.corpus import INDEX_NAME, CodedCorpus, CodedRow
 
@@ -38,8 +52,15 @@ class Config:
 
     run_dir: str = field(default="runs/acoustic", metadata={"help": "run folder; the model goes to run_dir/model"})
     corpus: str = field(default="", metadata={"help": "coded corpus: the run_dir of `slm encode`, of all books"})
-    objective: Literal["masked"] = field(
-        default="masked", metadata={"help": "masked: predict masked codes book by book (SoundStorm)"}
+    objective: Objective = field(
+        default=MASKED,
+        metadata={
+            "help": "masked: predict masked codes book by book (SoundStorm); what the books add to the tokenizer's "
+            "latents: flow (flow matching, CosyVoice), diffusion (Diff-LM-Speech), regression (their mean)"
+        },
+    )
+    latents: LatentSettings = field(
+        default_factory=LatentSettings, metadata={"help": "not masked: what of the latents is predicted"}
     )
     min_prompt_s: float = field(
         default=1.0, metadata={"help": "seconds of the voice at least; a shorter one is refused"}
@@ -51,7 +72,7 @@ class Config:
     valid_limit: int = field(default=300, metadata={"help": "utterances of the valid split that are scored at most"})
     sizes: AcousticSizes = field(default_factory=AcousticSizes, metadata={"help": "sizes of the transformer"})
     training: AcousticTraining = field(default_factory=AcousticTraining, metadata={"help": "steps and rates"})
-    seed: int = field(default=0, metadata={"help": "of weights, order, voices and masks"})
+    seed: int = field(default=0, metadata={"help": "of weights, order, voices, masks and noise"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
     precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16"})
 
@@ -69,11 +90,15 @@ class Config:
 
 @dataclass
 class Data:
-    """What a training learns from and is scored on, and the stage's configuration that follows from the corpus."""
+    """What a training learns from and is scored on, and the stage's configuration that follows from the corpus.
+
+    `space` is None where the stage is trained by masked prediction.
+    """
 
     model: AcousticConfig
     train: VoicedUtterances
     valid: list[Item]
+    space: LatentSpace | None = None
 
 
 def open_corpus(config: Config) -> CodedCorpus:
@@ -86,27 +111,56 @@ def open_corpus(config: Config) -> CodedCorpus:
     return corpus
 
 
-def model_config(config: Config, corpus: CodedCorpus) -> AcousticConfig:
-    """The stage's configuration: the sizes that are asked for, and the codec whose codes the corpus holds."""
+def model_facts(config: Config, corpus: CodedCorpus) -> dict[str, Any]:
+    """What the stage's configuration says: the sizes that are asked for, and the codec whose codes the corpus holds."""
     facts = corpus.metadata
-    return AcousticConfig(
-        codebook_sizes=facts.codebook_sizes,
-        frame_rate=facts.frame_rate,
-        sampling_rate=facts.sampling_rate,
-        fingerprint=facts.fingerprint,
-        precision=facts.precision,
-        tokenizer=facts.tokenizer,
-        objective=config.objective,
-        min_prompt_s=config.min_prompt_s,
-        max_prompt_s=config.max_prompt_s,
-        window_s=config.window_s,
+    return {
+        "codebook_sizes": facts.codebook_sizes,
+        "frame_rate": facts.frame_rate,
+        "sampling_rate": facts.sampling_rate,
+        "fingerprint": facts.fingerprint,
+        "precision": facts.precision,
+        "tokenizer": facts.tokenizer,
+        "objective": config.objective,
+        "min_prompt_s": config.min_prompt_s,
+        "max_prompt_s": config.max_prompt_s,
+        "window_s": config.window_s,
         **dataclasses.asdict(config.sizes),
+    }
+
+
+def latent_parts(config: Config, corpus: CodedCorpus) -> tuple[LatentConfig, LatentSpace]:
+    """The configuration of a stage that predicts latents, and the space that it predicts in.
+
+    Raises:
+        AcousticError: There are fewer acoustic books than asked for, or they add nothing.
+        ConfigError: The corpus's tokenizer is no LM-SPT tokenizer, or is another by now.
+    """
+    facts, settings = model_facts(config, corpus), config.latents
+    n_books = settings.books or corpus.metadata.n_codebooks - 1
+    if n_books > corpus.metadata.n_codebooks - 1:
+        raise AcousticError(f"latents.books: {n_books}: the tokenizer has {corpus.metadata.n_codebooks - 1} of them")
+    way_out = "or take objective=masked, which learns from the codes alone"
+    tokenizer = tokenizer_of_corpus(corpus.metadata, str(corpus.folder), f"objective={config.objective}", way_out)
+    entries = tokenizer.quantizer.entries(1 + n_books)[1:]
+    rows = (row["audio_codes"][: 1 + n_books] for row in corpus.rows("train"))
+    space = fit_latent_space(corpus.metadata.codebook_sizes[0], entries, rows, settings.variance)
+    model = LatentConfig(
+        n_added_books=n_books,
+        latent_dim=space.directions.shape[1],
+        space_dim=space.directions.shape[0],
+        condition_dropout=settings.condition_dropout,
+        **facts,
     )
+    return model, space
 
 
 def read_data(config: Config, corpus: CodedCorpus) -> Data:
-    """The corpus's utterances with their voices. Raises AcousticError where none can be used."""
-    model = model_config(config, corpus)
+    """The corpus's utterances with their voices. Raises AcousticError where none can be used, and as `latent_parts`."""
+    model, space = AcousticConfig(**model_facts(config, corpus)), None
+    model.check_books()
+    if config.objective != MASKED:
+        model, space = latent_parts(config, corpus)
 
     def plain(split: str) -> Iterator[CodedRow]:
         varied = varied_copies(corpus, split)
@@ -122,7 +176,14 @@ def read_data(config: Config, corpus: CodedCorpus) -> Data:
             valid = evaluation_items(VoicedUtterances(plain("valid"), model), config.valid_limit, config.seed)
         except AcousticError as error:
             log.warning("the valid split is not scored: %s", error)
-    return Data(model, train, valid)
+    return Data(model, train, valid, space)
+
+
+def new_model(data: Data, seed: int) -> Stage:
+    """The stage with random weights."""
+    if data.space is None:
+        return new_acoustic_model(data.model, seed)
+    return new_latent_model(data.model, data.space, seed)
 
 
 def plan(config: Config) -> dict[str, object]:
@@ -133,11 +194,13 @@ def plan(config: Config) -> dict[str, object]:
     precision = problems.attempt(resolve_precision, config.precision, device or "cpu")
     corpus = problems.attempt(open_corpus, config)
     data = problems.attempt(read_data, config, corpus) if corpus is not None else None
-    model = problems.attempt(new_acoustic_model, data.model, config.seed) if data is not None else None
+    model = problems.attempt(new_model, data, config.seed) if data is not None else None
     problems.raise_all()
     facts = data.model
     return {
         "codes": f"{facts.tokenizer}, {facts.frame_rate:g} Hz, books {facts.codebook_sizes}",
+        "objective": config.objective,
+        **({} if data.space is None else {"latents": f"{facts.space_dim} of {facts.latent_dim} directions"}),
         "utterances (train, valid)": [len(data.train), len(data.valid)],
         "speakers": data.train.n_speakers,
         "frames": sum(data.train.codes[number].shape[1] for number in data.train.numbers),
@@ -164,7 +227,7 @@ def run(config: Config) -> Path:
     folder.start(config, fingerprint)
     seed_everything(config.seed)
     trainer = train_acoustic(
-        new_acoustic_model(data.model, config.seed),
+        new_model(data, config.seed),
         data.train,
         data.valid,
         config.training,
@@ -176,7 +239,7 @@ def run(config: Config) -> Path:
         callbacks=[MetricsCallback(folder.metrics), TrainerProgress("train-acoustic")],
         tensorboard=folder.path("tensorboard"),
     )
-    model: AcousticModel = trainer.accelerator.unwrap_model(trainer.model)
+    model: Stage = trainer.accelerator.unwrap_model(trainer.model)
     if is_main_process():
         model.save_pretrained(folder.path("model"))
         folder.mark_complete({"steps": trainer.state.global_step, **scores_of(model, data)})
@@ -184,16 +247,25 @@ def run(config: Config) -> Path:
     return folder.path("model")
 
 
-def scores_of(model: AcousticModel, data: Data) -> dict[str, float]:
-    """The trained stage's figures of the valid split beside the unigram baseline's, told too; empty without a split."""
+def scores_of(model: Stage, data: Data) -> dict[str, float]:
+    """The trained stage's figures of the valid split, told too; empty without a split."""
     if not data.valid:
         return {}
-    train = (data.train.codes[number] for number in data.train.numbers)
-    found = book_scores(model, data.valid) | unigram_scores(train, data.valid, data.model)
-    for book in range(1, data.model.n_codebooks):
+    found = kind_of(data.model).scores(model, data.valid)
+    if data.space is None:
+        train = (data.train.codes[number] for number in data.train.numbers)
+        found |= unigram_scores(train, data.valid, data.model)
+        tell_book_scores(found, data.model.n_codebooks)
+    else:
+        log.info("explained: %.1f %% of the variance about each code's mean", 100 * found["explained"])
+    return {name: round(value, 5) for name, value in found.items()}
+
+
+def tell_book_scores(found: dict[str, float], n_books: int) -> None:
+    """Tells the figures of each book."""
+    for book in range(1, n_books):
         accuracy, unigram = (100 * found[f"{name}accuracy/book{book}"] for name in ("", "unigram_"))
         losses = (found[f"{name}loss/book{book}"] for name in ("", "unigram_"))
         log.info(
             "book %d: accuracy %.1f %% (unigram %.1f %%), loss %.3f (unigram %.3f)", book, accuracy, unigram, *losses
         )
-    return {name: round(value, 5) for name, value in found.items()}

@@ -52,8 +52,12 @@ class Config:
     precision: str = field(default="auto", metadata={"help": "auto, fp32, bf16 or fp16"})
 
     def __post_init__(self) -> None:
+        if self.training.multi_token is not None:
+            raise ValueError("training.multi_token: predicts tokens of speech, which a text LM has not; drop it")
         if self.training.freeze_layers:
             raise ValueError("training.freeze_layers: a new text LM has nothing to keep; it is for slm finetune")
+        if self.training.alignment is not None:
+            raise ValueError("training.alignment: a text LM says nothing; it is for slm finetune")
 
 
 def read_texts(config: Config) -> tuple[list[str], list[str]]:

@@ -42,6 +42,7 @@ from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.freezing import freeze_lower_layers, keep_text_rows
 from slm.lora import add_lora
 from slm.modeling import LLMFacts, describe_llm, freeze_other_towers, load_llm, save_slm
+from slm.multi_token import set_multi_token_heads
 from slm.training.batches import plan_steps
 from slm.training.preference import PairSamples, dpo, grpo
 from slm.training.reference import Reference, Scorer
@@ -77,12 +78,12 @@ def judge_identities(config: Config) -> list[dict[str, Any]]:
     return [first, second]
 
 
-def refuse_delay(config: Config, vocabulary: SpeechVocabulary) -> None:
+def refuse_books_beside(config: Config, vocabulary: SpeechVocabulary) -> None:
     """Raises ConfigError where books stand beside the ids: what an answer is worth would have to be shared out."""
     if vocabulary.further_sizes:
         raise ConfigError(
-            f"model {config.model}: its pattern is delay, on whose answers no preference is trained so far; take a "
-            "model of pattern semantic or flatten (`slm finetune pattern=...`)"
+            f"model {config.model}: its pattern is {vocabulary.pattern.name}, on whose answers no preference is "
+            "trained so far; take a model of pattern semantic or flatten (`slm finetune pattern=...`)"
         )
 
 
@@ -99,7 +100,7 @@ def plan(config: Config) -> dict[str, object]:
     facts: LLMFacts | None = attempt(describe_llm, config.model, config.training.attention)
     vocabulary = attempt(model_vocabulary, config)
     if vocabulary is not None:
-        attempt(refuse_delay, config, vocabulary)
+        attempt(refuse_books_beside, config, vocabulary)
     texts = tokenizer = None
     if vocabulary is not None:
         tokenizer = attempt(decoding_tokenizer, config, vocabulary, "cpu")
@@ -151,7 +152,7 @@ def run(config: Config) -> Path:
     folder.check(config)
     result = folder.path("model" if config.lora is None or config.lora.merge else "adapter")
     vocabulary = model_vocabulary(config)
-    refuse_delay(config, vocabulary)
+    refuse_books_beside(config, vocabulary)
     texts = read_texts(config, vocabulary)
     identities = json.dumps(judge_identities(config), sort_keys=True)
     every = [text.written for text in (*texts.train, *texts.held_out)]
@@ -193,6 +194,7 @@ def run(config: Config) -> Path:
             updates=config.grpo.updates,
             temperature=config.sampling.temperature,
         )
+    set_multi_token_heads(model, None)
     if config.lora is None:
         freeze_other_towers(model)
         if config.training.freeze_layers:

@@ -51,6 +51,7 @@ from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig, teacher_widt
 from tokenizer.training.checkpoints import load_latest_state
 from tokenizer.training.discriminator import Discriminator, DiscriminatorConfig
 from tokenizer.training.initialisation import initialise_discriminators, initialise_from
+from tokenizer.training.invariance import InvarianceConfig
 from tokenizer.training.loop import fit, frames_per_step
 from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.training.objective import Objective
@@ -93,6 +94,10 @@ class Config:
     )
     augmentation: AugmentationConfig = field(
         default_factory=lambda: AugmentationConfig(noise_probability=0.0), metadata={"help": "changes to the waveforms"}
+    )
+    invariance: InvarianceConfig = field(
+        default_factory=InvarianceConfig,
+        metadata={"help": "semantic codes that stay the same under noise and gain (off by default)"},
     )
     training: CodecTrainingConfig = field(
         default_factory=CodecTrainingConfig, metadata={"help": "steps, batch, optimizer"}
@@ -137,9 +142,12 @@ class Config:
 
 def _model_config(config: Config) -> LMSPTConfig:
     try:
-        return preset_config(config.preset, **config.model)
+        sizes = preset_config(config.preset, **config.model)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"preset={config.preset}, model={config.model}: {error}") from None
+    if config.invariance.weight and sizes.semantic_quantizer == "fsq":
+        raise ConfigError("invariance.weight: needs a vector book's entries, which semantic_quantizer=fsq lacks")
+    return sizes
 
 
 def _micro_batch(config: Config) -> int:
@@ -389,9 +397,9 @@ def _crops(config: Config) -> TrainingCrops:
     model_config, audio = _model_config(config), _training_audio(config)
     length = config.training.steps * config.training.batch_size
     hop = model_config.hop_length if config.distillation.kind == "contrastive" else None
-    return TrainingCrops(
-        audio, config.crops, config.augmentation, len(model_config.codebook_sizes), length, config.seed, hop
-    )
+    changes = config.invariance.changes if config.invariance.weight else None
+    n_books = len(model_config.codebook_sizes)
+    return TrainingCrops(audio, config.crops, config.augmentation, n_books, length, config.seed, hop, changes)
 
 
 def _objective(config: Config, accelerator: Accelerator) -> Objective:
@@ -405,6 +413,7 @@ def _objective(config: Config, accelerator: Accelerator) -> Objective:
         distillation_weight=_contrastive_weight(config) or config.weights.distillation or 0.0,
         discriminator_start=config.discriminator.start_step,
         distillation=config.distillation,
+        invariance=config.invariance,
     )
 
 

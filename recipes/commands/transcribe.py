@@ -34,7 +34,6 @@ from recipes.inference.batches import (
     Outcome,
     Times,
     begin_together,
-    forget_batches,
     join_processes,
     make_batches,
     work_through,
@@ -49,15 +48,7 @@ from recipes.inference.long_recordings import (
     longest_piece_s,
     read_short,
 )
-from recipes.inference.predictions import (
-    NON_FINITE_SCORES,
-    begun,
-    finished,
-    log_faults,
-    log_speed,
-    summary_of,
-    write_predictions,
-)
+from recipes.inference.predictions import NON_FINITE_SCORES, begun, finished
 from recipes.inference.setup import (
     Setup,
     check_inputs,
@@ -69,9 +60,9 @@ from recipes.inference.setup import (
     tell_default_model,
 )
 from recipes.inference.tasks import Style, prompt_utterance, reference_of, style_of, warn_of_no_language
+from recipes.inference.transcripts import give_transcripts
 from recipes.runs.logs import log
 from recipes.runs.plugins import plugins_key
-from recipes.runs.run_folder import RunFolder
 from slm.continuous import is_continuous
 from slm.generation import SpeechLM, generate_text
 from slm.settings import TranscribeSettings
@@ -367,29 +358,9 @@ def run(config: Config) -> Path | dict[str, str]:
 
     outcome = work_through(batches, work, folder, processes, "transcribe")
     rows = [row for _, row in sorted(outcome.rows.items())]
-    write = lambda: write_result(config, setup, rows, outcome.times, folder, processes.count)  # noqa: E731
-    path = processes.together(lambda: write() if processes.is_main else None)[0]
+
+    def give() -> Path | None:
+        return give_transcripts(config, setup.task, rows, setup.vocabulary, outcome.times, folder, processes.count)
+
+    path = processes.together(lambda: give() if processes.is_main else None)[0]
     return {row["id"]: row["hypothesis"] for row in rows} if folder is None else path
-
-
-def write_result(
-    config: Config, setup: Setup, rows: list[dict[str, Any]], times: Times, folder: RunFolder | None, n_processes: int
-) -> Path | None:
-    """Prints the texts of files, writes the predictions where there is a run folder, and says how it went."""
-    if config.files and all(row["error"] for row in rows):
-        raise AudioError("\n".join(row["error"] for row in rows))
-    for row in rows if config.files else ():
-        text = (row["hypothesis"] or "") + ("  [cut off]" if row["truncated"] else "")
-        print(row["error"] or (text if len(rows) == 1 else f"{row['id']}: {text}"))
-    if folder is None:
-        return None
-    audio_s = sum(row["duration_s"] or 0 for row in rows if row["error"] is None)
-    path = write_predictions(config, setup.task, rows, setup.vocabulary, times, audio_s, n_processes)
-    summary = summary_of(rows)
-    good, truncated = summary["n"] - summary["n_failed"], summary["n_truncated"]
-    log.info("transcribed %d of %d utterances, %d cut off", good, summary["n"], truncated)
-    log_faults(rows)
-    log_speed(times, audio_s)
-    folder.mark_complete(summary)
-    forget_batches(folder)
-    return path

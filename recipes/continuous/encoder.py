@@ -17,6 +17,7 @@ from tokenizer.fingerprint import add_weights
 from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig
 
 ENCODER_RATE_HZ = 16000
+FRAMES_PER_S = 50  # of the features
 
 
 def load_encoder(config: TeacherConfig, device: str) -> SpeechTeacher:
@@ -51,5 +52,5 @@ def encode_recordings(encoder: SpeechTeacher, waveforms: Sequence[np.ndarray]) -
         padded = [np.pad(waveforms[number], (0, longest - len(waveforms[number]))) for number in numbers]
         hidden = encoder(torch.from_numpy(np.stack(padded)).float().to(device))
         for number, own in zip(numbers, hidden, strict=True):
-            found[number] = own[: -(-len(waveforms[number]) * 50 // ENCODER_RATE_HZ)]
+            found[number] = own[: -(-len(waveforms[number]) * FRAMES_PER_S // ENCODER_RATE_HZ)]
     return [found[number] for number in range(len(waveforms))]

@@ -13,10 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config import ConfigError, Problems
-from recipes.continuous.encoder import ENCODER_RATE_HZ, encode_recordings, encoder_fingerprint, load_encoder
-from recipes.inference.batches import Outcome, Times, begin_together, forget_batches, make_batches, work_through
-from recipes.inference.predictions import begun, finished, log_faults, log_speed, summary_of, write_predictions
+from recipes.continuous.encoder import (
+    ENCODER_RATE_HZ,
+    FRAMES_PER_S,
+    encode_recordings,
+    encoder_fingerprint,
+    load_encoder,
+)
+from recipes.inference.batches import Outcome, Times, begin_together, make_batches, work_through
+from recipes.inference.predictions import begun, finished
 from recipes.inference.setup import require_input, source_utterances
+from recipes.inference.transcripts import give_transcripts
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device
 from recipes.runs.processes import Processes
@@ -135,25 +142,13 @@ def run(config: Any, processes: Processes) -> Path | dict[str, str]:
     outcome = work_through(batches, work, folder, processes, "transcribe")
     rows = [row for _, row in sorted(outcome.rows.items())]
 
-    def write() -> Path | None:
-        if config.files and all(row["error"] for row in rows):
-            raise AudioError("\n".join(row["error"] for row in rows))
-        for row in rows if config.files else ():
-            text = (row["hypothesis"] or "") + ("  [cut off]" if row["truncated"] else "")
-            print(row["error"] or (text if len(rows) == 1 else f"{row['id']}: {text}"))
-        if folder is None:
-            return None
-        audio_s = sum(row["duration_s"] or 0 for row in rows if row["error"] is None)
-        rate = 50 / facts["projector"]["stack"]
-        heard = Heard(f"{facts['encoder']['name']}, continuous", rate, facts["normaliser"])
-        path = write_predictions(config, get_task("asr"), rows, heard, outcome.times, audio_s, processes.count)
-        log_faults(rows)
-        log_speed(outcome.times, audio_s)
-        folder.mark_complete(summary_of(rows))
-        forget_batches(folder)
-        return path
+    rate = FRAMES_PER_S / facts["projector"]["stack"]
+    heard = Heard(f"{facts['encoder']['name']}, continuous", rate, facts["normaliser"])
 
-    path = processes.together(lambda: write() if processes.is_main else None)[0]
+    def give() -> Path | None:
+        return give_transcripts(config, get_task("asr"), rows, heard, outcome.times, folder, processes.count)
+
+    path = processes.together(lambda: give() if processes.is_main else None)[0]
     return {row["id"]: row["hypothesis"] for row in rows} if folder is None else path
 
 

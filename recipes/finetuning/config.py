@@ -76,17 +76,27 @@ class Config:
         },
     )
     n_codebooks: int = field(default=1, metadata={"help": "codebooks that become speech tokens, from book 0 on"})
-    pattern: Literal["auto", "semantic", "flatten", "delay"] = field(
+    pattern: Literal["auto", "semantic", "flatten", "delay", "parallel"] = field(
         default="auto",
         metadata={
             "help": "how the codes of a frame come in the sequence: semantic: book 0 alone; flatten: one after the "
             "other, n_codebooks positions a frame; delay: side by side, a position a frame, each book a frame later "
-            "than the one before, with tables and heads of their own; auto: semantic or flatten, by n_codebooks"
+            "than the one before, with tables and heads of their own; parallel: the same, all books of one frame at "
+            "once; auto: semantic or flatten, by n_codebooks"
+        },
+    )
+    prosody_bins: int = field(
+        default=8,
+        metadata={
+            "help": "of task tts-prosody: bins of each word's duration, F0 and energy, cut at the training split's "
+            "quantiles; a model that has learnt some keeps those"
         },
     )
     further_weight: float = field(
         default=1.0,
-        metadata={"help": "with delay: weight of the books beside book 0 in the loss, all together; book 0's is 1"},
+        metadata={
+            "help": "with delay or parallel: weight of the books beside book 0 in the loss, all together; book 0's is 1"
+        },
     )
     speech_rows: Literal["noise", "codebook"] = field(
         default="noise",
@@ -145,6 +155,8 @@ class Config:
         if self.training.freeze_layers and self.lora is not None:
             raise ValueError("training.freeze_layers: adapters leave every layer's own weights as they are; drop one")
         resolve_pattern(self.pattern, self.n_codebooks)
+        if self.prosody_bins < 2:
+            raise ValueError(f"prosody_bins: {self.prosody_bins} must be at least 2")
         if self.further_weight <= 0:
             raise ValueError(f"further_weight: {self.further_weight:g} must be above 0, or its books learn nothing")
         if self.corpus and self.corpora:

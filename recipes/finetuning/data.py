@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,20 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError
+from recipes.encoding.books import tokenizer_of_corpus
 from recipes.finetuning.config import Config, CorpusSource
+from recipes.finetuning.prosody import PROSODY, bins_of, prosody_of
 from recipes.finetuning.words import WORDS, words_of
 from recipes.runs.logs import log
 from slm.corpus import INDEX_NAME, CodedCorpus, CodedRow, CorpusMetadata
-from slm.patterns import DELAY, resolve_pattern
+from slm.patterns import LATE, resolve_pattern
 from slm.tasks import Task, TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.styles import PromptStyles, language_mark, wording_ids
 from slm.tasks.tts_aligned import word_ids
 from slm.trained_on import TrainedOn
 from slm.training.batches import MixedSamples, Samples, SpeechSamples, TextSamples
-from slm.vocabulary import SpeechVocabulary, add_marks, add_speech
-from tokenizer import LMSPTModel, load_tokenizer
+from slm.vocabulary import SpeechVocabulary, add_marks, add_prosody, add_speech
 
 SPLITS = ("train", "valid")
 
@@ -115,10 +116,14 @@ def columns_of(config: Config, corpora: Corpora) -> list[str]:
     """The corpora's columns, beside codes and text, that the tasks read. Raises ConfigError where one lacks one."""
     tasks = {task.name: list(task.columns) for task in used_tasks(config)}
     by_word = {task.name: [WORDS] for task in used_tasks(config) if task.by_word}
-    if by_word and config.pattern == DELAY:
+    with_prosody = {task.name: [PROSODY] for task in used_tasks(config) if task.answer_holds_prosody}
+    if by_word and config.pattern in LATE:
         raise ConfigError(f"pattern: {', '.join(by_word)} speaks word by word, which takes semantic or flatten")
+    if with_prosody and config.pattern in LATE:
+        raise ConfigError(f"pattern: {', '.join(with_prosody)} writes prosody, which takes semantic or flatten")
     _check_columns("task_weights", tasks, corpora)
     _check_columns("task_weights", by_word, corpora)
+    _check_columns("task_weights", with_prosody, corpora)
     _check_columns("prompts.languages", {task: [name] for task, name in config.prompts.languages.items()}, corpora)
     return list(dict.fromkeys(name for names in tasks.values() for name in names))
 
@@ -169,8 +174,9 @@ def make_vocabulary(
                 f"pattern: the model {config.model} was made with {own.pattern.name}, not {config.pattern}"
             )
         normalisers = {"normaliser": config.normaliser, "prompt_normaliser": config.prompt_normaliser}
-        return dataclasses.replace(add_marks(tokenizer, own, marks), **normalisers)
-    return add_speech(
+        vocabulary = dataclasses.replace(add_marks(tokenizer, own, marks), **normalisers)
+        return _with_prosody(config, corpora, tokenizer, vocabulary)
+    vocabulary = add_speech(
         tokenizer,
         facts.codebook_sizes,
         n_codebooks=config.n_codebooks,
@@ -183,6 +189,29 @@ def make_vocabulary(
         marks=marks,
         pattern=config.pattern,
     )
+    return _with_prosody(config, corpora, tokenizer, vocabulary)
+
+
+def _with_prosody(
+    config: Config, corpora: Corpora, tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary
+) -> SpeechVocabulary:
+    """The same with tokens of prosody, where a task needs them; a model that has some keeps its bins.
+
+    Raises:
+        ConfigError: the model has another number of bins, or a corpus has no prosody.
+    """
+    if not any(task.answer_holds_prosody for task in used_tasks(config)):
+        return vocabulary
+    columns_of(config, corpora)  # raises where the column is not there
+    if vocabulary.prosody is None:
+        columns = sorted(set().union(*(corpus.values("train", PROSODY) for corpus in corpora.opened)))
+        bins = bins_of(columns, config.prosody_bins, f"corpus {corpora.names}")
+        return add_prosody(tokenizer, vocabulary, bins)
+    if vocabulary.prosody.n != config.prosody_bins:
+        raise ConfigError(
+            f"prosody_bins: the model {config.model} was made with {vocabulary.prosody.n}, not {config.prosody_bins}"
+        )
+    return vocabulary
 
 
 def codebooks(config: Config, corpora: Corpora) -> list[torch.Tensor] | None:
@@ -193,12 +222,7 @@ def codebooks(config: Config, corpora: Corpora) -> list[torch.Tensor] | None:
     """
     if config.speech_rows == "noise":
         return None
-    facts, way_out = corpora.metadata, "or take speech_rows=noise"
-    tokenizer = load_tokenizer(facts.tokenizer)
-    if not isinstance(tokenizer, LMSPTModel):
-        raise ConfigError(f"speech_rows: {facts.tokenizer} is no LM-SPT tokenizer; encode with one, {way_out}")
-    if tokenizer.fingerprint(facts.precision) != facts.fingerprint:
-        raise ConfigError(f"speech_rows: {facts.tokenizer} is not what {corpora.names} was encoded with; {way_out}")
+    tokenizer = tokenizer_of_corpus(corpora.metadata, corpora.names, "speech_rows", "or take speech_rows=noise")
     return tokenizer.quantizer.entries(config.n_codebooks)
 
 
@@ -208,11 +232,11 @@ def make_data(
     """The sequences of the train and valid splits, and the vocabulary that tells what those with a text are like.
 
     Utterances whose text, or a column that a task reads, normalises to nothing are left out, and told; unless no task
-    holds any text. With a task by word so are those that are not aligned.
+    holds any text. With a task by word so are those that are not aligned, and with prosody those not measured.
     """
     columns = columns_of(config, corpora)
     needed = ["text", *columns] if any(task.holds_text for task in used_tasks(config)) else []
-    by_word = any(task.by_word for task in used_tasks(config))
+    word_columns = _word_columns(config)
     write, read = get_normaliser(vocabulary.normaliser), get_normaliser(vocabulary.normaliser_of_prompts)
     as_written = vocabulary.normaliser == vocabulary.normaliser_of_prompts
     encode = functools.partial(vocabulary.encode_text, tokenizer)
@@ -237,14 +261,14 @@ def make_data(
             if not all(texts[name] and asked[name] for name in needed):
                 n_empty += 1
                 continue
-            codes, words = row["audio_codes"].astype(np.int32), {}
-            if by_word:
-                place = f"corpus {corpora.names}: {row['id']}"
-                aligned = (row["columns"][WORDS], asked["text"], codes.shape[1], vocabulary.frame_rate, read, place)
-                if (word_frames := words_of(*aligned)) is None:
-                    n_not_aligned += 1
-                    continue
-                words = {"words": word_ids(encode, asked["text"]), "word_frames": word_frames}
+            codes = row["audio_codes"].astype(np.int32)
+            place = f"corpus {corpora.names}: {row['id']}"
+            words = _words(word_columns, row, asked["text"], vocabulary, read, place)
+            if words is None:
+                n_not_aligned += 1
+                continue
+            if word_columns:
+                words["words"] = word_ids(encode, asked["text"])
             written.append(_tokens(codes, {name: encode(text) for name, text in texts.items()}, words))
             same = asked == texts
             ids = {} if same else {name: encode(text) for name, text in asked.items()}
@@ -262,7 +286,7 @@ def make_data(
                 "frames, are left out",
                 split,
                 n_not_aligned,
-                WORDS,
+                " or ".join(word_columns),
             )
         if not written:
             return None
@@ -275,7 +299,7 @@ def make_data(
 
     training = samples("train")
     if training is None:
-        named = " and ".join(["a text", *columns, *([f"{WORDS} that say it"] if by_word else [])])
+        named = " and ".join(["a text", *columns, *(f"{name} that says it" for name in word_columns)])
         raise ConfigError(f"corpus {corpora.names}: none of the train split's utterances has {named}")
     members = [i for i in np.unique(training.members) if spoken["train"][i][0]]
     if not members:  # recordings without transcripts: nothing is known of their texts, nor of their rate of speech
@@ -297,6 +321,36 @@ def make_data(
     )
     vocabulary = dataclasses.replace(vocabulary, trained_on=trained_on.after(vocabulary.trained_on))
     return Data(vocabulary, training, samples("valid"), *_replayed(config, tokenizer, vocabulary, longest))
+
+
+def _word_columns(config: Config) -> list[str]:
+    """The columns that tell of the text's words, of those that a task needs."""
+    tasks = used_tasks(config)
+    needed = {WORDS: any(task.by_word for task in tasks), PROSODY: any(task.answer_holds_prosody for task in tasks)}
+    return [name for name, is_needed in needed.items() if is_needed]
+
+
+def _words(
+    columns: list[str],
+    row: CodedRow,
+    text: str,
+    vocabulary: SpeechVocabulary,
+    read: Callable[[str], str],
+    place: str,
+) -> dict[str, Any] | None:
+    """The fields of :class:`UtteranceTokens` that come of columns of words; None where their words are not the text's.
+
+    Raises:
+        ConfigError: a column holds something else.
+    """
+    fields: dict[str, Any] = {}
+    if WORDS in columns:
+        n_frames = row["audio_codes"].shape[1]
+        fields["word_frames"] = words_of(row["columns"][WORDS], text, n_frames, vocabulary.frame_rate, read, place)
+    if PROSODY in columns:
+        values = prosody_of(row["columns"][PROSODY], text, read, place)
+        fields["prosody"] = None if values is None else vocabulary.prosody.cut(values)
+    return None if any(value is None for value in fields.values()) else fields
 
 
 HELD_OUT = 50  # every fiftieth line of replayed text is for the valid loss

@@ -41,6 +41,8 @@ def describe_plan(
     rows = rows_needed(table.shape[0], data.vocabulary)
     tables = 1 if has_tied_head(facts.skeleton) else 2
     further = 2 * table.shape[1] * sum(data.vocabulary.further_sizes)
+    if training.multi_token is not None:
+        further += (training.multi_token.tokens - 1) * table.shape[1] ** 2
     total = facts.n_parameters + (rows - table.shape[0]) * table.shape[1] * tables + further
     freeze_other_towers(facts.skeleton)
     if training.freeze_layers:

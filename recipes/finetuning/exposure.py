@@ -146,6 +146,10 @@ def training_cost(skeleton: PreTrainedModel, vocabulary: SpeechVocabulary, confi
             passed += parameter.numel() * (share / experts if ".experts." in name else 1)
     grown = (rows_needed(embedding.shape[0], vocabulary) - embedding.shape[0]) * embedding.shape[1]
     grown += sum(vocabulary.further_sizes) * embedding.shape[1]  # heads of books beside the ids
+    if config.training.multi_token is not None:  # a block each, and the rows of speech again
+        rows = vocabulary.speech_rows
+        passes = config.training.multi_token.tokens - 1
+        grown += passes * embedding.shape[1] * (embedding.shape[1] + rows.stop - rows.start)
     if config.lora is None:
         lower = decoder_layers(skeleton)[: config.training.freeze_layers] if config.training.freeze_layers else ()
         frozen = sum(parameter.numel() for layer in lower for parameter in layer.parameters())

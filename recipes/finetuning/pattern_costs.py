@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from slm.modeling import LLMFacts, rows_needed
-from slm.patterns import PATTERNS, resolve_pattern
+from slm.patterns import LATE, PATTERNS, resolve_pattern
 from slm.vocabulary import SpeechVocabulary
 
 
@@ -35,7 +35,7 @@ def pattern_costs(
         pattern = resolve_pattern(name, n)
         own = tuple(sizes[: 1 if pattern.n_streams > 1 else n])
         further = tuple(sizes[len(own) : n])
-        other = dataclasses.replace(vocabulary, codebook_sizes=own, further_sizes=further)
+        other = dataclasses.replace(vocabulary, codebook_sizes=own, further_sizes=further, late=LATE.get(name, 1))
         per_second = vocabulary.frame_rate * other.ids_per_frame
         shown[name] = {
             "codebooks": n,

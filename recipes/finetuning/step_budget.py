@@ -22,9 +22,10 @@ from recipes.runs.files import atomic_write_text, read_json
 from recipes.runs.machine import describe_machine, process_count, resolve_device, resolve_precision, seed_everything
 from recipes.runs.run_folder import RunFolder
 from slm.modeling import extend_with_speech, load_llm
+from slm.multi_token import set_multi_token_heads
 from slm.tasks.registry import UtteranceTokens
 from slm.training.batches import SpeechSamples
-from slm.training.delay import delay_objective
+from slm.training.objectives import finetuning_objective
 from slm.training.trainer import train
 from slm.vocabulary import add_marks, add_speech
 from tokenizer import load_tokenizer
@@ -158,6 +159,7 @@ def time_step(config: Config, speech_tokenizer: str, texts: Sequence[str]) -> fl
     elif (larger := add_marks(text_tokenizer, vocabulary, marks)).size > vocabulary.size:
         extend_with_speech(model, larger, config.seed, first_id=vocabulary.size)
         vocabulary = larger
+    set_multi_token_heads(model, config.training.multi_token)
     rng, normalise = np.random.default_rng(config.seed), get_normaliser(config.normaliser)
     shortest = min(vocabulary.book_sizes)
     frames = [max(1, round(len(text) * SECONDS_PER_CHARACTER * speech.frame_rate)) for text in texts]
@@ -186,7 +188,7 @@ def time_step(config: Config, speech_tokenizer: str, texts: Sequence[str]) -> fl
             precision=resolve_precision(config.precision, device),
             processes=process_count(),
             callbacks=[timer],
-            objective=delay_objective(vocabulary, config.further_weight),
+            objective=finetuning_objective(vocabulary, config.training, config.further_weight),
         )
     return median(timer.seconds[WARM_UP - 1 :])
 

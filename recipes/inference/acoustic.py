@@ -1,23 +1,25 @@
 """An SLM's semantic codes in the voice of a recording: the acoustic stage, loaded, with the voice encoded for it.
 
-Shapes: n books that are given, K books, F code frames, P of a voice, S samples; codes (n, F), waveforms (S,).
+Shapes: n books that are given, K books, F code frames, P of a voice, D latent channels, S samples; codes (n, F),
+latents (D, F), waveforms (S,).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from recipes.config import ConfigError
 from recipes.encoding.encoder import encode_batch
 from recipes.inference.speech_checks import is_silent
 from slm.acoustic.configuration import AcousticConfig
-from slm.acoustic.decoding import AcousticDecoding, fill_books
-from slm.acoustic.modeling import AcousticModel, load_acoustic_model
+from slm.acoustic.pieces import AcousticDecoding
+from slm.acoustic.stages import Stage, fill_speech, load_acoustic_model
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.audio import load_audio
 from tokenizer.data.utterances import AudioError, Utterance
@@ -25,19 +27,23 @@ from tokenizer.data.utterances import AudioError, Utterance
 
 @dataclass
 class AcousticVoice:
-    """An acoustic stage and the codes (K, P) of the voice that it speaks in."""
+    """An acoustic stage, the tokenizer whose codes it fills, and the codes (K, P) of the voice that it speaks in."""
 
-    model: AcousticModel
+    model: Stage
+    tokenizer: Any
     voice: np.ndarray
     settings: AcousticDecoding
     seed: int
 
     def filled(self, codes: Iterable[np.ndarray], keys: Iterable[str]) -> Iterator[np.ndarray]:
-        """Yields all books (K, F) of each answer's codes (n, F), in their order, a batch at a time.
+        """Yields what is to be decoded of each answer's codes (n, F), in their order, a batch at a time.
 
         Args:
             codes: Taken as they are needed.
             keys: What, beside the seed, decides each answer's random stream.
+
+        Returns:
+            As :func:`complete`.
         """
         held: list[tuple[np.ndarray, str]] = []
         for pair in zip(codes, keys, strict=True):
@@ -50,7 +56,30 @@ class AcousticVoice:
 
     def _fill(self, held: list[tuple[np.ndarray, str]]) -> list[np.ndarray]:
         codes, keys = zip(*held, strict=True)
-        return fill_books(self.model, codes, [self.voice] * len(codes), keys, self.settings, self.seed)
+        filled = fill_speech(self.model, codes, [self.voice] * len(codes), keys, self.settings, self.seed)
+        return complete(self.tokenizer, codes, filled)
+
+
+@torch.inference_mode()
+def complete(tokenizer: Any, codes: Sequence[np.ndarray], filled: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What the tokenizer's main decoder is to be given of what a stage filled.
+
+    Args:
+        tokenizer: Whose codes they are.
+        codes: (n, F) int64 of each item, as they were given to the stage.
+        filled: What `fill_speech` made of them.
+
+    Returns:
+        All books (K, F) int64 of each as they are; latents that were predicted with those of the codes, (D, F) float32.
+    """
+    device = next(iter(tokenizer.parameters())).device
+    found = []
+    for given, item in zip(codes, filled, strict=True):
+        if np.issubdtype(item.dtype, np.floating):
+            own = tokenizer.latents_of(torch.from_numpy(given)[None].to(device))[0]
+            item = item + own.float().cpu().numpy()
+        found.append(item)
+    return found
 
 
 def read_voice(source: Utterance | str | Path, stage: AcousticConfig, sampling_rate: int) -> np.ndarray:
@@ -91,9 +120,10 @@ def acoustic_voice(config: Any, vocabulary: SpeechVocabulary, tokenizer: Any, de
         raise ConfigError(
             f"acoustic: model {config.model} speaks all {vocabulary.n_codebooks} books itself; leave acoustic and voice"
         )
+    stage.check_given(vocabulary.n_codebooks)
     try:
         waveform = read_voice(config.voice, stage, tokenizer.config.sampling_rate)
     except AudioError as error:
         raise AudioError(f"voice: {error}") from error
     codes = encode_batch(tokenizer, [waveform], vocabulary.precision, device)[0]
-    return AcousticVoice(model, codes, config.acoustic_decoding, config.decoding.seed)
+    return AcousticVoice(model, tokenizer, codes, config.acoustic_decoding, config.decoding.seed)

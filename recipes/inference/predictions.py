@@ -92,6 +92,7 @@ def write_predictions(
     path = Path(config.run_dir) / "predictions.jsonl"
     atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     wall_s, tokenizer_s = sum(row["wall_s"] for row in rows if row["error"] is None), times.encode_s + times.decode_s
+    n_passes = sum(row.get("n_passes", 0) for row in rows)
     expected_s = sum(row["expected_s"] for row in rows if row["error"] is None and "expected_s" in row)
     sidecar = {
         "task": task.name,
@@ -106,6 +107,7 @@ def write_predictions(
         "n_codebooks": vocabulary.n_codebooks,
         "pattern": vocabulary.pattern.name,
         "positions_per_s": vocabulary.frame_rate * vocabulary.ids_per_frame,
+        **({"prosody": asdict(config.prosody)} if task.answer_holds_prosody else {}),
         **({"acoustic": config.acoustic, "voice": config.voice} if getattr(config, "acoustic", "") else {}),
         "normaliser": vocabulary.normaliser,
         "prompt_normaliser": vocabulary.normaliser_of_prompts,
@@ -132,6 +134,7 @@ def write_predictions(
         "tokenizer_real_time_factor": round(tokenizer_s / audio_s, 5) if audio_s and tokenizer_s else None,
         "n_tokens": times.n_tokens,
         "generated_tokens_per_s": round(times.n_tokens / times.generate_s, 2) if times.generate_s else None,
+        **({"tokens_per_pass": round(times.n_tokens / n_passes, 3)} if n_passes else {}),
         "n_processes": n_processes,
         "machine": machine_text({"machine": describe_machine()}),
     }

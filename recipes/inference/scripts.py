@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,13 @@ class Script:
     audio: str = ""
     outputs: dict[int, SynthesizeOutput] = field(default_factory=dict)  # by number of the part, until they are written
     segments: list[dict[str, Any]] = field(default_factory=list)
+    prosody: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # of each word, by number of the part
     n_codes: int = 0
     duration_s: float = 0.0
     reasons: set[str] = field(default_factory=set)  # why the model stopped, in each of the parts
     silent: bool = False
     attempts: int = 1
+    n_passes: int = 0  # of the model, where one may give several tokens
     wall_s: float = 0.0
 
     @property
@@ -79,6 +82,7 @@ class Script:
         start_s = self.duration_s
         self.duration_s += len(waveform) / rate
         self.n_codes += int(output.codes.size)
+        self.n_passes += output.n_passes
         self.reasons.add(output.finish_reason)
         self.silent |= is_silent(waveform)
         self.segments.append(
@@ -116,9 +120,25 @@ class Script:
             "error": self.error,
             "wall_s": round(self.wall_s, 4),
         }
+        if self.n_passes:
+            row["n_passes"] = self.n_passes
         if self.expected_s is not None:
             row["expected_s"] = round(self.expected_s, 3)
+        if self.prosody:
+            row["prosody"] = [word for _, words in sorted(self.prosody.items()) for word in words]
         return row | ({"segments": self.segments} if len(self.segments) > 1 else {})
+
+
+def joined(scripts: Iterable[Script], count: int) -> Iterator[Script]:
+    """So many texts in a row as one, under their ids with "+" between; what is left over at the end is left out.
+
+    >>> [(one.id, one.text) for one in joined([Script(i, f"say {i}", f"say {i}") for i in "abcde"], 2)]
+    [('a+b', 'say a say b'), ('c+d', 'say c say d')]
+    """
+    scripts = iter(scripts)
+    while len(some := list(islice(scripts, count))) == count:
+        text, reference = (" ".join(getattr(one, name) for one in some) for name in ("text", "reference"))
+        yield Script("+".join(one.id for one in some), text, reference, some[0].columns)
 
 
 @dataclass(frozen=True)

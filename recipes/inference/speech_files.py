@@ -1,6 +1,7 @@
 """From an SLM's codes to sound, several answers at a time, and the formats of audio files.
 
-Shapes: n books that the SLM speaks, F code frames, S samples; codes (n, F), waveforms (S,).
+Shapes: n books that the SLM speaks, F code frames, D latent channels, S samples; codes (n, F), latents (D, F),
+waveforms (S,). Latents come from an acoustic stage that predicts them in place of codes; they are what is floating.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DECODED_S = 60.0  # of speech decoded together, padding included; a decoder's me
 
 
 def decoded(tokenizer: Any, codes: Iterable[np.ndarray], device: str) -> Iterator[np.ndarray]:
-    """Yields the waveform (S,), within [-1, 1], of each answer's codes (n, F) by the main decoder, in their order.
+    """Yields the waveform (S,), within [-1, 1], of each answer's codes or latents by the main decoder, in their order.
 
     Neighbours are decoded together, up to `DECODED_S` seconds; no more are held at once.
     """
@@ -39,14 +40,25 @@ def decoded(tokenizer: Any, codes: Iterable[np.ndarray], device: str) -> Iterato
 
 @torch.inference_mode()
 def _decode(tokenizer: Any, codes: Sequence[np.ndarray], device: str) -> Iterator[np.ndarray]:
-    padded = torch.full((len(codes), len(codes[0]), max(item.shape[1] for item in codes)), -1, dtype=torch.int64)
-    for row, item in enumerate(codes):
-        padded[row, :, : item.shape[1]] = torch.from_numpy(item)
-    values = tokenizer.decode(padded.to(device)).audio_values[:, 0].float().clamp(-1, 1).cpu().numpy()
+    frames, mask = padded(codes)
+    frames, mask = frames.to(device), mask.to(device)
+    output = tokenizer.decode_latents(frames, mask) if frames.is_floating_point() else tokenizer.decode(frames)
+    values = output.audio_values[:, 0].float().clamp(-1, 1).cpu().numpy()
     samples_per_frame = tokenizer.config.sampling_rate / tokenizer.config.frame_rate
     for row, item in enumerate(codes):
         # A copy: one answer that is held on to would hold all of them.
         yield values[row, : round(item.shape[1] * samples_per_frame)].copy()
+
+
+def padded(items: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (n, F), or latents (D, F), as one batch and its mask (B, F); codes are padded with -1, latents with 0."""
+    lengths = torch.tensor([item.shape[1] for item in items])
+    latents = np.issubdtype(items[0].dtype, np.floating)
+    shape, kind = (len(items), len(items[0]), int(lengths.max())), torch.float32 if latents else torch.int64
+    frames = torch.full(shape, 0 if latents else -1, dtype=kind)
+    for row, item in enumerate(items):
+        frames[row, :, : item.shape[1]] = torch.from_numpy(item)
+    return frames, torch.arange(shape[2]) < lengths[:, None]
 
 
 def decoded_stream(tokenizer: Any, codes: Iterable[np.ndarray], device: str) -> Iterator[np.ndarray]:

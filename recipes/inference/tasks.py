@@ -149,7 +149,7 @@ def prompt_utterance(
     utterance = UtteranceTokens(codes, None, dict.fromkeys(task.columns))
     if task.prompt_holds_text:
         ids = {name: encode(columns[name]) if columns.get(name) else None for name in task.columns}
-        words = word_ids(encode, text) if task.by_word else None
+        words = word_ids(encode, text) if task.by_word or task.answer_holds_prosody else None
         utterance = UtteranceTokens(codes, encode(text) if text else None, ids, words=words)
     prompt_size(task, utterance)
     return utterance

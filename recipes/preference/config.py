@@ -169,6 +169,11 @@ class Config:
                 "sampling: temperature must be above 0 (a greedy answer is always the same) and retries 0 (an answer "
                 "that does not end is what the others are better than)"
             )
+        if self.sampling.multi_token > 1 or self.decoding.multi_token > 1:
+            raise ValueError(
+                "sampling.multi_token, decoding.multi_token: heads for further tokens are not kept while preferences "
+                "are learnt; leave them at 1"
+            )
         if self.weights != "fp32" and self.lora is None:
             raise ValueError(
                 "weights: bf16 loses small updates when trained in full; use fp32 with precision=bf16, or lora"
@@ -176,6 +181,10 @@ class Config:
         training, updates = self.training, self.grpo.updates
         if training.freeze_layers and self.lora is not None:
             raise ValueError("training.freeze_layers: adapters leave every layer's own weights as they are; drop one")
+        if training.multi_token is not None:
+            raise ValueError("training.multi_token: answers are preferred as wholes; it is for slm finetune")
+        if training.alignment is not None:
+            raise ValueError("training.alignment: preferences are about whole answers; it is for slm finetune")
         if training.epochs is not None:
             raise ValueError("training.epochs: how many pairs or answers there are is not known before; give steps")
         if training.deepspeed or training.fsdp:

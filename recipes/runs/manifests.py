@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config import ConfigError
-from recipes.runs.files import atomic_write_text
+from recipes.runs.files import atomic_write_text, text_lines
 from tokenizer.data.manifest import read_source
 from tokenizer.data.utterances import SPLITS, DataSource, Utterance, check_utterances
 
@@ -52,6 +52,20 @@ def manifest_row(utterance: Utterance, folder: Path, columns: Mapping[str, Any])
     audio = os.path.relpath(os.path.abspath(str(utterance.audio)), os.path.abspath(folder))
     row = {"id": utterance.id, "audio": audio, "text": utterance.text, "speaker": utterance.speaker}
     return row | {"duration": utterance.duration, "split": utterance.split} | dict(utterance.columns) | dict(columns)
+
+
+def kept_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows of an earlier start by id; a last line that a kill tore is dropped from the file."""
+    rows = {}
+    for line in text_lines(path) if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        rows[row["id"]] = row
+    if path.is_file():
+        write_manifest(path, list(rows.values()))
+    return rows
 
 
 def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -11,6 +11,7 @@ import importlib
 import json
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,11 @@ def stage_override(item: str, names: list[str]) -> tuple[str, str]:
 
 
 def make_steps(
-    config: PipelineConfig, cell: str | None = None, cell_set: list[str] = (), owners: dict[str, str] | None = None
+    config: PipelineConfig,
+    cell: str | None = None,
+    cell_set: list[str] = (),
+    owners: dict[str, str] | None = None,
+    cell_stages: Sequence[str] | None = None,
 ) -> list[Step]:
     """Every stage with its configuration, checked before anything runs.
 
@@ -111,18 +116,20 @@ def make_steps(
         cell_set: its overrides, as ``STAGE.key=value``, after the pipeline's own.
         owners: what a stage does -> the folder of the first cell that does it, where a cell that does the same finds
             it; filled here. None: each cell has its own.
+        cell_stages: the names of the stages that the cell runs; None: all.
 
     Raises:
-        ConfigError: an unknown command, variable or key; the message names the stage.
+        ConfigError: an unknown command, variable or key; the message names the cell and the stage.
     """
     names = [stage.name for stage in config.stages]
+    run = names if cell_stages is None else cell_stages
     more = [stage_override(item, names) for item in (*config.set, *cell_set)]
     once = {stage.name for stage in config.stages if stage.shared}
     if clash := once & {stage_override(item, names)[0] for item in cell_set}:
         raise ConfigError(f"cell {cell}: sets {', '.join(sorted(clash))}, which is shared by all cells")
     folders: dict[str, str] = {}
     steps = []
-    for stage in config.stages:
+    for stage in (stage for stage in config.stages if stage.name in run):
         own = cell is not None and not stage.shared
         if own and stage.run_dir is not None:
             raise ConfigError(f"stage {stage.name}: run_dir={stage.run_dir} would be every cell's; set `shared` too")
@@ -139,20 +146,42 @@ def make_steps(
         overrides = [f"run_dir={folders[stage.name]}", *stage.set]
         if cell is not None and "transcripts_dir" in recipe.Config.__dataclass_fields__:  # cells read the same audio
             overrides.insert(0, f"transcripts_dir={Path(config.run_dir, 'transcripts')}")
-        overrides += [override for name, override in more if name == stage.name]
+        overrides = _in_force([*overrides, *(override for name, override in more if name == stage.name)])
         try:
-            filled = [substitute(item, known) for item in overrides]
             named = dict.fromkeys(name for item in overrides for name in VARIABLE.findall(item))
+            if absent := [name for name in named if name in names and name not in run]:
+                raise ConfigError(
+                    f"reads ${{{absent[0]}}}, a stage that this cell does not run: name it in the cell's `stages`, or "
+                    "set the key that reads it to something else in the cell's `set`"
+                )
+            filled = [substitute(item, known) for item in overrides]
             inputs = tuple(RunFolder(known[name]) for name in named)
             loaded = load_config(recipe.Config, stage.config, filled)
+            import_plugins(loaded)
+            if stage.command == "generate":  # runs as another command, whose configuration its folder keeps
+                recipe, loaded = recipe.resolve(loaded)
             if own and owners is not None:
                 folders[stage.name] = owners.setdefault(_what_it_does(stage, loaded), folders[stage.name])
                 loaded.run_dir = folders[stage.name]
             steps.append(Step(stage, recipe, loaded, inputs))
-            import_plugins(steps[-1].config)
         except ConfigError as error:
-            raise ConfigError(f"stage {stage.name}: {error}") from error
+            where = f"cell {cell}, stage" if own else "stage"
+            raise ConfigError(f"{where} {stage.name}: {error}") from error
     return steps
+
+
+def _in_force(overrides: Sequence[str]) -> list[str]:
+    """Without those that a later one replaces: of the same key, or of one above it.
+
+    >>> _in_force(["data.0.limit=5", "seed=0", "data=[]", "seed=1"])
+    ['data=[]', 'seed=1']
+    """
+    kept: dict[str, str] = {}
+    for item in reversed(overrides):
+        parts = item.partition("=")[0].strip().split(".")
+        if not any(".".join(parts[:depth]) in kept for depth in range(1, len(parts) + 1)):
+            kept[".".join(parts)] = item
+    return list(reversed(kept.values()))
 
 
 def _what_it_does(stage: Stage, config: Any) -> str:
@@ -210,11 +239,13 @@ def refuse_stale(step: Step) -> None:
 
 
 def set_aside_from(steps: list[Step], name: str) -> None:
-    """Set a stage's folder and those of all later ones aside, so that they run anew.
+    """Set a stage's folder and those of all later ones aside, so that they run anew; none where it is not among them.
 
     A later stage whose folder lies elsewhere stays: another pipeline reads it.
     """
-    position = next(index for index, step in enumerate(steps) if step.stage.name == name)
+    position = next((index for index, step in enumerate(steps) if step.stage.name == name), None)
+    if position is None:
+        return
     for step in (steps[position], *(step for step in steps[position + 1 :] if step.stage.run_dir is None)):
         if moved := step.folder.set_aside():
             log.info("redo: the earlier %s is now %s", step.config.run_dir, moved)

@@ -1,6 +1,6 @@
 """The row `acoustic stage` of `slm evaluate`: book 0 of a recording, its other books filled in its speaker's voice.
 
-Shapes: K books, F code frames, S samples; codes (K, F), waveforms (S,).
+Shapes: K books, F code frames, D latent channels, S samples; codes (K, F), latents (D, F), waveforms (S,).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import numpy as np
 
 from recipes.config import ConfigError
 from recipes.encoding.encoder import encode_batch
-from recipes.inference.acoustic import read_voice
+from recipes.inference.acoustic import complete, read_voice
 from recipes.runs.logs import log
-from slm.acoustic.decoding import AcousticDecoding, fill_books
-from slm.acoustic.modeling import load_acoustic_model
+from slm.acoustic.pieces import AcousticDecoding
+from slm.acoustic.stages import fill_speech, load_acoustic_model
 from tokenizer.data.utterances import AudioError, Utterance
 
 
@@ -87,7 +87,7 @@ class SpeakerVoices:
         return found
 
     def filled(self, names: Sequence[str], codes: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """All books (K, F) of the utterances that have a voice, from book 0 of their codes (K, F)."""
+        """What is to be decoded (`complete`) of the utterances that have a voice, from book 0 of their codes (K, F)."""
         voices = {name: voice for name in names if (voice := self.voice(name)) is not None}
         for name in names:
             if name not in voices:
@@ -95,7 +95,6 @@ class SpeakerVoices:
         kept = {name: item[:1].astype(np.int64) for name, item in zip(names, codes, strict=True) if name in voices}
         if not kept:
             return {}
-        filled = fill_books(
-            self.model, list(kept.values()), list(voices.values()), list(kept), self.settings, self.seed
-        )
-        return dict(zip(kept, filled, strict=True))
+        given = list(kept.values())
+        filled = fill_speech(self.model, given, list(voices.values()), list(kept), self.settings, self.seed)
+        return dict(zip(kept, complete(self.tokenizer, given, filled), strict=True))

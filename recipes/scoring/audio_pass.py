@@ -30,6 +30,7 @@ MEASURED = (
     "semantic_reconstruction",
     "acoustic_stage",
     "resynthesis",
+    "slm-text-aligned",
 )  # they run in step with the recording
 
 

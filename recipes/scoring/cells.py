@@ -2,14 +2,15 @@
 
 A cell may state both. Otherwise they follow from what the cells set: the seed is what its keys called ``seed`` say, the
 method whatever else they differ in. Cells of one method at one frame rate that differ in seed are pooled in plots, and
-let a contrast speak of the method.
+let a contrast speak of the method. Cells run all stages of the comparison, or those alone that their ``stages`` name.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
@@ -26,12 +27,21 @@ class Cell:
 
     name: str = field(metadata={"help": "stands in the table and names the folder"})
     set: list[str] = field(default_factory=list, metadata={"help": "what differs, as STAGE.key=value"})
+    stages: list[str] | None = field(
+        default=None, metadata={"help": "the stages that it runs, in the order of the comparison's; null: all"}
+    )
     method: str | None = field(
         default=None,
         metadata={"help": "what it stands for, beside frame rate and seed; null: what it sets that others do not"},
     )
     seed: int | None = field(
         default=None, metadata={"help": "of its trainings; null: that of the stages' `seed` where they have one"}
+    )
+    without: dict[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "help": "why it has no score in a task (asr, tts, st ...) or in semantic_reconstruction, for the table"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -40,21 +50,43 @@ class Cell:
 
 
 @dataclass
+class AxisValue:
+    """A value of an axis whose cells run some of the stages, such as a system that is trained by another command."""
+
+    set: list[str] = field(default_factory=list, metadata={"help": "what it sets, as STAGE.key=value"})
+    stages: list[str] | None = field(default=None, metadata={"help": "the stages that its cells run; null: all"})
+    without: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "why its cells have no score in a task (asr, tts, st ...)"}
+    )
+
+
+@dataclass
 class Axis:
     """What cells differ in: one of its values stands in each."""
 
     name: str = field(metadata={"help": "rate, method, seed ...; the values of `method` name the cells' methods"})
-    values: dict[str, list[str]] = field(
-        metadata={"help": "a value's name, which is part of the cells' names, and what it sets, as STAGE.key=value"}
+    values: dict[str, list[str] | AxisValue] = field(
+        metadata={
+            "help": "a value's name, which is part of the cells' names, and what it sets, as STAGE.key=value; or "
+            "{stages: [...], set: [...]}, where its cells run these stages alone"
+        }
     )
 
     def __post_init__(self) -> None:
         if not self.values:
             raise ValueError(f"axis {self.name}: give at least one value")
 
+    def value(self, name: str) -> AxisValue:
+        """A value in its long form."""
+        value = self.values[name]
+        return value if isinstance(value, AxisValue) else AxisValue(value)
+
 
 def cells_of(axes: Sequence[Axis]) -> list[Cell]:
     """The cells of a matrix: one for each choice of values, called by them, the last axis changing first.
+
+    Where a value names the stages of its cells, they take of the other axes' values what is of these stages: a seed
+    axis may seed the trainings of all systems. Raises ValueError where two axes name stages.
 
     >>> rates = Axis("rate", {"25hz": ["encode.tokenizer=embedded-25hz"], "12.5hz": []})
     >>> [cell.name for cell in cells_of([rates, Axis("seed", {"s0": [], "s1": ["finetune.seed=1"]})])]
@@ -62,10 +94,61 @@ def cells_of(axes: Sequence[Axis]) -> list[Cell]:
     """
     found = []
     for chosen in itertools.product(*(axis.values for axis in axes)) if axes else ():
-        parts = dict(zip((axis.name for axis in axes), chosen, strict=True))
-        sets = [item for axis in axes for item in axis.values[parts[axis.name]]]
-        found.append(Cell("-".join(chosen), sets, method=parts.get("method")))
+        name, parts = "-".join(chosen), dict(zip((axis.name for axis in axes), chosen, strict=True))
+        values = [axis.value(parts[axis.name]) for axis in axes]
+        naming = [value for value in values if value.stages is not None]
+        if len(naming) > 1:
+            raise ValueError(f"axes: cell {name} has its `stages` from several axes; name them in the values of one")
+        stages = naming[0].stages if naming else None
+        sets = [
+            item
+            for value in values
+            for item in value.set
+            if stages is None or value.stages is not None or stage_of(item) in stages
+        ]
+        without = {kind: reason for value in values for kind, reason in value.without.items()}
+        found.append(Cell(name, sets, stages, method=parts.get("method"), without=without))
     return found
+
+
+def stage_of(item: str) -> str:
+    """The stage of ``STAGE.key=value``."""
+    return item.partition("=")[0].partition(".")[0].strip()
+
+
+def check_stages(cells: Sequence[Cell], stages: Sequence[str]) -> None:
+    """Whether the stages that cells name are those of the comparison.
+
+    Args:
+        cells: all of them.
+        stages: the names of the comparison's stages.
+
+    Raises:
+        ValueError: a cell names no stage, one twice or an unknown one, or sets a key of a stage that it does not run;
+            or no cell runs a stage. The message names the cell and the stage.
+    """
+    for cell in cells:
+        if cell.stages is None:
+            continue
+        if not cell.stages:
+            raise ValueError(f"cells: {cell.name}: stages is empty; name those that it runs, or leave the key out")
+        if twice := _more_than_once(cell.stages):
+            raise ValueError(f"cells: {cell.name}: stages: {', '.join(twice)} stands there twice")
+        if unknown := [name for name in cell.stages if name not in stages]:
+            raise ValueError(
+                f"cells: {cell.name}: stages: there is no {', '.join(unknown)}; there are {', '.join(stages)}"
+            )
+        if idle := dict.fromkeys(stage_of(item) for item in cell.set if stage_of(item) not in cell.stages):
+            raise ValueError(
+                f"cells: {cell.name} sets {', '.join(idle)}, which is not among the stages that it runs "
+                f"({', '.join(cell.stages)})"
+            )
+    if idle := [name for name in stages if all(cell.stages is not None and name not in cell.stages for cell in cells)]:
+        raise ValueError(f"stages: no cell runs {', '.join(idle)}; name it in a cell's `stages`, or leave it out")
+
+
+def _more_than_once(names: Collection[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 @dataclass(frozen=True)
@@ -90,7 +173,10 @@ def identify(
     keys = list(dict.fromkeys(item.partition("=")[0].strip() for cell in cells for item in cell.set))
     values = {cell.name: {key: _value(cell, key, stages[cell.name]) for key in keys} for cell in cells}
     seed_keys = [key for key in keys if key.rpartition(".")[2] == "seed"]
-    seeds = {cell.name: _seed(cell, [values[cell.name][key] for key in seed_keys], stages[cell.name]) for cell in cells}
+    given = {
+        cell.name: [values[cell.name][key] for key in seed_keys if _may_set(cell, stage_of(key))] for cell in cells
+    }
+    seeds = {cell.name: _seed(cell, given[cell.name], stages[cell.name]) for cell in cells}
     if None not in seeds.values():
         keys = [key for key in keys if key not in seed_keys]
     shown = {name: {key: _hide_rate(own[key], rates[name]) for key in keys} for name, own in values.items()}
@@ -99,6 +185,10 @@ def identify(
         cell.name: Identity(cell.name, methods[cell.name] if cell.method is None else cell.method, seeds[cell.name])
         for cell in cells
     }
+
+
+def _may_set(cell: Cell, stage: str) -> bool:
+    return cell.stages is None or stage in cell.stages
 
 
 def _value(cell: Cell, key: str, stages: Mapping[str, Any]) -> str:

@@ -34,8 +34,8 @@ from recipes.scoring.systems import (
     read_predictions,
 )
 from recipes.scoring.versa import VersaScores, read_versa
-from slm.acoustic.decoding import AcousticDecoding
-from slm.acoustic.modeling import load_acoustic_model
+from slm.acoustic.pieces import AcousticDecoding
+from slm.acoustic.stages import load_acoustic_model
 from slm.corpus import CodedCorpus
 from tokenizer import load_tokenizer
 from tokenizer.data.manifest import read_sources

@@ -27,7 +27,7 @@ FAIRNESS_FILE = "fairness.json"
 
 def training_of(steps: Sequence[Step], cell: str) -> Step:
     """A cell's own fine-tuning. Raises ConfigError where it has none, or several."""
-    found = [step for step in steps if step.stage.command == "finetune" and not step.stage.shared]
+    found = [step for step in steps if _fine_tunes(step)]
     if len(found) != 1:
         names = ", ".join(step.stage.name for step in found) or "none"
         raise ConfigError(
@@ -35,6 +35,21 @@ def training_of(steps: Sequence[Step], cell: str) -> Step:
             "compare one fine-tuning at a time"
         )
     return found[0]
+
+
+def trained_cells(cells: Mapping[str, Sequence[Step]]) -> dict[str, Sequence[Step]]:
+    """The cells with a fine-tuning, whose steps can be chosen; the others, such as a system without codes, keep theirs.
+
+    Raises:
+        ConfigError: the first cell, which the others follow, has no fine-tuning, or several.
+    """
+    reference = next(iter(cells))
+    training_of(cells[reference], reference)
+    return {cell: steps for cell, steps in cells.items() if any(map(_fine_tunes, steps))}
+
+
+def _fine_tunes(step: Step) -> bool:
+    return step.stage.command == "finetune" and not step.stage.shared
 
 
 def before_training(steps: Sequence[Step], cell: str) -> list[Step]:
@@ -55,7 +70,7 @@ def saved_budgets(folder: Path | str, cells: Mapping[str, Sequence[Step]], equal
 
     Args:
         folder: of the comparison.
-        cells: each cell's stages as configured, the reference first.
+        cells: the stages as configured of each cell that has a fine-tuning, the reference first.
         equal: the quantity.
     """
     values = read_json(Path(folder, FAIRNESS_FILE))

@@ -24,6 +24,8 @@ from eval.speech.audio import length_batches
 from recipes.config import ConfigError
 from recipes.encoding.encoder import encode_batch
 from recipes.encoding.plan import durations_of
+from recipes.inference.predictions import FAULTS
+from recipes.inference.speech_files import padded
 from recipes.runs.files import text_lines
 from recipes.runs.logs import log
 from recipes.runs.machine import describe_machine, machine_text
@@ -31,7 +33,7 @@ from recipes.runs.progress import progress
 from recipes.scoring.acoustic import SpeakerVoices
 from tokenizer.data.audio import load_audio
 from tokenizer.data.utterances import AudioError, Utterance
-from tokenizer.long_form.chunking import decode_long, resynthesize_long
+from tokenizer.long_form.chunking import decode_latents_long, decode_long, resynthesize_long
 from tokenizer.precision import LOWER
 
 PREDICTIONS_FILE, SIDECAR_FILE = "predictions.jsonl", "predictions.json"
@@ -284,7 +286,7 @@ class CodecSystems:
         self._encode_s += time.perf_counter() - started
         self._audio_s += sum(map(len, waveforms)) / rate
         self.codes += [item.astype(np.int32) for item in codes]  # all are kept: half of int64
-        padded = _padded(codes)
+        frames, _ = padded(codes)
         for system in self.systems:
             started = time.perf_counter()
             kept = recordings
@@ -293,9 +295,9 @@ class CodecSystems:
                 kept = {name: recordings[name] for name in filled}
                 if not kept:
                     continue
-                values = self._decode(system.kind, _padded(list(filled.values())))
+                values = self._decode_filled(list(filled.values()))
             else:
-                values = self._decode(system.kind, padded)
+                values = self._decode(system.kind, frames)
             self._decode_s[system.kind] += time.perf_counter() - started
             audios = {}
             for row, (name, waveform) in enumerate(kept.items()):
@@ -313,6 +315,15 @@ class CodecSystems:
             books = codes[:, :1] if kind == "semantic_reconstruction" else codes
             output = decode_long(self.tokenizer, books, self.chunk_s)
         return output.audio_values[:, 0].float().cpu().numpy()
+
+    @torch.inference_mode()
+    def _decode_filled(self, filled: Sequence[np.ndarray]) -> np.ndarray:
+        """All codes (K, F), or the latents (D, F) in their place, of what a stage filled, to waveforms (B, S)."""
+        frames, mask = padded(filled)
+        if frames.is_floating_point():
+            output = decode_latents_long(self.tokenizer, frames, mask, self.chunk_s)
+            return output.audio_values[:, 0].float().cpu().numpy()
+        return self._decode("acoustic_stage", frames)
 
     def finish(self) -> None:
         """Fill in each system's cost, when every batch went through."""
@@ -332,14 +343,6 @@ class CodecSystems:
                 "timed": "encode + decode",
                 "machine": machine,
             }
-
-
-def _padded(codes: Sequence[np.ndarray]) -> torch.Tensor:
-    """Codes (K, F) as one batch (B, K, F), with -1 past an item's length."""
-    padded = torch.full((len(codes), codes[0].shape[0], max(c.shape[1] for c in codes)), -1, dtype=torch.int64)
-    for row, item in enumerate(codes):
-        padded[row, :, : item.shape[1]] = torch.from_numpy(item)
-    return padded
 
 
 def predicted_audio(
@@ -363,6 +366,12 @@ def predicted_audio(
             audios = {}
     if audios:
         yield SystemAudio(system, audios)
+
+
+def count_faults(found: Iterable[Sequence[str]]) -> dict[str, int]:
+    """How many of these answers have each fault."""
+    found = list(found)
+    return {name: sum(name in faults for faults in found) for name in FAULTS}
 
 
 def predicted_system(
@@ -399,6 +408,9 @@ def predicted_system(
     system.facts["n_truncated"] = sum(
         bool(predictions.lines[i].get("truncated")) for i in ids if i in predictions.lines
     )
+    found = [predictions.lines[i]["faults"] for i in ids if "faults" in predictions.lines.get(i, {})]
+    if found:
+        system.facts["faults"] = count_faults(found)
     absent = [i for i in ids if i not in predictions.lines]
     if absent:
         what = "not scored" if system.references else "counted as failed"

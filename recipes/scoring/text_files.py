@@ -41,12 +41,16 @@ class Columns:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a file says of one utterance. ``text`` is None where the system gave no answer."""
+    """What a file says of one utterance. ``text`` is None where the system gave no answer.
+
+    ``faults`` are those that predictions name; None in other files.
+    """
 
     text: str | None
     speaker: str = ""
     duration: float | None = None
     audio: str | None = None
+    faults: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -247,6 +251,7 @@ def _of_rows(
             str(next((row[name] for name in SPEAKER_COLUMNS if row.get(name)), "")),
             _duration(seconds, f"{path}, line {number}"),
             None if not sound else str(path.parent / str(sound)),
+            tuple(row["faults"]) if isinstance(row.get("faults"), list) else None,
         )
         _add(entries, identity, entry, path, number)
     return TextFile(path, path.suffix.lower().lstrip("."), _some(entries, path, role), column or "")

@@ -20,7 +20,7 @@ from recipes.runs.own_folders import some_of
 from recipes.scoring.judges import load_judges
 from recipes.scoring.labels import distinct
 from recipes.scoring.protocols import Settled, audio_files_sha256, made_with, resampled, settle, unsegmented_note
-from recipes.scoring.systems import Recordings
+from recipes.scoring.systems import Recordings, count_faults
 from recipes.scoring.text_files import Entry, TextFile, read_texts
 from tokenizer.data.utterances import Utterance
 
@@ -255,7 +255,10 @@ def _row(
         [entries[identity].duration for identity in ids],
         job.settled.alignment,
     )
-    return make_row(name, "speech" if judge else "transcripts", "", protocol, rates)
+    answers = [job.hypotheses[name].entries[i] for i in ids if i in job.hypotheses[name].entries]
+    told = [entry.faults for entry in answers if entry.faults is not None]
+    facts = {"faults": count_faults(told)} if told else {}
+    return make_row(name, "speech" if judge else "transcripts", "", protocol, rates, **facts)
 
 
 def _add_differences(rows: Sequence[Row]) -> None:

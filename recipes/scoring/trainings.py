@@ -107,6 +107,7 @@ def configurations_of(
         settings = [_settings(cells[cell]) for cell in members]
         keys = dict.fromkeys(key for one in settings for key in one)
         values = {key: " / ".join(dict.fromkeys(one.get(key, "") for one in settings)) for key in keys}
+        values = {"stages": ", ".join(step.stage.name for step in cells[members[0]])} | values
         texts = {step.stage.name: dump_config(step.config) for step in cells[members[0]]}
         found.append(Configuration(name, members, values, texts))
     return found

@@ -1,6 +1,10 @@
-"""The acoustic stage: a small model that fills codebooks 1..K-1 from the semantic codes and a few seconds of a voice.
+"""The acoustic stage: a small model that adds to semantic codes what the other codebooks hold, in a recording's voice.
 
-Masked prediction in the manner of SoundStorm (Borsos et al. 2023, arXiv 2305.09636): `configuration` and `modeling` are
-the model and its folder, `samples` and `masking` what it is trained on, `training` its steps, `evaluation` its accuracy
-beside a unigram baseline, `decoding` the iterative parallel decoding.
+Of every objective: `configuration` and `layers` are the model's sizes and transformer, `samples` what it is trained on,
+`training` its steps, `pieces` what it fills at once, `stages` the table of what differs, loading and filling.
+
+Objective masked, which fills the codes themselves (SoundStorm, Borsos et al. 2023): `masking`, `masked_model`,
+`masked_decoding` and `masked_scores`. Objectives flow (as CosyVoice), diffusion (as Diff-LM-Speech) and regression,
+which predict what the codes add to the codec's latents: `latent_space`, `latent_model`, `latent_decoding`,
+`latent_scores`; `paths` says what an objective is, and each has a file.
 """

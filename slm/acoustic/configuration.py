@@ -7,7 +7,9 @@ from typing import Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
-OBJECTIVES = ("masked",)
+MASKED = "masked"
+LATENT_OBJECTIVES = ("flow", "diffusion", "regression")
+Objective = Literal["masked", "flow", "diffusion", "regression"]
 
 
 class AcousticError(ValueError):
@@ -23,7 +25,7 @@ class AcousticSizes:
     heads: int = field(default=4, metadata={"help": "attention heads"})
     intermediate_size: int = field(default=768, metadata={"help": "width of the feed-forward layers"})
     code_dim: int = field(
-        default=64, metadata={"help": "width of a code's vector, which its book's input and output share"}
+        default=64, metadata={"help": "masked: width of a code's vector, which its book's input and output share"}
     )
     dropout: float = field(default=0.1, metadata={"help": "dropout in every layer"})
 
@@ -40,8 +42,31 @@ class AcousticSizes:
             raise AcousticError(f"sizes.dropout: {self.dropout:g} must lie in [0, 1)")
 
 
+@dataclass
+class LatentSettings:
+    """What of the codec's latents is predicted, of objectives flow, diffusion and regression."""
+
+    books: int = field(
+        default=0, metadata={"help": "the sum of the first so many acoustic books is predicted; 0: of all of them"}
+    )
+    variance: float = field(
+        default=0.99, metadata={"help": "share of the sum's variance in the directions that are predicted"}
+    )
+    condition_dropout: float = field(
+        default=0.1, metadata={"help": "share of items trained without codes and voice, for guidance (CosyVoice: 0.2)"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.books < 0:
+            raise AcousticError(f"latents.books: {self.books} must be 0 (all acoustic books) or more")
+        if not 0 < self.variance <= 1:
+            raise AcousticError(f"latents.variance: {self.variance:g} must lie in (0, 1]")
+        if not 0 <= self.condition_dropout < 1:
+            raise AcousticError(f"latents.condition_dropout: {self.condition_dropout:g} must lie in [0, 1)")
+
+
 class AcousticConfig(PreTrainedConfig):
-    """The config.json of an acoustic stage.
+    """The config.json of an acoustic stage that fills codebooks by masked prediction.
 
     Args:
         codebook_sizes: Entries of each of the codec's K books, book 0 (semantic) first.
@@ -50,7 +75,7 @@ class AcousticConfig(PreTrainedConfig):
         fingerprint: The codec's; other codes are refused.
         precision: Arithmetic that the fingerprint is of.
         tokenizer: Name or folder that the codec was loaded from, for messages.
-        objective: What it was trained by; `masked` is all there is.
+        objective: What it was trained by: `masked`, or of a :class:`LatentConfig` another one.
         min_prompt_s: Seconds of a reference voice at least, as the training drew them.
         max_prompt_s: Seconds of it that are read at most.
         window_s: Seconds of speech that are filled at once; longer speech is filled piece by piece.
@@ -67,7 +92,7 @@ class AcousticConfig(PreTrainedConfig):
         fingerprint: str = "",
         precision: str = "fp32",
         tokenizer: str = "",
-        objective: Literal["masked"] = "masked",
+        objective: Objective = MASKED,
         min_prompt_s: float = 1.0,
         max_prompt_s: float = 3.0,
         window_s: float = 8.0,
@@ -100,6 +125,22 @@ class AcousticConfig(PreTrainedConfig):
         """Frames of so many seconds, at least one."""
         return max(1, round(seconds * self.frame_rate))
 
+    def check_books(self) -> None:
+        """Raises AcousticError where the codec has one book, so that there is nothing to fill."""
+        if self.n_codebooks < 2:
+            raise AcousticError(
+                f"corpus: tokenizer {self.tokenizer!r} has one book, so there is nothing to fill; an acoustic stage "
+                "needs codes of a tokenizer with acoustic books"
+            )
+
+    def check_given(self, n_books: int) -> None:
+        """Raises AcousticError where a stage of this kind cannot go on from so many books."""
+        if not 1 <= n_books < self.n_codebooks:
+            raise AcousticError(
+                f"acoustic: {n_books} of the tokenizer's {self.n_codebooks} books are given: the stage fills the rest "
+                "from book 0 on, so there must be at least one and one fewer than all"
+            )
+
     def check_fingerprint(self, fingerprint: str, whose: str) -> None:
         """Refuses another codec's codes.
 
@@ -119,4 +160,47 @@ class AcousticConfig(PreTrainedConfig):
             )
 
 
+class LatentConfig(AcousticConfig):
+    """The config.json of a stage that predicts what the acoustic books add to the codec's latents.
+
+    Args:
+        objective: `flow`, `diffusion` or `regression`.
+        n_added_books: The first so many of books 1..K-1 are predicted, as their sum.
+        latent_dim: Channels of the codec's latents.
+        space_dim: Directions of them that are predicted.
+        condition_dropout: Share of the training's items without codes and voice, for guidance.
+        kwargs: As in :class:`AcousticConfig`.
+    """
+
+    model_type = "lmspt_acoustic_latent"
+
+    def __init__(
+        self,
+        objective: Objective = "flow",
+        n_added_books: int = 1,
+        latent_dim: int = 2,
+        space_dim: int = 1,
+        condition_dropout: float = 0.1,
+        **kwargs: object,
+    ) -> None:
+        self.n_added_books = n_added_books
+        self.latent_dim, self.space_dim = latent_dim, space_dim
+        self.condition_dropout = condition_dropout
+        super().__init__(objective=objective, **kwargs)
+
+    @property
+    def added_sizes(self) -> list[int]:
+        """Entries of each of the books whose sum is predicted."""
+        return self.codebook_sizes[1 : 1 + self.n_added_books]
+
+    def check_given(self, n_books: int) -> None:
+        """Raises AcousticError where there is not one book alone."""
+        if n_books != 1:
+            raise AcousticError(
+                f"acoustic: {n_books} books are given, and a stage of objective {self.objective} adds the sum of all "
+                "others to book 0; use a model that speaks one book, or a stage of objective masked"
+            )
+
+
 AutoConfig.register(AcousticConfig.model_type, AcousticConfig)
+AutoConfig.register(LatentConfig.model_type, LatentConfig)

@@ -9,6 +9,9 @@ import math
 
 import numpy as np
 
+from slm.acoustic.configuration import AcousticConfig
+from slm.acoustic.samples import Item
+
 
 def masked_share(progress: float) -> float:
     """MaskGIT's cosine schedule (Chang et al. 2022, section 3.3): the share that is masked at `progress` in [0, 1]."""
@@ -48,3 +51,14 @@ def mask_book(prompt: np.ndarray, n_books: int, book: int) -> tuple[np.ndarray, 
     targets = np.zeros_like(visible)
     targets[book, ~prompt] = True
     return visible, targets
+
+
+def draw_masked_sample(item: Item, config: AcousticConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """An item with a mask drawn from `rng`."""
+    return masked_sample(item, draw_mask(item.is_prompt, config.n_codebooks, rng))
+
+
+def masked_sample(item: Item, mask: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+    """An item with its `visible` and `targets`."""
+    visible, targets = mask
+    return {"audio_codes": item.codes, "visible": visible, "targets": targets, "prompt": item.is_prompt}

@@ -5,7 +5,7 @@ Shapes: B items, K books, P frames of a prompt, F of a target, T of both and pad
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from slm.acoustic.configuration import AcousticConfig, AcousticError
-from slm.acoustic.masking import draw_mask
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class VoicedUtterances:
         config: How long prompts and targets are.
 
     Attributes:
+        config: As given.
         n_left_out: Utterances too short to give both.
         n_speakers: How many speakers there are; utterances without a name count as one each.
 
@@ -55,6 +55,7 @@ class VoicedUtterances:
     """
 
     def __init__(self, rows: Iterable[Any], config: AcousticConfig) -> None:
+        self.config = config
         self.least, self.most = config.frames(config.min_prompt_s), config.frames(config.max_prompt_s)
         self.window = config.frames(config.window_s)
         self.codes: list[np.ndarray] = []
@@ -109,6 +110,9 @@ class VoicedUtterances:
         return Item(prompt.astype(np.int64), _crop(target, self.window, rng).astype(np.int64))
 
 
+DrawSample = Callable[[Item, AcousticConfig, np.random.Generator], dict[str, np.ndarray]]
+
+
 def _small(config: AcousticConfig) -> bool:
     return max(config.codebook_sizes) <= np.iinfo(np.int16).max + 1
 
@@ -125,13 +129,13 @@ class AcousticSamples(Dataset):
 
     Args:
         utterances: What it draws from.
-        n_books: K.
+        draw: Adds to an item what the objective draws, such as masks or noise (`stages`).
         length: Items of the whole training.
-        seed: Decides order, voices and masks.
+        seed: Decides order, voices and what `draw` draws.
     """
 
-    def __init__(self, utterances: VoicedUtterances, n_books: int, length: int, seed: int) -> None:
-        self.utterances, self.n_books, self.length, self.seed = utterances, n_books, length, seed
+    def __init__(self, utterances: VoicedUtterances, draw: DrawSample, length: int, seed: int) -> None:
+        self.utterances, self.draw, self.length, self.seed = utterances, draw, length, seed
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=int))
 
     def __len__(self) -> int:
@@ -144,23 +148,31 @@ class AcousticSamples(Dataset):
             self._order = (epoch, order)
         rng = np.random.default_rng((self.seed, 1, position))
         item = self.utterances.item(int(self._order[1][place]), rng)
-        visible, targets = draw_mask(item.is_prompt, self.n_books, rng)
-        return {"audio_codes": item.codes, "visible": visible, "targets": targets, "prompt": item.is_prompt}
+        return self.draw(item, self.utterances.config, rng)
 
 
 def collate(items: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-    """Items as one batch, padded to the longest: codes with -1, masks with false; `frames` marks what is no padding."""
-    longest = max(item["prompt"].shape[-1] for item in items)
+    """Items as one batch, their last dimension padded to the longest; `frames` (B, T) marks what is no padding.
 
-    def padded(name: str, value: int | bool) -> Tensor:
-        widths = [longest - item["prompt"].shape[-1] for item in items]
-        rows = [
-            np.pad(item[name], [(0, 0)] * (item[name].ndim - 1) + [(0, width)], constant_values=value)
-            for item, width in zip(items, widths, strict=True)
-        ]
+    Codes are padded with -1, all else with 0; numbers without a dimension are stacked.
+    """
+    lengths = [len(item["prompt"]) for item in items]
+
+    def padded(name: str) -> Tensor:
+        if not items[0][name].ndim:
+            return torch.from_numpy(np.stack([item[name] for item in items]))
+        value, before = (-1 if name == "audio_codes" else 0), [(0, 0)] * (items[0][name].ndim - 1)
+        widths = [[*before, (0, max(lengths) - length)] for length in lengths]
+        rows = [np.pad(item[name], width, constant_values=value) for item, width in zip(items, widths, strict=True)]
         return torch.from_numpy(np.stack(rows))
 
-    batch = {"audio_codes": padded("audio_codes", -1)}
-    batch |= {name: padded(name, False) for name in ("visible", "targets", "prompt")}
-    lengths = torch.tensor([item["prompt"].shape[-1] for item in items])
-    return batch | {"frames": torch.arange(longest)[None] < lengths[:, None]}
+    batch = {name: padded(name) for name in items[0]}
+    return batch | {"frames": torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]}
+
+
+def evaluation_items(utterances: VoicedUtterances, limit: int, seed: int) -> list[Item]:
+    """The first `limit` utterances, each with a voice drawn from (seed, number): the same in every evaluation."""
+    return [
+        utterances.item(number, np.random.default_rng((seed, 2, number)))
+        for number in range(min(limit, len(utterances)))
+    ]

@@ -34,8 +34,9 @@ class UtteranceTokens:
         language: The mark that names the answer's language, behind the prompt's parts, such as `<|de|>`; None: none.
         prompt_share: Of a task that continues speech: the share of the codes that its prompt holds, above 0; the rest
             is its answer. 1: all of them, since what follows is still to be generated.
-        words: Of a task by word: the ids (T,) of each word of the text.
+        words: Of a task by word, or with prosody: the ids (T,) of each word of the text.
         word_frames: Of a task by word: how many frames of the codes are each word's.
+        prosody: Of a task with prosody: (W, 3) bins of each word (:mod:`slm.prosody`).
     """
 
     codes: np.ndarray | None = None
@@ -46,6 +47,7 @@ class UtteranceTokens:
     prompt_share: float = 1.0
     words: Sequence[np.ndarray] | None = None
     word_frames: Sequence[int] | None = None
+    prosody: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,20 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Prosody:
+    """How each word is said, in front of an answer's speech: (W, 3) bins (:mod:`slm.prosody`)."""
+
+    bins: np.ndarray | None
+
+
+@dataclass(frozen=True)
 class Mark:
     """One mark by its name in the vocabulary, such as `<|transcribe|>`."""
 
     name: str
 
 
-Part = Speech | Text | Mark
+Part = Speech | Text | Prosody | Mark
 
 
 @dataclass(frozen=True)
@@ -123,15 +132,28 @@ class Task:
         return any(isinstance(part, Text) for part in (*self._sample.prompt, *given))
 
     @cached_property
+    def answer_holds_prosody(self) -> bool:
+        """Whether the answer begins with the prosody of the text's words."""
+        return any(isinstance(part, Prosody) for part in self._sample.answer)
+
+    @cached_property
     def holds_text(self) -> bool:
         """Whether there is text in the prompt or in the answer; else recordings without a transcript will do."""
         return any(isinstance(part, Text) for part in (*self._sample.prompt, *self._sample.answer))
 
     @cached_property
+    def says_its_prompt(self) -> bool:
+        """Whether the answer is one stretch of speech that says the one text of the prompt."""
+        texts = [part for part in self._sample.prompt if isinstance(part, Text)]
+        one_speech = [type(part) for part in self._sample.answer] == [Speech]
+        return one_speech and len(texts) == 1 and not self.prompt_holds_speech and self.reference == "text"
+
+    @cached_property
     def _sample(self) -> Turn:
         text = np.zeros(8, dtype=np.int64)
         codes, columns = np.zeros((1, 8), dtype=np.int64), dict.fromkeys(self.columns, text)
-        return self.turn(UtteranceTokens(codes, text, columns, words=(text,), word_frames=(8,)))
+        one_word = {"words": (text,), "word_frames": (8,), "prosody": np.zeros((1, 3), dtype=np.int64)}
+        return self.turn(UtteranceTokens(codes, text, columns, **one_word))
 
 
 _TASKS: dict[str, Task] = {}

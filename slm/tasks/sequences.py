@@ -1,16 +1,18 @@
 """Turns as token sequences: pure functions from a task's parts to `input_ids` and `labels`.
 
 Shapes: codes (K, F); text ids (T,); `input_ids` and `labels` (L,) int64, labels -100 wherever no loss is taken. With
-the pattern `delay` a prompt is (P, n): its first column holds the ids, the others the codes of books 1 to n - 1.
+`delay` and `parallel` a prompt is (P, n): its first column holds the ids, the others the codes of books 1 to n - 1.
 
     ASR   before <|speech|> codes <|/speech|> <|transcribe|> between | text end
     TTS   before text <|synthesize|> between <|speech|> | codes <|/speech|> end
     tts-aligned  before <|synthesize-aligned|> between word <|speech|> | codes <|/speech|> word <|speech|> codes ... end
+    tts-prosody  before text <|synthesize-prosody|> between | prosody of each word <|speech|> codes <|/speech|> end
 
 `before` and `between` are the chat template's ids (or bos, and nothing); what follows the bar is the answer, the only
-part with loss. The mark that opens an answer's speech is given, not learnt. Generation uses the same prompt. A task by
-word has loss on each word's codes and their end alone: words, and that none is left, are given. A wording
-of the task stands behind `before` and the tag of a language in front of `between`, where an utterance brings them.
+part with loss. The mark that opens an answer's speech is given, not learnt, behind prosody too. Generation uses the
+same prompt. A task by word has loss on each word's codes and their end alone: words, and that none is left, are given.
+A wording of the task stands behind `before` and the tag of a language in front of `between`, where an utterance brings
+them.
 
 A vocabulary of 100 text ids (eos is 2, bos is 1) and one codebook of 8:
 
@@ -51,16 +53,24 @@ With `delay` a book of 8 stands beside that one, a frame later. The mark of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import numpy as np
 
 from slm.patterns import EMPTY
-from slm.tasks.registry import Mark, Part, Speech, Task, TaskError, Text, UtteranceTokens
+from slm.tasks.registry import Mark, Part, Prosody, Speech, Task, TaskError, Text, UtteranceTokens
 from slm.vocabulary import SpeechVocabulary
 
 IGNORE = -100
+
+
+@dataclass(frozen=True)
+class SpokenText:
+    """Where in a sequence a text stands, and from which positions the codes that say it are predicted."""
+
+    text: range
+    speech: range
 
 
 @dataclass(frozen=True)
@@ -68,13 +78,15 @@ class Example:
     """One training sequence: `input_ids` (L,) and `labels` (L,), both int64.
 
     With further books beside the ids also their codes `further` (L, n - 1), `EMPTY` where there is none, and
-    `further_labels`, shaped alike, -100 where no loss is taken.
+    `further_labels`, shaped alike, -100 where no loss is taken. Of a task that says its prompt also where, unless there
+    are fewer codes than tokens of text.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     further: np.ndarray | None = None
     further_labels: np.ndarray | None = None
+    spoken: SpokenText | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -98,7 +110,7 @@ def make_prompt(
             classifier-free guidance (arXiv 2207.12598) holds the asked one against.
 
     Returns:
-        (P,) int64; with `delay` (P, n).
+        (P,) int64; with books side by side (P, n).
 
     Raises:
         TaskError: The utterance lacks a part of the prompt.
@@ -142,7 +154,7 @@ def make_example(
     given = np.concatenate([*_given_places(parts, pieces), [task.by_word]])
     if task.answers == "speech":
         opening = len(_opening(vocabulary, task, utterance))
-        if np.ravel(ids[opening - 1])[0] != vocabulary.speech_id:
+        if opening and np.ravel(ids[opening - 1])[0] != vocabulary.speech_id:
             raise TaskError(f"task {task.name}: an answer of speech must begin with Speech")
         ids, given = ids[opening:], given[opening:]  # stands in the prompt
     made = answer(prompt, ids)
@@ -151,7 +163,25 @@ def make_example(
         # While the further books come to their end, book 0's mark is given, not learnt, but for the first.
         repeated = (made.labels[1:] == vocabulary.speech_end_id) & (made.labels[:-1] == vocabulary.speech_end_id)
         made.labels[1:][repeated] = IGNORE
+    if task.says_its_prompt and not bare and not vocabulary.further_sizes:
+        made = replace(made, spoken=_spoken_text(vocabulary, task, prompted or utterance, len(prompt), len(ids)))
     return made
+
+
+def _spoken_text(
+    vocabulary: SpeechVocabulary, task: Task, prompted: UtteranceTokens, n_prompt: int, n_answer: int
+) -> SpokenText | None:
+    """Where the text of a prompt stands and its speech behind it, of an answer that says its prompt."""
+    first = len(vocabulary.before) + (0 if prompted.wording is None else len(prompted.wording))
+    for part in task.turn(prompted).prompt:
+        if isinstance(part, Text):
+            text = part.ids
+            break
+        first += _part_length(vocabulary, task, part)
+    n_codes = n_answer - 2  # without the two ends
+    if not 0 < len(text) <= n_codes:
+        return None
+    return SpokenText(range(first, first + len(text)), range(n_prompt - 1, n_prompt - 1 + n_codes))
 
 
 def prompt_size(task: Task, utterance: UtteranceTokens) -> tuple[int, int]:
@@ -186,8 +216,11 @@ def answer(prompt: np.ndarray, target: np.ndarray) -> Example:
 
 
 def _opening(vocabulary: SpeechVocabulary, task: Task, utterance: UtteranceTokens) -> list[int]:
-    """The ids of an answer in speech that are given before the model goes on: its first words, and the mark."""
-    if task.answers != "speech":
+    """The ids of an answer in speech that are given before the model goes on: its first words, and the mark.
+
+    None where prosody comes first, which the model writes.
+    """
+    if task.answers != "speech" or task.answer_holds_prosody:
         return []
     first = takewhile(_is_given, task.turn(utterance).answer)
     return [*(i for part in first for i in _part_ids(vocabulary, task, part)), vocabulary.speech_id]
@@ -198,13 +231,16 @@ def _is_given(part: Part) -> bool:
 
 
 def _given_places(parts: Sequence[Part], pieces: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """Which ids of an answer's parts are given: (L,) bool of each; behind a given text the mark that opens speech."""
+    """Which ids of an answer's parts are given: (L,) bool of each.
+
+    Behind a given text, and behind prosody, that is the mark that opens speech.
+    """
     before = False
     for part, piece in zip(parts, pieces, strict=True):
         given = np.full(len(piece), _is_given(part))
         if before and isinstance(part, Speech):
             given[0] = True
-        before = _is_given(part)
+        before = _is_given(part) or isinstance(part, Prosody)
         yield given
 
 
@@ -213,6 +249,8 @@ def _part_ids(vocabulary: SpeechVocabulary, task: Task, part: Part) -> Sequence[
         return [vocabulary.mark_id(part.name)]
     if isinstance(part, Speech):
         return vocabulary.speech(_given(task, part.codes, "codes"))
+    if isinstance(part, Prosody):
+        return vocabulary.ids_from_prosody(_given(task, part.bins, "prosody"))
     return _given(task, part.ids, "text")
 
 
@@ -221,6 +259,8 @@ def _part_length(vocabulary: SpeechVocabulary, task: Task, part: Part) -> int:
         return 1
     if isinstance(part, Speech):
         return vocabulary.speech_length(_given(task, part.codes, "codes").shape[1])
+    if isinstance(part, Prosody):
+        return _given(task, part.bins, "prosody").size
     return len(_given(task, part.ids, "text"))
 
 

@@ -158,10 +158,16 @@ def _weighted(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     return (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
 
 
-def chunked_loss(states: Tensor, linear: nn.Linear, labels: Tensor, weights: Tensor) -> Tensor:
-    """Sum of the weighted cross-entropies (a scalar, fp32) of a linear head on (N, D) states, some tokens at a time."""
-    chunk, head = max(1, CHUNK_ELEMENTS // linear.out_features), LinearHead(linear, AfterHead())
-    return _ChunkedLoss.apply(states, head, labels, weights, chunk, linear.weight)
+def chunked_loss(
+    states: Tensor, linear: nn.Linear, labels: Tensor, weights: Tensor, after: AfterHead | None = None
+) -> Tensor:
+    """Sum of the weighted cross-entropies (a scalar, fp32) of a linear head on (N, D) states, some tokens at a time.
+
+    `linear` may be some rows of one: what has their `weight` (C, D) and `bias`. `after` is done to the logits.
+    """
+    chunk, head = max(1, CHUNK_ELEMENTS // len(linear.weight)), LinearHead(linear, after or AfterHead())
+    parameters = [p for p in (linear.weight, linear.bias) if p is not None]
+    return _ChunkedLoss.apply(states, head, labels, weights, chunk, *parameters)
 
 
 class AnswerLoss:

@@ -1,7 +1,8 @@
 """From samples to packed batches, in an order that is a pure function of the seed.
 
 Shapes: R rows of length L; `input_ids`, `labels`, `position_ids` (R, L) int64, `loss_weights` (R, L) float32; of n - 1
-further books beside the ids `further`, `further_labels` (R, L, n - 1) int64, `further_weights` (R, L) float32.
+further books beside the ids `further`, `further_labels` (R, L, n - 1) int64, `further_weights` (R, L) float32; of N
+texts that are said `spoken` (N, 6) int64.
 
 Several sequences lie in one row, each with position ids from 0; transformers' models keep attention within each of
 them. What optimizer step s sees is decided before it is dealt out to micro-batches, so gradient accumulation, the
@@ -182,7 +183,8 @@ def _small(utterance: UtteranceTokens, n_codebooks: int) -> UtteranceTokens:
     codes = np.asarray(utterance.codes[:n_codebooks]).astype(np.int32)
     words = None if utterance.words is None else tuple(np.asarray(ids).astype(np.int32) for ids in utterance.words)
     text = np.asarray(utterance.text).astype(np.int32)
-    return UtteranceTokens(codes, text, columns, words=words, word_frames=utterance.word_frames)
+    prosody = None if utterance.prosody is None else np.asarray(utterance.prosody).astype(np.int32)
+    return UtteranceTokens(codes, text, columns, words=words, word_frames=utterance.word_frames, prosody=prosody)
 
 
 class TextSamples:
@@ -309,7 +311,9 @@ def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int
     Returns:
         `input_ids`, `labels`, `position_ids`, `loss_weights`, each (R, L). Padding is a sequence of its own without
         loss. With `numbered` also `sequences`, (R, L) int64: the number of the example, -1 for padding. Where sequences
-        have further books also `further`, `further_labels` and `further_weights`.
+        have further books also `further`, `further_labels` and `further_weights`. Where some say a text also
+        `spoken`, a line for each: its row, where the sequence begins, where its text begins, tokens of the text, from
+        where its codes are predicted, and how many they are.
 
     >>> a, b = answer(np.array([5]), np.array([6, 7])), answer(np.array([8]), np.array([9]))
     >>> batch = pack([a, b], [1.0, 0.5], pack_length=5)
@@ -340,6 +344,7 @@ def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int
     beside = max(0 if example.further is None else example.further.shape[1] for example in examples)
     further = np.full((len(rows), length, beside), EMPTY, dtype=np.int64)
     further_labels, further_weights = np.full_like(further, IGNORE), np.zeros_like(loss_weights)
+    spoken: list[list[int]] = []
     for row, members in enumerate(rows):
         start = 0
         for index in members:
@@ -352,6 +357,9 @@ def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int
             if example.further is not None:
                 further[row, cells], further_labels[row, cells] = example.further, example.further_labels
                 further_weights[row, cells] = weights[index]
+            if example.spoken is not None:
+                text, speech = example.spoken.text, example.spoken.speech
+                spoken.append([row, start, start + text.start, len(text), start + speech.start, len(speech)])
             start += len(example)
         positions[row, start:] = np.arange(length - start)
     arrays = {"input_ids": ids, "labels": labels, "position_ids": positions, "loss_weights": loss_weights}
@@ -359,6 +367,8 @@ def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int
         arrays |= {"further": further, "further_labels": further_labels, "further_weights": further_weights}
     if numbered:
         arrays["sequences"] = sequences
+    if spoken:
+        arrays["spoken"] = np.array(spoken, dtype=np.int64)
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

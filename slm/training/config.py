@@ -11,6 +11,9 @@ import torch.distributed as dist
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from slm.multi_token import MultiTokenSettings
+from slm.training.alignment import AlignmentConfig
+
 # Tokens up to which attention written out trains faster than the fused kernel on a CPU, whose backward pass is slow
 # there: in bf16 a step takes 0.7 of the time at 128, 0.8 at 512.
 SHORT_ROW = 512
@@ -126,6 +129,21 @@ class TrainingConfig:
             "above learn speech (GOAT-TTS). Trained in full, with replay so that they do not unlearn text; 0: none"
         },
     )
+    multi_token: MultiTokenSettings | None = field(
+        default=None,
+        metadata={
+            "help": "multi-token prediction: a position of an answer in speech also learns the tokens after the next "
+            "one, by small heads of its own, e.g. training.multi_token.tokens=4; generation may then give several a "
+            "pass (decoding.multi_token of `slm synthesize`); null: the next token alone"
+        },
+    )
+    alignment: AlignmentConfig | None = field(
+        default=None,
+        metadata={
+            "help": "attention heads that learn to go through the text once and in order (tasks whose speech says the "
+            "prompt's text, such as tts), e.g. training.alignment.heads=[[3,0]]; null: none"
+        },
+    )
     deepspeed: str | None = field(
         default=None, metadata={"help": "a DeepSpeed JSON (shipped: deepspeed-zero2); needs torchrun"}
     )
@@ -165,6 +183,11 @@ class TrainingConfig:
         if self.freeze_layers and (self.deepspeed or self.fsdp):
             raise TrainingError(
                 "training.freeze_layers: not with an engine that shards the tables, whose text rows stay"
+            )
+        if self.alignment is not None and (self.deepspeed or self.fsdp or self.gradient_checkpointing):
+            raise TrainingError(
+                "training.alignment: not with deepspeed, fsdp or gradient_checkpointing, which run a layer's attention "
+                "where it cannot be read"
             )
         if self.deepspeed and self.fsdp:
             raise TrainingError("training.deepspeed and training.fsdp: choose one engine")

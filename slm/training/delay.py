@@ -1,4 +1,4 @@
-"""The objective of the pattern `delay`: the answers' loss of book 0 and text, and that of the books beside it.
+"""The objective of `delay` and `parallel`: the answers' loss of book 0 and text, and that of the books beside it.
 
 Shapes: R rows of length L, n codebooks; `further`, `further_labels` (R, L, n - 1), `further_weights` (R, L).
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from slm.further_books import further_books_of, read_beside
-from slm.patterns import DELAY, EMPTY
+from slm.patterns import LATE
 from slm.tasks.sequences import IGNORE
 from slm.training.answer_loss import chunked_loss
 from slm.training.batches import Batch
@@ -21,8 +21,9 @@ from slm.training.config import TrainingConfig, TrainingError
 from slm.training.trainer import Objective, SpeechTrainer, bare_model
 from slm.vocabulary import SpeechVocabulary
 
+MOST_BOOKS_TOLD = 15  # beside book 0
 _ENGINES = (
-    "not with pattern=delay, whose further books are not sharded; leave the engine out (torchrun alone trains on "
+    "further books (delay, parallel) are not sharded; leave the engine out (torchrun alone trains on "
     "several processes), or take pattern=flatten"
 )
 
@@ -45,22 +46,19 @@ class DelayTrainer(SpeechTrainer):
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise TrainingError(f"pattern: {_ENGINES}")
         self.further_weight = further_weight
-        self._sums = self._no_sums()
-
-    def _no_sums(self) -> Tensor:
-        """(2, n): losses and weights of each book, none yet."""
-        return torch.zeros(2, 1 + len(further_books_of(bare_model(self.model)).sizes), dtype=torch.float64)
 
     def _weighted_sum(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Any]:
         bare = bare_model(self.model)
-        books = further_books_of(bare)
-        if "further" not in inputs:  # text alone, of which no book learns; DDP waits for the gradients of all the same
-            inputs = inputs | _nothing_beside(inputs["labels"], len(books.heads))
+        books, self._beside = further_books_of(bare), None
+        if "further" not in inputs:  # text alone
+            total, outputs = super()._weighted_sum(model, inputs)
+            # Processes wait for a gradient of every parameter.
+            return total + 0 * sum(p.sum() for p in books.parameters()), outputs
         with read_beside(bare, lambda rows, length: inputs["further"]) as states:
             total, outputs = super()._weighted_sum(model, inputs)
         if not states:
             raise TrainingError(
-                f"pattern: {type(bare).__name__} does not run its head as a module, so delay's books find no states; "
+                f"pattern: {type(bare).__name__} does not run its head as a module, so its books find no states; "
                 "take pattern=flatten"
             )
         before, labels, weights = states[0][:, :-1], inputs["further_labels"][:, 1:], inputs["further_weights"][:, 1:]
@@ -72,37 +70,33 @@ class DelayTrainer(SpeechTrainer):
         if not model.training:
             own = inputs["loss_weights"][:, 1:].sum()
             found = torch.stack([torch.stack([total.detach(), *losses]), torch.stack([own, *counts])])
-            self._sums += found.double().cpu()
+            self._beside = found.double().cpu()
         return total + sum(losses) * (self.further_weight / len(losses)), outputs
 
-    def _further_figures(self) -> dict[str, float]:
-        """The mean loss of a code of each book; book 0's counts the end of an answer in."""
-        sums, self._sums = self._sums, self._no_sums()
-        sums = self.accelerator.reduce(sums.to(self.args.device, torch.float32), reduction="sum")
-        if not sums[1, 1]:  # a task that answers in text
+    def _further_figures(self, beside: Tensor) -> dict[str, float]:
+        """The mean loss of a code of each book; book 0's counts the end of an answer in.
+
+        Of more than `MOST_BOOKS_TOLD` books beside, such as a dMel's channels, one mean: nobody reads 80 figures.
+        """
+        if not beside[1, 1]:  # a task that answers in text
             return {}
-        means = (sums[0] / sums[1]).tolist()
+        means = (beside[0] / beside[1]).tolist()
+        if len(means) > 1 + MOST_BOOKS_TOLD:
+            return {"book_0_loss": means[0], "further_books_loss": float(beside[0, 1:].sum() / beside[1, 1:].sum())}
         return {f"book_{book}_loss": mean for book, mean in enumerate(means)}
 
 
-def _nothing_beside(labels: Tensor, n_further: int) -> Batch:
-    """What a batch (R, L) without further codes lacks."""
-    empty = labels.new_full((*labels.shape, n_further), EMPTY)
-    weights = torch.zeros(labels.shape, device=labels.device)
-    return {"further": empty, "further_labels": torch.full_like(empty, IGNORE), "further_weights": weights}
-
-
 def check_delay(pattern: str, config: TrainingConfig) -> None:
-    """Refuses what training with `delay` has not been shown to do.
+    """Refuses what training with `delay` or `parallel` has not been shown to do.
 
     Raises:
         TrainingError: An engine that shards.
     """
-    if pattern != DELAY:
+    if pattern not in LATE:
         return
     for key in ("deepspeed", "fsdp"):
         if getattr(config, key):
-            raise TrainingError(f"training.{key}: {_ENGINES}")
+            raise TrainingError(f"training.{key}: not with pattern={pattern}: {_ENGINES}")
 
 
 def delay_objective(vocabulary: SpeechVocabulary, further_weight: float) -> Objective | None:

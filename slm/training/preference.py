@@ -138,7 +138,7 @@ class PromptBatches(PackedBatches):
 
 
 class PreferenceTrainer(SpeechTrainer):
-    """What DPO and GRPO share: log-probabilities of answers, no dropout, figures beside the loss."""
+    """What DPO and GRPO share: log-probabilities of answers, no dropout."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -148,20 +148,6 @@ class PreferenceTrainer(SpeechTrainer):
                 module.p = 0.0
             elif isinstance(getattr(module, "attention_dropout", None), float):
                 module.attention_dropout = 0.0
-        self._figures: dict[str, tuple[float, int]] = {}
-
-    def note(self, **figures: Tensor) -> None:
-        """Takes down values, whose means stand beside the next loss that is logged."""
-        for name, values in figures.items():
-            total, count = self._figures.get(name, (0.0, 0))
-            self._figures[name] = total + float(values.detach().double().sum()), count + values.numel()
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The Trainer's, with the means of what was noted since the last loss."""
-        if "loss" in logs:
-            logs = logs | {name: total / count for name, (total, count) in self._figures.items() if count}
-            self._figures.clear()
-        super().log(logs, *args, **kwargs)
 
 
 class DPOTrainer(PreferenceTrainer):

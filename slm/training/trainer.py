@@ -21,6 +21,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from transformers.integrations import TensorBoardCallback
 
 from slm.further_books import further_books_of
+from slm.multi_token import multi_token_heads_of
 from slm.tasks.sequences import IGNORE
 from slm.training.answer_loss import AnswerLoss
 from slm.training.batches import ONE_ROW, Batch, PackedBatches, Samples, evaluation_batches, with_steps
@@ -72,6 +73,9 @@ class SpeechTrainer(Trainer):
         self.evaluation, self.task_weights = evaluation, task_weights
         self.embedding_learning_rate, self.decayed_tables = embedding_learning_rate, decayed_tables
         self.answer_loss = self._answer_loss()
+        # Of the newest batch outside of training what an objective takes beside its loss: sums and their weights.
+        self._beside: torch.Tensor | None = None
+        self._figures: dict[str, tuple[float, int]] = {}
         self._micro_batch = (0, -1)  # the step, and the newest of its micro-batches in this process
         # Tells the Trainer that compute_loss below already divides by the whole step.
         self.model_accepts_loss_kwargs = True
@@ -167,9 +171,25 @@ class SpeechTrainer(Trainer):
         losses = F.cross_entropy(outputs.logits[:, :-1][answered].float(), labels[answered], reduction="none")
         return (losses * weights[answered]).sum(), outputs
 
-    def _further_figures(self) -> dict[str, float]:
-        """What an objective tells of a task beside its loss, once all of the task has been seen, by every process."""
+    def note(self, **figures: torch.Tensor) -> None:
+        """Takes down values, whose means stand beside the next loss that is logged."""
+        for name, values in figures.items():
+            total, count = self._figures.get(name, (0.0, 0))
+            self._figures[name] = total + float(values.detach().double().sum()), count + values.numel()
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The Trainer's, with the means of what was noted since the last loss."""
+        if "loss" in logs:
+            logs = logs | {name: total / count for name, (total, count) in self._figures.items() if count}
+            self._figures.clear()
+        super().log(logs, *args, **kwargs)
+
+    def _further_figures(self, beside: torch.Tensor) -> dict[str, float]:
+        """What an objective tells of a task beside its loss, from all of its `_beside`, (2, figures)."""
         return {}
+
+    def _over_processes(self, sums: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(sums.to(self.args.device, torch.float32), reduction="sum").double().cpu()
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Mean loss per answer token of each task on the valid split, of all by the tasks' weights, and `measure`'s."""
@@ -178,9 +198,9 @@ class SpeechTrainer(Trainer):
         metrics, weighted, norm = {}, 0.0, 0.0
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         for task, batches in self.evaluation.items():
-            sums = torch.zeros(2, dtype=torch.float64)
-            # Sharded engines need as many forward passes in every process: the missing ones repeat a batch whose
-            # weights are 0.
+            sums, beside = torch.zeros(2, dtype=torch.float64), None
+            # Sharded engines need as many forward passes in every process: the missing ones repeat a batch and count
+            # nothing.
             for lap in range(-(-len(batches) // processes)):
                 index = lap * processes + rank
                 batch = batches[index % len(batches)]
@@ -189,10 +209,17 @@ class SpeechTrainer(Trainer):
                 batch = self._prepare_inputs(batch)
                 with torch.no_grad(), self.compute_loss_context_manager():
                     total, _ = self._weighted_sum(model, batch)
-                sums += torch.stack([total.double().cpu(), batch["loss_weights"][:, 1:].sum(dtype=torch.float64).cpu()])
-            sums = self.accelerator.reduce(sums.to(self.args.device, torch.float32), reduction="sum").double().cpu()
+                if self._beside is not None:
+                    beside = torch.zeros_like(self._beside) if beside is None else beside
+                    beside += self._beside * (index < len(batches))
+                if index < len(batches):
+                    sums += torch.stack(
+                        [total.double().cpu(), batch["loss_weights"][:, 1:].sum(dtype=torch.float64).cpu()]
+                    )
+            sums = self._over_processes(sums)
             metrics[f"{metric_key_prefix}_{task}_loss"] = float(sums[0] / sums[1])
-            metrics |= {f"{metric_key_prefix}_{task}_{name}": value for name, value in self._further_figures().items()}
+            told = {} if beside is None else self._further_figures(self._over_processes(beside))
+            metrics |= {f"{metric_key_prefix}_{task}_{name}": value for name, value in told.items()}
             weight = self.task_weights.get(task, 0.0)  # what is measured only
             weighted, norm = weighted + weight * float(sums[0]), norm + weight * float(sums[1])
         if norm:  # 0 where all that is valid is measured only
@@ -282,12 +309,16 @@ def train(
     if not arguments.use_cpu and arguments.world_size == 1:
         # With several GPUs in one process the Trainer would take that many items as one batch, for DataParallel.
         arguments._n_gpu = min(1, arguments.n_gpu)
+    bare = bare_model(model)
+    has_parts = further_books_of(bare) is not None or multi_token_heads_of(bare) is not None
+    if has_parts and arguments.ddp_find_unused_parameters is None:
+        # They run beside the model's forward pass, where DistributedDataParallel would take them for unused.
+        arguments.ddp_find_unused_parameters = False
     if arguments.world_size != processes:
         raise TrainingError(
             f"{processes} processes were asked for, {arguments.world_size} came up; start with "
             f"`torchrun --nproc_per_node {processes} -m recipes.cli finetune ...`"
         )
-    bare = bare_model(model)
     # transformers tells packed sequences apart for FlashAttention-2 only where a batch is one row.
     flash = "flash" in bare.config._attn_implementation
     row_length = ONE_ROW if flash and config.pack_length else config.pack_length

@@ -27,7 +27,14 @@ LEVELS = 16
 LOWEST, HIGHEST = -9.0, 1.0
 GRIFFIN_LIM_STEPS = 32
 MOMENTUM = 0.99  # "fast Griffin-Lim" (Perraudin et al., 2013)
-HOPS = {"dmel-12.5hz": 1280, "dmel-25hz": 640, "dmel-40hz": 400, "dmel-50hz": 320, "dmel-100hz": 160}
+HOPS = {
+    "dmel-6.25hz": 2560,
+    "dmel-12.5hz": 1280,
+    "dmel-25hz": 640,
+    "dmel-40hz": 400,
+    "dmel-50hz": 320,
+    "dmel-100hz": 160,
+}
 
 
 class DMel(Codec):

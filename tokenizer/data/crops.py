@@ -58,7 +58,8 @@ class CropConfig:
 class TrainingCrops(Dataset):
     """Item n: {"input_values" (1, S), "padding_mask" (S,), "n_acoustic_books" (), "semantic_only" ()}.
 
-    With `hop` there is "characters" (F,) too, the aligned character of each frame.
+    With `hop` there is "characters" (F,) too, the aligned character of each frame; with `changes` "changed_values"
+    (1, S), the same crop with further changes.
 
     An item may also be asked for by the key that `TrainingAudio.key` gives, which carries the row of a stream.
     """
@@ -72,8 +73,10 @@ class TrainingCrops(Dataset):
         length: int,
         seed: int,
         hop: int | None = None,
+        changes: AugmentationConfig | None = None,
     ) -> None:
         self.hop = hop  # samples of a code frame, where its characters are wanted
+        self.changes = changes
         self.audio, self.config, self.augmentation = audio, config, augmentation
         self.n_books, self.length, self.seed = n_books, length, seed
         self.samples = round(config.crop_s * audio.sampling_rate)
@@ -110,18 +113,24 @@ class TrainingCrops(Dataset):
         keeps_some = rng.uniform() < self.config.quantizer_dropout
         kept = int(rng.integers(1, self.n_books)) if keeps_some else self.n_books - 1
         semantic_only = bool(rng.uniform() < self.config.semantic_only)
-        padded = np.pad(crop, (0, self.samples - len(crop)))
         targets = {}
+        if self.changes is not None:  # by draws of its own: the others are those of a training without
+            changed = augment(crop, self.changes, rng.spawn(1)[0], self.audio.sampling_rate, speed=1.0)
+            targets["changed_values"] = self._padded(changed)
         if self.hop is not None:
             rate, n_frames = self.audio.sampling_rate, -(-self.samples // self.hop)
             classes = frame_characters(read_spans(utterance), start / rate, self.hop * speed / rate, n_frames)
             targets["characters"] = torch.from_numpy(classes)
         return targets | {
-            "input_values": torch.from_numpy(padded)[None],
+            "input_values": self._padded(crop),
             "padding_mask": torch.arange(self.samples) < len(crop),
             "n_acoustic_books": torch.tensor(kept),
             "semantic_only": torch.tensor(semantic_only),
         }
+
+    def _padded(self, crop: np.ndarray) -> Tensor:
+        """(1, S) with zeros behind."""
+        return torch.from_numpy(np.pad(crop, (0, self.samples - len(crop))))[None]
 
 
 class StepBatches(Sampler[list[Key]]):

@@ -11,7 +11,7 @@ length.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -145,23 +145,39 @@ def decode_blocks(
         ValueError: chunk_s is not above 0, or what `decode` raises.
     """
     size, config = _frames_of(tokenizer, chunk_s), tokenizer.config
-    device, n_frames = _device(tokenizer, audio_codes), audio_codes.shape[-1]
+    device = _device(tokenizer, audio_codes)
     decode = tokenizer.resynthesize if resynthesis else tokenizer.decode
     if not can_chunk(tokenizer):
         yield decode(audio_codes.to(device)).audio_values.to(audio_codes.device)
         return
     code_mask(audio_codes, config.codebook_sizes)
-    lengths = (audio_codes[:, 0] >= 0).sum(dim=1)
     hop = config.auxiliary_hop_length if resynthesis else config.hop_length
+
+    def samples_of(codes: Tensor, mask: Tensor) -> Tensor:
+        # Past every item one goes through for the number of samples alone.
+        return decode((codes if bool(mask.any()) else codes.clamp(min=0)).to(device)).audio_values
+
+    yield from _windowed(tokenizer, audio_codes, audio_codes[:, 0] >= 0, size, hop, samples_of)
+
+
+def _windowed(
+    tokenizer: Any,
+    frames: Tensor,
+    mask: Tensor,
+    size: int,
+    hop: int,
+    samples_of: Callable[[Tensor, Tensor], Tensor],
+) -> Iterator[Tensor]:
+    """Yields the samples (B, 1, s) of codes or latents (B, k, F) under a mask (B, F), chunk by chunk."""
+    lengths, n_frames = mask.sum(dim=1), frames.shape[-1]
     for window in windows(n_frames, size, tokenizer.decoder_receptive_field_frames):
         rows = (lengths > window.first).nonzero().flatten()
-        part = audio_codes[rows, :, window.start : window.stop]
-        if not len(rows):  # past every item: one goes through for the number of samples alone
-            part = audio_codes[:1, :, window.start : window.stop].clamp(min=0)
-        found = decode(part.to(device)).audio_values[:, :, (window.first - window.start) * hop :]
+        read = rows if len(rows) else slice(0, 1)
+        part, part_mask = frames[read, :, window.start : window.stop], mask[read, window.start : window.stop]
+        found = samples_of(part, part_mask)[:, :, (window.first - window.start) * hop :]
         if window.last < n_frames:
             found = found[:, :, : (window.last - window.first) * hop]
-        samples = torch.zeros(len(audio_codes), 1, found.shape[-1], device=audio_codes.device)
+        samples = torch.zeros(len(frames), 1, found.shape[-1], device=frames.device)
         samples[rows] = found[: len(rows)].to(samples)
         yield samples
 
@@ -174,6 +190,23 @@ def decode_long(
     Arguments and errors as in `decode_blocks` and `decode`; returns `audio_values` (B, 1, S).
     """
     return _joined(tokenizer, audio_codes, chunk_s, lengths, resynthesis=False)
+
+
+def decode_latents_long(tokenizer: Any, latents: Tensor, mask: Tensor, chunk_s: float = CHUNK_S) -> LMSPTDecoderOutput:
+    """`tokenizer.decode_latents` of latents (B, D, F) of any length, under a mask (B, F).
+
+    Returns `audio_values` (B, 1, S), zero past an item's length. Raises ValueError as `decode_long`.
+    """
+    size, device, hop = _frames_of(tokenizer, chunk_s), _device(tokenizer, latents), tokenizer.config.hop_length
+
+    def samples_of(part: Tensor, part_mask: Tensor) -> Tensor:
+        read = part_mask.to(device) if bool(part_mask.any()) else None  # past every item, for the number of samples
+        return tokenizer.decode_latents(part.to(device), read).audio_values
+
+    if not can_chunk(tokenizer):
+        return LMSPTDecoderOutput(audio_values=samples_of(latents, mask).to(latents.device))
+    samples = torch.cat(list(_windowed(tokenizer, latents, mask, size, hop, samples_of)), dim=-1)[:, 0]
+    return LMSPTDecoderOutput(audio_values=trim(samples, mask, None, hop))
 
 
 def resynthesize_long(

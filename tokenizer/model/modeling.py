@@ -24,7 +24,7 @@ from tokenizer.model.configuration import LMSPTConfig
 from tokenizer.model.decoder import Decoder, decoder_receptive_field
 from tokenizer.model.encoder import Encoder, receptive_field
 from tokenizer.model.fsq import FiniteScalarQuantizer
-from tokenizer.model.layers import ConvNeXtBlock, StreamCache
+from tokenizer.model.layers import ConvNeXtBlock, StreamCache, apply_mask
 from tokenizer.model.quantizer import SplitQuantizer, VectorQuantizer
 from tokenizer.model.spectral import ISTFTHead, LogMel
 from tokenizer.precision import exact_fp32
@@ -209,10 +209,35 @@ class LMSPTModel(PreTrainedModel):
                 length that the codes do not reach.
         """
         mask = self._check_codes(audio_codes)
-        samples = self.decoder(self.quantizer.look_up(audio_codes, mask), mask)
-        if lengths is not None:
-            samples = _fit(samples, audio_codes.shape[-1] * self.config.hop_length)
-        return LMSPTDecoderOutput(audio_values=trim(samples, mask, lengths, self.config.hop_length))
+        return self._decoded(self.quantizer.look_up(audio_codes, mask), mask, lengths)
+
+    def latents_of(self, audio_codes: Tensor) -> Tensor:
+        """What the main decoder reads of codes (B, k, F), k <= K: the sum (B, D, F) of what each book adds.
+
+        Zero past an item's length. Raises errors as `decode` does.
+        """
+        return self.quantizer.look_up(audio_codes, self._check_codes(audio_codes)).transpose(1, 2)
+
+    @exact_fp32()
+    def decode_latents(
+        self, latents: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None
+    ) -> LMSPTDecoderOutput:
+        """Turns latents into waveforms with the main decoder, such as those that a model predicts in place of codes.
+
+        Args:
+            latents: (B, D, F) with D = `config.latent_dim`. Those of `latents_of` give what `decode` gives.
+            mask: (B, F) bool, true on each item's frames, which come first; None where all are.
+            lengths: as in `decode`.
+
+        Returns:
+            As `decode`.
+
+        Raises:
+            ValueError: latents of another shape.
+        """
+        if latents.ndim != 3 or latents.shape[1] != self.config.latent_dim:
+            raise ValueError(f"latents must be of shape (B, {self.config.latent_dim}, F), not {tuple(latents.shape)}")
+        return self._decoded(apply_mask(latents.float().transpose(1, 2), mask), mask, lengths)
 
     @exact_fp32()
     def resynthesize(self, audio_codes: Tensor, lengths: Tensor | None = None) -> LMSPTDecoderOutput:
@@ -288,6 +313,18 @@ class LMSPTModel(PreTrainedModel):
             projected_latents=tuple(books.projected),
         )
 
+    def semantic_projection(
+        self, input_values: Tensor, padding_mask: Tensor | None = None, lengths: Sequence[int] | None = None
+    ) -> Tensor:
+        """What the semantic book looks up, (B, F, E), by the semantic encoder alone; arguments as `forward`'s.
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        samples, lengths, mask, _ = self._frames(input_values, padding_mask, lengths)
+        latents = self.semantic_encoder(*self._encoder_inputs(samples, mask, None, lengths))
+        return self.quantizer.books[0].project(latents)
+
     def update_usage(self, output: LMSPTOutput, decay: float | Sequence[float] = 0.99) -> list[Tensor]:
         """Moves every book's running usage towards this batch's codes. Call once per training step.
 
@@ -348,14 +385,26 @@ class LMSPTModel(PreTrainedModel):
 
         `lengths` (B,) are each item's samples where they are not those of the mask's whole frames.
         """
-        if self.mel is not None:
-            inputs = (self.mel(samples, cache), mask, cache)
-        else:
-            if lengths is None and mask is not None:
-                lengths = mask.sum(dim=1) * self.config.hop_length
-            inputs = (samples, lengths, cache)
+        inputs = self._encoder_inputs(samples, mask, cache, lengths)
         semantic = self.semantic_encoder(*inputs)
         return semantic, semantic if self.acoustic_encoder is None else self.acoustic_encoder(*inputs)
+
+    def _encoder_inputs(
+        self, samples: Tensor, mask: Tensor | None, cache: StreamCache | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, StreamCache | None]:
+        """What an encoder is called with; arguments as `_latents`'."""
+        if self.mel is not None:
+            return self.mel(samples, cache), mask, cache
+        if lengths is None and mask is not None:
+            lengths = mask.sum(dim=1) * self.config.hop_length
+        return samples, lengths, cache
+
+    def _decoded(self, latents: Tensor, mask: Tensor | None, lengths: Tensor | None) -> LMSPTDecoderOutput:
+        """The main decoder's waveforms of latents (B, F, D)."""
+        samples = self.decoder(latents, mask)
+        if lengths is not None:
+            samples = _fit(samples, latents.shape[1] * self.config.hop_length)
+        return LMSPTDecoderOutput(audio_values=trim(samples, mask, lengths, self.config.hop_length))
 
     def _frames(
         self, input_values: Tensor, padding_mask: Tensor | None, lengths: Sequence[int] | None = None

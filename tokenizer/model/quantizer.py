@@ -39,7 +39,7 @@ class VectorQuantizer(Book):
     def forward(self, latents: Tensor, mask: Tensor | None) -> BookOutput:
         """Quantizes latents (B, F, D) under a mask (B, F)."""
         with full_precision(latents):
-            projected = F.linear(latents.float(), self.project_in.weight.float(), self.project_in.bias.float())
+            projected = self.project(latents)
             entries = self.codebook.weight.float()
             with torch.no_grad():
                 # the entry of the largest cosine; the latent's own norm does not change which that is
@@ -49,6 +49,11 @@ class VectorQuantizer(Book):
             codebook = _mean_over_frames((chosen - projected.detach()).square().mean(dim=-1), mask)
             through = projected + (chosen - projected).detach()
             return BookOutput(self._out(through, mask), codes, projected.detach(), commitment, codebook)
+
+    def project(self, latents: Tensor) -> Tensor:
+        """What is looked up, (B, F, E) in fp32, of latents (B, F, D)."""
+        with full_precision(latents):
+            return F.linear(latents.float(), self.project_in.weight.float(), self.project_in.bias.float())
 
     def look_up(self, codes: Tensor, mask: Tensor | None) -> Tensor:
         """Quantized latents (B, F, D) of codes (B, F), zero past the mask."""

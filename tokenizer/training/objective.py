@@ -16,6 +16,7 @@ from tokenizer.teacher.contrastive import contrastive_loss
 from tokenizer.teacher.distillation import DistillationConfig, distillation_losses
 from tokenizer.teacher.whisper import SpeechTeacher
 from tokenizer.training.discriminator import Discriminator
+from tokenizer.training.invariance import InvarianceConfig
 from tokenizer.training.losses import LossWeights, MultiScaleMelLoss, generator_losses
 
 
@@ -30,6 +31,7 @@ class Objective:
     discriminator_start: int = 0
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     probe_weight: float = 0.0
+    invariance: InvarianceConfig = field(default_factory=InvarianceConfig)
 
 
 def loss_weights(objective: Objective) -> dict[str, float]:
@@ -45,6 +47,7 @@ def loss_weights(objective: Objective) -> dict[str, float]:
         "acoustic_codebook": w.codebook,
         "distillation": objective.distillation_weight,
         "probe": objective.probe_weight,
+        "invariance": objective.invariance.weight,
         "semantic_reconstruction": objective.distillation_weight * objective.distillation.semantic_reconstruction,
     }
 

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from tokenizer.model.modeling import LMSPTModel, LMSPTOutput
 from tokenizer.teacher.distillation import clip_groups
+from tokenizer.training.invariance import invariance_loss
 from tokenizer.training.losses import discriminator_loss
 from tokenizer.training.objective import Objective, codec_losses, loss_weights, split_real_and_generated
 from tokenizer.training.parallel import average_gradients, gather_codes, mean_figures
 from tokenizer.training.revival import dead_rule
 from tokenizer.training.state import Batch, CodecTrainingConfig, Metrics, TrainState
+
+TARGETS = ("characters", "changed_values")  # of a batch: for losses, nothing that the forward pass hears
 
 
 def learning_rate_factor(step: int, config: CodecTrainingConfig) -> float:
@@ -81,6 +84,8 @@ def train_step(
                 batch.get("semantic_only"),
                 batch.get("characters"),
             )
+            if objective.invariance.weight:
+                losses |= _invariance(state.model, batch, output, objective)
         losses["total"] = sum(weights[name] * value for name, value in losses.items() if name in weights)
         accelerator.backward(losses["total"] / len(batches))
         _add(sums, losses, len(batches))
@@ -117,9 +122,22 @@ def _set_learning_rates(state: TrainState, config: CodecTrainingConfig) -> Metri
 
 
 def _forward(state: TrainState, batch: Batch, objective: Objective, accelerator: Accelerator) -> LMSPTOutput:
-    given = {name: value for name, value in batch.items() if name != "characters"}  # a target, nothing to be heard
+    given = {name: value for name, value in batch.items() if name not in TARGETS}
     with accelerator.autocast():
         return state.model(**given, auxiliary=objective.distillation.auxiliary)
+
+
+def _invariance(model: LMSPTModel, batch: Batch, output: LMSPTOutput, objective: Objective) -> dict[str, Tensor]:
+    """The loss of the changed crops' semantic codes, and the share of the frames that keep theirs."""
+    projected = model.semantic_projection(batch["changed_values"], batch.get("padding_mask"), batch.get("lengths"))
+    loss, kept = invariance_loss(
+        projected,
+        model.quantizer.books[0].codebook.weight,
+        output.audio_codes[:, 0],
+        output.audio_codes_mask,
+        objective.invariance.temperature,
+    )
+    return {"invariance": loss, "invariance_kept": kept}
 
 
 def _discriminator_step(

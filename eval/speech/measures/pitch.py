@@ -13,6 +13,8 @@ import numpy as np
 
 from eval.speech.measures.registry import Measure, MeasureError, register_measure
 
+__all__ = ["f0_contour", "load_praat"]
+
 _HZ = 16_000
 _STEP_S, _LOWEST_HZ, _HIGHEST_HZ = 0.01, 60.0, 500.0
 _FEWEST = 10  # frames that are voiced in both, for a correlation
@@ -20,26 +22,42 @@ _QUIET_DB = 60.0
 _LEAST_SPREAD_HZ = 0.1  # a steady tone's F0 moves less than this, by rounding alone
 
 
-def _load_praat() -> Any:
+def load_praat() -> Any:
+    """Praat as a module. Raises ImportError where the extra `f0` is not installed."""
     import parselmouth
 
     return parselmouth
+
+
+def f0_contour(praat: Any, audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """F0 by autocorrelation, every 10 ms.
+
+    Args:
+        praat: What :func:`load_praat` returns.
+        audio: A waveform (S,) at 16 kHz.
+
+    Returns:
+        The frames' times in seconds (T,) and F0 in Hz (T,), 0 where unvoiced.
+
+    Raises:
+        MeasureError: The clip is too short to have a pitch.
+    """
+    sound = praat.Sound(np.asarray(audio, np.float64), _HZ)
+    try:
+        pitch = sound.to_pitch_ac(time_step=_STEP_S, pitch_floor=_LOWEST_HZ, pitch_ceiling=_HIGHEST_HZ)
+    except praat.PraatError as error:
+        raise MeasureError("the clip is too short to have a pitch") from error
+    return pitch.xs(), pitch.selected_array["frequency"]
 
 
 def _pitches(praat: Any, audio: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """F0 in Hz (T,) of both, 0 where unvoiced, and which frames are not quiet in both."""
     found, loud = [], []
     for signal in (audio, reference):
-        sound = praat.Sound(np.asarray(signal, np.float64), _HZ)
-        try:
-            pitch = sound.to_pitch_ac(time_step=_STEP_S, pitch_floor=_LOWEST_HZ, pitch_ceiling=_HIGHEST_HZ)
-        except praat.PraatError as error:
-            raise MeasureError("the clip is too short to have a pitch") from error
-        found.append(pitch.selected_array["frequency"])
+        times, f0 = f0_contour(praat, signal)
+        found.append(f0)
         half = round(_STEP_S * _HZ / 2)
-        power = [
-            np.mean(np.square(signal[max(0, at - half) : at + half])) for at in np.rint(pitch.xs() * _HZ).astype(int)
-        ]
+        power = [np.mean(np.square(signal[max(0, at - half) : at + half])) for at in np.rint(times * _HZ).astype(int)]
         loud.append(np.asarray(power) > np.max(power) * 10 ** (-_QUIET_DB / 10))
     return found[0], found[1], loud[0] | loud[1]
 
@@ -68,7 +86,7 @@ register_measure(
         explanation="Correlation of F0 where both are voiced (Praat, to 1)",
         better="higher",
         function=_f0_correlation,
-        load=_load_praat,
+        load=load_praat,
         extra="f0",
         sampling_rate=_HZ,
         digits=3,
@@ -82,7 +100,7 @@ register_measure(
         explanation="Share of frames that are voiced in one alone (Praat, from 0)",
         better="lower",
         function=_voicing_error,
-        load=_load_praat,
+        load=load_praat,
         extra="f0",
         sampling_rate=_HZ,
         digits=3,

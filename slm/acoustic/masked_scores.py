@@ -12,17 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from slm.acoustic.configuration import AcousticConfig
-from slm.acoustic.masking import mask_book
-from slm.acoustic.modeling import AcousticModel
-from slm.acoustic.samples import Item, VoicedUtterances, collate
-
-
-def evaluation_items(utterances: VoicedUtterances, limit: int, seed: int) -> list[Item]:
-    """The first `limit` utterances, each with a voice drawn from (seed, number): the same in every evaluation."""
-    return [
-        utterances.item(number, np.random.default_rng((seed, 2, number)))
-        for number in range(min(limit, len(utterances)))
-    ]
+from slm.acoustic.masked_model import AcousticModel
+from slm.acoustic.masking import mask_book, masked_sample
+from slm.acoustic.samples import Item, collate
 
 
 @torch.inference_mode()
@@ -61,10 +53,7 @@ def _batches(
     items: Sequence[Item], size: int, n_books: int, book: int, device: torch.device
 ) -> Iterator[dict[str, torch.Tensor]]:
     for start in range(0, len(items), size):
-        rows = []
-        for item in items[start : start + size]:
-            visible, targets = mask_book(item.is_prompt, n_books, book)
-            rows.append({"audio_codes": item.codes, "visible": visible, "targets": targets, "prompt": item.is_prompt})
+        rows = [masked_sample(item, mask_book(item.is_prompt, n_books, book)) for item in items[start : start + size]]
         yield {name: tensor.to(device) for name, tensor in collate(rows).items()}
 
 

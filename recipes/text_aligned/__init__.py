@@ -1,0 +1,1 @@
+"""What the commands of text-aligned tokens share: a coded corpus's utterances as the model reads them."""
