@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from slm.further_codes import FurtherCodes
+from slm.legal_head import legal_rows
 from slm.loops import LoopWatch, longest_loop
 from slm.sampling import gumbel_noise, warpers
 
@@ -332,7 +333,8 @@ def _rounds(
     while rows:
         # One more than a budget, to see whether it is the end, and the tail.
         left = length + longest + 1 + grammar.tail - ids.shape[1]
-        with nullcontext() if further is None else further.read():
+        reading = nullcontext() if further is None else further.read()
+        with reading, legal_rows(model, grammar.legal, grammar.end_id):
             output = model.generate(
                 input_ids=ids,
                 attention_mask=mask,

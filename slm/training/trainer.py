@@ -28,6 +28,7 @@ from slm.training.batches import ONE_ROW, Batch, PackedBatches, Samples, evaluat
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
 from slm.training.config import SHORT_ROW, TrainingConfig, TrainingError, training_arguments
 from slm.training.packing import packing_leaks
+from slm.training.zero_checkpoints import check_processes
 
 log = logging.getLogger(__name__)
 
@@ -368,6 +369,8 @@ def train(
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(tensorboard))))
     with arguments.main_process_first(desc="looking for checkpoints"):
         checkpoint = newest_checkpoint(folder)
+    if checkpoint and trainer.is_deepspeed_enabled:
+        check_processes(checkpoint, processes)
     arguments.eval_on_start |= objective.evaluates_first and evaluates and checkpoint is None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     bare.set_attn_implementation(attention)
