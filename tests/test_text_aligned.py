@@ -219,6 +219,16 @@ def test_what_never_ends_is_cut_off_and_said(learnt: TextAlignedModel) -> None:
     assert not found.ended and len(found.codes) == model.config.max_frames
 
 
+def test_speech_as_long_as_the_longest_may_end_by_itself(learnt: TextAlignedModel) -> None:
+    item = max(ITEMS, key=lambda one: len(one.codes))
+    longest, learnt.config.max_frames = learnt.config.max_frames, len(item.codes)
+    try:
+        found = rebuild(learnt, [item], encode_words(learnt, [item]), ["a"], RebuildSettings())[0]
+    finally:
+        learnt.config.max_frames = longest
+    assert found.ended and np.array_equal(found.codes, item.codes)
+
+
 def test_samples_are_drawn_from_seed_and_number_alone() -> None:
     samples = TextAlignedSamples(ITEMS, 100, text_alone=0.5, seed=3)
     drawn = [samples[number] for number in range(16)]

@@ -85,12 +85,14 @@ def rebuild(
     end, most = model.config.codebook_size, model.config.max_frames
     said = torch.full((len(items), 0), -1, dtype=torch.int64, device=model.device)
     going = torch.ones(len(items), dtype=torch.bool, device=model.device)
-    while bool(going.any()) and said.shape[1] < most:
+    while bool(going.any()):
         scores = model.scores(said, read, vectors)[:, -1]
         if said.shape[1] == 0:
             scores[:, end] = -torch.inf  # at least a frame
         drawn = _draw(scores, streams, settings)
         going = going & (drawn != end)
+        if said.shape[1] == most:  # the longest may still be ended there
+            break
         said = torch.cat([said, torch.where(going, drawn, -1)[:, None]], dim=1)
     rows = said.cpu().numpy()
     return [RebuiltCodes(row[row >= 0], not more) for row, more in zip(rows, going.tolist(), strict=True)]
