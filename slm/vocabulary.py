@@ -23,6 +23,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from slm.patterns import EMPTY, LATE, Delayed, Interleaved, Pattern, PatternError, resolve_pattern
+from slm.prompt_format import PromptFormatError, read_prompt_format
 from slm.prosody import ProsodyBins
 from slm.text_tokens import added_ids, own_pieces, special_ids
 from slm.trained_on import TrainedOn
@@ -35,8 +36,6 @@ FORMAT_1 = "lmspt-speech-vocabulary/1"
 FORMAT_3 = "lmspt-speech-vocabulary/3"
 PROSODY = "prosody"  # the group of its tokens
 SPEECH, SPEECH_END, TRANSCRIBE, SYNTHESIZE = MARKS = ("<|speech|>", "<|/speech|>", "<|transcribe|>", "<|synthesize|>")
-# Stand-ins for the two turns while a chat template is read; only their places matter.
-_USER, _ASSISTANT = "USERTURNHERE", "ASSISTANTTURNHERE"
 
 
 class VocabularyError(ValueError):
@@ -497,10 +496,10 @@ def add_speech(
     """
     if not 1 <= n_codebooks <= len(codebook_sizes):
         raise VocabularyError(f"n_codebooks: {n_codebooks}, but the speech tokenizer has 1 to {len(codebook_sizes)}")
-    before, between, end_id = _read_prompt_format(text_tokenizer)
     try:
+        before, between, end_id = read_prompt_format(text_tokenizer)
         pattern = resolve_pattern(pattern, n_codebooks).name
-    except PatternError as error:
+    except (PromptFormatError, PatternError) as error:
         raise VocabularyError(str(error)) from error
     n_books = 1 if pattern in LATE else n_codebooks  # whose codes are ids
     vocabulary = SpeechVocabulary(
@@ -571,33 +570,3 @@ def _add_tokens(text_tokenizer: PreTrainedTokenizerBase, names: Sequence[str], v
             f"the text tokenizer gave the new token {name} the id {found}, not {expected}, the one after its last: "
             "speech tokens need ids on end. Take a model whose tokenizer is a fast one (tokenizer.json)"
         )
-
-
-def _read_prompt_format(text_tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], int]:
-    """Ids before a prompt, between prompt and answer, and the one that ends the answer.
-
-    A chat template is rendered once, here, and kept as ids: some put today's date in, and training and generation must
-    agree.
-    """
-    eos = text_tokenizer.eos_token_id
-    if not text_tokenizer.chat_template:
-        if eos is None:
-            raise VocabularyError(
-                "the text tokenizer has no eos token and no chat template, so an answer would never end"
-            )
-        opening = text_tokenizer("")["input_ids"]
-        return [i for i in opening[:1] if i == text_tokenizer.bos_token_id], [], eos
-    turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
-    rendered = text_tokenizer.apply_chat_template(turns, tokenize=False)
-    if rendered.count(_USER) != 1 or rendered.count(_ASSISTANT) != 1:
-        raise VocabularyError("the model's chat template does not show a user's and an assistant's turn once each")
-    before, rest = rendered.split(_USER)
-    between, after = rest.split(_ASSISTANT)
-    before_ids, between_ids, after_ids = (
-        text_tokenizer(part, add_special_tokens=False)["input_ids"] if part else [] for part in (before, between, after)
-    )
-    if after_ids and after_ids[0] in special_ids(text_tokenizer):
-        return before_ids, between_ids, after_ids[0]
-    if eos is None:
-        raise VocabularyError("the chat template ends a turn with no special token and the tokenizer has no eos token")
-    return before_ids, between_ids, eos

@@ -22,6 +22,7 @@ from eval.text.skips import skip_rates
 from eval.text.wer import score_pairs
 from recipes.commands import evaluate, score, synthesize
 from recipes.config import ConfigError, from_values
+from recipes.inference.texts_to_say import longest_text
 from recipes.scoring import evaluation
 
 AS_WRITTEN = get_normaliser("none")
@@ -148,4 +149,4 @@ def test_texts_are_joined_and_not_cut(job, tmp_path) -> None:  # noqa: F811
         synthesize.plan(job("synthesize", "more", "join=2", "task=continuation"))
     with pytest.raises(ValueError, match="there must be data or corpus"):
         synthesize.Config(text="a", join=2)
-    assert synthesize.longest_text(config, None) == sys.maxsize
+    assert longest_text(config, None) == sys.maxsize

@@ -18,21 +18,12 @@ Not here: scores (``slm evaluate``), choice among samples by a judge.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import PreTrainedTokenizerBase
-
-from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
-from recipes.encoding.encoder import encode_batch
 from recipes.inference.acoustic import acoustic_voice
 from recipes.inference.batches import (
     Outcome,
@@ -43,8 +34,6 @@ from recipes.inference.batches import (
     make_batches,
     work_through,
 )
-from recipes.inference.keys import language_key, model_key, wording_key
-from recipes.inference.long_texts import Part, cut_text
 from recipes.inference.predictions import (
     NON_FINITE_SCORES,
     begun,
@@ -54,248 +43,33 @@ from recipes.inference.predictions import (
     summary_of,
     write_predictions,
 )
-from recipes.inference.prosody import check_emphasis, check_prosody, with_prosody
-from recipes.inference.scripts import SINGLE, Request, Script, file_name, joined, write_speech
+from recipes.inference.prosody import check_prosody, with_prosody
+from recipes.inference.scripts import Script, file_name, write_speech
 from recipes.inference.setup import (
     Setup,
-    check_inputs,
     check_setup,
-    corpus_rows,
     decoding_tokenizer,
     require_input,
-    source_utterances,
     tell_default_model,
 )
-from recipes.inference.speech_checks import unsayable
-from recipes.inference.speech_files import audio_format, decoded
+from recipes.inference.speech_files import decoded
+from recipes.inference.speech_requests import draw, encode_recordings, limits_of, make_requests, prompt_s
 from recipes.inference.streaming import write_stream
-from recipes.inference.tasks import prompt_utterance, reference_of, style_of, warn_of_no_language
+from recipes.inference.synthesis_config import Config
+from recipes.inference.tasks import style_of, warn_of_no_language
+from recipes.inference.texts_to_say import may_be_cut, read_scripts, the_first
 from recipes.runs.files import disk_errors
 from recipes.runs.logs import log
-from recipes.runs.plugins import plugins_key
-from recipes.runs.progress import progress
-from recipes.runs.run_folder import ADJUSTABLE, RunFolder
-from slm.acoustic.pieces import AcousticDecoding
-from slm.generation import SpeechLM, generate_speech
+from recipes.runs.run_folder import RunFolder
+from slm.generation import SpeechLM
 from slm.modeling import describe_llm, resolve_model
 from slm.multi_token import predicted_tokens
-from slm.prosody import ProsodyControl
-from slm.settings import SpeechLimits, SynthesizeSettings, speech_limits, word_limits
-from slm.tasks import Task, TaskError
-from slm.tasks.continuation import split_codes
-from slm.tasks.sequences import prompt_size
+from slm.tasks import Task
 from slm.vocabulary import SpeechVocabulary
-from tokenizer.data.audio import load_audio, open_audio
-from tokenizer.data.utterances import AudioError, DataSource, Utterance
+from tokenizer.data.audio import open_audio
+from tokenizer.data.utterances import Utterance
 
-LANGUAGE = "en"  # whose abbreviations end no sentence, where the normaliser names no language
-UNKNOWN_LONGEST_TEXT = 200  # characters said in one go, where a model does not tell how long its training's texts were
-MAX_WARNINGS = 20  # lines of warnings
 NOT_LEARNT = "what guidance moves away from is a guess; `slm finetune ... noise.drop_prompt=0.1` teaches it"
-
-
-@dataclass
-class Config:
-    """What is said with what."""
-
-    run_dir: str = field(default="", metadata={"help": "where audio and predictions go; may be empty with a text"})
-    model: str = model_key()
-    task: str = field(default="tts", metadata={"help": "what is asked of the model: a task that answers in speech"})
-    text: str = field(default="", metadata={"help": "what to say"})
-    files: list[str] = field(
-        default_factory=list,
-        metadata={"help": "or recordings, for a task whose prompt is speech alone, such as continuation"},
-    )
-    output: str = field(
-        default="",
-        metadata={
-            "help": "the file for a single answer without run_dir; its ending names the format (wav, flac, ogg, mp3); "
-            "empty: out.wav",
-            **ADJUSTABLE,
-        },
-    )
-    data: DataSource | None = field(default=None, metadata={"help": "or a data source, e.g. data.path=manifest.jsonl"})
-    corpus: str | None = field(default=None, metadata={"help": "or a coded corpus: the run_dir of `slm encode`"})
-    split: str = field(default="test", metadata={"help": "split of the data source or corpus"})
-    limit: int | None = field(default=None, metadata={"help": "only the first N texts"})
-    join: int = field(
-        default=1,
-        metadata={
-            "help": "so many texts of data or corpus in a row are said as one: longer than those of the training, to "
-            "see whether words are lost; what is left over is left out. Such a text is not cut unless max_characters "
-            "is set. `slm evaluate` scores it without data"
-        },
-    )
-    tokenizer: str = field(default="", metadata={"help": "speech tokenizer; empty: the one the model was trained with"})
-    decoding: SynthesizeSettings = field(default_factory=SynthesizeSettings, metadata={"help": "how codes are drawn"})
-    prosody: ProsodyControl = field(
-        default_factory=ProsodyControl,
-        metadata={"help": "of task=tts-prosody: what is asked beside the prosody that the model writes by itself"},
-    )
-    acoustic: str = field(
-        default="",
-        metadata={"help": "acoustic stage (RUN_DIR/model of `slm train-acoustic`) that fills the codebooks left out"},
-    )
-    voice: str = field(default="", metadata={"help": "with acoustic: a recording of the voice to speak in (--voice)"})
-    acoustic_decoding: AcousticDecoding = field(
-        default_factory=AcousticDecoding, metadata={"help": "how the acoustic stage draws"}
-    )
-    wording: str | None = wording_key()
-    language: str = language_key()
-    prompt_share: float = field(
-        default=0.5,
-        metadata={
-            "help": "of a task that continues speech: the share of each utterance of data or corpus that it hears; "
-            "the length of the rest stands beside the answer's. Of `files` it hears all"
-        },
-    )
-    max_characters: int | None = field(
-        default=None,
-        metadata={
-            "help": "a longer text is cut into sentences, those at commas; counted as it is said; null: the length of "
-            f"all but 1 % of the training's texts, {UNKNOWN_LONGEST_TEXT} where the model does not tell it"
-        },
-    )
-    pause_s: float = field(
-        default=0.3, metadata={"help": "silence put between two sentences of a text that is cut; in a sentence half"}
-    )
-    strict: bool = field(
-        default=False, metadata={"help": "refuse a text that holds what the model cannot say, in place of a warning"}
-    )
-    stream: bool = field(
-        default=False,
-        metadata={"help": "write the sound of a single text while its codes still come, sentence after sentence"},
-    )
-    weights: str = field(default="fp32", metadata={"help": "how the model is held: fp32, bf16, fp16"})
-    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
-    plugins: list[str] = plugins_key()
-
-    # Of finished folders.
-    former_defaults = {"decoding.seconds_per_character": 0.25, "decoding.min_seconds": 4.0}
-
-    def __post_init__(self) -> None:
-        check_inputs(self, "text", "files")
-        if len(self.files) > 1 and not self.run_dir:
-            raise ValueError("run_dir: needed with several files; that is where their answers go")
-        if self.join < 1 or (self.join > 1 and not (self.data or self.corpus)):
-            raise ValueError(f"join: {self.join} must be at least 1, and above 1 there must be data or corpus")
-        if not 0 < self.prompt_share < 1:
-            raise ValueError(f"prompt_share: {self.prompt_share:g} must be above 0 and below 1")
-        if self.max_characters is not None and self.max_characters < 1:
-            raise ValueError(f"max_characters: {self.max_characters} must be at least 1, or null")
-        if self.pause_s < 0:
-            raise ValueError(f"pause_s: {self.pause_s:g} must be 0 or more")
-        audio_format(self.output_file)
-        if bool(self.acoustic) != bool(self.voice):
-            given, missing = ("voice", "acoustic") if self.voice else ("acoustic", "voice")
-            example = "acoustic=runs/acoustic/model (`slm train-acoustic` makes it)"
-            raise ValueError(f"{given}: needs {missing} too, such as {example if self.voice else 'voice=speaker.wav'}")
-        if self.acoustic and self.stream:
-            raise ValueError("stream: not with acoustic, which fills the codebooks of whole sentences")
-        if self.stream and self.decoding.multi_token > 1:
-            raise ValueError("stream: gives a token a pass so far; leave decoding.multi_token at 1")
-        if self.stream and (self.run_dir or self.files or self.data or self.corpus or self.decoding.retries):
-            raise ValueError("stream: for a single text, without run_dir, files, data, corpus and decoding.retries")
-        if self.output and self.run_dir:
-            raise ValueError(
-                f"output (-o): {self.output!r} would be ignored with run_dir, where audio goes to "
-                f"{self.run_dir}/audio; give one of the two"
-            )
-
-    @property
-    def output_file(self) -> str:
-        """Where the audio of a single answer goes."""
-        return self.output or "out.wav"
-
-    @property
-    def own_inputs(self) -> list[str | Path]:
-        """What it is asked to answer where neither a data source nor a corpus is given."""
-        return [Path(path) for path in self.files] or [self.text]
-
-
-def read_inputs(config: Config, task: Task, vocabulary: SpeechVocabulary) -> Iterator[Script]:
-    """Everything to say, not cut yet, and its recording not encoded."""
-    if config.corpus:
-        for row in corpus_rows(config, vocabulary):
-            reference = reference_of(task, row["text"], row["columns"])
-            script = Script(row["id"], row["text"], reference, row["columns"])
-            if task.prompt_holds_speech:
-                hear(script, row["audio_codes"], config, task, vocabulary)
-            yield script
-    elif config.data:
-        for utterance in source_utterances(config):
-            reference = reference_of(task, utterance.text, utterance.columns)
-            recording = utterance if task.prompt_holds_speech else None
-            yield Script(utterance.id, utterance.text, reference, utterance.columns, recording=recording)
-    elif config.files:
-        for path in config.files:
-            yield Script(path, "", "", recording=Utterance(path, path))
-    else:
-        yield Script(SINGLE, config.text, reference_of(task, config.text, {}))
-
-
-def hear(script: Script, codes: np.ndarray, config: Config, task: Task, vocabulary: SpeechVocabulary) -> None:
-    """Puts the speech of its prompt (K, F) into a script: all of it, or what is to be continued."""
-    script.codes = codes
-    if task.continues and not config.files:
-        script.codes, rest = split_codes(codes, config.prompt_share)
-        script.expected_s = rest.shape[1] / vocabulary.frame_rate
-
-
-def longest_text(config: Config, vocabulary: SpeechVocabulary) -> int:
-    """Characters that are said in one go."""
-    if config.max_characters is not None:
-        return config.max_characters
-    if config.join > 1:
-        return sys.maxsize
-    return vocabulary.trained_on.longest_text if vocabulary.trained_on else UNKNOWN_LONGEST_TEXT
-
-
-def may_be_cut(task: Task) -> bool:
-    """Whether a long text may be asked part by part: it is all that the prompt holds."""
-    return task.prompt_holds_text and not task.prompt_holds_speech and not task.columns
-
-
-def read_scripts(
-    config: Config, task: Task, vocabulary: SpeechVocabulary, text_tokenizer: PreTrainedTokenizerBase
-) -> list[Script]:
-    """Everything to say, cut into parts where it may be, with what the model cannot say of it.
-
-    Raises:
-        ConfigError: `strict`, and there is such a thing; or the only text holds nothing to say.
-    """
-    normalise, longest = get_normaliser(vocabulary.normaliser_of_prompts), longest_text(config, vocabulary)
-    language = vocabulary.normaliser_of_prompts.partition(":")[2]
-    language = LANGUAGE if language in ("", "any") else language
-    scripts: list[Script] = []
-    found = read_inputs(config, task, vocabulary)
-    for script in joined(found, config.join) if config.join > 1 else found:
-        if may_be_cut(task):
-            script.parts = cut_text(script.text, normalise, longest, language)
-        else:
-            script.parts = [Part(script.reference, normalise(script.reference))]
-        if not script.parts:
-            holds = f"{script.text!r} holds no word after the normaliser {vocabulary.normaliser_of_prompts!r}"
-            script.error = f"nothing to say: {holds}"
-        if task.prompt_holds_text:
-            script.unsayable = unsayable(script.text, normalise, vocabulary, text_tokenizer)
-        scripts.append(script)
-    if not scripts:
-        raise ConfigError(f"join: there are fewer than {config.join} texts; lower it")
-    if config.text and scripts[0].error:
-        raise ConfigError(f"text: {scripts[0].error}")
-    check_emphasis(config.prosody, scripts, normalise)
-    if config.strict and (warnings := the_first(f"{s.place}{line}" for s in scripts for line in s.unsayable)):
-        head = "the model cannot say all of the text as it is written (without strict it speaks all the same):"
-        raise ConfigError("\n  - ".join([head, *warnings]))
-    return scripts
-
-
-def the_first(lines: Iterable[str]) -> list[str]:
-    """So many lines as a reader takes in, and how many more there are."""
-    lines = list(lines)
-    rest = len(lines) - MAX_WARNINGS
-    return lines[:MAX_WARNINGS] + ([f"... and {rest} more"] if rest > 0 else [])
 
 
 def refuse_text(task: Task) -> None:
@@ -513,88 +287,6 @@ def say_scripts(
         script.wall_s = (times.encode_s + times.generate_s + times.decode_s) / len(scripts)
         script.codes = None
     return Outcome({number: script.row(setup.task) for number, script in scripts.items()}, times)
-
-
-def prompt_s(script: Script, vocabulary: SpeechVocabulary) -> float:
-    """Seconds of speech in a prompt; of a recording that is not encoded yet, as its source says."""
-    if script.codes is not None:
-        return script.codes.shape[1] / vocabulary.frame_rate
-    return script.recording.duration or 0.0 if script.recording is not None else 0.0
-
-
-def encode_recordings(config: Config, setup: Setup, scripts: Iterable[Script]) -> None:
-    """Puts the codes of each recording into its script; of one that cannot be used the error."""
-    tokenizer, vocabulary = setup.tokenizer, setup.vocabulary
-    for script in scripts:
-        if script.recording is None or not script.parts:
-            continue
-        try:
-            waveform = load_audio(script.recording, tokenizer.config.sampling_rate)
-            codes = encode_batch(tokenizer, [waveform], vocabulary.precision, setup.device)[0]
-            hear(script, codes, config, setup.task, vocabulary)
-        except AudioError as error:
-            script.fail(str(error))
-
-
-def limits_of(config: Config, task: Task, script: Script, part: Part, vocabulary: SpeechVocabulary) -> SpeechLimits:
-    """How long the speech of a part may be and must be; of a task by word that of each word."""
-    if task.by_word:
-        return word_limits(vocabulary, config.decoding)
-    text, is_said = "", may_be_cut(task)
-    if task.prompt_holds_text:
-        columns = (script.columns.get(name, "") for name in task.columns)
-        text = part.said if is_said else " ".join([script.text, *columns])
-    return speech_limits(vocabulary, text, config.decoding, prompt_s(script, vocabulary), is_said)
-
-
-def make_requests(config: Config, task: Task, scripts: Iterable[Script], speech_lm: SpeechLM) -> list[Request]:
-    """What the model is asked, the shortest first.
-
-    A text that lacks what its prompt is made of gets the error that says so.
-
-    Raises:
-        ConfigError: that is the only one, given by itself.
-    """
-    vocabulary = speech_lm.vocabulary
-    normalise = get_normaliser(vocabulary.normaliser_of_prompts)
-    encode = functools.partial(vocabulary.encode_text, speech_lm.text_tokenizer)
-    style = style_of(config, task, vocabulary, speech_lm.text_tokenizer)
-    requests: list[Request] = []
-    for script in scripts:
-        columns = {name: normalise(script.columns.get(name, "")) for name in task.columns}
-        try:
-            for number, part in enumerate(script.parts):
-                text = part.said if may_be_cut(task) else normalise(script.text)
-                utterance = prompt_utterance(task, script.codes, text, columns, encode)
-                utterance = dataclasses.replace(utterance, **style.of(script.columns))
-                limits = limits_of(config, task, script, part, vocabulary)
-                requests.append(Request(script, number, utterance, limits))
-        except TaskError as error:
-            if config.text:
-                raise ConfigError(f"text: {error}") from error
-            script.fail(str(error))
-    return sorted(
-        requests, key=lambda one: (prompt_size(task, one.utterance)[0], len(one.script.parts[one.number].written))
-    )
-
-
-def draw(config: Config, task: Task, requests: Sequence[Request], speech_lm: SpeechLM, by_text: bool) -> None:
-    """Draws the codes of all parts, in batches of like length, into their scripts."""
-    size = 2 * config.decoding.batch_size
-    slices = [requests[start : start + size] for start in range(0, len(requests), size)]
-    # A long text is one utterance, and its parts are what takes the time.
-    for some in progress(slices, "sentences", len(slices)) if len(slices) > 1 else slices:
-        outputs = generate_speech(
-            speech_lm,
-            task,
-            [one.utterance for one in some],
-            [one.limits for one in some],
-            config.decoding,
-            [one.script.key(one.number, by_text) for one in some],
-        )
-        for one, output in zip(some, outputs, strict=True):
-            one.script.outputs[one.number] = output
-            one.script.attempts = max(one.script.attempts, output.attempts)
 
 
 def warn(lines: Iterable[str]) -> None:
