@@ -103,12 +103,12 @@ def test_a_batch_is_its_singles_and_padding_changes_nothing() -> None:
     items = [*ITEMS[:3], spoken("soon", 0), spoken("place red at nine", 1)]
     with torch.no_grad():
         batch = batch_of(items)
-        read = model.read_text(batch["text"], batch["word_of_byte"])
+        read = model.encode_text(batch["text"], batch["word_of_byte"])
         gathered, attention, words = model.gather(batch["codes"], read)
         scores = model.scores(batch["codes"], read, gathered)
         for row, item in enumerate(items):
             one = batch_of([item])
-            alone = model.read_text(one["text"], one["word_of_byte"])
+            alone = model.encode_text(one["text"], one["word_of_byte"])
             own, own_attention, _ = model.gather(one["codes"], alone)
             n_words, n_frames = len(item.spans), len(item.codes)
             torch.testing.assert_close(gathered[row, :n_words], own[0], atol=1e-5, rtol=1e-4)
@@ -130,7 +130,7 @@ def test_a_loss_is_the_mean_over_codes_whatever_the_padding() -> None:
 def test_a_prediction_sees_no_later_code() -> None:
     model = new_text_aligned_model(config_of(), seed=0).eval()
     batch = batch_of(ITEMS[:1])
-    read = model.read_text(batch["text"], batch["word_of_byte"])
+    read = model.encode_text(batch["text"], batch["word_of_byte"])
     changed = batch["codes"].clone()
     changed[0, 5] = (changed[0, 5] + 1) % CODES
     first, second = (model.scores(codes, read, None)[0] for codes in (batch["codes"], changed))
@@ -142,7 +142,7 @@ def test_word_codes_give_the_vectors_that_were_quantized() -> None:
     model = new_text_aligned_model(config_of(), seed=0).eval()
     batch = batch_of([spoken("soon", 0), ITEMS[1]])
     with torch.no_grad():
-        gathered, _, words = model.gather(batch["codes"], model.read_text(batch["text"], batch["word_of_byte"]))
+        gathered, _, words = model.gather(batch["codes"], model.encode_text(batch["text"], batch["word_of_byte"]))
         quantized = model.quantizer(gathered, words)
         assert quantized.word_codes.shape == (2, 4, words.shape[1])
         assert torch.equal(quantized.word_codes[:, 0] >= 0, words)

@@ -79,7 +79,7 @@ def rebuild(
         settings: How codes are drawn.
     """
     batch = collate([(item, True) for item in items])
-    read = model.read_text(batch["text"].to(model.device), batch["word_of_byte"].to(model.device))
+    read = model.encode_text(batch["text"].to(model.device), batch["word_of_byte"].to(model.device))
     vectors = None if word_codes is None else model.word_vectors(_padded_words(word_codes).to(model.device))
     streams = [_stream(settings.seed, key) for key in keys]
     end, most = model.config.codebook_size, model.config.max_frames

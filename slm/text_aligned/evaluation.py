@@ -37,7 +37,7 @@ def code_scores(model: TextAlignedModel, items: Sequence[Item], batch_size: int 
     for start in range(0, len(items), batch_size):
         samples = collate([(item, True) for item in items[start : start + batch_size]])
         batch = {name: values.to(model.device) for name, values in samples.items()}
-        codes, read = batch["codes"], model.read_text(batch["text"], batch["word_of_byte"])
+        codes, read = batch["codes"], model.encode_text(batch["text"], batch["word_of_byte"])
         gathered, attention, words = model.gather(codes, read)
         quantized = model.quantizer(gathered, words)
         own = quantized.vectors

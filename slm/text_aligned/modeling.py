@@ -75,7 +75,7 @@ class TextAlignedModel(PreTrainedModel):
         if isinstance(module, nn.Embedding) and module.embedding_dim == self.config.hidden_size:
             nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
 
-    def read_text(self, text: Tensor, word_of_byte: Tensor) -> ReadText:
+    def encode_text(self, text: Tensor, word_of_byte: Tensor) -> ReadText:
         """Reads texts (B, L)."""
         mask = word_of_byte >= 0
         return ReadText(self.text_reader(self._embed(self.bytes, text), mask)[-1], mask, word_of_byte)
@@ -91,7 +91,7 @@ class TextAlignedModel(PreTrainedModel):
     @torch.inference_mode()
     def encode(self, codes: Tensor, text: Tensor, word_of_byte: Tensor) -> Tensor:
         """Word codes (B, K, W) of speech and its text."""
-        gathered, _, words = self.gather(codes, self.read_text(text, word_of_byte))
+        gathered, _, words = self.gather(codes, self.encode_text(text, word_of_byte))
         return self.quantizer(gathered, words).word_codes
 
     def word_vectors(self, word_codes: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class TextAlignedModel(PreTrainedModel):
             spans: (B, W, 2), first frame of each word and the one behind its last, -1 where that is not known; None:
                 nowhere.
         """
-        read = self.read_text(text, word_of_byte)
+        read = self.encode_text(text, word_of_byte)
         gathered, attention, words = self.gather(codes, read)
         quantized: QuantizedWords = self.quantizer(gathered, words)
         vectors = quantized.vectors
