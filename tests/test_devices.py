@@ -26,6 +26,9 @@ from recipes.config import from_values
 from recipes.runs.restart import start_over
 from recipes.runs.run_folder import RunFolder
 from slm.acoustic.training import AcousticTraining, train_acoustic
+from slm.text_aligned.aggregator import WordQuantizer
+from slm.text_aligned.configuration import TextAlignedConfig
+from slm.training.alignment_trainer import SPOKEN, AlignmentTrainer
 from slm.training.config import TrainingConfig
 from slm.training.trainer import SpeechTrainer, train
 from tokenizer.codecs.supervised import SemanticQuantizer, SemanticQuantizerConfig
@@ -51,7 +54,9 @@ TENSORS = {
     ("tokenizer/training/health.py", "step", "gather"),
     ("tokenizer/codecs/supervised.py", "maintain", "broadcast"),
     ("slm/training/trainer.py", "get_batch_samples", "reduce"),
-    ("slm/training/trainer.py", "evaluate", "reduce"),
+    ("slm/training/trainer.py", "_over_processes", "reduce"),
+    ("slm/training/alignment_trainer.py", "get_batch_samples", "reduce"),
+    ("slm/text_aligned/aggregator.py", "_warm_up", "broadcast"),
 }
 OBJECTS = {  # pickled, and sent from wherever the backend wants the bytes
     ("tokenizer/training/checkpoints.py", "load_latest_state", "broadcast_object_list"),
@@ -208,7 +213,7 @@ def test_a_recognisers_book_is_sent_from_where_it_lies(two, monkeypatch):
 def test_a_fine_tunings_sums_are_reduced_on_the_accelerators_device(two):
     """The tokens of a step and the losses of an evaluation are counted on the CPU."""
     trainer = SpeechTrainer.__new__(SpeechTrainer)
-    trainer.args, trainer.accelerator = SimpleNamespace(world_size=2, device=META), two
+    trainer.args, trainer.accelerator, trainer._beside = SimpleNamespace(world_size=2, device=META), two, None
     batch = {"loss_weights": torch.ones(1, 4)}
     trainer.get_batch_samples(iter([batch, batch]), 2, META)
     assert two.calls == ["reduce"]
@@ -227,6 +232,23 @@ def test_a_fine_tunings_sums_are_reduced_on_the_accelerators_device(two):
     trainer.callback_handler = SimpleNamespace(on_evaluate=lambda *_: None)
     assert trainer.evaluate() == {"eval_asr_loss": 1.0, "eval_loss": 1.0}
     assert two.calls == ["reduce", "reduce"]
+
+
+def test_the_frames_of_an_alignment_are_reduced_there_too(two):
+    trainer = AlignmentTrainer.__new__(AlignmentTrainer)
+    trainer.args, trainer.accelerator = SimpleNamespace(world_size=2, device=META), two
+    batch = {"loss_weights": torch.ones(1, 4), SPOKEN: torch.ones(2, 6, dtype=torch.int64)}
+    trainer.get_batch_samples(iter([batch, {"loss_weights": torch.ones(1, 4)}]), 2, META)
+    assert two.calls == ["reduce", "reduce"]
+
+
+def test_the_books_of_words_are_sent_from_where_they_lie(two, monkeypatch):
+    config = TextAlignedConfig(hidden_size=16, word_books=3, word_codebook_size=8, quantizer_warmup_steps=1)
+    quantizer = WordQuantizer(config).to(META)
+    quantizer.n_steps = torch.zeros((), dtype=torch.int64)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    quantizer._warm_up(torch.zeros(1, 16, 5, device=META))
+    assert two.calls == ["broadcast"] * 3
 
 
 def test_a_checkpoints_name_is_sent_as_an_object(monkeypatch, tmp_path):
@@ -281,7 +303,7 @@ def test_a_recognisers_and_an_llms_do_so_too(tmp_path, monkeypatch):
     def asked(**kwargs):
         raise Asked(kwargs["ddp_timeout"])
 
-    monkeypatch.setattr("slm.acoustic.training.TrainingArguments", asked)
+    monkeypatch.setattr("slm.training.small_models.TrainingArguments", asked)
     with pytest.raises(Asked, match="5000"):
         train_acoustic(nn.Identity(), None, [], AcousticTraining(**WAITS), tmp_path)
     settings = TrainingConfig(**WAITS)

@@ -107,7 +107,8 @@ def test_the_overview_is_on_the_page_and_in_results(systems: Results, tmp_path: 
     assert again.without == systems.without
     page = write_report(again, tmp_path).read_text("utf-8")
     assert page.index("<h2>Overview</h2>") < page.index("<h2>Speech as judge") and "no way back to sound" in page
-    assert page.count('<td class="system">reconstruction of t</td>') == 2  # once for each judge
+    # Once for each judge, in its scores and in what went wrong.
+    assert page.count('<td class="system">reconstruction of t</td>') == 4
     one = Results("one", [row for row in systems.rows if row.cell in ("", "ours-s0")])
     assert overview_table(one) is None
     tokenizers = Results("tokenizers", [row for row in systems.rows if "reconstruction" in row.system])

@@ -68,6 +68,8 @@ class AlignmentTrainer(SpeechTrainer):
     def _weighted_sum(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Any]:
         self._summed = self._beside = None
         if SPOKEN not in inputs:
+            if not model.training:  # none of a task, or of this batch alone: all processes sum up alike
+                self._beside = torch.zeros(2, 2 * len(self.reader.heads), dtype=torch.float64)
             return super()._weighted_sum(model, inputs)
         strength = self.alignment.strength(self.state.global_step) if model.training else 0.0
         with self.reader.reading(inputs[SPOKEN], strength) as reading:
