@@ -52,6 +52,17 @@ def test_methods_of_several_seeds_are_named_without_the_caution() -> None:
     assert "as many of the tokens" not in told and "the same tokens" in told
 
 
+def test_two_methods_at_two_rates_are_told_apart_by_the_contrasts_names() -> None:
+    rows, contrasts = [], []
+    for hz in (25.0, 12.5):
+        a, b = ({f"{name}{hz}": rows_of(f"{name}{hz}", hz, 1, method=name)} for name in ("ours", "theirs"))
+        contrasts += make_contrasts(f"ours - theirs, {hz:g} Hz", a, b)
+        rows += [row for side in (a, b) for some in side.values() for row in some]
+    first, second, _ = answers(Results("t", rows, contrasts=contrasts))
+    assert first.startswith("ours against theirs (ours - theirs, 25 Hz): ")
+    assert second.startswith("ours against theirs (ours - theirs, 12.5 Hz): ")
+
+
 def test_several_judges_are_told_apart() -> None:
     sides = ({"a": rows_of("a", 25.0, 2)}, {"b": rows_of("b", 12.5, 1)})
     contrasts = make_contrasts("x", *sides)

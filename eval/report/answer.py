@@ -28,12 +28,12 @@ def answers(results: Results) -> list[str]:
     survives = {id(c): p <= LEVEL for c, p in zip(results.contrasts, corrected, strict=True)}
     found = []
     blocks = by_groups(results.contrasts)
-    for block in blocks:
+    sides_of = [[_rows(results.rows, cells) for cells in (block[0].a, block[0].b)] for block in blocks]
+    names = [_names(sides, (block[0].a, block[0].b)) for block, sides in zip(blocks, sides_of, strict=True)]
+    for block, sides, (a, b) in zip(blocks, sides_of, names, strict=True):
         first = block[0]
-        # The same sides on several test sets or lengths of text: the contrast's name tells which.
-        again = sum((one[0].a, one[0].b) == (first.a, first.b) for one in blocks) > 1
-        sides = [_rows(results.rows, cells) for cells in (first.a, first.b)]
-        a, b = _names(sides, (first.a, first.b))
+        # Two methods at several rates, or one pair on several test sets: the contrast's name tells which.
+        again = names.count([a, b]) > 1
         told = [c for c in block if is_task(c.system)] or block
         parts = [_difference(contrast, survives[id(contrast)], len(judges) > 1) for contrast in told]
         parts += _cost(*sides)
