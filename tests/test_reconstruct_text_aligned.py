@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from slm_tiny import save_llm
 
+from eval.schema import says_texts
 from eval.text.normalisers import get_normaliser
 from recipes.commands import encode_text_aligned as encode
 from recipes.commands import finetune
@@ -168,6 +169,9 @@ def test_an_slm_writes_word_codes_and_they_become_speech(
     rows = lines_of(command.run(config_of(parts, tmp_path / "said", **asked)))
     assert [np.asarray(row["word_codes"]).shape for row in rows] == [(4, len(text.split())) for text in TEXTS]
     assert all((tmp_path / "said" / row["audio"]).is_file() for row in rows)
+    predictions = read_predictions(str(tmp_path / "said"))
+    system, _ = predicted_system(predictions, [row["id"] for row in rows], 16_000)
+    assert says_texts(system.kind) and {row["task"] for row in rows} == {predictions.sidecar["task"]}
     with pytest.raises(ValueError, match="speech_lm: not set"):
         command.plan(config_of(parts, tmp_path / "none", word_codes="slm"))
     with pytest.raises(ValueError, match="speech_lm: would not be asked"):

@@ -21,6 +21,7 @@ from slm.text_aligned.configuration import TextAlignedConfig
 from slm.text_aligned.decoding import RebuiltCodes
 
 TASK = "text-aligned"
+SPOKEN = "tts-text-aligned"  # of word codes that an SLM wrote: text to speech, and a row among the others of it
 
 
 def prediction_row(
@@ -72,14 +73,16 @@ def write_rebuilt(
         times: Seconds of the parts.
         recorded_s: Seconds of the recordings.
     """
+    task = SPOKEN if config.word_codes == "slm" else TASK
     path = Path(config.run_dir) / "predictions.jsonl"
-    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    lines = (json.dumps(row | {"task": task}, ensure_ascii=False) + "\n" for row in rows)
+    atomic_write_text(path, "".join(lines))
     audio_s = sum(row["duration_s"] for row in rows)
     wall_s = times.encode_s + times.generate_s + times.decode_s
     n_words = sum(len(row["word_codes"][0]) for row in rows if row["word_codes"])
     words_per_s = n_words / recorded_s if recorded_s else 0.0
     sidecar = {
-        "task": TASK,
+        "task": task,
         "answers": "speech",
         "reference": "text",
         "scored_by": "wer",
