@@ -356,7 +356,9 @@ def _speech_prompts(
     if not task.answer_holds_prosody:
         return prompts
     if vocabulary.further_sizes:
-        raise GenerationError("synthesising: with prosody there is no pattern=delay; train with semantic or flatten")
+        raise GenerationError(
+            f"synthesising: with prosody there is no pattern={vocabulary.pattern.name}; train with semantic or flatten"
+        )
     bins = [item.prosody for item in utterances]
     unwritten = [i for i, own in enumerate(bins) if own is None]
     asked = ([utterances[i] for i in unwritten], settings, [keys[i] for i in unwritten])

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from slm.text_aligned.evaluation import code_scores
 from slm.text_aligned.modeling import TextAlignedModel
 from slm.text_aligned.samples import Item, TextAlignedSamples, collate
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun
 from slm.training.config import TrainingError
-from slm.training.small_models import SmallModelTraining, train_to_the_end, training_arguments
+from slm.training.small_models import SmallModelTrainer, SmallModelTraining, train_to_the_end, training_arguments
 
 
 @dataclass
@@ -52,26 +50,6 @@ class TextAlignedTraining(SmallModelTraining):
             raise TrainingError(f"training.alignment_weight: {self.alignment_weight:g} must be 0 or more")
 
 
-class TextAlignedTrainer(Trainer):
-    """A Trainer that keeps the data set's order and tells what the word codes add to the text."""
-
-    def __init__(self, *args: Any, valid: Sequence[Item], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.valid = valid
-        self.model_accepts_loss_kwargs = False  # the loss is the batch's mean
-
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)
-
-    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """The figures of :func:`slm.text_aligned.evaluation.code_scores` of the valid items."""
-        model = self.accelerator.unwrap_model(self.model)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in code_scores(model, self.valid).items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-
 def train_text_aligned(
     model: TextAlignedModel,
     items: Sequence[Item],
@@ -85,7 +63,7 @@ def train_text_aligned(
     processes: int = 1,
     callbacks: Sequence[TrainerCallback] = (),
     tensorboard: str | Path | None = None,
-) -> TextAlignedTrainer:
+) -> SmallModelTrainer:
     """Trains a model, going on from the newest whole checkpoint in `folder` if there is one.
 
     Args:
@@ -110,13 +88,14 @@ def train_text_aligned(
     arguments = training_arguments(
         config, folder, seed=seed, device=device, precision=precision, processes=processes, scored=bool(valid)
     )
-    trainer = TextAlignedTrainer(
+    trainer = SmallModelTrainer(
         model=model,
         args=arguments,
         train_dataset=TextAlignedSamples(items, config.steps * config.batch_size, config.text_alone, seed),
         eval_dataset=list(valid) or None,
         data_collator=collate,
         valid=valid,
+        scores=code_scores,
         callbacks=[*callbacks, CheckpointMarker(), SettingsOfThisRun()],
     )
     train_to_the_end(trainer, tensorboard)

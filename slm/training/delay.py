@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainingArguments
 
 from slm.further_books import further_books_of, read_beside
 from slm.patterns import LATE
@@ -39,10 +38,8 @@ class DelayTrainer(SpeechTrainer):
         further_weight: Of all further books together, where book 0's is 1.
     """
 
-    def __init__(self, *, args: TrainingArguments, further_weight: float, **kwargs: Any) -> None:
-        # The heads run behind the model's own forward pass, where DDP would take them for unused.
-        args.ddp_find_unused_parameters = False
-        super().__init__(args=args, **kwargs)
+    def __init__(self, *args: Any, further_weight: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise TrainingError(f"pattern: {_ENGINES}")
         self.further_weight = further_weight

@@ -5,9 +5,12 @@ The acoustic stage and the text-aligned model are trained so.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
@@ -51,6 +54,33 @@ class SmallModelTraining:
             )
         if self.keep_checkpoints < 2:
             raise TrainingError("training.keep_checkpoints: at least 2, so that a torn one leaves the one before")
+
+
+class SmallModelTrainer(Trainer):
+    """A Trainer that keeps the data set's order and scores the valid items.
+
+    Args:
+        valid: What is scored; empty: nothing.
+        scores: From the model and these items to figures by name.
+    """
+
+    def __init__(
+        self, *args: Any, valid: Sequence[Any], scores: Callable[[Any, Sequence[Any]], dict[str, float]], **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.valid, self.scores = valid, scores
+        self.model_accepts_loss_kwargs = False  # the loss is the batch's mean
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """The scores of the valid items, `eval_loss` among them."""
+        found = self.scores(self.accelerator.unwrap_model(self.model), self.valid)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
 
 def training_arguments(

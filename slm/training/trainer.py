@@ -203,10 +203,7 @@ class SpeechTrainer(Trainer):
             # nothing.
             for lap in range(-(-len(batches) // processes)):
                 index = lap * processes + rank
-                batch = batches[index % len(batches)]
-                if index >= len(batches):
-                    batch = {name: value * 0 if "weights" in name else value for name, value in batch.items()}
-                batch = self._prepare_inputs(batch)
+                batch = self._prepare_inputs(batches[index % len(batches)])
                 with torch.no_grad(), self.compute_loss_context_manager():
                     total, _ = self._weighted_sum(model, batch)
                 if self._beside is not None:
