@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -77,6 +78,8 @@ def add_lora(base: PreTrainedModel, vocabulary: SpeechVocabulary, settings: Lora
     )
     model = get_peft_model(base, config)
     keep_tables_whole(model)
+    # By itself PEFT adds the whole table to whatever it saves of a grown model, each checkpoint of a Trainer included.
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     for name in parts:
         part_of(base, name).float()  # as adapters are, also on a base in half precision
     return model
@@ -110,7 +113,7 @@ def save_adapter(
     """
     local = Path(base).expanduser()
     model.peft_config["default"].base_model_name_or_path = str(local.resolve()) if local.is_dir() else base
-    model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+    model.save_pretrained(str(folder), state_dict=state_dict)
     text_tokenizer.save_pretrained(folder)
     vocabulary.save(folder)
     known = Path(folder) / BASE_FILE

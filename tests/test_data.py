@@ -267,6 +267,15 @@ def test_added_noise_has_the_level_asked_for():
     assert abs(snr - 20) < 0.1
 
 
+def test_two_sources_with_the_same_ids_are_read_together_by_a_prefix(make_corpus):
+    manifest = str(make_corpus(2, "train"))
+    with pytest.raises(DataError, match=r"'train0' .*ids must differ; .*id_prefix"):
+        read_sources([DataSource(manifest), DataSource(manifest)], "train")
+    both = read_sources([DataSource(manifest), DataSource(manifest, id_prefix="b-")], "train")
+    assert [utterance.id for utterance in both] == ["train0", "train1", "b-train0", "b-train1"]
+    assert both[0].audio == both[2].audio
+
+
 def test_a_split_is_made_of_some_of_a_sources_own(make_corpus):
     """Held-out parts of small corpora together: their training part must stay out."""
     for split in ("train", "valid", "test"):

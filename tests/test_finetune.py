@@ -337,6 +337,8 @@ def test_finetune_recipe_lora(tmp_path) -> None:
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"adapter", "base", "model", "complete.json"}
     saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     assert plan["trainable parameters"] == sum(tensor.numel() for tensor in saved.values())
+    (checkpoint, *_) = (tmp_path / "run" / "checkpoints").glob("checkpoint-*/adapter_model.safetensors")
+    assert load_file(checkpoint).keys() == saved.keys()  # it held the whole embedding table too, of a grown model
     assert folder == tmp_path / "run" / "model" and AutoModelForCausalLM.from_pretrained(folder)
     bare = finetune_config(tmp_path, "bare", "lora.rank=4", "lora.merge=false")
     assert finetune.run(bare).name == "adapter" and not (tmp_path / "bare" / "model").exists()

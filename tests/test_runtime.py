@@ -34,6 +34,7 @@ class Config:
     seed: int = 3
     inner: Inner = field(default_factory=Inner)
     workers: int = field(default=2, metadata=ADJUSTABLE)
+    data: list[dict] = field(default_factory=list)
 
 
 @dataclass
@@ -61,12 +62,29 @@ def test_a_run_is_recorded_completed_and_recognised(tmp_path):
 
 def test_another_configuration_is_refused_naming_the_keys(tmp_path):
     run_dir = str(tmp_path / "run")
-    RunFolder(run_dir).start(Config(run_dir))
+    sources = [{"path": "a", "weight": 1.0}, {"path": "b", "weight": 1.0}]
+    folder = RunFolder(run_dir).start(Config(run_dir, data=sources))
+    folder.metrics.touch()
+    others = [sources[0], sources[1] | {"weight": 2.0}, {"path": "c"}]
     with pytest.raises(ConfigError) as caught:
-        RunFolder(run_dir).start(Config(run_dir, seed=4, inner=Inner(9)))
+        RunFolder(run_dir).start(Config(run_dir, seed=4, inner=Inner(9), data=others))
     message = str(caught.value)
     assert "seed: was 3, is now 4" in message and "inner.steps: was 1, is now 9" in message
     assert "run_dir: was" not in message and "--restart" in message
+    # Of a list only what differs: the whole of ten data sources, twice, hid the one key that did.
+    changes = [line for line in message.split("\n") if "data" in line]
+    assert changes == ["  - data.1.weight: was 1.0, is now 2.0", "  - data.2: was '(absent)', is now {'path': 'c'}"]
+
+
+def test_a_run_that_made_nothing_may_begin_anew_with_another_configuration(tmp_path):
+    """Stopped at once, by a fault in its data: the mended configuration was refused, for a folder without a result."""
+    run_dir = str(tmp_path / "run")
+    RunFolder(run_dir).start(Config(run_dir)).checkpoints.mkdir(exist_ok=True)
+    folder = RunFolder(run_dir).start(Config(run_dir, seed=4))
+    assert "seed: 4" in folder.path("config.yaml").read_text()
+    (folder.checkpoints / "shard.parquet").touch()
+    with pytest.raises(ConfigError, match="seed: was 4, is now 3"):
+        RunFolder(run_dir).check(Config(run_dir))
 
 
 def test_a_key_that_changes_no_result_may_change(tmp_path):
@@ -107,6 +125,7 @@ def test_a_null_that_stands_for_a_sibling_is_that_value(tmp_path):
     """A run of 4 steps by a schedule of as many goes on by that schedule, but by no other than its own or the new."""
     run_dir = str(tmp_path / "run")
     folder = RunFolder(run_dir).start(Trained(run_dir))
+    folder.metrics.touch()
     for steps, schedule in ((4, 4), (8, 4), (8, None)):
         folder.check(Trained(run_dir, Training(steps, schedule)))
     with pytest.raises(ConfigError, match="training.schedule: was None, is now 6"):

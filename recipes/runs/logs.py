@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 from recipes.runs.machine import is_main_process
 
@@ -11,7 +12,7 @@ ISLANDS = (log, logging.getLogger("tokenizer"), logging.getLogger("eval"))
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Send the loggers of ``slm`` and of the islands to the terminal through rich, once; quieten a library's notice.
+    """Send the loggers of ``slm`` and of the islands to the terminal through rich, once; quieten libraries' notices.
 
     To stderr: what a command is asked for, such as a transcript, stands alone in stdout.
     """
@@ -32,6 +33,8 @@ def setup_logging(level: int = logging.INFO) -> None:
         for logger in ISLANDS:
             logger.addHandler(handler)
             logger.propagate = False
+        # PEFT asks models by the name that transformers no longer wants to hear; nobody who runs a command can mend it.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     for logger in ISLANDS:
         logger.setLevel(level if is_main_process() else logging.WARNING)

@@ -14,6 +14,7 @@ import sys
 import typing
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ ADJUSTABLE = {"adjustable": True}
 EXTENDABLE = {"extendable": True}
 # The sibling whose value a null here stands for: null and that value are one setting.
 NULL_MEANS = "null_means"
+ABSENT = "(absent)"
 
 
 class RunFolder:
@@ -65,13 +67,14 @@ class RunFolder:
     def check(self, config: Any) -> None:
         """Raise ConfigError where a run with this configuration may not go on there (for plans and dry runs).
 
-        The folder was begun with another configuration, or is none of ours and not empty (`refuse_foreign`).
+        The folder was begun with another configuration and holds something made with it, or is none of ours and not
+        empty (`refuse_foreign`).
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"run_dir {self.folder} is a file; name a folder")
         refuse_foreign(self.folder)
         file = self.path(CONFIG_FILE)
-        if not file.is_file():
+        if not file.is_file() or not self._has_results():
             return
         try:
             before = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
@@ -90,11 +93,10 @@ class RunFolder:
                 old[key] = new[key]
         meant = [_as_meant(values, type(config)) for values in (old, new)]
         changed = [
-            f"{key}: was {old.get(key, '(absent)')!r}, is now {new.get(key, '(absent)')!r}"
+            change
             for key in dict.fromkeys([*old, *new])
-            if key not in free
-            and old.get(key, ...) != new.get(key, ...)
-            and meant[0].get(key, ...) != meant[1].get(key, ...)
+            if key not in free and meant[0].get(key, ...) != meant[1].get(key, ...)
+            for change in _changes(key, old.get(key, ABSENT), new.get(key, ABSENT))
         ]
         if changed:
             raise ConfigError(
@@ -105,6 +107,11 @@ class RunFolder:
             )
         for key in sorted(grows & {*old}):
             self._check_length(key, old[key], new[key])
+
+    def _has_results(self) -> bool:
+        """Whether it holds more than a record: a run that its data stopped at once has made nothing to be kept."""
+        record = {self.path(CONFIG_FILE), self.path(RUN_FILE)}
+        return any(path.is_file() and path not in record for path in self.folder.rglob("*"))
 
     def _check_length(self, key: str, before: int, now: int) -> None:
         """Raises ConfigError where a run cannot be as long as is asked for now."""
@@ -244,6 +251,18 @@ def _marked(config_class: type, mark: str, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{field.name}"
         elif dataclasses.is_dataclass(hints[field.name]):
             yield from _marked(hints[field.name], mark, f"{prefix}{field.name}.")
+
+
+def _changes(key: str, before: Any, now: Any) -> Iterator[str]:
+    """What differs between two values of a key, down to the entry of a list and its own key (``data.1.weight``)."""
+    if isinstance(before, list) and isinstance(now, list):
+        for number, (old, new) in enumerate(zip_longest(before, now, fillvalue=ABSENT)):
+            yield from _changes(f"{key}.{number}", old, new)
+    elif isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys([*before, *now]):
+            yield from _changes(f"{key}.{name}", before.get(name, ABSENT), now.get(name, ABSENT))
+    elif before != now:
+        yield f"{key}: was {before!r}, is now {now!r}"
 
 
 def _as_meant(values: dict[str, Any], config_class: type, prefix: str = "") -> dict[str, Any]:

@@ -54,7 +54,7 @@ def characters_of(corpus: CodedCorpus, split: str, sources: Sequence[DataSource]
         Gap: no line of a manifest is aligned, or none that is in the split.
         ConfigError: an alignment is damaged.
     """
-    lines = {str(line["id"]): line for source in sources for line in _manifest(source)}
+    lines = {f"{source.id_prefix}{line['id']}": line for source in sources for line in _manifest(source)}
     codes, labels, columns = [], [], set()
     for row in plain_rows(corpus, split):
         line = lines.get(row["id"], {})

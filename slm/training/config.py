@@ -18,6 +18,9 @@ from slm.training.alignment import AlignmentConfig
 # there: in bf16 a step takes 0.7 of the time at 128, 0.8 at 512.
 SHORT_ROW = 512
 
+# What TrainingArguments call `gradient_checkpointing`: the older name is deprecated where there is a newer one.
+_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
+CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _NAMES else "gradient_checkpointing"
 
 # For a field's metadata: a resumed run may set it otherwise; the training may become longer.
 ADJUSTABLE, EXTENDABLE = {"adjustable": True}, {"extendable": True}
@@ -325,5 +328,5 @@ def training_arguments(
         "disable_tqdm": True,  # the caller's callbacks show progress; the Trainer's own bar prints dictionaries
     }
     if config.gradient_checkpointing:
-        own["gradient_checkpointing"] = True
+        own[CHECKPOINTING] = True
     return TrainingArguments(ddp_timeout=round(config.process_timeout_s), **own | config.trainer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tokenizer.data.layouts import read_folder
@@ -70,7 +71,8 @@ def read_source(source: DataSource, split: str, needs_text: bool = True) -> list
         utterances = read_table(source, split, None, needs_text)
     else:
         raise DataError(f"{source.path}: no such manifest, folder or Parquet file (a hub name looks like owner/name)")
-    return utterances[: source.limit]
+    utterances = utterances[: source.limit]
+    return [replace(utterance, id=source.id_prefix + utterance.id) for utterance in utterances]
 
 
 def _read_manifest(path: Path, source: DataSource, split: str) -> list[Utterance]:

@@ -112,7 +112,7 @@ def _utterance(row: dict[str, Any], source: DataSource, split: str, index: int) 
     value = row[source.audio_column] or {}
     audio = value.get("bytes") if value.get("bytes") is not None else value.get("path") or b""
     return Utterance(
-        id=str(row["id"]) if "id" in row else f"{Path(source.path).stem}-{index:06d}",
+        id=source.id_prefix + (str(row["id"]) if "id" in row else f"{Path(source.path).stem}-{index:06d}"),
         audio=audio,
         text=str(row.get(source.text_column) or ""),
         speaker=str(row.get("speaker") or row.get("speaker_id") or ""),

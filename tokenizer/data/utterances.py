@@ -86,6 +86,9 @@ class DataSource:
             "[valid, test]"
         },
     )
+    id_prefix: str = field(
+        default="", metadata={"help": "put in front of all its ids, where another source has the same ones"}
+    )
     limit: int | None = field(default=None, metadata={"help": "use the first N utterances of each split only"})
     subset: str | None = field(default=None, metadata={"help": "configuration of a hub data set (LibriSpeech: clean)"})
     hub_splits: dict[str, str] = field(
@@ -138,7 +141,10 @@ def check_utterances(utterances: Sequence[Utterance], sources: Sequence[DataSour
     seen: set[str] = set()
     for utterance in utterances:
         if utterance.id in seen:
-            raise DataError(f"two utterances are called {utterance.id!r} (second: {utterance.name}): ids must differ")
+            raise DataError(
+                f"two utterances are called {utterance.id!r} (second: {utterance.name}): ids must differ; where "
+                "they are of two sources, give one of these an id_prefix (data.1.id_prefix=b-)"
+            )
         seen.add(utterance.id)
 
 
