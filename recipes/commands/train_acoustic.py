@@ -21,12 +21,12 @@ from typing import Any
 
 from recipes.config import ConfigError, Problems
 from recipes.encoding.books import tokenizer_of_corpus
+from recipes.encoding.copies import varied_copies
 from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log
 from recipes.runs.machine import is_main_process, process_count, resolve_precision, seed_everything, training_device
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
-from recipes.scoring.code_use import varied_copies
 from slm.acoustic.configuration import (
     MASKED,
     AcousticConfig,
