@@ -43,7 +43,9 @@ def test_every_column_of_times_follows_and_no_other_changes() -> None:
     prosody = [{"word": "one", "duration": 0.25, "f0": -1.5, "energy": 2.0}]
     written = {name: json.dumps(times, ensure_ascii=False) for name in ("words", "characters", "phones", "own")}
     kept = {"translation": "[noise] eins", "numbers": "[1, 2]", "empty": "", "messages": '[{"role": "user"}]'}
-    found = columns_of_copy(written | kept | {"prosody": json.dumps(prosody)}, FAST, RATE)
+    frames = {"word_frames": "[[0, 3], [3, 7]]"}  # of the recording's codes
+    found = columns_of_copy(written | kept | frames | {"prosody": json.dumps(prosody)}, FAST, RATE)
+    assert found["word_frames"] == "" and columns_of_copy(frames, PLAIN, RATE) == frames
     for name in written:
         assert json.loads(found[name]) == [times[0] | {"start": 0.9524, "end": 2.0}, times[1]]
     assert "é" in found["own"]

@@ -7,6 +7,8 @@ elsewhere than in the recording. Columns that tell of time are made the copy's o
 - `prosody` of `slm measure-prosody`: a word's duration. Its F0 is relative to the voice and its energy to the
   utterance, which the speed and the level move as a whole: they stay.
 
+- `word_frames` of `slm align` is left empty: frames of the recording's codes are none of the copy's.
+
 Every other column is of the recording, and the copy's too. Corpora that were encoded before this hold the recording's
 times in their copies (:func:`copies_have_own_times`).
 """
@@ -26,6 +28,7 @@ from recipes.finetuning.prosody import PROSODY
 from slm.corpus import CodedCorpus, CodedRow, CorpusMetadata
 
 OWN_TIMES = {"times_of_copies": "their own"}  # in the plan of a corpus with copies and columns
+WORD_FRAMES = "word_frames"
 _COPY = re.compile(r"(.+)#([1-9]\d*)", re.DOTALL)  # the id of a varied copy, such as "s1-bbaf2n#3"
 
 
@@ -50,16 +53,17 @@ def columns_of_copy(columns: Mapping[str, str], variation: Variation, sampling_r
             return item | {
                 key: round(value - math.log(variation.speed), 4) for key, value in _numbers(item, "duration")
             }
-        return item | {
-            key: round(silence_s + value / variation.speed, 4) for key, value in _numbers(item, "start", "end")
-        }
+        times = _numbers(item, "start", "end")
+        return item | {key: round(silence_s + value / variation.speed, 4) for key, value in times}
 
-    found = dict(columns)
-    for name, value in columns.items():
+    def own(name: str, value: str) -> str:
+        if name == WORD_FRAMES:
+            return ""
         items = _objects(value)
-        if (own := [moved(name, item) for item in items]) != items:
-            found[name] = json.dumps(own, ensure_ascii=False)
-    return found
+        changed = [moved(name, item) for item in items]
+        return value if changed == items else json.dumps(changed, ensure_ascii=False)
+
+    return {name: own(name, value) for name, value in columns.items()}
 
 
 def _objects(value: str) -> list[dict[str, Any]]:
