@@ -265,6 +265,24 @@ def test_a_cell_of_other_settings_stays_out_of_the_table(tmp_path, ran) -> None:
     assert {row.cell for row in results.rows} == {"", "b-s0"}
 
 
+def test_a_note_that_cells_share_but_for_their_folders_stands_once_with_their_names(tmp_path, ran) -> None:
+    config = comparison(tmp_path)
+    compare.run(config)
+    for number, name in enumerate(("a-s0", "a-s1", "b-s0", "b-s1")):
+        place = tmp_path / "runs" / name / "evaluate"
+        missing = "none" if name != "b-s1" else "two"
+        said = [f"{place}/predictions.jsonl: {missing} of them are missing ({place})", "players hold 30 s"]
+        said += [f"{place}-of-before: 7 are missing"] if number == 0 else []
+        save_results(dataclasses.replace(load_results(place), notes=said), place)
+    notes = compare.gather(compare.make_cells(config), config).notes
+    assert notes == [
+        "a-s0, b-s0, a-s1: evaluate/predictions.jsonl: none of them are missing (evaluate)",
+        "players hold 30 s",
+        f"{tmp_path}/runs/a-s0/evaluate-of-before: 7 are missing",  # another folder, and one cell's: as it is written
+        f"{tmp_path}/runs/b-s1/evaluate/predictions.jsonl: two of them are missing ({tmp_path}/runs/b-s1/evaluate)",
+    ]
+
+
 def test_no_complete_cell_is_an_error(tmp_path, ran) -> None:
     with pytest.raises(ConfigError, match="no cell is complete yet.*a-s0"):
         compare.run(comparison(tmp_path, only=[]))

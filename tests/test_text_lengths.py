@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,11 @@ def test_scored_files_are_told_apart_by_length(tmp_path: Path, capsys) -> None:
         load_config(score.Config, None, [*files, "text_lengths=[{name: short, most: 4}, {name: long, least: 8}]"])
     )
     assert "By length of text: WER %" in capsys.readouterr().out
+
+
+def test_the_shipped_comparison_of_lengths_has_texts_of_each(shared_data: Path) -> None:
+    config = load_config(compare.Config, "embedded/compare-slm-open-english", [])
+    read, said = get_normaliser("whisper-english"), shared_data / "kathleen-arctic" / "manifest.jsonl"
+    rows = [json.loads(line) for line in said.read_text(encoding="utf-8").splitlines()]
+    n_words = [len(read(line["text"]).split()) for line in rows if line["split"] == "test"]
+    assert [sum(map(one.holds, n_words)) for one in config.text_lengths] == [33, 42]

@@ -12,14 +12,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
 from recipes.runs.cipher import encipher, make_lexicon
 from recipes.runs.files import atomic_write_text
-from recipes.runs.inputs import digest, refuse_other_inputs
+from recipes.runs.inputs import digest
 from recipes.runs.logs import log
-from recipes.runs.manifests import all_utterances, manifest_row, write_manifest
+from recipes.runs.manifests import all_utterances, manifest_row, run_to_manifest
 from recipes.runs.run_folder import RunFolder
 from slm.tasks.st import TRANSLATION
 from tokenizer.data.utterances import DataSource, Utterance
@@ -74,20 +75,19 @@ def plan(config: Config) -> dict[str, object]:
 
 def run(config: Config) -> Path:
     """Translate the corpus; returns the manifest."""
-    folder = RunFolder(config.run_dir)
-    folder.check(config)
-    read = read_texts(config)
-    fingerprint = digest([json.dumps([row.id, text]) for row, text in read])
-    refuse_other_inputs(folder, fingerprint, "data")
-    manifest = folder.path("manifest.jsonl")
-    if folder.complete:
-        log.info("%s is complete: skipped", config.run_dir)
-        return manifest
-    folder.start(config, fingerprint)
+    return run_to_manifest(config, read_texts, fingerprint_of, "data", translated)
+
+
+def fingerprint_of(config: Config, read: list[tuple[Utterance, str]]) -> str:
+    """A hash of the texts."""
+    return digest([json.dumps([row.id, text]) for row, text in read])
+
+
+def translated(
+    config: Config, read: list[tuple[Utterance, str]], folder: RunFolder
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The manifest's rows and their counts; the lexicon is written."""
     lexicon = make_lexicon((word for _, text in read for word in text.split()), config.seed)
     atomic_write_text(folder.path("lexicon.json"), json.dumps(lexicon, indent=1, ensure_ascii=False) + "\n")
-    write_manifest(
-        manifest, (manifest_row(row, folder.folder, {TRANSLATION: encipher(text, lexicon)}) for row, text in read)
-    )
-    folder.mark_complete({"utterances": len(read), "words": len(lexicon)})
-    return manifest
+    rows = [manifest_row(row, folder.folder, {TRANSLATION: encipher(text, lexicon)}) for row, text in read]
+    return rows, {"utterances": len(read), "words": len(lexicon)}

@@ -47,6 +47,7 @@ from recipes.runs.pipeline import (
 )
 from recipes.runs.run_folder import ADJUSTABLE, COMPLETE_FILE, RunFolder
 from recipes.scoring import fairness
+from recipes.scoring.cell_notes import notes_once
 from recipes.scoring.cells import Axis, Cell, Identity, cells_of, check_stages, identify
 from recipes.scoring.trainings import configurations_of, curves_of
 
@@ -363,7 +364,8 @@ def gather(cells: dict[str, list[Step]], config: Config, failed: Mapping[str, st
         cell: merge_results([label_results(one, about[cell]) for one in some], cell) for cell, some in found.items()
     }
     results = merge_results(list(parts.values()), config.title)
-    results.notes += notes
+    folders = {cell: {step.stage.name: step.config.run_dir for step in cells[cell]} for cell in parts}
+    results.notes = notes_once({cell: part.notes for cell, part in parts.items()}, folders) + notes
     results.without = {cell.name: cell.without for cell in config.cells if cell.name in found and cell.without}
     if config.text_lengths:
         results.text_lengths = in_order(config.text_lengths)

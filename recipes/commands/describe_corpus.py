@@ -23,10 +23,10 @@ from typing import Any
 
 from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import model_path
-from recipes.runs.inputs import digest, refuse_other_inputs
+from recipes.runs.inputs import digest
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device
-from recipes.runs.manifests import all_utterances, manifest_row, write_manifest
+from recipes.runs.manifests import all_utterances, kept_rows, manifest_row, run_to_manifest
 from recipes.runs.progress import Progress
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from slm.modeling import DTYPES, describe_llm, load_llm
@@ -132,27 +132,26 @@ def plan(config: Config) -> dict[str, object]:
 
 def run(config: Config) -> Path:
     """Ask the LLM about every recording, or go on where a killed run stopped; returns the manifest."""
-    folder = RunFolder(config.run_dir)
-    folder.check(config)
-    rows = read_rows(config)
-    fingerprint = digest([_request(row, config) for row in rows], model_path(config.model))
-    refuse_other_inputs(folder, fingerprint, "data or model")
-    manifest = folder.path("manifest.jsonl")
-    if folder.complete:
-        log.info("%s is complete: skipped", config.run_dir)
-        return manifest
-    folder.start(config, fingerprint)
+    return run_to_manifest(config, read_rows, fingerprint_of, "data or model", described)
+
+
+def fingerprint_of(config: Config, rows: list[Utterance]) -> str:
+    """A hash of the requests and the LLM."""
+    return digest([_request(row, config) for row in rows], model_path(config.model))
+
+
+def described(config: Config, rows: list[Utterance], folder: RunFolder) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The manifest's rows and their counts; answers of an earlier start are kept."""
     record = folder.checkpoints / "answers.jsonl"
-    answers = _read_answers(record)
+    answers = {name: row["answer"] for name, row in kept_rows(record).items()}
     waiting = [row for row in rows if row.id not in answers]
     if waiting:
         _answer(config, waiting, answers, record, len(rows))
-    write_manifest(manifest, (manifest_row(row, folder.folder, _columns(row, config, answers[row.id])) for row in rows))
     empty = sum(not answers[row.id] for row in rows)
     if empty:
         log.warning("%d answers are empty; slm finetune leaves those rows out", empty)
-    folder.mark_complete({"utterances": len(rows), "empty_answers": empty})
-    return manifest
+    found = [manifest_row(row, folder.folder, _columns(row, config, answers[row.id])) for row in rows]
+    return found, {"utterances": len(rows), "empty_answers": empty}
 
 
 def _with_facts(config: Config) -> list[DataSource]:
@@ -190,14 +189,3 @@ def _answer(config: Config, waiting: list[Utterance], answers: dict[str, str], r
                 stream.write(json.dumps({"id": row.id, "answer": answer}, ensure_ascii=False) + "\n")
         shown.update(len(batch))
     shown.close()
-
-
-def _read_answers(record: Path) -> dict[str, str]:
-    """Answers by id; a last line that a kill cut short is taken off the file, and its row asked again."""
-    if not record.is_file():
-        return {}
-    whole, _, torn = record.read_bytes().rpartition(b"\n")
-    if torn:
-        record.write_bytes(whole + b"\n" if whole else b"")
-    lines = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
-    return {line["id"]: line["answer"] for line in lines}

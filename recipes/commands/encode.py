@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config import ConfigError, Problems
+from recipes.encoding.copies import OWN_TIMES
 from recipes.encoding.encoder import Encoder, measure_agreement, return_free_memory
 from recipes.encoding.plan import (
     LENGTHS_PER_OCTAVE,
@@ -68,7 +69,12 @@ class Config:
         metadata={"help": "which; one without data is left out"},
     )
     max_duration_s: float | None = field(default=None, metadata={"help": "longer clips are set aside; null: no limit"})
-    copies: int = field(default=1, metadata={"help": "train split: the plain copy and copies - 1 varied ones"})
+    copies: int = field(
+        default=1,
+        metadata={
+            "help": "train split: the plain copy and copies - 1 varied ones; columns of times follow a copy's speed"
+        },
+    )
     seed: int = field(default=0, metadata={"help": "of the varied copies and of a preset's random weights"})
     precision: str = field(
         default="auto",
@@ -206,6 +212,8 @@ def prepare(config: Config, processes: Processes) -> Job:
                 )  # fmt: skip
     settings = {"splits", "max_duration_s", "copies", "seed", "batch_seconds", "shard_size"}
     plan = {"data": fingerprint, "lengths_per_octave": LENGTHS_PER_OCTAVE}
+    if config.copies > 1 and further_columns(config):
+        plan |= OWN_TIMES
     metadata = CorpusMetadata(
         fingerprint=tokenizer.fingerprint(encoder.precision),
         codebook_sizes=list(tokenizer.config.codebook_sizes),

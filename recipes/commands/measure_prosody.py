@@ -28,9 +28,9 @@ from eval.speech.measures.registry import MeasureError
 from eval.speech.prosody import ProsodyError, ProsodyStatistics, SpokenWord, agreement, measure_words
 from recipes.config import ConfigError, Problems
 from recipes.runs.files import atomic_write_text, disk_errors, read_json, text_lines
-from recipes.runs.inputs import digest, refuse_other_inputs
+from recipes.runs.inputs import digest
 from recipes.runs.logs import log
-from recipes.runs.manifests import all_utterances, kept_rows, manifest_row, write_manifest
+from recipes.runs.manifests import all_utterances, kept_rows, manifest_row, run_to_manifest, write_manifest
 from recipes.runs.progress import Progress
 from recipes.runs.run_folder import RunFolder
 from tokenizer.data.audio import load_audio
@@ -133,30 +133,31 @@ def plan(config: Config) -> dict[str, object]:
 
 def run(config: Config) -> Path:
     """Measure, or go on where a killed run stopped; returns the manifest."""
-    folder = RunFolder(config.run_dir)
-    manifest = folder.path("manifest.jsonl")
     plan(config)
-    utterances = read_aligned(config)
+    return run_to_manifest(config, read_aligned, fingerprint_of, "data, statistics or reference", measured_rows)
+
+
+def fingerprint_of(config: Config, utterances: list[Utterance]) -> str:
+    """A hash of the words' times and of the files that they are measured against."""
     own = [json.dumps([one.id, one.split, one.speaker, *one.columns.values()]) for one in utterances]
-    fingerprint = digest(own, *(Path(path) for path in (config.statistics, config.reference) if path))
-    refuse_other_inputs(folder, fingerprint, "data, statistics or reference")
-    if folder.complete:
-        log.info("%s is complete: skipped", config.run_dir)
-        return manifest
-    folder.start(config, fingerprint)
+    return digest(own, *(Path(path) for path in (config.statistics, config.reference) if path))
+
+
+def measured_rows(
+    config: Config, utterances: list[Utterance], folder: RunFolder
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The manifest's rows and their summary; statistics, what was skipped and the agreement are written."""
     measured = measure_all(utterances, folder.checkpoints / "rows.jsonl")
     rows, skipped, statistics = relative_rows(config, utterances, measured, folder.folder)
     atomic_write_text(folder.path("statistics.json"), json.dumps(statistics.as_dict(), indent=1) + "\n")
     for row in skipped:
         log.warning("%s: not measured: %s", row["id"], row["error"])
     write_manifest(folder.path("skipped.jsonl"), skipped)
-    write_manifest(manifest, rows)
     summary = summary_of(rows, measured)
     log.info("%(utterances)d utterances, %(words)d words, %(without_f0)d without F0, %(word_s).3f s a word", summary)
     if config.reference:
         write_agreement(rows, read_reference(config.reference), folder.path("agreement.json"))
-    folder.mark_complete(summary | {"skipped": len(skipped)})
-    return manifest
+    return rows, summary | {"skipped": len(skipped)}
 
 
 def measure_all(utterances: list[Utterance], parts: Path) -> dict[str, list[SpokenWord] | str]:

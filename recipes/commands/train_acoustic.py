@@ -19,14 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.config import ConfigError, Problems
+from transformers import TrainerCallback
+
 from recipes.encoding.books import tokenizer_of_corpus
-from recipes.runs.inputs import digest, refuse_other_inputs
+from recipes.encoding.copies import varied_copies
 from recipes.runs.logs import log
-from recipes.runs.machine import is_main_process, process_count, resolve_precision, seed_everything, training_device
-from recipes.runs.run_folder import RunFolder
-from recipes.runs.tracking import MetricsCallback, TrainerProgress
-from recipes.scoring.code_use import varied_copies
+from recipes.runs.small_models import SmallModelRun, open_training_corpus
+from recipes.runs.tracking import TrainerProgress
 from slm.acoustic.configuration import (
     MASKED,
     AcousticConfig,
@@ -43,7 +42,8 @@ from slm.acoustic.masked_scores import unigram_scores
 from slm.acoustic.samples import Item, VoicedUtterances, evaluation_items
 from slm.acoustic.stages import Stage, kind_of
 from slm.acoustic.training import AcousticTraining, train_acoustic
-from slm.corpus import INDEX_NAME, CodedCorpus, CodedRow
+from slm.corpus import CodedCorpus, CodedRow
+from slm.training.small_models import SmallModelTrainer
 
 
 @dataclass
@@ -103,12 +103,7 @@ class Data:
 
 def open_corpus(config: Config) -> CodedCorpus:
     """The corpus, checked. Raises ConfigError, CorpusError."""
-    if not config.corpus:
-        raise ConfigError("corpus: not set; give the run_dir of `slm encode`, e.g. corpus=runs/codes")
-    corpus = CodedCorpus.open(config.corpus)
-    if not corpus.count("train"):
-        raise ConfigError(f"corpus {corpus.folder}: no train split (it has {', '.join(corpus.splits)})")
-    return corpus
+    return open_training_corpus(config.corpus)
 
 
 def model_facts(config: Config, corpus: CodedCorpus) -> dict[str, Any]:
@@ -186,16 +181,8 @@ def new_model(data: Data, seed: int) -> Stage:
     return new_latent_model(data.model, data.space, seed)
 
 
-def plan(config: Config) -> dict[str, object]:
-    """What a training would do; raises all that would stop it, together."""
-    problems = Problems("slm train-acoustic")
-    problems.attempt(RunFolder(config.run_dir).check, config)
-    device = problems.attempt(training_device, config.device)
-    precision = problems.attempt(resolve_precision, config.precision, device or "cpu")
-    corpus = problems.attempt(open_corpus, config)
-    data = problems.attempt(read_data, config, corpus) if corpus is not None else None
-    model = problems.attempt(new_model, data, config.seed) if data is not None else None
-    problems.raise_all()
+def facts_of(config: Config, data: Data) -> dict[str, object]:
+    """What a plan says of the data."""
     facts = data.model
     return {
         "codes": f"{facts.tokenizer}, {facts.frame_rate:g} Hz, books {facts.codebook_sizes}",
@@ -204,47 +191,15 @@ def plan(config: Config) -> dict[str, object]:
         "utterances (train, valid)": [len(data.train), len(data.valid)],
         "speakers": data.train.n_speakers,
         "frames": sum(data.train.codes[number].shape[1] for number in data.train.numbers),
-        "parameters": model.num_parameters(),
-        "steps": config.training.steps,
-        "epochs": round(config.training.steps * config.training.batch_size / len(data.train), 1),
-        "device": device,
-        "precision": precision,
-        "result": str(Path(config.run_dir) / "model"),
     }
 
 
-def run(config: Config) -> Path:
-    """Train, or go on where a killed run stopped; returns the model's folder."""
-    folder = RunFolder(config.run_dir)
-    folder.check(config)
-    corpus = open_corpus(config)
-    fingerprint = digest((corpus.folder / INDEX_NAME).read_text(encoding="utf-8"))
-    refuse_other_inputs(folder, fingerprint, "corpus")
-    if folder.done(config):
-        log.info("%s is complete: skipped", config.run_dir)
-        return folder.path("model")
-    device, data = training_device(config.device), read_data(config, corpus)
-    folder.start(config, fingerprint)
-    seed_everything(config.seed)
-    trainer = train_acoustic(
-        new_model(data, config.seed),
-        data.train,
-        data.valid,
-        config.training,
-        folder.checkpoints,
-        seed=config.seed,
-        device=device,
-        precision=resolve_precision(config.precision, device),
-        processes=process_count(),
-        callbacks=[MetricsCallback(folder.metrics), TrainerProgress("train-acoustic")],
-        tensorboard=folder.path("tensorboard"),
-    )
-    model: Stage = trainer.accelerator.unwrap_model(trainer.model)
-    if is_main_process():
-        model.save_pretrained(folder.path("model"))
-        folder.mark_complete({"steps": trainer.state.global_step, **scores_of(model, data)})
-    trainer.accelerator.wait_for_everyone()
-    return folder.path("model")
+def train(
+    model: Stage, data: Data, settings: AcousticTraining, *, callbacks: list[TrainerCallback], **how: Any
+) -> SmallModelTrainer:
+    """Trains a stage, and shows how far it is."""
+    shown = [*callbacks, TrainerProgress("train-acoustic")]
+    return train_acoustic(model, data.train, data.valid, settings, callbacks=shown, **how)
 
 
 def scores_of(model: Stage, data: Data) -> dict[str, float]:
@@ -269,3 +224,16 @@ def tell_book_scores(found: dict[str, float], n_books: int) -> None:
         log.info(
             "book %d: accuracy %.1f %% (unigram %.1f %%), loss %.3f (unigram %.3f)", book, accuracy, unigram, *losses
         )
+
+
+RUN = SmallModelRun("train-acoustic", open_corpus, read_data, new_model, facts_of, train, scores_of)
+
+
+def plan(config: Config) -> dict[str, object]:
+    """What a training would do; raises all that would stop it, together."""
+    return RUN.plan(config)
+
+
+def run(config: Config) -> Path:
+    """Train, or go on where a killed run stopped; returns the model's folder."""
+    return RUN.run(config)

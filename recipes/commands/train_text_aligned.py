@@ -14,22 +14,24 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
 
 from eval.text.normalisers import get_normaliser
-from recipes.config import ConfigError, Problems
+from recipes.config import ConfigError
 from recipes.finetuning.words import WORDS
-from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log
-from recipes.runs.machine import is_main_process, process_count, resolve_precision, seed_everything, training_device
-from recipes.runs.run_folder import RunFolder
-from recipes.runs.tracking import MetricsCallback, TrainerProgress
+from recipes.runs.small_models import SmallModelRun, open_training_corpus
+from recipes.runs.tracking import TrainerProgress
 from recipes.text_aligned.data import read_items
-from slm.corpus import INDEX_NAME, CodedCorpus
+from slm.corpus import CodedCorpus
 from slm.text_aligned.configuration import TextAlignedConfig, TextAlignedError, TextAlignedSizes
 from slm.text_aligned.evaluation import code_scores
 from slm.text_aligned.modeling import TextAlignedModel, new_text_aligned_model
 from slm.text_aligned.samples import Item
 from slm.text_aligned.training import TextAlignedTraining, train_text_aligned
+from slm.training.small_models import SmallModelTrainer
 
 
 @dataclass
@@ -69,11 +71,7 @@ class Data:
 
 def open_corpus(config: Config) -> CodedCorpus:
     """The corpus, checked. Raises ConfigError, CorpusError."""
-    if not config.corpus:
-        raise ConfigError("corpus: not set; give the run_dir of `slm encode`, e.g. corpus=runs/codes")
-    corpus = CodedCorpus.open(config.corpus)
-    if not corpus.count("train"):
-        raise ConfigError(f"corpus {corpus.folder}: no train split (it has {', '.join(corpus.splits)})")
+    corpus = open_training_corpus(config.corpus)
     if config.training.alignment_weight > 0 and WORDS not in corpus.metadata.columns:
         raise ConfigError(
             f"training.alignment_weight: corpus {corpus.folder} has no column {WORDS}; make one with `slm align` and "
@@ -108,15 +106,13 @@ def read_data(config: Config, corpus: CodedCorpus) -> Data:
     return Data(model, list(train.values()), valid[: config.valid_limit])
 
 
-def plan(config: Config) -> dict[str, object]:
-    """What a training would do; raises all that would stop it, together."""
-    problems = Problems("slm train-text-aligned")
-    problems.attempt(RunFolder(config.run_dir).check, config)
-    device = problems.attempt(training_device, config.device)
-    precision = problems.attempt(resolve_precision, config.precision, device or "cpu")
-    corpus = problems.attempt(open_corpus, config)
-    data = problems.attempt(read_data, config, corpus) if corpus is not None else None
-    problems.raise_all()
+def new_model(data: Data, seed: int) -> TextAlignedModel:
+    """The model with random weights."""
+    return new_text_aligned_model(data.model, seed)
+
+
+def facts_of(config: Config, data: Data) -> dict[str, object]:
+    """What a plan says of the data."""
     facts = data.model
     words = sum(len(item.spans) for item in data.train)
     seconds = sum(len(item.codes) for item in data.train) / facts.frame_rate
@@ -126,47 +122,15 @@ def plan(config: Config) -> dict[str, object]:
         "words a second": round(words / seconds, 2),
         "bits a second of word codes": round(words / seconds * facts.bits_per_word, 1),
         "words whose frames are known (train)": sum(int((item.spans[:, 1] > 0).sum()) for item in data.train),
-        "parameters": new_text_aligned_model(facts, config.seed).num_parameters(),
-        "steps": config.training.steps,
-        "epochs": round(config.training.steps * config.training.batch_size / len(data.train), 1),
-        "device": device,
-        "precision": precision,
-        "result": str(Path(config.run_dir) / "model"),
     }
 
 
-def run(config: Config) -> Path:
-    """Train, or go on where a killed run stopped; returns the model's folder."""
-    folder = RunFolder(config.run_dir)
-    folder.check(config)
-    corpus = open_corpus(config)
-    fingerprint = digest((corpus.folder / INDEX_NAME).read_text(encoding="utf-8"))
-    refuse_other_inputs(folder, fingerprint, "corpus")
-    if folder.done(config):
-        log.info("%s is complete: skipped", config.run_dir)
-        return folder.path("model")
-    device, data = training_device(config.device), read_data(config, corpus)
-    folder.start(config, fingerprint)
-    seed_everything(config.seed)
-    trainer = train_text_aligned(
-        new_text_aligned_model(data.model, config.seed),
-        data.train,
-        data.valid,
-        config.training,
-        folder.checkpoints,
-        seed=config.seed,
-        device=device,
-        precision=resolve_precision(config.precision, device),
-        processes=process_count(),
-        callbacks=[MetricsCallback(folder.metrics), TrainerProgress("train-text-aligned")],
-        tensorboard=folder.path("tensorboard"),
-    )
-    model: TextAlignedModel = trainer.accelerator.unwrap_model(trainer.model)
-    if is_main_process():
-        model.save_pretrained(folder.path("model"))
-        folder.mark_complete({"steps": trainer.state.global_step, **scores_of(model, data)})
-    trainer.accelerator.wait_for_everyone()
-    return folder.path("model")
+def train(
+    model: TextAlignedModel, data: Data, settings: TextAlignedTraining, *, callbacks: list[TrainerCallback], **how: Any
+) -> SmallModelTrainer:
+    """Trains a model, and shows how far it is."""
+    shown = [*callbacks, TrainerProgress("train-text-aligned")]
+    return train_text_aligned(model, data.train, data.valid, settings, callbacks=shown, **how)
 
 
 def scores_of(model: TextAlignedModel, data: Data) -> dict[str, float]:
@@ -178,3 +142,16 @@ def scores_of(model: TextAlignedModel, data: Data) -> dict[str, float]:
         accuracy, loss = 100 * found[f"{prefix}accuracy"], found[f"{prefix}loss"]
         log.info("%s: accuracy %.1f %%, loss %.3f nats a code", name, accuracy, loss)
     return {name: round(value, 5) for name, value in found.items()}
+
+
+RUN = SmallModelRun("train-text-aligned", open_corpus, read_data, new_model, facts_of, train, scores_of)
+
+
+def plan(config: Config) -> dict[str, object]:
+    """What a training would do; raises all that would stop it, together."""
+    return RUN.plan(config)
+
+
+def run(config: Config) -> Path:
+    """Train, or go on where a killed run stopped; returns the model's folder."""
+    return RUN.run(config)

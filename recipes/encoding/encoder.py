@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recipes.encoding.copies import columns_of_copy
 from recipes.encoding.plan import Batch, Item, Shard, bucket
 from tokenizer.data.audio import load_audio
 from tokenizer.data.utterances import AudioError
@@ -171,7 +172,7 @@ class Encoder:
             if isinstance(error, AudioError)
         ]
         good = [(i, w) for i, w in zip(items, waveforms, strict=True) if not isinstance(w, AudioError)]
-        return [_row(*parts) for parts in self._codes(good)], skipped
+        return [self._row(*parts) for parts in self._codes(good)], skipped
 
     def _codes(self, good: list[tuple[Item, Any]]) -> list[tuple[Item, np.ndarray, float]]:
         """Each item's codes and seconds."""
@@ -187,17 +188,17 @@ class Encoder:
         codes = encode_batch(self.tokenizer, waveforms, self.precision, self.device, n_samples)
         return [(item, c, len(waveform) / rate) for (item, waveform), c in zip(good, codes, strict=True)]
 
+    def _row(self, item: Item, codes: np.ndarray, duration: float) -> dict[str, Any]:
+        utterance = item.utterance
+        columns = columns_of_copy(utterance.columns, item.variation, self.tokenizer.config.sampling_rate)
+        row = {"id": item.id, "text": utterance.text, "speaker": utterance.speaker, "duration": duration}
+        return row | {"audio_codes": codes, "columns": columns}
+
 
 def return_free_memory() -> None:
     """Gives the system what glibc holds as free: holes between batches of many sizes, and more of them with time."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _row(item: Item, codes: np.ndarray, duration: float) -> dict[str, Any]:
-    utterance = item.utterance
-    row = {"id": item.id, "text": utterance.text, "speaker": utterance.speaker, "duration": duration}
-    return row | {"audio_codes": codes, "columns": utterance.columns}
 
 
 def measure_agreement(encoder: Encoder, shards: dict[str, list[Shard]]) -> list[float] | None:

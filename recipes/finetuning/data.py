@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError
 from recipes.encoding.books import tokenizer_of_corpus
+from recipes.encoding.copies import copies_have_own_times
 from recipes.finetuning.config import Config, CorpusSource
 from recipes.finetuning.prosody import PROSODY, bins_of, prosody_of
 from recipes.finetuning.words import WORDS, words_of
@@ -113,7 +114,11 @@ def used_tasks(config: Config) -> list[Task]:
 
 
 def columns_of(config: Config, corpora: Corpora) -> list[str]:
-    """The corpora's columns, beside codes and text, that the tasks read. Raises ConfigError where one lacks one."""
+    """The corpora's columns, beside codes and text, that the tasks read.
+
+    Raises:
+        ConfigError: A corpus lacks one, or its varied copies have the times of their recordings.
+    """
     tasks = {task.name: list(task.columns) for task in used_tasks(config)}
     by_word = {task.name: [WORDS] for task in used_tasks(config) if task.by_word}
     with_prosody = {task.name: [PROSODY] for task in used_tasks(config) if task.answer_holds_prosody}
@@ -124,6 +129,7 @@ def columns_of(config: Config, corpora: Corpora) -> list[str]:
     _check_columns("task_weights", tasks, corpora)
     _check_columns("task_weights", by_word, corpora)
     _check_columns("task_weights", with_prosody, corpora)
+    _check_times([*by_word, *with_prosody], corpora)
     _check_columns("prompts.languages", {task: [name] for task, name in config.prompts.languages.items()}, corpora)
     return list(dict.fromkeys(name for names in tasks.values() for name in names))
 
@@ -138,6 +144,16 @@ def _check_columns(key: str, columns: dict[str, list[str]], corpora: Corpora) ->
             raise ConfigError(
                 f"{key}: {readers} reads {', '.join(missing)}, and corpus {corpus.folder} has no such column "
                 f"(it has {has}); encode it with data.0.columns=[{','.join(missing)}]"
+            )
+
+
+def _check_times(tasks: list[str], corpora: Corpora) -> None:
+    """Raises ConfigError where a corpus's varied copies have times that are not their own."""
+    for corpus in corpora.opened if tasks else ():
+        if not copies_have_own_times(corpus.metadata):
+            raise ConfigError(
+                f"task_weights: {', '.join(tasks)} reads times, and in corpus {corpus.folder}, which an earlier "
+                "version encoded, those of varied copies are their recordings'; encode it again into a new run_dir"
             )
 
 

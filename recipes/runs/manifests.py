@@ -1,17 +1,58 @@
-"""Writing manifests beside the recordings of others: the same recordings with further columns."""
+"""Manifests beside the recordings of others, the same recordings with further columns; the runs that make them."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from recipes.config import ConfigError
 from recipes.runs.files import atomic_write_text, text_lines
+from recipes.runs.inputs import refuse_other_inputs
+from recipes.runs.logs import log
+from recipes.runs.run_folder import RunFolder
 from tokenizer.data.manifest import read_source
 from tokenizer.data.utterances import SPLITS, DataSource, Utterance, check_utterances
+
+Rows = TypeVar("Rows")
+
+
+def run_to_manifest(
+    config: Any,
+    read: Callable[[Any], Rows],
+    fingerprint_of: Callable[[Any, Rows], str],
+    inputs: str,
+    make: Callable[[Any, Rows, RunFolder], tuple[Iterable[Mapping[str, Any]], dict[str, Any]]],
+) -> Path:
+    """A run whose result is `run_dir/manifest.jsonl`; one that is complete is skipped. Returns the manifest.
+
+    Args:
+        config: Of the command; with `run_dir`.
+        read: What is read, of the configuration.
+        fingerprint_of: A hash of the configuration's inputs and of what was read.
+        inputs: What these are, for the message where they have changed.
+        make: The manifest's rows and what complete.json says of them, made in the run folder, where it may keep what
+            it goes on from.
+
+    Raises:
+        ConfigError: The folder is of other settings or other inputs; and what `read` and `make` raise.
+    """
+    folder = RunFolder(config.run_dir)
+    folder.check(config)
+    found = read(config)
+    fingerprint = fingerprint_of(config, found)
+    refuse_other_inputs(folder, fingerprint, inputs)
+    manifest = folder.path("manifest.jsonl")
+    if folder.complete:
+        log.info("%s is complete: skipped", config.run_dir)
+        return manifest
+    folder.start(config, fingerprint)
+    rows, summary = make(config, found, folder)
+    write_manifest(manifest, rows)
+    folder.mark_complete(summary)
+    return manifest
 
 
 def all_utterances(sources: Sequence[DataSource], limit: int | None = None) -> list[Utterance]:

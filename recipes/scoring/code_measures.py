@@ -20,9 +20,9 @@ from eval.codes.measures import code_characters, code_predictability, code_use, 
 from eval.codes.probe import CodedText, ProbeConfig, train_probe
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError
+from recipes.encoding.copies import plain_rows
 from recipes.runs.files import text_lines
 from recipes.runs.progress import Progress
-from recipes.scoring.code_use import plain_rows
 from slm.corpus import CodedCorpus
 from tokenizer.data.utterances import DataSource
 

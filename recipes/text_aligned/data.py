@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable
 
 from recipes.config import ConfigError
+from recipes.encoding.copies import copies_have_own_times, varied_copies
 from recipes.finetuning.words import WORDS, words_of
 from recipes.runs.logs import log
-from recipes.scoring.code_use import varied_copies
 from slm.corpus import CodedCorpus, CodedRow
 from slm.text_aligned.modeling import TextAlignedModel, load_text_aligned_model
 from slm.text_aligned.samples import Item, make_item
@@ -35,8 +35,8 @@ def read_items(
     """A split's utterances by id; those without words, or that are too long, are left out and counted in a warning.
 
     Args:
-        corpus: With texts; with the column `words` each word's frames are known too, but of varied copies, whose speed
-            is another.
+        corpus: With texts; with the column `words` each word's frames are known too, but of varied copies whose times
+            are not their own.
         split: Which.
         normalise: What texts go through.
         most_frames: Frames of an utterance at most.
@@ -47,7 +47,7 @@ def read_items(
         CorpusError: The corpus has no such split.
         ConfigError: The column `words` holds something else.
     """
-    varied = varied_copies(corpus, split)
+    untimed = set() if copies_have_own_times(corpus.metadata) else varied_copies(corpus, split)
     found: dict[str, Item] = {}
     left_out = 0
     for row in corpus.rows(split):
@@ -56,7 +56,7 @@ def read_items(
         if not text or too_long:
             left_out += 1
         elif limit is None or len(found) < limit:
-            frames = None if row["id"] in varied else _word_frames(corpus, row, text, normalise)
+            frames = None if row["id"] in untimed else _word_frames(corpus, row, text, normalise)
             found[row["id"]] = make_item(row["audio_codes"][0], text, frames)
     if left_out:
         log.warning(

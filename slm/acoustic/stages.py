@@ -5,14 +5,11 @@ Shapes: n books that are given, K books, P frames of a voice, F of an answer, D 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
 
 from slm.acoustic.configuration import (
     LATENT_OBJECTIVES,
@@ -30,6 +27,7 @@ from slm.acoustic.masked_scores import book_scores
 from slm.acoustic.masking import draw_masked_sample
 from slm.acoustic.pieces import AcousticDecoding, Piece, cut_pieces
 from slm.acoustic.samples import DrawSample, Item
+from slm.model_folder import ModelFolder
 
 Stage = AcousticModel | LatentModel
 
@@ -67,33 +65,16 @@ def load_acoustic_model(folder: str | Path, device: str = "cpu") -> Stage:
     Raises:
         AcousticError: It is no such folder, or its weights are torn or do not fit its config.json.
     """
-    folder = Path(folder)
-    about = "give the model folder that `slm train-acoustic` wrote (RUN_DIR/model)"
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise AcousticError(f"acoustic: {folder} has no {name}; {about}")
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind, objective = settings.get("model_type"), settings.get("objective")
-    except (ValueError, AttributeError) as error:
-        raise AcousticError(f"acoustic: {folder / 'config.json'} is not a JSON object ({error}); {about}") from error
-    if kind not in (AcousticConfig.model_type, LatentConfig.model_type):
-        raise AcousticError(f"acoustic: {folder} holds a model of type {kind!r}, no acoustic stage; {about}")
+    place = ModelFolder(folder, "acoustic", "acoustic stage", "train-acoustic", AcousticError)
+    settings = place.settings(AcousticConfig.model_type, LatentConfig.model_type)
+    kind, objective = settings["model_type"], settings.get("objective")
     known = {name: parts for name, parts in KINDS.items() if parts.model.config_class.model_type == kind}
     if objective not in known:
         raise AcousticError(
             f"acoustic: {folder} was trained by objective {objective!r}; of a {kind} this version knows "
             f"{', '.join(known)}"
         )
-    try:
-        model, report = known[objective].model.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
-    except (RuntimeError, SafetensorError) as error:
-        raise AcousticError(
-            f"acoustic: {folder}: the weights cannot be read ({error}): copy the folder again"
-        ) from None
-    if absent := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
-        raise AcousticError(f"acoustic: {folder}: the weights do not fit config.json; missing: {absent[:5]}")
-    return model.to(device).eval()
+    return place.load(known[objective].model, device)
 
 
 def fill_speech(

@@ -7,17 +7,16 @@ Shapes: B items, F frames, L bytes of text, W words, K books of a word, D width,
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from slm.model_folder import ModelFolder
 from slm.text_aligned.aggregator import Aggregator, QuantizedWords, WordQuantizer
 from slm.text_aligned.configuration import TextAlignedConfig, TextAlignedError
 from slm.text_aligned.layers import CausalDecoder, Reader
@@ -188,26 +187,9 @@ def load_text_aligned_model(folder: str | Path, device: str = "cpu") -> TextAlig
     Raises:
         TextAlignedError: It is no such folder, or its weights are torn or do not fit its config.json.
     """
-    folder = Path(folder)
-    about = "give the model folder that `slm train-text-aligned` wrote (RUN_DIR/model)"
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise TextAlignedError(f"model: {folder} has no {name}; {about}")
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise TextAlignedError(f"model: {folder / 'config.json'} is not a JSON object ({error}); {about}") from error
-    if kind != TextAlignedConfig.model_type:
-        raise TextAlignedError(f"model: {folder} holds a model of type {kind!r}, no text-aligned model; {about}")
-    try:
-        model, report = TextAlignedModel.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
-    except (RuntimeError, SafetensorError) as error:
-        raise TextAlignedError(
-            f"model: {folder}: the weights cannot be read ({error}): copy the folder again"
-        ) from None
-    if absent := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
-        raise TextAlignedError(f"model: {folder}: the weights do not fit config.json; missing: {absent[:5]}")
-    return model.to(device).eval()
+    place = ModelFolder(folder, "model", "text-aligned model", "train-text-aligned", TextAlignedError)
+    place.settings(TextAlignedConfig.model_type)
+    return place.load(TextAlignedModel, device)
 
 
 AutoModel.register(TextAlignedConfig, TextAlignedModel)

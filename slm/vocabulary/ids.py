@@ -1,64 +1,26 @@
-"""Where speech gets its ids: the one place that knows offsets.
+"""Codes, prosody, marks and text <-> the ids of an LLM.
 
 Shapes: K codebooks of the tokenizer, n of them used (the first ones), F frames; codes (K, F), speech ids (F * n,), or
 (T, n) with the patterns `delay`, T = F + n - 1, and `parallel`, T = F (:mod:`slm.patterns`): ids of book 0, and codes
 of the further books beside.
-
-The ids follow the text tokenizer's own, in named groups: the four marks, book 0's codes, book 1's, ..., and groups that
-were added later, such as prosody. A group keeps its ids for good: what a model learns later goes behind all that it
-has. A model's table may have more rows than its tokenizer has ids: new ids start at `len(tokenizer)` all the same.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from slm.patterns import EMPTY, LATE, Delayed, Interleaved, Pattern, PatternError, resolve_pattern
-from slm.prompt_format import PromptFormatError, read_prompt_format
+from slm.patterns import EMPTY, Delayed, Interleaved, Pattern
 from slm.prosody import ProsodyBins
 from slm.text_tokens import added_ids, own_pieces, special_ids
 from slm.trained_on import TrainedOn
-
-FILE_NAME = "speech_vocabulary.json"
-FORMAT = "lmspt-speech-vocabulary/2"
-# Without groups: four marks and the books, which is what the fields alone give.
-FORMAT_1 = "lmspt-speech-vocabulary/1"
-# With further books beside the LLM's ids: an earlier version would take such a model for one of book 0 alone.
-FORMAT_3 = "lmspt-speech-vocabulary/3"
-PROSODY = "prosody"  # the group of its tokens
-SPEECH, SPEECH_END, TRANSCRIBE, SYNTHESIZE = MARKS = ("<|speech|>", "<|/speech|>", "<|transcribe|>", "<|synthesize|>")
-
-
-class VocabularyError(ValueError):
-    """A speech vocabulary does not fit a tokenizer, model folder or corpus; the message says which and the way out."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Ids on end that belong together.
-
-    Args:
-        name: "marks", "book 0", ..., or the name of a group added later.
-        first_id: Its first id.
-        tokens: The names of its ids in the text tokenizer, in order.
-    """
-
-    name: str
-    first_id: int
-    tokens: tuple[str, ...]
-
-    @property
-    def ids(self) -> range:
-        return range(self.first_id, self.first_id + len(self.tokens))
+from slm.vocabulary.file import FILE_NAME, damaged, read_fields, write_fields
+from slm.vocabulary.groups import MARKS, PROSODY, SPEECH, SPEECH_END, Group, VocabularyError, laid_out
 
 
 @dataclass(frozen=True)
@@ -149,17 +111,7 @@ class SpeechVocabulary:
     @cached_property
     def groups(self) -> dict[str, Group]:
         """Every group by name, in id order."""
-        books = enumerate(self.codebook_sizes)
-        named = [
-            ("marks", MARKS),
-            *((f"book {book}", tuple(f"<|speech_{book}_{code}|>" for code in range(size))) for book, size in books),
-            *self.added,
-        ]
-        groups, first = {}, self.first_id
-        for name, tokens in named:
-            groups[name] = Group(name, first, tokens)
-            first += len(tokens)
-        return groups
+        return laid_out(self.first_id, self.codebook_sizes, self.added)
 
     @cached_property
     def _mark_ids(self) -> dict[str, int]:
@@ -349,14 +301,14 @@ class SpeechVocabulary:
         Raises:
             VocabularyError: A name is missing there or has another id.
         """
-        if (wrong := self._first_difference(text_tokenizer)) is not None:
+        if (wrong := self.first_difference(text_tokenizer)) is not None:
             name, expected, found = wrong
             raise VocabularyError(
                 f"{FILE_NAME} gives {name} the id {expected}, the text tokenizer {found}: they are not from one "
                 "model; take both from the folder that `slm finetune` wrote"
             )
 
-    def _first_difference(self, text_tokenizer: PreTrainedTokenizerBase) -> tuple[str, int, int | None] | None:
+    def first_difference(self, text_tokenizer: PreTrainedTokenizerBase) -> tuple[str, int, int | None] | None:
         """The first new name whose id in the text tokenizer is another: (name, our id, its id)."""
         known = text_tokenizer.get_vocab()
         names = zip(self.token_names(), self.new_ids, strict=True)
@@ -378,25 +330,7 @@ class SpeechVocabulary:
 
     def save(self, folder: str | Path) -> Path:
         """Writes speech_vocabulary.json into a model folder."""
-        path = Path(folder) / FILE_NAME
-        temporary = path.with_name(f".{path.name}.tmp")
-        groups = {
-            name: {"first_id": group.first_id, "size": len(group.tokens)}
-            | ({} if name.startswith("book ") else {"tokens": list(group.tokens)})
-            for name, group in self.groups.items()
-        }
-        facts = {"format": FORMAT, "groups": groups} | asdict(self)
-        if self.further_sizes:
-            facts |= {"format": FORMAT_3, "pattern": self.pattern.name}
-        else:
-            del facts["further_sizes"]
-        if self.prosody is None:  # as a model says it that has none
-            del facts["prosody"]
-        for name in ("codebook_sizes", "first_id", "added", "late"):  # which the groups say, and the pattern
-            del facts[name]
-        temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-        return path
+        return write_fields(folder, asdict(self), self.groups, self.pattern.name if self.further_sizes else None)
 
     @classmethod
     def load(cls, folder: str | Path, text_tokenizer: PreTrainedTokenizerBase | None = None) -> SpeechVocabulary:
@@ -405,168 +339,11 @@ class SpeechVocabulary:
         Raises:
             VocabularyError: No such file, another format, or ids that differ.
         """
-        path = Path(folder) / FILE_NAME
-        if not path.exists():
-            raise VocabularyError(
-                f"{folder}: no {FILE_NAME}, so it is not a speech language model; make one with `slm finetune`"
-            )
+        fields = read_fields(folder)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            found = values.pop("format", None)
-            if found not in (FORMAT, FORMAT_1, FORMAT_3):
-                known = ", ".join(map(repr, (FORMAT_1, FORMAT, FORMAT_3)))
-                raise VocabularyError(f"{path}: format {found!r}, this version reads {known}")
-            if found == FORMAT_3:
-                if (pattern := values.pop("pattern")) not in LATE:
-                    raise VocabularyError(
-                        f"{path}: pattern {pattern!r}, this version knows {', '.join(LATE)} with books beside"
-                    )
-                values["late"] = LATE[pattern]
-            if found != FORMAT_1:
-                values |= _read_groups(values.pop("groups"), path)
-            vocabulary = cls(**values)
-        except (TypeError, AttributeError, KeyError, json.JSONDecodeError) as error:
-            raise VocabularyError(f"{path}: damaged ({error}); fine-tune again or copy it anew") from error
+            vocabulary = cls(**fields)
+        except (TypeError, AttributeError, KeyError) as error:
+            raise damaged(Path(folder) / FILE_NAME, error) from error
         if text_tokenizer is not None:
             vocabulary.check_text_tokenizer(text_tokenizer)
         return vocabulary
-
-
-def _read_groups(groups: dict[str, dict], path: Path) -> dict[str, object]:
-    """The fields that a file's groups stand for.
-
-    Raises:
-        VocabularyError: The ids have gaps, or the marks are not those that this version knows.
-    """
-    ordered = sorted(groups.items(), key=lambda item: item[1]["first_id"])
-    starts = [group["first_id"] for _, group in ordered]
-    ends = [group["first_id"] + group["size"] for _, group in ordered]
-    books = [(name, group["size"]) for name, group in ordered if name.startswith("book ")]
-    first = ordered[0][1]
-    expected = ["marks", *(f"book {book}" for book in range(len(books)))]
-    if (
-        starts[1:] != ends[:-1]
-        or tuple(first.get("tokens", ())) != MARKS
-        or [n for n, _ in ordered][: len(expected)] != expected
-    ):
-        raise VocabularyError(
-            f"{path}: groups must be marks ({', '.join(MARKS)}), book 0, book 1, ... and others, ids on end; copy the "
-            "file anew from the folder that `slm finetune` wrote"
-        )
-    return {
-        "codebook_sizes": [size for _, size in books],
-        "first_id": first["first_id"],
-        "added": [(name, group["tokens"]) for name, group in ordered[len(expected) :]],
-    }
-
-
-def add_speech(
-    text_tokenizer: PreTrainedTokenizerBase,
-    codebook_sizes: Sequence[int],
-    *,
-    n_codebooks: int = 1,
-    fingerprint: str = "",
-    frame_rate: float = 12.5,
-    tokenizer: str = "",
-    precision: str = "fp32",
-    normaliser: str = "none",
-    prompt_normaliser: str = "",
-    marks: Sequence[str] = (),
-    pattern: str = "auto",
-) -> SpeechVocabulary:
-    """Adds the marks and speech tokens to a text tokenizer, in place, and says which ids they got.
-
-    Args:
-        text_tokenizer: The LLM's tokenizer.
-        codebook_sizes: Sizes of all K codebooks of the speech tokenizer.
-        n_codebooks: How many of them, from book 0 on, become speech tokens.
-        fingerprint: The speech tokenizer's fingerprint.
-        frame_rate: Its frames per second.
-        tokenizer: Its name or folder.
-        precision: The arithmetic of its encoder.
-        normaliser: Name of what was done to the training texts that the model writes.
-        prompt_normaliser: Name of what was done to those that it reads; "": the same.
-        marks: Further marks that the tasks need.
-        pattern: How the codes of a frame come in the sequence: `semantic`, `flatten`, `delay`, `parallel`; `auto`
-            is one of the first two.
-
-    Raises:
-        VocabularyError: No such pattern with so many codebooks, the speech tokenizer has fewer codebooks, the names
-            are taken, there is no end token, or the text tokenizer's ids have gaps.
-    """
-    if not 1 <= n_codebooks <= len(codebook_sizes):
-        raise VocabularyError(f"n_codebooks: {n_codebooks}, but the speech tokenizer has 1 to {len(codebook_sizes)}")
-    try:
-        before, between, end_id = read_prompt_format(text_tokenizer)
-        pattern = resolve_pattern(pattern, n_codebooks).name
-    except (PromptFormatError, PatternError) as error:
-        raise VocabularyError(str(error)) from error
-    n_books = 1 if pattern in LATE else n_codebooks  # whose codes are ids
-    vocabulary = SpeechVocabulary(
-        codebook_sizes=tuple(codebook_sizes[:n_books]),
-        further_sizes=tuple(codebook_sizes[n_books:n_codebooks]),
-        late=LATE.get(pattern, 1),
-        first_id=len(text_tokenizer),
-        end_id=end_id,
-        before=tuple(before),
-        between=tuple(between),
-        fingerprint=fingerprint,
-        frame_rate=frame_rate,
-        tokenizer=tokenizer,
-        precision=precision,
-        normaliser=normaliser,
-        prompt_normaliser=prompt_normaliser,
-    )
-    if SPEECH in (taken := text_tokenizer.get_vocab()):
-        raise VocabularyError(
-            f"the text tokenizer already has {SPEECH}: the model has speech, but its folder lost {FILE_NAME}"
-        )
-    if (highest := max(taken.values())) >= len(text_tokenizer):
-        raise VocabularyError(
-            f"the text tokenizer's ids have gaps ({len(text_tokenizer)} tokens, highest id {highest}), so new tokens "
-            "would get ids that text tokens have. Fill the gaps with placeholder tokens in the model folder's "
-            "tokenizer.json, so that the ids run from 0 without a break, or take another model"
-        )
-    _add_tokens(text_tokenizer, vocabulary.token_names(), vocabulary)
-    return add_marks(text_tokenizer, vocabulary, marks)
-
-
-def add_marks(
-    text_tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary, marks: Sequence[str]
-) -> SpeechVocabulary:
-    """Adds marks that a vocabulary lacks behind all ids that there are, to the text tokenizer in place too.
-
-    Returns:
-        The vocabulary with one group more, or the same where nothing is missing.
-    """
-    missing = [mark for mark in dict.fromkeys(marks) if mark not in set(vocabulary.token_names())]
-    if not missing:
-        return vocabulary
-    number = sum(name.startswith("more marks") for name in vocabulary.groups)
-    larger = vocabulary.with_group(f"more marks {number}", missing)
-    _add_tokens(text_tokenizer, missing, larger)
-    return larger
-
-
-def add_prosody(
-    text_tokenizer: PreTrainedTokenizerBase, vocabulary: SpeechVocabulary, bins: ProsodyBins
-) -> SpeechVocabulary:
-    """Adds the tokens of prosody behind all ids that there are, to the text tokenizer in place too.
-
-    Raises:
-        VocabularyError: The vocabulary has prosody already, or a name is taken.
-    """
-    larger = replace(vocabulary.with_group(PROSODY, bins.token_names()), prosody=bins)
-    _add_tokens(text_tokenizer, bins.token_names(), larger)
-    return larger
-
-
-def _add_tokens(text_tokenizer: PreTrainedTokenizerBase, names: Sequence[str], vocabulary: SpeechVocabulary) -> None:
-    # Special and not normalized: only so does split_special_tokens keep a user's text from matching them.
-    text_tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
-    if (wrong := vocabulary._first_difference(text_tokenizer)) is not None:
-        name, expected, found = wrong
-        raise VocabularyError(
-            f"the text tokenizer gave the new token {name} the id {found}, not {expected}, the one after its last: "
-            "speech tokens need ids on end. Take a model whose tokenizer is a fast one (tokenizer.json)"
-        )
