@@ -2,8 +2,8 @@
 
 transformers' `generate` keeps every row of a batch until the last one ends, and each row costs as much as any other. It
 is called here in rounds. Between them the rows that have ended leave, with their part of the cache, and those of
-another batch come in, which has read its prompts by itself (iteration-level scheduling, Orca, OSDI 2022). Both are padded on
-the left to one width: padding has no position of its own, so a row's positions are those that it has alone.
+another batch come in, which has read its prompts by itself (iteration-level scheduling, Orca, OSDI 2022). Both are
+padded on the left to one width: padding has no position of its own, so a row's positions are those that it has alone.
 
 Shapes: B rows; W ids of each, prompt and answer so far; n codebooks.
 """
