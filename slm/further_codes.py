@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from transformers import LogitsProcessor, PreTrainedModel
 
 from slm.further_books import further_books_of, read_beside
@@ -58,7 +59,8 @@ class FurtherCodes(LogitsProcessor):
         codes = torch.full((len(prompts), length, prompts[0].shape[1] - 1), EMPTY)
         for row, prompt in enumerate(prompts):
             codes[row, length - len(prompt) :] = torch.from_numpy(prompt[:, 1:])
-        self.prompt_length, self.codes = length, codes.to(model.device)
+        self.codes = codes.to(model.device)
+        self.done = torch.zeros(len(prompts), dtype=torch.long, device=model.device)  # positions since the prompt
         self.generators = None
         if seeds is not None:
             # Streams of their own: how many ids are legal must not change what a further book draws.
@@ -79,14 +81,24 @@ class FurtherCodes(LogitsProcessor):
 
     def keep(self, rows: torch.Tensor) -> None:
         """Goes on with these rows alone."""
-        self.codes = self.codes[rows]
+        self.codes, self.done = self.codes[rows], self.done[rows]
         if self.generators is not None:
             self.generators = [self.generators[row] for row in rows.tolist()]
+
+    def join(self, other: FurtherCodes) -> None:
+        """Takes the rows of another of the same model behind its own; `ends` is its own, for all of them."""
+        self.codes, self.done = torch.cat([self.codes, other.codes]), torch.cat([self.done, other.done])
+        if self.generators is not None:
+            self.generators += other.generators
+
+    def move(self, n: int) -> None:
+        """Puts n more positions of padding on the left; takes them off below 0."""
+        self.codes = F.pad(self.codes, (0, 0, n, 0), value=EMPTY)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         new = torch.full_like(self.codes[:, 0], EMPTY)
         if self.ends is not None:
-            done = input_ids.shape[1] - self.prompt_length
+            done = self.done
             going, lengths = self.ends.reasons < 0, self.ends.lengths
             for book, own in enumerate(further_books_of(self.model).logits(self.states[0][:, -1])):
                 own = own if self.guidance is None else self.guidance(input_ids, own)
@@ -95,7 +107,7 @@ class FurtherCodes(LogitsProcessor):
                         own = warper(input_ids, own)
                     own = own + gumbel_noise(own, self.generators)
                 late = self.late * (book + 1)
-                said = going | (done < lengths + late) if done >= late else torch.zeros_like(going)
+                said = (done >= late) & (going | (done < lengths + late))
                 new[:, book] = torch.where(said, own.argmax(-1), EMPTY)
-        self.codes = torch.cat([self.codes, new[:, None]], dim=1)
+        self.codes, self.done = torch.cat([self.codes, new[:, None]], dim=1), self.done + 1
         return scores

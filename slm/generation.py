@@ -6,7 +6,6 @@ Shapes: B prompts of a batch; V ids; codes (n, F) of the n codebooks the model u
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slm.decoding import Answer, FinishReason, Grammar, RowLimits, decode, decode_beams, decode_stream
+from slm.batching import buckets
+from slm.decoding import decode, decode_beams, decode_stream
 from slm.modeling import load_llm
 from slm.multi_token_decoding import decode_multi_token
+from slm.row_rules import Answer, FinishReason, Grammar, RowLimits
 from slm.settings import (
     GenerationError,
     SpeechLimits,
@@ -178,18 +179,18 @@ def generate_text(
     limits = [RowLimits(tokens_allowed(vocabulary, task, item, settings)) for item in utterances]
     legal = [_mask(model, vocabulary.text_ids(text_tokenizer))]
     grammar = Grammar(legal, vocabulary.end_id, loop_limit=text_loop_limit(vocabulary, settings))
-    outputs: list[TranscribeOutput | None] = [None] * len(prompts)
     most = settings.batch_seconds * vocabulary.frame_rate * vocabulary.ids_per_frame
-    for batch in _buckets(prompts, settings.batch_size, most):
-        of_batch = (model, [prompts[i] for i in batch], grammar, [limits[i] for i in batch])
-        if settings.num_beams > 1:
-            found = decode_beams(*of_batch, settings.num_beams, settings.n_best)
-        else:
-            found = [[answer] for answer in decode(*of_batch, **_sampling(settings, settings.seed, keys, batch))]
-        for i, answers in zip(batch, found, strict=True):
-            texts = tuple(_text(text_tokenizer, answer) for answer in answers)
-            n_best = texts if settings.n_best > 1 else ()
-            outputs[i] = TranscribeOutput(texts[0], answers[0].finish_reason, len(answers[0].ids), n_best)
+    asked = (model, prompts, grammar, limits)
+    if settings.num_beams > 1:
+        found = _beams(*asked, settings, most)
+    else:
+        drawn = _sampling(settings, settings.seed, keys)
+        found = [[answer] for answer in decode(*asked, batch_size=settings.batch_size, most=most, **drawn)]
+    outputs = []
+    for answers in found:
+        texts = tuple(_text(text_tokenizer, answer) for answer in answers)
+        n_best = texts if settings.n_best > 1 else ()
+        outputs.append(TranscribeOutput(texts[0], answers[0].finish_reason, len(answers[0].ids), n_best))
     return outputs
 
 
@@ -283,14 +284,9 @@ def draw_prosody(
     n_ids = [len(one.words) * len(grammar.legal) for one in utterances]
     # Not to end before its budget is spent: the mark that opens the speech is given.
     limits = [RowLimits(n, least=n + 1) for n in n_ids]
-    bins: list[np.ndarray | None] = [None] * len(prompts)
-    for batch in _buckets(prompts, settings.batch_size):
-        drawn = _sampling(settings, settings.seed, [f"{key} prosody" for key in keys], batch)
-        found = decode(model, [prompts[i] for i in batch], grammar, [limits[i] for i in batch], **drawn)
-        for i, answer in zip(batch, found, strict=True):
-            if answer.finish_reason != "non_finite":
-                bins[i] = vocabulary.prosody_from_ids(answer.ids)
-    return bins
+    drawn = _sampling(settings, settings.seed, [f"{key} prosody" for key in keys])
+    found = decode(model, prompts, grammar, limits, batch_size=settings.batch_size, **drawn)
+    return [None if one.finish_reason == "non_finite" else vocabulary.prosody_from_ids(one.ids) for one in found]
 
 
 def stream_speech(
@@ -331,7 +327,7 @@ def stream_speech(
         raise GenerationError("synthesising: retries: what a stream has given cannot be taken back; set it to 0")
     prompt, bare = (make_prompt(vocabulary, task, utterance, bare=bare) for bare in (False, True))
     every = max(1, round(chunk_s * vocabulary.frame_rate)) * vocabulary.ids_per_frame
-    drawn = _sampling(settings, settings.seed, [key], [0])
+    drawn = _sampling(settings, settings.seed, [key])
     drawn["seed"] = drawn.pop("seeds", [None])[0]
     if settings.guidance > 1:
         drawn |= {"bare_prompt": bare, "guidance": settings.guidance}
@@ -391,17 +387,17 @@ def _draw_speech(
     vocabulary, model = speech_lm.vocabulary, speech_lm.model
     rows = [one.rows(vocabulary) for one in limits]
     grammar = _speech_grammar(speech_lm, settings)
-    answers: list[Answer | None] = [None] * len(prompts)
-    for batch in _buckets(prompts, settings.batch_size):
-        sampling = _sampling(settings, seed, keys, batch)
+    if settings.multi_token == 1:
+        sampling = _sampling(settings, seed, keys)
         if bare is not None:
-            sampling |= {"bare_prompts": [bare[i] for i in batch], "guidance": settings.guidance}
+            sampling |= {"bare_prompts": bare, "guidance": settings.guidance}
+        return decode(model, prompts, grammar, rows, batch_size=settings.batch_size, **sampling)
+    answers: list[Answer | None] = [None] * len(prompts)
+    proposing = (settings.multi_token, settings.multi_token_verify)
+    for batch in buckets([len(prompt) for prompt in prompts], settings.batch_size):
+        sampling = _sampling(settings, seed, [keys[i] for i in batch])
         of_batch = (model, [prompts[i] for i in batch], grammar, [rows[i] for i in batch])
-        if settings.multi_token > 1:
-            found = decode_multi_token(*of_batch, settings.multi_token, settings.multi_token_verify, **sampling)
-        else:
-            found = decode(*of_batch, **sampling)
-        for i, answer in zip(batch, found, strict=True):
+        for i, answer in zip(batch, decode_multi_token(*of_batch, *proposing, **sampling), strict=True):
             answers[i] = answer
     return answers
 
@@ -448,14 +444,29 @@ def _draw_words(
     return [Answer(own, reason, n_passes=passes) for own, reason, passes in parts]
 
 
-def _sampling(
-    settings: TranscribeSettings | SynthesizeSettings, seed: int, keys: Sequence[str], batch: Sequence[int]
-) -> dict[str, Any]:
-    """The arguments of `decode` that draw, with a stream of its own for each of the batch; none where it is greedy."""
+def _sampling(settings: TranscribeSettings | SynthesizeSettings, seed: int, keys: Sequence[str]) -> dict[str, Any]:
+    """The arguments of `decode` that draw, with a stream of its own for each key; none where it is greedy."""
     if not settings.temperature:
         return {}
     warped = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
-    return {"seeds": [_seed(seed, keys[i]) for i in batch]} | warped
+    return {"seeds": [_seed(seed, key) for key in keys]} | warped
+
+
+def _beams(
+    model: PreTrainedModel,
+    prompts: Sequence[np.ndarray],
+    grammar: Grammar,
+    limits: Sequence[RowLimits],
+    settings: TranscribeSettings,
+    most: float,
+) -> list[list[Answer]]:
+    """The likeliest answers of each prompt, batch by batch: a beam's rows end together."""
+    found: list[list[Answer]] = [[] for _ in prompts]
+    for batch in buckets([len(prompt) for prompt in prompts], settings.batch_size, most):
+        of_batch = (model, [prompts[i] for i in batch], grammar, [limits[i] for i in batch])
+        for i, answers in zip(batch, decode_beams(*of_batch, settings.num_beams, settings.n_best), strict=True):
+            found[i] = answers
+    return found
 
 
 def _numbers(items: Sequence[Any]) -> list[str]:
@@ -471,26 +482,6 @@ def _check_modality(task: Task, modality: str) -> None:
     if task.answers != modality:
         other = "generate_speech" if task.answers == "speech" else "generate_text"
         raise GenerationError(f"task {task.name} answers in {task.answers}: call {other}")
-
-
-def _buckets(prompts: Sequence[np.ndarray], batch_size: int, most: float = math.inf) -> Iterator[list[int]]:
-    """Indices in batches of like prompt lengths: none is longer than twice another, or it would pad all the others.
-
-    Args:
-        prompts: token ids.
-        batch_size: prompts of a batch, at most.
-        most: ids of a batch with its padding, at most; a prompt longer than that is alone.
-    """
-    batch: list[int] = []
-    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
-        length = len(prompts[i])
-        full = len(batch) == batch_size or (len(batch) + 1) * length > most
-        if batch and (full or length > 2 * len(prompts[batch[0]])):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 def _mask(model: PreTrainedModel, ids: np.ndarray) -> torch.Tensor:

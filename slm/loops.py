@@ -55,13 +55,22 @@ class LoopWatch:
         """Goes on with these rows alone."""
         self.counts = self.counts[rows]
 
-    def update(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Takes all tokens (B, T) that came so far, the last of them new; returns (B,) bool, true in a loop."""
+    def join(self, other: LoopWatch) -> None:
+        """Takes the rows of another, of the same periods, behind its own."""
+        self.counts = torch.cat([self.counts, other.counts])
+
+    def update(self, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """Takes all tokens (B, T) that came so far, the last of them new; returns (B,) bool, true in a loop.
+
+        Of a row whose `lengths` (B,) is less than T only its last so many count.
+        """
         n_there = min(len(self.periods), (tokens.shape[1] - 1) // self.n_places)
         if not n_there:
             return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         there = self.periods[:n_there]
         same = tokens[:, -1:] == tokens[:, tokens.shape[1] - 1 - there]
+        if lengths is not None:
+            same &= there < lengths[:, None]
         counts = self.counts[:, :n_there]
         counts.copy_((counts + 1) * same)
         return (counts >= self.enough[:n_there]).any(dim=1)

@@ -26,14 +26,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
-from slm.decoding import Answer, FinishReason, Grammar, RowLimits, pad_prompts
+from slm.attention_cache import cache_name, only_attention
+from slm.batching import pad_prompts
 from slm.loops import LoopWatch
 from slm.model_parts import head_states
 from slm.multi_token import MultiTokenError, multi_token_heads_of
+from slm.row_rules import Answer, FinishReason, Grammar, RowLimits
 from slm.sampling import gumbel_noise, warpers
 from slm.training.answer_loss import AfterHead
-
-ATTENTION = {"full_attention", "sliding_attention"}  # kinds of layers whose cache can give up a token again
 
 
 @dataclass
@@ -51,7 +51,7 @@ class _Row:
     reason: FinishReason | None = None
 
     def take(self, token: int, broken: bool, end_id: int) -> None:
-        """Takes the next id; by the same rules as `slm.decoding.RowEnds`, in the same order."""
+        """Takes the next id; by the same rules as `slm.row_rules.RowEnds`, in the same order."""
         self.noise.pop(self.count, None)
         self.ids[self.count] = token
         self.count += 1
@@ -116,7 +116,7 @@ class _Choice:
         return 2 * in_frame + (in_frame == 0 and place >= max(self.grammar.min_new, least))
 
     def _noise(self, rows: Sequence[_Row], places: Sequence[range]) -> Tensor:
-        """(B, m, C): each place's own, as `slm.decoding.SeededSampling` draws it, one place after the other."""
+        """(B, m, C): each place's own, as `slm.row_rules.SeededSampling` draws it, one place after the other."""
         for row, own in zip(rows, places, strict=True):
             for place in range(max(row.noise, default=row.count - 1) + 1, own[-1] + 1):
                 # There the end has its noise before `least` too, from where on it may come by the grammar.
@@ -145,7 +145,7 @@ class _Passes:
         self.after = AfterHead.of(model.config.get_text_config())
         self.cache = DynamicCache()  # of whole layers: a window's own cache forgets what a refused token pushed out
         names = inspect.signature(model.forward).parameters
-        self.cache_name = "cache" if "cache" in names else "past_key_values"  # by transformers' version
+        self.cache_name = cache_name(model)
         self.keeps = "logits_to_keep" in names
         self.mask = torch.zeros(0)
 
@@ -207,8 +207,7 @@ def check_multi_token_decoding(model: PreTrainedModel, tokens: int) -> None:
             f"decoding.multi_token: {tokens}, and the model has {has}; set it to {heads.tokens if heads else 1}, or "
             f"train with training.multi_token.tokens={tokens} (`slm finetune`)"
         )
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
-    if getattr(model, "_is_stateful", False) or kinds - ATTENTION:
+    if not only_attention(model):
         raise MultiTokenError(
             f"decoding.multi_token: {type(model).__name__} has layers with a state, which cannot go back over a token "
             "that was proposed and refused; set it to 1"

@@ -12,6 +12,7 @@ from transformers import LogitsProcessorList, PreTrainedModel
 
 from slm.generation import SpeechLM
 from slm.modeling import extend_with_speech
+from slm.row_rules import LegalIds
 from slm.trained_on import TrainedOn
 from slm.vocabulary import add_speech
 
@@ -36,27 +37,26 @@ def scripted(script: Script, known: TrainedOn | None = KNOWN) -> SpeechLM:
 
 def follow(model: PreTrainedModel, script: Script) -> None:
     """Makes a model follow a script, in the scores that it gives; what is legal, due or too much it does not know."""
-    generate, length = model.generate, 0
+    generate = model.generate
     model.forwards = []
 
     def scripted_generate(**arguments: Any) -> Any:
-        nonlocal length
-        if not {"cache", "past_key_values"} & arguments.keys():  # the first round of a batch
-            length = arguments["input_ids"].shape[1]
-        starts = arguments["attention_mask"].argmax(dim=1).tolist()
+        own = arguments.pop("logits_processor")
+        prompts = arguments["attention_mask"].argmax(dim=1).tolist()
+        answers = next(one for one in own if isinstance(one, LegalIds)).starts  # of each row, behind its prompt
 
         def processor(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             model.forwards.append(len(input_ids))
-            n_beams = len(input_ids) // len(starts)
+            n_beams = len(input_ids) // len(prompts)
             for row, ids in enumerate(input_ids.tolist()):
-                chosen = script(ids[starts[row // n_beams] : length], ids[length:])
+                start = answers[row // n_beams]
+                chosen = script(ids[prompts[row // n_beams] : start], ids[start:])
                 if isinstance(chosen, float):
                     scores[row] = chosen
                 elif chosen is not None:
                     scores[row, chosen] = 100.0
             return scores
 
-        own = LogitsProcessorList([processor, *arguments.pop("logits_processor")])
-        return generate(logits_processor=own, **arguments)
+        return generate(logits_processor=LogitsProcessorList([processor, *own]), **arguments)
 
     model.generate = scripted_generate

@@ -22,9 +22,10 @@ from recipes.inference import setup
 from recipes.inference.long_recordings import encode_pieces
 from recipes.inference.scripts import file_name
 from recipes.runs.run_folder import RunFolder
-from slm.decoding import Grammar, LegalIds, SeededSampling
 from slm.generation import SpeechLM, synthesize_codes, transcribe_codes
 from slm.modeling import extend_with_speech, load_llm, save_slm
+from slm.row_rules import Grammar, LegalIds, SeededSampling
+from slm.running_batch import RunningBatch
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings, TranscribeSettings, speech_limits
 from slm.tasks import Task, get_task, register, registry
 from slm.tasks.registry import Mark, Speech, Text, Turn
@@ -114,25 +115,27 @@ def test_a_text_draws_the_same_whatever_its_batch(untrained: SpeechLM) -> None:
 
 
 def test_one_long_recording_does_not_pad_the_others(untrained: SpeechLM, monkeypatch) -> None:
-    """Batches are of like lengths and bounded in seconds; what is written does not depend on them."""
-    from slm import generation
-
-    rng, rows = np.random.default_rng(0), []
+    """Prompts are read beside others of like lengths, and bounded in seconds; what is written does not depend on it."""
+    rng, read, running = np.random.default_rng(0), [], []
     frames = [10, 12, 11, 100, 9, 60, 55, 58]
     codes = [rng.integers(0, CODES, (2, n)) for n in frames]
-    original = generation.decode
-    monkeypatch.setattr(
-        generation, "decode", lambda lm, prompts, *a, **b: rows.append(prompts) or original(lm, prompts, *a, **b)
-    )
+    original = RunningBatch.go_on
+
+    def go_on(batch: RunningBatch, *arguments) -> dict:
+        lengths = sorted(len(batch.request.prompts[row]) for row in batch.rows)
+        (read if batch.ids.shape[1] == batch.legal.starts[0] else running).append(lengths)
+        return original(batch, *arguments)
+
+    monkeypatch.setattr(RunningBatch, "go_on", go_on)
     settings = {"tokens_per_s": 0.1, "min_tokens": 3}
     together = transcribe_codes(untrained, codes, TranscribeSettings(**settings, batch_seconds=10.0))
+    batches, joined = list(read), list(running)
     assert together == transcribe_codes(untrained, codes, TranscribeSettings(**settings, batch_size=1))
-    batches = [sorted(map(len, prompts)) for prompts in rows[: -len(codes)]]
     assert sum(map(len, batches)) == len(codes)
     assert all(batch[-1] <= 2 * batch[0] for batch in batches)
     most = 10.0 * untrained.vocabulary.frame_rate * untrained.vocabulary.n_codebooks
-    assert all(len(batch) * batch[-1] <= most for batch in batches if len(batch) > 1)
-    assert max(map(len, batches)) == 4
+    assert all(len(batch) * batch[-1] <= most for batch in batches + joined if len(batch) > 1)
+    assert max(map(len, batches + joined)) >= 4
 
 
 def test_draws_follow_the_softmax(untrained: SpeechLM) -> None:
@@ -164,15 +167,18 @@ def test_a_draw_costs_what_is_legal_and_not_the_vocabulary(monkeypatch) -> None:
     scores[:, 0] += 100  # the likeliest of all, and not legal
     prompt = torch.zeros(3, 4, dtype=torch.long)
     grammar = Grammar([mask], 7, min_new=1)
-    together = SeededSampling(LegalIds(grammar, 4), [1, 2, 3], 0.8)(prompt, scores).argmax(-1)
+    together = SeededSampling(LegalIds(grammar, [4] * 3), [1, 2, 3], 0.8)(prompt, scores).argmax(-1)
     assert set(drawn) == {CODES} and set(together.tolist()) <= set(columns.tolist())
     alone = [
-        int(SeededSampling(LegalIds(grammar, 4), [seed], 0.8)(prompt[:1], scores[i : i + 1]).argmax())
+        int(SeededSampling(LegalIds(grammar, [4] * 3), [seed], 0.8)(prompt[:1], scores[i : i + 1]).argmax())
         for i, seed in enumerate((1, 2, 3))
     ]
     assert together.tolist() == alone
-    later = LegalIds(grammar, 3)
-    assert later.columns(prompt).tolist() == [7, *columns.tolist()]  # now the end may come
+    later = LegalIds(grammar, [3] * 3)
+    ((rows, legal),) = later.columns(prompt)
+    assert rows.tolist() == [0, 1, 2] and legal.tolist() == [7, *columns.tolist()]  # now the end may come
+    mixed = LegalIds(grammar, [4, 3, 4])
+    assert [rows.tolist() for rows, _ in mixed.columns(prompt)] == [[0, 2], [1]]
 
 
 def test_bad_input_is_told(untrained: SpeechLM, tmp_path) -> None:

@@ -10,7 +10,7 @@ import torch
 from slm_tiny import CODES, tiny_model, tiny_tokenizer
 from torch import nn
 
-from slm import decoding
+from slm import running_batch
 from slm.generation import SpeechLM, synthesize_codes, transcribe_codes
 from slm.legal_head import legal_rows
 from slm.modeling import extend_with_speech
@@ -65,5 +65,5 @@ def test_answers_are_those_of_the_whole_head(monkeypatch, guidance: float) -> No
         return [*spoken, *(one.text for one in transcribe_codes(speech_lm, codes))]
 
     some = answers()
-    monkeypatch.setattr(decoding, "legal_rows", lambda *_: nullcontext())
+    monkeypatch.setattr(running_batch, "legal_rows", lambda *_: nullcontext())
     assert answers() == some

@@ -28,6 +28,7 @@ from recipes.inference.acoustic import acoustic_voice
 from recipes.inference.batches import (
     Outcome,
     Times,
+    answers_together,
     begin_together,
     forget_batches,
     join_processes,
@@ -195,10 +196,11 @@ def run(config: Config) -> Path:
         (where / scripts[0].audio).parent.mkdir(parents=True, exist_ok=True)
     if config.stream:
         return stream(config, setup, speech_lm, scripts[0])
+    sizes = [max(1, len(script.parts)) for script in scripts]
     batches = make_batches(
         [(prompt_s(script, setup.vocabulary), len(script.text)) for script in scripts],
-        [max(1, len(script.parts)) for script in scripts],
-        config.decoding.batch_size,
+        sizes,
+        answers_together(sum(sizes), config.decoding.batch_size),
     )
 
     def work(numbers: Sequence[int]) -> Outcome:

@@ -33,6 +33,7 @@ from recipes.encoding.plan import durations_of
 from recipes.inference.batches import (
     Outcome,
     Times,
+    answers_together,
     begin_together,
     join_processes,
     make_batches,
@@ -309,7 +310,9 @@ def plan(config: Config) -> dict[str, object]:
 
 def transcribe_items(config: Config, setup: Setup, speech_lm: SpeechLM, items: Mapping[int, Item]) -> Outcome:
     """Encodes some utterances, where they are recordings, and writes their texts; they are given by their numbers."""
-    encode_items(config, setup, [item for item in items.values() if item.utterance is not None])
+    recordings = [item for item in items.values() if item.utterance is not None]
+    for start in range(0, len(recordings), config.decoding.batch_size):  # no more waveforms are held at once
+        encode_items(config, setup, recordings[start : start + config.decoding.batch_size])
     times = Times(encode_s=sum(item.wall_s for item in items.values()))
     style = style_of(config, setup.task, setup.vocabulary, speech_lm.text_tokenizer)
     requests = make_requests(setup.task, list(items.values()), setup.vocabulary, speech_lm.text_tokenizer, style)
@@ -350,7 +353,8 @@ def run(config: Config) -> Path | dict[str, str]:
         warn_of_no_language(config, style_of(config, setup.task, setup.vocabulary))
     folder = begin_together(lambda: begun(config, inputs), config, processes)
     items = read_items(config, setup)
-    batches = make_batches(lengths_of(items), [1] * len(items), config.decoding.batch_size)
+    together = answers_together(len(items), config.decoding.batch_size)
+    batches = make_batches(lengths_of(items), [1] * len(items), together)
     speech_lm = SpeechLM.load(config.model, setup.device, config.weights)
 
     def work(numbers: Sequence[int]) -> Outcome:

@@ -21,6 +21,10 @@ from recipes.runs.processes import Processes
 from recipes.runs.progress import Progress
 from recipes.runs.run_folder import RunFolder
 
+# Batches of the model that one of ours holds, at most, so that the next prompts take the places of those that have
+# ended; and how many of ours there are at least, for the processes to share and for what a kill loses.
+MOST_TOGETHER, LEAST_PARTS = 8, 8
+
 
 @dataclass
 class Times:
@@ -75,6 +79,11 @@ def make_batches(lengths: Sequence[Any], sizes: Sequence[int], batch_size: int) 
     return batches
 
 
+def answers_together(n_answers: int, batch_size: int) -> int:
+    """How many answers a batch of the run holds: several of the model's batches where there are many of them."""
+    return batch_size * min(MOST_TOGETHER, max(1, n_answers // (LEAST_PARTS * batch_size)))
+
+
 def join_processes(config: Any) -> Processes:
     """This process's place among those that were started.
 
@@ -124,7 +133,7 @@ def work_through(
     kept: list[Outcome] = []
 
     def path(number: int) -> Path:
-        return folder.path("checkpoints", f"batch-{number:06d}.json")
+        return folder.path("checkpoints", f"batch-{number:06d}-of-{len(batches):06d}.json")
 
     def todo() -> list[int]:
         return [number for number in range(len(batches)) if folder is None or not path(number).is_file()]
