@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slm.batching import buckets
-from slm.decoding import decode, decode_beams, decode_stream
+from slm.decoding.batching import buckets
+from slm.decoding.decode import decode, decode_beams, decode_stream
+from slm.decoding.multi_token import decode_multi_token
+from slm.decoding.row_rules import Answer, FinishReason, Grammar, RowLimits
 from slm.modeling import load_llm
-from slm.multi_token_decoding import decode_multi_token
-from slm.row_rules import Answer, FinishReason, Grammar, RowLimits
 from slm.settings import (
     GenerationError,
     SpeechLimits,

@@ -295,15 +295,18 @@ def extend_with_speech(
     """
     first = vocabulary.first_id if first_id is None else first_id
     embedding = model.get_input_embeddings()
-    rows = rows_needed(embedding.weight.shape[0], vocabulary)
-    if rows > embedding.weight.shape[0]:
+    known = embedding.weight.shape[0]
+    rows = rows_needed(known, vocabulary)
+    if rows > known:
         model.resize_token_embeddings(rows, mean_resizing=False)
+    # A text token that the model had no row for gets one here too: resizing draws it from a stream that nobody seeded.
+    first, n_text = min(first, known), min(vocabulary.first_id, known)
     tables = {id(module.weight): module for module in (model.get_input_embeddings(), model.get_output_embeddings())}
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in tables.values():
             weight = module.weight
-            text = weight[: vocabulary.first_id].float()
+            text = weight[:n_text].float()
             noise = torch.randn(weight.shape[0] - first, weight.shape[1], generator=generator)
             spread = text.std(dim=0, keepdim=True)
             noise *= 0.1
@@ -316,7 +319,7 @@ def extend_with_speech(
                 )
             fresh = text.mean(dim=0, keepdim=True) + spread * noise.to(weight.device)
             weight[first:] = fresh.to(weight.dtype)
-            _fill_bias(module, first, vocabulary.first_id)
+            _fill_bias(module, first, n_text)
     if vocabulary.further_sizes and further_books_of(model) is None:
         width, further = embedding.weight.shape[1], books[1:] if books else None
         vectors = further and [_projected(one, width, generator) for one in further]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from slm.row_rules import RowLimits
+from slm.decoding.row_rules import RowLimits
 from slm.tasks import Task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import prompt_size

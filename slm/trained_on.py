@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slm.loops import longest_loop
+from slm.decoding.loops import longest_loop
 
 LOOPS_IN = 2000  # utterances
 

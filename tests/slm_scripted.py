@@ -10,9 +10,9 @@ import torch
 from slm_tiny import CODES, FINGERPRINT, tiny_model, tiny_tokenizer
 from transformers import LogitsProcessorList, PreTrainedModel
 
+from slm.decoding.row_rules import LegalIds
 from slm.generation import SpeechLM
 from slm.modeling import extend_with_speech
-from slm.row_rules import LegalIds
 from slm.trained_on import TrainedOn
 from slm.vocabulary import add_speech
 

@@ -22,13 +22,13 @@ from transformers import (
     MambaForCausalLM,
 )
 
-from slm import attention_cache
-from slm.batching import Waiting
-from slm.decoding import decode
+from slm.decoding import attention_cache
+from slm.decoding.batching import Waiting
+from slm.decoding.decode import decode
+from slm.decoding.row_rules import Answer, Grammar, RowLimits
+from slm.decoding.running_batch import RunningBatch
 from slm.generation import SpeechLM, generate_speech, transcribe_codes
 from slm.modeling import extend_with_speech
-from slm.row_rules import Answer, Grammar, RowLimits
-from slm.running_batch import RunningBatch
 from slm.settings import SpeechLimits, SynthesizeSettings, TranscribeSettings
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens

@@ -21,10 +21,10 @@ from transformers import (
     MambaForCausalLM,
 )
 
-from slm.decoding import decode
+from slm.decoding.decode import decode
+from slm.decoding.loops import LoopWatch, longest_loop
+from slm.decoding.row_rules import Grammar, RowEnds, RowLimits
 from slm.generation import SpeechLM, generate_speech, stream_speech, synthesize_codes, transcribe_codes
-from slm.loops import LoopWatch, longest_loop
-from slm.row_rules import Grammar, RowEnds, RowLimits
 from slm.settings import GenerationError, SynthesizeSettings, TranscribeSettings, speech_limits
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens

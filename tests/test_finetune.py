@@ -30,8 +30,8 @@ from recipes.config import ConfigError, load_config
 from recipes.finetuning.data import codebooks, evaluated, longest_sequence, make_data, make_vocabulary, open_corpora
 from recipes.runs.deepspeed import engine_config
 from slm.corpus import CodedCorpusWriter
+from slm.decoding.loops import longest_loop
 from slm.generation import SpeechLM, transcribe_codes
-from slm.loops import longest_loop
 from slm.lora import LoraSettings
 from slm.modeling import ModelError, describe_llm, load_llm
 from slm.trained_on import TrainedOn

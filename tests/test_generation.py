@@ -22,10 +22,10 @@ from recipes.inference import setup
 from recipes.inference.long_recordings import encode_pieces
 from recipes.inference.scripts import file_name
 from recipes.runs.run_folder import RunFolder
+from slm.decoding.row_rules import Grammar, LegalIds, SeededSampling
+from slm.decoding.running_batch import RunningBatch
 from slm.generation import SpeechLM, synthesize_codes, transcribe_codes
 from slm.modeling import extend_with_speech, load_llm, save_slm
-from slm.row_rules import Grammar, LegalIds, SeededSampling
-from slm.running_batch import RunningBatch
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings, TranscribeSettings, speech_limits
 from slm.tasks import Task, get_task, register, registry
 from slm.tasks.registry import Mark, Speech, Text, Turn

@@ -10,9 +10,9 @@ import torch
 from slm_tiny import CODES, tiny_model, tiny_tokenizer
 from torch import nn
 
-from slm import running_batch
+from slm.decoding import running_batch
+from slm.decoding.legal_head import legal_rows
 from slm.generation import SpeechLM, synthesize_codes, transcribe_codes
-from slm.legal_head import legal_rows
 from slm.modeling import extend_with_speech
 from slm.settings import SynthesizeSettings
 from slm.vocabulary import add_speech

@@ -49,8 +49,22 @@ def test_new_rows_start_at_the_mean_of_the_text(kind: str) -> None:
         assert len(torch.unique(new, dim=0)) == len(new)
 
 
+def test_a_seed_decides_all_new_rows_also_those_of_text_that_the_table_lacked() -> None:
+    """Resizing drew the row of an added text token from the process's own stream, and all new ones follow from it."""
+    tables = []
+    for stream in (1, 2):
+        tokenizer = tiny_tokenizer()
+        model = tiny_model("qwen2", len(tokenizer) - 2)
+        torch.manual_seed(stream)
+        extend_with_speech(model, add_speech(tokenizer, [CODES]), seed=0)
+        tables.append(model.get_input_embeddings().weight)
+    assert torch.equal(*tables)
+    assert tables[0].shape[0] > len(tokenizer)
+
+
 def test_new_rows_hold_the_codebook_s_vectors() -> None:
-    model, tokenizer = tiny_model("llama", 60), tiny_tokenizer()
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", len(tokenizer))
     vocabulary = add_speech(tokenizer, [CODES, 8], n_codebooks=2)
     books = [torch.randn(size, 6, generator=torch.Generator().manual_seed(size)) for size in (CODES, 8)]
     books[0][1] = books[0][0] + 0.01

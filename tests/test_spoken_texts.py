@@ -9,8 +9,8 @@ from slm_tiny import tiny_tokenizer
 from eval.text.normalisers import get_normaliser, normalise_basic
 from recipes.inference.long_texts import cut_text
 from recipes.inference.speech_checks import longest_pause_s, speech_warnings, unsayable
+from slm.decoding.loops import longest_loop
 from slm.generation import SynthesizeOutput
-from slm.loops import longest_loop
 from slm.trained_on import TrainedOn
 from slm.vocabulary import SpeechVocabulary
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from eval.speech.audio import cut_blocks
 from recipes.encoding.encoder import encode_batch
-from slm.row_rules import FinishReason
+from slm.decoding.row_rules import FinishReason
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.audio import SILENCE_PEAK, load_audio
 from tokenizer.data.utterances import Utterance

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from slm.decoding.loops import longest_loop, longest_run
 from slm.generation import SynthesizeOutput
-from slm.loops import longest_loop, longest_run
 from slm.settings import LEAST_LOOP_S, speech_loop_s
 from slm.vocabulary import SpeechVocabulary
 

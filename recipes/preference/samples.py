@@ -21,8 +21,8 @@ from recipes.inference.speech_checks import is_silent
 from recipes.inference.speech_files import decoded
 from recipes.preference.config import RewardSettings
 from recipes.preference.texts import Text
+from slm.decoding.row_rules import FinishReason
 from slm.generation import SpeechLM, generate_speech
-from slm.row_rules import FinishReason
 from slm.settings import SynthesizeSettings, speech_limits
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens

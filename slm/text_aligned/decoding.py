@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slm.sampling import gumbel_noise, warpers
+from slm.decoding.sampling import gumbel_noise, warpers
 from slm.text_aligned.configuration import TextAlignedError
 from slm.text_aligned.modeling import TextAlignedModel
 from slm.text_aligned.samples import Item, collate

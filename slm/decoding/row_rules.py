@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
-from slm.loops import LoopWatch
-from slm.sampling import gumbel_noise, warpers
+from slm.decoding.loops import LoopWatch
+from slm.decoding.sampling import gumbel_noise, warpers
 
 # Why an answer ended. `stop`: the model ended it; `length`: its budget was spent; `loop`: it repeated itself;
 # `non_finite`: the model's scores were NaN or infinite. `going`, of a stream: it has not ended yet.

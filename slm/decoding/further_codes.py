@@ -14,9 +14,9 @@ import torch
 from torch.nn import functional as F
 from transformers import LogitsProcessor, PreTrainedModel
 
+from slm.decoding.sampling import gumbel_noise, warpers
 from slm.further_books import further_books_of, read_beside
 from slm.patterns import EMPTY
-from slm.sampling import gumbel_noise, warpers
 
 FURTHER_STREAM = 0x5DEECE66D  # sets the further books' random streams apart from the ids'
 
@@ -41,7 +41,7 @@ class FurtherCodes(LogitsProcessor):
         late: Frames that each further book is later than the one before.
         seeds: One per row; None is greedy.
         guidance: What moves scores on from those without a prompt; None: nothing.
-        sampling: Arguments of `slm.sampling.warpers`, with `seeds`.
+        sampling: Arguments of `slm.decoding.sampling.warpers`, with `seeds`.
     """
 
     def __init__(

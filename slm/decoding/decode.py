@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel
 
-from slm.attention_cache import only_attention
-from slm.batching import Waiting, buckets, pad_prompts
-from slm.further_codes import FurtherCodes
-from slm.loops import longest_loop
-from slm.row_rules import Answer, Grammar, Guidance, LegalIds, RowLimits
-from slm.running_batch import Request, RunningBatch
+from slm.decoding.attention_cache import only_attention
+from slm.decoding.batching import Waiting, buckets, pad_prompts
+from slm.decoding.further_codes import FurtherCodes
+from slm.decoding.loops import longest_loop
+from slm.decoding.row_rules import Answer, Grammar, Guidance, LegalIds, RowLimits
+from slm.decoding.running_batch import Request, RunningBatch
 
 # Of a batch's rows that must have ended before the others wait for what follows: where prompts wait for their places,
 # and where none does.

@@ -20,12 +20,22 @@ import torch
 from torch.nn import functional as F
 from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-from slm import attention_cache
-from slm.batching import pad_prompts
-from slm.further_codes import FurtherCodes
-from slm.legal_head import legal_rows
-from slm.loops import LoopWatch
-from slm.row_rules import REASONS, Answer, FinishReason, Grammar, Guidance, LegalIds, RowEnds, RowLimits, SeededSampling
+from slm.decoding import attention_cache
+from slm.decoding.batching import pad_prompts
+from slm.decoding.further_codes import FurtherCodes
+from slm.decoding.legal_head import legal_rows
+from slm.decoding.loops import LoopWatch
+from slm.decoding.row_rules import (
+    REASONS,
+    Answer,
+    FinishReason,
+    Grammar,
+    Guidance,
+    LegalIds,
+    RowEnds,
+    RowLimits,
+    SeededSampling,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Request:
         grammar: What an answer is made of.
         limits: One per prompt.
         seeds: One per prompt, for its random stream; None is greedy.
-        sampling: Temperature, top_k and top_p of :class:`slm.row_rules.SeededSampling`.
+        sampling: Temperature, top_k and top_p of :class:`slm.decoding.row_rules.SeededSampling`.
         guidance: Where it is not None, the second half of the prompts are the bare ones of the first.
     """
 

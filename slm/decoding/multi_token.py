@@ -3,9 +3,9 @@
 Self-speculative decoding (blockwise, Stern et al. 2018, arXiv 1811.03115; with multi-token heads arXiv 2404.19737,
 section 3.2). A pass reads the newest token and the n - 1 that were proposed behind it, and gives the model's own choice
 behind each; as many are accepted as it would have chosen itself, and its choice behind the last of them is new. So an
-answer is that of :func:`slm.decoding.decode`, up to rounding, whatever the heads propose: greedily, and drawn too,
-since a draw there is the maximum of scores plus noise that its place alone decides. Without verification all that is
-proposed is taken, n tokens a pass (VocalNet, arXiv 2504.04060): faster, and another answer.
+answer is that of :mod:`slm.decoding.decode`, up to rounding, whatever the heads propose: greedily, and drawn too, since
+a draw there is the maximum of scores plus noise that its place alone decides. Without verification all that is proposed
+is taken, n tokens a pass (VocalNet, arXiv 2504.04060): faster, and another answer.
 
 Shapes: B rows that still go on, padded on the left to P slots of the cache; m tokens of a pass; C ids that are legal
 anywhere; D width.
@@ -26,13 +26,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
-from slm.attention_cache import cache_name, only_attention
-from slm.batching import pad_prompts
-from slm.loops import LoopWatch
+from slm.decoding.attention_cache import cache_name, only_attention
+from slm.decoding.batching import pad_prompts
+from slm.decoding.loops import LoopWatch
+from slm.decoding.row_rules import Answer, FinishReason, Grammar, RowLimits
+from slm.decoding.sampling import gumbel_noise, warpers
 from slm.model_parts import head_states
 from slm.multi_token import MultiTokenError, multi_token_heads_of
-from slm.row_rules import Answer, FinishReason, Grammar, RowLimits
-from slm.sampling import gumbel_noise, warpers
 from slm.training.answer_loss import AfterHead
 
 
@@ -51,7 +51,7 @@ class _Row:
     reason: FinishReason | None = None
 
     def take(self, token: int, broken: bool, end_id: int) -> None:
-        """Takes the next id; by the same rules as `slm.row_rules.RowEnds`, in the same order."""
+        """Takes the next id; by the same rules as `slm.decoding.row_rules.RowEnds`, in the same order."""
         self.noise.pop(self.count, None)
         self.ids[self.count] = token
         self.count += 1
@@ -82,7 +82,7 @@ class _Choice:
         grammar: What is legal.
         device: Of the scores.
         drawn: Whether ids are drawn, each row's from its generator; else they are the likeliest.
-        sampling: Arguments of `slm.sampling.warpers`.
+        sampling: Arguments of `slm.decoding.sampling.warpers`.
     """
 
     def __init__(self, grammar: Grammar, device: torch.device, drawn: bool, sampling: Mapping[str, Any]) -> None:
@@ -116,7 +116,7 @@ class _Choice:
         return 2 * in_frame + (in_frame == 0 and place >= max(self.grammar.min_new, least))
 
     def _noise(self, rows: Sequence[_Row], places: Sequence[range]) -> Tensor:
-        """(B, m, C): each place's own, as `slm.row_rules.SeededSampling` draws it, one place after the other."""
+        """(B, m, C): each place's own, as `row_rules.SeededSampling` draws it, one place after the other."""
         for row, own in zip(rows, places, strict=True):
             for place in range(max(row.noise, default=row.count - 1) + 1, own[-1] + 1):
                 # There the end has its noise before `least` too, from where on it may come by the grammar.
@@ -238,8 +238,8 @@ def decode_multi_token(
         sampling: Temperature, top_k and top_p.
 
     Returns:
-        One answer per prompt, in order, with the passes that it took: those of :func:`slm.decoding.decode` where they
-        are verified.
+        One answer per prompt, in order, with the passes that it took: those of
+        :mod:`slm.decoding.decode` where they are verified.
 
     Raises:
         MultiTokenError: The model cannot.
