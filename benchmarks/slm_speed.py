@@ -50,7 +50,6 @@ WORDS = "place set lay bin red blue green white at by in with now soon please ag
 
 def make_slm(options: argparse.Namespace) -> tuple[SpeechLM, list[UtteranceTokens]]:
     """An untrained SLM, and utterances to train it on."""
-    torch.manual_seed(0)  # decides rows of the table that the LLM's tokenizer names and its file has not
     model, tokenizer, _ = load_llm(options.model)
     vocabulary = add_speech(tokenizer, [BOOK], frame_rate=FRAME_RATE)
     extend_with_speech(model, vocabulary, seed=0)

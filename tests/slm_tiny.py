@@ -11,6 +11,7 @@ from transformers import (
     GemmaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
@@ -102,3 +103,20 @@ def tokens_of(
 ) -> list[UtteranceTokens]:
     """What training samples are made of."""
     return [UtteranceTokens(row["audio_codes"], vocabulary.encode_text(tokenizer, row["text"])) for row in rows]
+
+
+# Of models of any kind, whose caches differ.
+SIZES = {"vocab_size": 60, "hidden_size": 32, "pad_token_id": 0}
+DEEP = SIZES | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 48}
+
+
+def opinionated(kind: type[PreTrainedModel], config: PreTrainedConfig) -> tuple[PreTrainedModel, torch.Tensor]:
+    """A model with weights so large that its choices are clear, the same at each call, and its (V,) legal ids."""
+    torch.manual_seed(0)
+    model = kind(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    legal = torch.ones(SIZES["vocab_size"], dtype=torch.bool)
+    legal[:3] = False
+    return model.eval(), legal

@@ -14,8 +14,8 @@ from eval.schema import load_results
 from eval.text.translation import can_score_translations
 from recipes import cli
 from recipes.commands import cipher_corpus
+from recipes.commands.cipher_corpus import SYLLABLES, cipher_word, make_lexicon
 from recipes.config import ConfigError
-from recipes.runs.cipher import SYLLABLES, cipher_word, make_lexicon
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, make_example
@@ -57,7 +57,7 @@ def test_a_language_has_one_word_for_each_and_no_two_alike() -> None:
 
 def test_two_words_that_would_be_one_draw_anew(monkeypatch) -> None:
     monkeypatch.setattr(
-        "recipes.runs.cipher.cipher_word", lambda word, seed, attempt=0: "bado" if not attempt else word * 2
+        "recipes.commands.cipher_corpus.cipher_word", lambda word, seed, attempt=0: "bado" if not attempt else word * 2
     )
     assert make_lexicon(["y", "x"], 0) == {"x": "bado", "y": "yy"}
     assert cipher_word("x", 0) != cipher_word("x", 0, 1)

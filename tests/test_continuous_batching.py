@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from slm_scripted import scripted
-from slm_tiny import CODES, tiny_model, tiny_tokenizer
+from slm_tiny import CODES, DEEP, SIZES, opinionated, tiny_model, tiny_tokenizer
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -144,10 +144,6 @@ def test_ends_at_once_loops_and_broken_scores_of_rows_that_came_later(joins) -> 
     assert reasons == ["stop", "stop", "stop", "loop", "stop", "non_finite", "loop", "length", "stop"]
 
 
-SIZES = {"vocab_size": 60, "hidden_size": 32, "pad_token_id": 0}
-DEEP = SIZES | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 48}
-
-
 @pytest.mark.parametrize(
     ("model", "config", "refilled"),
     [
@@ -159,13 +155,7 @@ DEEP = SIZES | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value
 )
 def test_whatever_the_model_keeps_of_what_it_read(joins, model, config, refilled: bool) -> None:
     """A window that is full in some rows alone, distances in place of positions; with a state batch after batch."""
-    torch.manual_seed(0)
-    llm = model(config).eval()
-    for parameter in llm.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    legal = torch.ones(60, dtype=torch.bool)
-    legal[:3] = False
+    llm, legal = opinionated(model, config)
     rng = np.random.default_rng(0)
     prompts = [rng.integers(3, 60, n) for n in (9, 3, 1, 20, 5, 2, 12)]
     limits = [RowLimits(n) for n in (4, 30, 8, 0, 16, 1, 9)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from slm_scripted import KNOWN, scripted
-from slm_tiny import CODES, tokens_of, utterances
+from slm_tiny import CODES, DEEP, SIZES, opinionated, tokens_of, utterances
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -280,10 +280,6 @@ def test_some_answers_are_learnt_without_their_prompt() -> None:
         assert abs(n_bare - expected) <= (4 if expected else 0)
 
 
-SIZES = {"vocab_size": 60, "hidden_size": 32, "pad_token_id": 0}
-DEEP = SIZES | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 48}
-
-
 @pytest.mark.parametrize(
     ("model", "config", "reads_on"),
     [
@@ -295,13 +291,7 @@ DEEP = SIZES | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value
 )
 def test_rows_leave_whatever_the_model_keeps_of_what_it_read(model, config, reads_on: bool, monkeypatch) -> None:
     """Windows, states, both: a batch that rows leave writes what one that they stay in does."""
-    torch.manual_seed(0)
-    llm = model(config).eval()
-    for parameter in llm.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    legal = torch.ones(60, dtype=torch.bool)
-    legal[:3] = False
+    llm, legal = opinionated(model, config)
     rng, calls, generate = np.random.default_rng(0), [], llm.generate
     llm.generate = lambda **arguments: calls.append(arguments) or generate(**arguments)
     prompts = [rng.integers(3, 60, n) for n in (9, 12, 10, 11, 12)]

@@ -237,6 +237,8 @@ def test_a_streamed_parquet_file_that_says_no_split_is_train_alone(shards, tmp_p
     with pytest.raises(DataError, match="no utterances in split 'valid'"):
         validation_utterances([plain], 8)
     assert len(stream_head(DataSource(plain.path, stream=True, split="valid"), "valid", 8)) == 5
+    apart = stream_head(DataSource(plain.path, stream=True, split="valid", id_prefix="b-"), "valid", 8)
+    assert [one.id for one in apart] == [f"b-{one.id}" for one in stream_head(plain, "train", 8)]
 
 
 def test_a_stream_is_searched_for_valid_rows_only_so_far_and_one_fault_leaves_the_others_in(

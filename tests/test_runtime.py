@@ -15,6 +15,7 @@ from recipes.commands.plot_training import _lines
 from recipes.config import ConfigError
 from recipes.runs import files, machine
 from recipes.runs.files import atomic_write_text, disk_errors
+from recipes.runs.inputs import refuse_other_inputs
 from recipes.runs.lineage import PastRun, data_rows
 from recipes.runs.machine import resolve_device, resolve_precision
 from recipes.runs.run_folder import ADJUSTABLE, EXTENDABLE, NULL_MEANS, RunFolder
@@ -80,11 +81,14 @@ def test_a_run_that_made_nothing_may_begin_anew_with_another_configuration(tmp_p
     """Stopped at once, by a fault in its data: the mended configuration was refused, for a folder without a result."""
     run_dir = str(tmp_path / "run")
     RunFolder(run_dir).start(Config(run_dir)).checkpoints.mkdir(exist_ok=True)
-    folder = RunFolder(run_dir).start(Config(run_dir, seed=4))
+    folder = RunFolder(run_dir).start(Config(run_dir, seed=4), "data")
     assert "seed: 4" in folder.path("config.yaml").read_text()
+    refuse_other_inputs(folder, "mended data", "data")
     (folder.checkpoints / "shard.parquet").touch()
     with pytest.raises(ConfigError, match="seed: was 4, is now 3"):
         RunFolder(run_dir).check(Config(run_dir))
+    with pytest.raises(ConfigError, match="begun with other contents of data"):
+        refuse_other_inputs(folder, "mended data", "data")
 
 
 def test_a_key_that_changes_no_result_may_change(tmp_path):

@@ -9,14 +9,15 @@ Not here: word order, inflection, or words of several meanings, which make real 
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
-from recipes.runs.cipher import encipher, make_lexicon
 from recipes.runs.files import atomic_write_text
 from recipes.runs.inputs import digest
 from recipes.runs.logs import log
@@ -24,6 +25,9 @@ from recipes.runs.manifests import all_utterances, manifest_row, run_to_manifest
 from recipes.runs.run_folder import RunFolder
 from slm.tasks.st import TRANSLATION
 from tokenizer.data.utterances import DataSource, Utterance
+
+ONSETS, VOWELS = "bdfgjklmnprstvz", "aeiou"
+SYLLABLES = tuple(onset + vowel for onset in ONSETS for vowel in VOWELS)
 
 
 @dataclass
@@ -91,3 +95,44 @@ def translated(
     atomic_write_text(folder.path("lexicon.json"), json.dumps(lexicon, indent=1, ensure_ascii=False) + "\n")
     rows = [manifest_row(row, folder.folder, {TRANSLATION: encipher(text, lexicon)}) for row, text in read]
     return rows, {"utterances": len(read), "words": len(lexicon)}
+
+
+def cipher_word(word: str, seed: int, attempt: int = 0) -> str:
+    """A word of 2 to 4 syllables, the longer for longer words: a function of word, seed and attempt alone.
+
+    >>> cipher_word("please", 0) == cipher_word("please", 0) != cipher_word("please", 1)
+    True
+    """
+    drawn = int.from_bytes(hashlib.sha256(f"{seed}\0{attempt}\0{word}".encode()).digest(), "big")
+    syllables = []
+    for _ in range(2 + (len(word) > 3) + (len(word) > 6)):
+        drawn, number = divmod(drawn, len(SYLLABLES))
+        syllables.append(SYLLABLES[number])
+    return "".join(syllables)
+
+
+def make_lexicon(words: Iterable[str], seed: int) -> dict[str, str]:
+    """One word of the made-up language for each word, no two the same and none a word of the source.
+
+    Words are taken in alphabetical order, whatever order they come in. Where two would share a word, the later draws
+    anew, so a lexicon of more words may name those few otherwise.
+    """
+    lexicon: dict[str, str] = {}
+    wanted = sorted(set(words))
+    taken = set(wanted)
+    for word in wanted:
+        attempt = 0
+        while (made := cipher_word(word, seed, attempt)) in taken:
+            attempt += 1
+        lexicon[word] = made
+        taken.add(made)
+    return lexicon
+
+
+def encipher(text: str, lexicon: Mapping[str, str]) -> str:
+    """The text word for word, in its order.
+
+    >>> encipher("set white", {"set": "bado", "white": "kuliza"})
+    'bado kuliza'
+    """
+    return " ".join(lexicon[word] for word in text.split())

@@ -65,9 +65,9 @@ def check_sources(
 
 
 def refuse_other_inputs(folder: RunFolder, fingerprint: str, what: str) -> None:
-    """Raises ConfigError where the run folder was begun with other inputs; `what` names them."""
+    """Raises ConfigError where the run folder holds something made of other inputs; `what` names them."""
     before = read_json(folder.path(RUN_FILE)).get("data_fingerprint")
-    if before is not None and before != fingerprint:
+    if before not in (None, fingerprint) and folder.has_results():
         raise ConfigError(
             f"{folder.folder} was begun with other contents of {what}, which have changed since: choose another "
             "run_dir=..., or start over with --restart (sets the old folder aside)"

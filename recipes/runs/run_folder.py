@@ -74,7 +74,7 @@ class RunFolder:
             raise ConfigError(f"run_dir {self.folder} is a file; name a folder")
         refuse_foreign(self.folder)
         file = self.path(CONFIG_FILE)
-        if not file.is_file() or not self._has_results():
+        if not file.is_file() or not self.has_results():
             return
         try:
             before = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
@@ -108,7 +108,7 @@ class RunFolder:
         for key in sorted(grows & {*old}):
             self._check_length(key, old[key], new[key])
 
-    def _has_results(self) -> bool:
+    def has_results(self) -> bool:
         """Whether it holds more than a record: a run that its data stopped at once has made nothing to be kept."""
         record = {self.path(CONFIG_FILE), self.path(RUN_FILE)}
         return any(path.is_file() and path not in record for path in self.folder.rglob("*"))

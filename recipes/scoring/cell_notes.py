@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["notes_once"]
-
 
 def notes_once(notes: Mapping[str, Sequence[str]], folders: Mapping[str, Mapping[str, str]]) -> list[str]:
     """Every note, in the order of its first cell.

@@ -72,6 +72,8 @@ def read_source(source: DataSource, split: str, needs_text: bool = True) -> list
     else:
         raise DataError(f"{source.path}: no such manifest, folder or Parquet file (a hub name looks like owner/name)")
     utterances = utterances[: source.limit]
+    if not source.id_prefix:
+        return utterances
     return [replace(utterance, id=source.id_prefix + utterance.id) for utterance in utterances]
 
 
