@@ -34,6 +34,7 @@ class TrainedOn:
         wordings: The wordings of each task that has some, (task, wordings); the first is what the model is asked in
             where nobody says another.
         languages: The column that named the language of a task's answers, (task, column).
+        tasks: The tasks that it learnt; none where the model was saved without.
     """
 
     characters: str
@@ -46,11 +47,13 @@ class TrainedOn:
     bare_prompts: float = 0.0
     wordings: tuple[tuple[str, tuple[str, ...]], ...] = ()
     languages: tuple[tuple[str, str], ...] = ()
+    tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # As JSON gives them back, these are lists.
         object.__setattr__(self, "wordings", tuple((task, tuple(wordings)) for task, wordings in self.wordings))
         object.__setattr__(self, "languages", tuple((task, column) for task, column in self.languages))
+        object.__setattr__(self, "tasks", tuple(self.tasks))
         object.__setattr__(self, "characters_per_s", tuple(float(rate) for rate in self.characters_per_s))
 
     @classmethod

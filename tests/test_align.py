@@ -15,6 +15,7 @@ from eval.judges.sphinx_aligner import SphinxAligner
 from eval.speech.alignment import AlignmentError, ctc_align, word_frames
 from recipes.commands import align
 from recipes.config import ConfigError
+from tokenizer.data.manifest import read_source
 
 RATE, FRAME = 16_000, 320
 VOCABULARY = {"<pad>": 0, " ": 1, "a": 2, "b": 3}
@@ -135,6 +136,16 @@ def test_known_boundaries_are_found_and_failures_named(loudness, manifest, tmp_p
     assert set(skipped) == {"silent", "long"} and "longer than the audio" in skipped["long"]
     assert "silent" in skipped["silent"]
     assert (tmp_path / "out" / "plots" / "000.png").stat().st_size > 1000
+
+
+def test_what_is_not_aligned_may_stay_as_it_was(loudness, manifest, tmp_path):
+    kept = read(align.run(config_for(manifest, tmp_path / "out", keep_unaligned=True)))
+    assert [row["id"] for row in kept] == ["good", "silent", "long", "last"]
+    assert [bool(row.get("words")) for row in kept] == [True, False, False, True]
+    found = read_source(align.DataSource(path=str(tmp_path / "out" / "manifest.jsonl"), columns=["words"]), "test")
+    assert [bool(item.columns["words"]) for item in found] == [True, False, False, True]
+    assert [item.text for item in found] == ["Ab, b!", "ab", "ab ab ab ab", "a"]
+    assert len(read(tmp_path / "out" / "skipped.jsonl")) == 2
 
 
 def test_a_killed_run_goes_on_to_the_same_result(loudness, manifest, tmp_path):

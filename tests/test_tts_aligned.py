@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from slm_scripted import scripted
+from slm_scripted import KNOWN, scripted
 from slm_tiny import (
     CODES,
     SENTENCES,
@@ -20,12 +21,14 @@ from slm_tiny import (
 from typer.testing import CliRunner
 
 from recipes import cli
-from recipes.commands.synthesize import Config, refuse_words
+from recipes.commands.synthesize import Config, refuse_words, with_task
 from recipes.config import ConfigError
+from recipes.finetuning import config as finetune_config
+from recipes.finetuning.data import columns_of, make_data, make_vocabulary, open_corpora
 from recipes.finetuning.words import words_of
 from slm.corpus import CodedCorpusWriter
 from slm.generation import SpeechLM, generate_speech, stream_speech
-from slm.modeling import extend_with_speech
+from slm.modeling import extend_with_speech, save_slm
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings, word_limits
 from slm.tasks import TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
@@ -281,6 +284,63 @@ def test_from_an_aligned_corpus_to_a_model(tmp_path: Path, monkeypatch: pytest.M
     plain = write_corpus(tmp_path / "plain")
     refused = slm(*common, f"corpus={plain}", "run_dir=plain-slm", code=2)
     assert "tts-aligned reads words" in refused and "encode it with data.0.columns=[words]" in refused
+
+
+def test_beside_other_tasks_what_is_not_aligned_is_left_out_of_this_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two corpora, one with aligned words; and `slm synthesize` says word by word what the model learnt so."""
+    monkeypatch.chdir(tmp_path)
+    aligned, plain = write_aligned(tmp_path / "codes"), write_corpus(tmp_path / "plain")
+    config = finetune_config.Config(
+        model=str(save_llm(tmp_path / "llm")),
+        corpora=[finetune_config.CorpusSource(str(aligned)), finetune_config.CorpusSource(str(plain))],
+        task_weights={"asr": 1.0, "tts": 1.0, "tts-aligned": 1.0},
+        speech_rows="noise",
+    )
+    corpora = open_corpora(config)
+    tokenizer = tiny_tokenizer()
+    data = make_data(config, corpora, tokenizer, make_vocabulary(config, corpora, tokenizer, None), 2**31)
+    n = {name: int((data.train.tasks == i).sum()) for i, name in enumerate(data.train.task_names)}
+    assert n == {"asr": corpora.count("train"), "tts": corpora.count("train"), "tts-aligned": 4}
+    assert data.vocabulary.trained_on.tasks == ("asr", "tts", "tts-aligned")
+    by_word = [i for i, task in enumerate(data.train.tasks) if data.train.task_names[task] == "tts-aligned"]
+    for index in by_word:  # each of them has its own words and codes
+        utterance = data.train.utterances[data.train.members[index]]
+        assert np.array_equal(
+            data.train.example(index, None).input_ids, make_example(data.vocabulary, TASK, utterance).input_ids
+        )
+    # A task by word alone needs a corpus that is aligned.
+    alone = dataclasses.replace(config, corpora=config.corpora[1:], task_weights={"asr": 1.0, "tts-aligned": 1.0})
+    with pytest.raises(ConfigError, match="tts-aligned reads words"):
+        columns_of(alone, open_corpora(alone))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "changes", "expected"),
+    [
+        (("asr", "tts", "tts-aligned"), {}, "tts-aligned"),
+        (("asr", "tts"), {}, "tts"),
+        ((), {}, "tts"),  # of a model from before
+        (("tts", "tts-aligned"), {"stream": True}, "tts"),
+        (("tts", "tts-aligned"), {"decoding": SynthesizeSettings(guidance=2.0)}, "tts"),
+        (("tts", "tts-aligned"), {"task": "tts"}, "tts"),
+    ],
+)
+def test_who_names_no_task_gets_the_one_that_the_model_learnt(
+    tmp_path: Path, tasks: tuple[str, ...], changes: dict, expected: str
+) -> None:
+    tokenizer = tiny_tokenizer()
+    known = dataclasses.replace(KNOWN, tasks=tasks)
+    vocabulary = dataclasses.replace(vocabulary_of(tokenizer), trained_on=known)
+    model = tiny_model("qwen2", len(tokenizer))
+    extend_with_speech(model, vocabulary, seed=0)
+    save_slm(model, tokenizer, vocabulary, tmp_path / "model")
+    assert with_task(Config(text="bin", model=str(tmp_path / "model"), **changes)).task == expected
+
+
+def test_a_model_that_is_not_there_is_told_with_all_else() -> None:
+    assert with_task(Config(text="bin", model="nowhere")).task == "tts"
 
 
 def test_the_shipped_configuration_is_of_this_task(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 It writes a manifest of its own, ``run_dir/manifest.jsonl``: the rows of the data with the columns ``words``
 (``[{word, start, end}]``) and ``characters`` in seconds, ``phones`` by pocketsphinx, and, with ``corpus``,
 ``word_frames`` (first frame of each word and the one behind its last, at the corpus' rate). What cannot be aligned
-stands by its id and reason in ``skipped.jsonl``. A killed run goes on where it stopped. ``plot=N`` draws the first N
-utterances.
+stands by its id and reason in ``skipped.jsonl``; with ``keep_unaligned`` in the manifest too, without times, for
+trainings whose other tasks need none. A killed run goes on where it stopped. ``plot=N`` draws the first N utterances.
 
 Errors: ConfigError for data, corpus or aligner that are not there; one utterance that fails stops nothing.
 """
@@ -60,6 +60,13 @@ class Config:
     revision: str | None = field(default=None, metadata={"help": "commit or tag of a hub model"})
     corpus: str | None = field(
         default=None, metadata={"help": "coded corpus of the same ids (slm encode): adds word_frames at its frame rate"}
+    )
+    keep_unaligned: bool = field(
+        default=False,
+        metadata={
+            "help": "manifest.jsonl also holds what could not be aligned, without times: for a training whose other "
+            "tasks need none"
+        },
     )
     plot: int = field(default=0, metadata={"help": "pictures of the first N utterances, in plots/", **ADJUSTABLE})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda", **ADJUSTABLE})
@@ -135,7 +142,9 @@ def run(config: Config) -> Path:
     for row in skipped:
         log.warning("%s: not aligned: %s", row["id"], row["error"])
     write_manifest(folder.path("skipped.jsonl"), skipped)
-    write_manifest(manifest, aligned)
+    plain = (manifest_row(utterance, manifest.parent, {}) for utterance in utterances)
+    kept = [old if "error" in row else row for row, old in zip(rows, plain, strict=True)]
+    write_manifest(manifest, kept if config.keep_unaligned else aligned)
     log.info("%d utterances aligned, %d not (skipped.jsonl): %s", len(aligned), len(skipped), manifest)
     folder.mark_complete({"aligned": len(aligned), "skipped": len(skipped)})
     return manifest

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from slm.lora import add_lora
 from slm.modeling import LLMFacts, describe_llm, freeze_other_towers, load_llm, save_slm
 from slm.multi_token import set_multi_token_heads
 from slm.training.batches import plan_steps
-from slm.training.preference import PairSamples, dpo, grpo
+from slm.training.preference import TASK, PairSamples, dpo, grpo
 from slm.training.reference import Reference, Scorer
 from slm.training.trainer import train
 from slm.vocabulary import SpeechVocabulary
@@ -178,6 +179,8 @@ def run(config: Config) -> Path:
         log.warning("%d texts that hold no word, or are longer than the model knows, are left out", texts.left_out)
     if vocabulary.trained_on is None:
         log.warning("%s does not tell the rate of speech of its training: lengths are not judged", config.model)
+    else:  # `slm synthesize` runs what was learnt here
+        vocabulary = replace(vocabulary, trained_on=replace(vocabulary.trained_on, tasks=(TASK,)))
     if config.method == "dpo":
         pairs = make_pairs(config, folder, texts.train, speaker, judge, Scorer(model, device, precision))
         samples = PairSamples(pairs)

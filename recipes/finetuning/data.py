@@ -117,19 +117,22 @@ def columns_of(config: Config, corpora: Corpora) -> list[str]:
     """The corpora's columns, beside codes and text, that the tasks read.
 
     Raises:
-        ConfigError: A corpus lacks one, or its varied copies have the times of their recordings.
+        ConfigError: A corpus lacks one, none has the words' times or prosody that a task reads, or a corpus's varied
+            copies have those of their recordings.
     """
     tasks = {task.name: list(task.columns) for task in used_tasks(config)}
-    by_word = {task.name: [WORDS] for task in used_tasks(config) if task.by_word}
-    with_prosody = {task.name: [PROSODY] for task in used_tasks(config) if task.answer_holds_prosody}
+    by_word = {task.name: WORDS for task in used_tasks(config) if task.by_word}
+    with_prosody = {task.name: PROSODY for task in used_tasks(config) if task.answer_holds_prosody}
     if by_word and config.pattern in LATE:
         raise ConfigError(f"pattern: {', '.join(by_word)} speaks word by word, which takes semantic or flatten")
     if with_prosody and config.pattern in LATE:
         raise ConfigError(f"pattern: {', '.join(with_prosody)} writes prosody, which takes semantic or flatten")
     _check_columns("task_weights", tasks, corpora)
-    _check_columns("task_weights", by_word, corpora)
-    _check_columns("task_weights", with_prosody, corpora)
-    _check_times([*by_word, *with_prosody], corpora)
+    for task, name in (by_word | with_prosody).items():
+        holders = Corpora([corpus for corpus in corpora.opened if name in corpus.metadata.columns], [])
+        # What one corpus cannot give a task, another may: its words are aligned, theirs are not.
+        _check_columns("task_weights", {task: [name]}, corpora if not holders.opened else holders)
+        _check_times(task, holders)
     _check_columns("prompts.languages", {task: [name] for task, name in config.prompts.languages.items()}, corpora)
     return list(dict.fromkeys(name for names in tasks.values() for name in names))
 
@@ -147,12 +150,12 @@ def _check_columns(key: str, columns: dict[str, list[str]], corpora: Corpora) ->
             )
 
 
-def _check_times(tasks: list[str], corpora: Corpora) -> None:
+def _check_times(task: str, corpora: Corpora) -> None:
     """Raises ConfigError where a corpus's varied copies have times that are not their own."""
-    for corpus in corpora.opened if tasks else ():
+    for corpus in corpora.opened:
         if not copies_have_own_times(corpus.metadata):
             raise ConfigError(
-                f"task_weights: {', '.join(tasks)} reads times, and in corpus {corpus.folder}, which an earlier "
+                f"task_weights: {task} reads times, and in corpus {corpus.folder}, which an earlier "
                 "version encoded, those of varied copies are their recordings'; encode it again into a new run_dir"
             )
 
@@ -220,7 +223,8 @@ def _with_prosody(
         return vocabulary
     columns_of(config, corpora)  # raises where the column is not there
     if vocabulary.prosody is None:
-        columns = sorted(set().union(*(corpus.values("train", PROSODY) for corpus in corpora.opened)))
+        holders = [corpus for corpus in corpora.opened if PROSODY in corpus.metadata.columns]
+        columns = sorted(set().union(*(corpus.values("train", PROSODY) for corpus in holders)))
         bins = bins_of(columns, config.prosody_bins, f"corpus {corpora.names}")
         return add_prosody(tokenizer, vocabulary, bins)
     if vocabulary.prosody.n != config.prosody_bins:
@@ -248,10 +252,10 @@ def make_data(
     """The sequences of the train and valid splits, and the vocabulary that tells what those with a text are like.
 
     Utterances whose text, or a column that a task reads, normalises to nothing are left out, and told; unless no task
-    holds any text. With a task by word so are those that are not aligned, and with prosody those not measured.
+    holds any text. Those that are not aligned are left out of tasks by word, those not measured of tasks with prosody.
     """
-    columns = columns_of(config, corpora)
-    needed = ["text", *columns] if any(task.holds_text for task in used_tasks(config)) else []
+    columns, tasks = columns_of(config, corpora), used_tasks(config)
+    needed = ["text", *columns] if any(task.holds_text for task in tasks) else []
     word_columns = _word_columns(config)
     write, read = get_normaliser(vocabulary.normaliser), get_normaliser(vocabulary.normaliser_of_prompts)
     as_written = vocabulary.normaliser == vocabulary.normaliser_of_prompts
@@ -264,7 +268,8 @@ def make_data(
     }
 
     def samples(split: str) -> SpeechSamples | None:
-        written, prompts, weights, n_empty, n_not_aligned = [], [], [], 0, 0
+        written, prompts, weights, n_empty = [], [], [], 0
+        n_without = dict.fromkeys((task.name for task in tasks), 0)
         languages: dict[str, list[str | None]] = {task: [] for task in asked_in.languages}
         chosen = evaluated(corpora.count(split), config.eval_utterances) if split == "valid" else None
         spoken[split] = []
@@ -280,12 +285,14 @@ def make_data(
             codes = row["audio_codes"].astype(np.int32)
             place = f"corpus {corpora.names}: {row['id']}"
             words = _words(word_columns, row, asked["text"], vocabulary, read, place)
-            if words is None:
-                n_not_aligned += 1
-                continue
             if word_columns:
                 words["words"] = word_ids(encode, asked["text"])
-            written.append(_tokens(codes, {name: encode(text) for name, text in texts.items()}, words))
+            tokens = _tokens(codes, {name: encode(text) for name, text in texts.items()}, words)
+            without = [task.name for task in tasks if not task.answers_from(tokens)]
+            n_without |= {name: n_without[name] + 1 for name in without}
+            if len(without) == len(tasks):
+                continue
+            written.append(tokens)
             same = asked == texts
             ids = {} if same else {name: encode(text) for name, text in asked.items()}
             prompts.append(written[-1] if same else _tokens(codes, ids, words))
@@ -296,14 +303,16 @@ def make_data(
             spoken[split].append((asked["text"], codes.shape[1] / vocabulary.frame_rate))
         if n_empty:
             log.warning("%s: %d utterances without %s are left out", split, n_empty, " or ".join(needed))
-        if n_not_aligned:
-            log.warning(
-                "%s: %d utterances whose column %s does not say their text, or has more words than they have "
-                "frames, are left out",
-                split,
-                n_not_aligned,
-                " or ".join(word_columns),
-            )
+        for task, n in n_without.items():
+            if n:
+                log.warning(
+                    "%s: %d utterances whose column %s does not say their text, or has more words than they have "
+                    "frames, are left out of %s",
+                    split,
+                    n,
+                    " or ".join(word_columns),
+                    task,
+                )
         if not written:
             return None
         repeats = weights if set(weights) != {1.0} and split == "train" else None
@@ -331,6 +340,7 @@ def make_data(
     trained_on = TrainedOn.of(texts, seconds, codes, text_ids, vocabulary.frame_rate)
     trained_on = dataclasses.replace(
         trained_on,
+        tasks=tuple(task.name for task in tasks),
         bare_prompts=config.noise.drop_prompt,
         wordings=tuple(asked_in.wordings.items()),
         languages=tuple(asked_in.languages.items()),
@@ -353,8 +363,8 @@ def _words(
     vocabulary: SpeechVocabulary,
     read: Callable[[str], str],
     place: str,
-) -> dict[str, Any] | None:
-    """The fields of :class:`UtteranceTokens` that come of columns of words; None where their words are not the text's.
+) -> dict[str, Any]:
+    """The fields of :class:`UtteranceTokens` that come of columns of words; None where its words are not the text's.
 
     Raises:
         ConfigError: a column holds something else.
@@ -362,11 +372,12 @@ def _words(
     fields: dict[str, Any] = {}
     if WORDS in columns:
         n_frames = row["audio_codes"].shape[1]
-        fields["word_frames"] = words_of(row["columns"][WORDS], text, n_frames, vocabulary.frame_rate, read, place)
+        column = row["columns"].get(WORDS, "")
+        fields["word_frames"] = words_of(column, text, n_frames, vocabulary.frame_rate, read, place)
     if PROSODY in columns:
-        values = prosody_of(row["columns"][PROSODY], text, read, place)
+        values = prosody_of(row["columns"].get(PROSODY, ""), text, read, place)
         fields["prosody"] = None if values is None else vocabulary.prosody.cut(values)
-    return None if any(value is None for value in fields.values()) else fields
+    return fields
 
 
 HELD_OUT = 50  # every fiftieth line of replayed text is for the valid loss

@@ -24,7 +24,13 @@ class Config:
 
     run_dir: str = field(default="", metadata={"help": "where audio and predictions go; may be empty with a text"})
     model: str = model_key()
-    task: str = field(default="tts", metadata={"help": "what is asked of the model: a task that answers in speech"})
+    task: str = field(
+        default="",
+        metadata={
+            "help": "what is asked of the model: a task that answers in speech; empty: tts-aligned, where the text is "
+            "given word by word, if the model has learnt that, else tts"
+        },
+    )
     text: str = field(default="", metadata={"help": "what to say"})
     files: list[str] = field(
         default_factory=list,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from recipes.config import ConfigError
 from recipes.runs.logs import log
 from slm.corpus import CodedCorpus
+from slm.modeling import ModelError, describe_llm
 from slm.tasks import Task, TaskError, get_task, tasks
 from slm.tasks.registry import Modality, UtteranceTokens
 from slm.tasks.sequences import prompt_size
 from slm.tasks.styles import language_mark, trained_wording, wording_ids
-from slm.tasks.tts_aligned import word_ids
+from slm.tasks.tts import TTS
+from slm.tasks.tts_aligned import TTS_ALIGNED, word_ids
 from slm.vocabulary import SpeechVocabulary
 
 COMMANDS: dict[Modality, str] = {"text": "slm transcribe", "speech": "slm synthesize"}
@@ -42,6 +45,19 @@ def resolve_task(name: str, answers: Modality) -> Task:
             f"{COMMANDS[answers]} takes those that answer in {answers}: {fitting}"
         )
     return task
+
+
+def usual_task(config: Any) -> str:
+    """The task of a synthesis that names none: the aligned one where the model has learnt it and can do what is asked.
+
+    Given word by word, no word is skipped and none said for ever. Guidance and a stream need the text in the prompt.
+    """
+    with contextlib.suppress(ModelError):  # told with all else that is wrong
+        vocabulary = describe_llm(config.model).vocabulary if config.model else None
+        known = vocabulary.trained_on if vocabulary is not None else None
+        if known and TTS_ALIGNED.name in known.tasks and not (config.stream or config.decoding.guidance > 1):
+            return TTS_ALIGNED.name
+    return TTS.name
 
 
 def check_marks(task: Task, vocabulary: SpeechVocabulary, model: str) -> None:

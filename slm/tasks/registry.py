@@ -136,6 +136,11 @@ class Task:
         """Whether the answer begins with the prosody of the text's words."""
         return any(isinstance(part, Prosody) for part in self._sample.answer)
 
+    def answers_from(self, utterance: UtteranceTokens) -> bool:
+        """Whether an utterance has what is known of its words only where they are aligned, if the answer holds that."""
+        lacks_words = self.by_word and utterance.word_frames is None
+        return not lacks_words and not (self.answer_holds_prosody and utterance.prosody is None)
+
     @cached_property
     def holds_text(self) -> bool:
         """Whether there is text in the prompt or in the answer; else recordings without a transcript will do."""

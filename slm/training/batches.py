@@ -91,11 +91,12 @@ class Samples(Protocol):
 
 
 class SpeechSamples:
-    """Every utterance once per task.
+    """Every utterance once per task that can be made of it.
 
     Args:
         vocabulary: Ids of speech.
-        utterances: Codes and text ids of each, its texts as the model writes them.
+        utterances: Codes and text ids of each, its texts as the model writes them. One without `word_frames` or
+            `prosody` has no sample of the tasks that answer with them.
         task_weights: Weight of a token of each task in the loss, by name; 0 leaves the task out.
         noise: What is done to speech in a prompt in training.
         max_length: Longer sequences are left out, and counted in `n_too_long`.
@@ -135,10 +136,13 @@ class SpeechSamples:
                 for kept, own, read in zip(self.utterances, utterances, prompts, strict=True)
             ]
         used = [number for number, weight in enumerate(self.task_weights) if weight > 0]
-        members = range(len(self.utterances))
-        lengths = np.array([[self._length(self._tasks[n], member) for member in members] for n in used], dtype=np.int64)
-        fits = lengths <= max_length if max_length else np.ones_like(lengths, dtype=bool)
-        self.n_too_long = int((~fits).any(axis=0).sum())
+        tasks = [self._tasks[number] for number in used]
+        has = np.array([[task.answers_from(one) for one in self.utterances] for task in tasks])
+        lengths = np.zeros(has.shape, dtype=np.int64)
+        for row, member in zip(*np.nonzero(has), strict=True):
+            lengths[row, member] = self._length(tasks[row], member)
+        fits = has & (lengths <= max_length) if max_length else has
+        self.n_too_long = int((has & ~fits).any(axis=0).sum())
         rows, self.members = np.nonzero(fits)
         self.tasks, self.lengths = np.array(used, dtype=np.int64)[rows], lengths[fits]
         self.repeats = None if repeats is None else np.asarray(repeats, dtype=float)[self.members]
