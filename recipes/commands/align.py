@@ -28,7 +28,7 @@ from eval.speech.alignment import AlignmentError, word_frames
 from recipes.config import ConfigError
 from recipes.runs.embedded import resolve
 from recipes.runs.files import disk_errors
-from recipes.runs.logs import log
+from recipes.runs.logs import log, the_first
 from recipes.runs.machine import resolve_device
 from recipes.runs.manifests import kept_rows, manifest_row, write_manifest
 from recipes.runs.progress import Progress
@@ -139,8 +139,8 @@ def run(config: Config) -> Path:
     rows = [done[utterance.id] for utterance in utterances]
     aligned = [row for row in rows if "error" not in row]
     skipped = [row for row in rows if "error" in row]
-    for row in skipped:
-        log.warning("%s: not aligned: %s", row["id"], row["error"])
+    for line in the_first(f"{row['id']}: not aligned: {row['error']}" for row in skipped):
+        log.warning("%s", line)
     write_manifest(folder.path("skipped.jsonl"), skipped)
     plain = (manifest_row(utterance, manifest.parent, {}) for utterance in utterances)
     kept = [old if "error" in row else row for row, old in zip(rows, plain, strict=True)]

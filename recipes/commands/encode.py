@@ -41,7 +41,7 @@ from recipes.encoding.plan import (
 )
 from recipes.runs.files import atomic_write_text, disk_errors, text_lines
 from recipes.runs.inputs import check_sources
-from recipes.runs.logs import log
+from recipes.runs.logs import log, the_first
 from recipes.runs.machine import resolve_precision, seed_everything
 from recipes.runs.plugins import plugins_key
 from recipes.runs.processes import Processes
@@ -53,7 +53,6 @@ from tokenizer.data.utterances import AudioError, DataError, DataSource, Utteran
 from tokenizer.long_form.chunking import can_chunk
 from tokenizer.precision import MIN_AGREEMENT
 
-SHOWN = 10
 INTERLEAVED_SHARDS = 4  # shards of a process in the works, which a kill loses
 
 
@@ -418,8 +417,6 @@ def _report_skipped(folder: RunFolder, skipped: list[dict], total: int) -> None:
         log.info("all %d recordings were encoded", total)
         return
     log.warning("encoded %d of %d; set aside %d:", total - len(skipped), total, len(skipped))
-    for row in skipped[:SHOWN]:
-        log.warning("  %s", row["reason"])
-    if len(skipped) > SHOWN:
-        log.warning("  and %d more", len(skipped) - SHOWN)
+    for line in the_first(row["reason"] for row in skipped):
+        log.warning("  %s", line)
     log.warning("all of them: %s (--strict stops at the first)", folder.path("skipped.jsonl"))

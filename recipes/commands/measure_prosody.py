@@ -29,7 +29,7 @@ from eval.speech.prosody import ProsodyError, ProsodyStatistics, SpokenWord, agr
 from recipes.config import ConfigError, Problems
 from recipes.runs.files import atomic_write_text, disk_errors, read_json, text_lines
 from recipes.runs.inputs import digest
-from recipes.runs.logs import log
+from recipes.runs.logs import log, the_first
 from recipes.runs.manifests import all_utterances, kept_rows, manifest_row, run_to_manifest, write_manifest
 from recipes.runs.progress import Progress
 from recipes.runs.run_folder import RunFolder
@@ -150,8 +150,8 @@ def measured_rows(
     measured = measure_all(utterances, folder.checkpoints / "rows.jsonl")
     rows, skipped, statistics = relative_rows(config, utterances, measured, folder.folder)
     atomic_write_text(folder.path("statistics.json"), json.dumps(statistics.as_dict(), indent=1) + "\n")
-    for row in skipped:
-        log.warning("%s: not measured: %s", row["id"], row["error"])
+    for line in the_first(f"{row['id']}: not measured: {row['error']}" for row in skipped):
+        log.warning("%s", line)
     write_manifest(folder.path("skipped.jsonl"), skipped)
     summary = summary_of(rows, measured)
     log.info("%(utterances)d utterances, %(words)d words, %(without_f0)d without F0, %(word_s).3f s a word", summary)

@@ -59,9 +59,9 @@ from recipes.inference.speech_requests import draw, encode_recordings, limits_of
 from recipes.inference.streaming import write_stream
 from recipes.inference.synthesis_config import Config
 from recipes.inference.tasks import style_of, usual_task, warn_of_no_language
-from recipes.inference.texts_to_say import may_be_cut, read_scripts, the_first
+from recipes.inference.texts_to_say import may_be_cut, read_scripts
 from recipes.runs.files import disk_errors
-from recipes.runs.logs import log
+from recipes.runs.logs import log, the_first
 from recipes.runs.run_folder import RunFolder
 from slm.generation import SpeechLM
 from slm.modeling import describe_llm, resolve_model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -17,13 +17,13 @@ from recipes.inference.setup import corpus_rows, source_utterances
 from recipes.inference.speech_checks import unsayable
 from recipes.inference.synthesis_config import UNKNOWN_LONGEST_TEXT, Config
 from recipes.inference.tasks import reference_of
+from recipes.runs.logs import the_first
 from slm.tasks import Task
 from slm.tasks.continuation import split_codes
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.utterances import Utterance
 
 LANGUAGE = "en"  # whose abbreviations end no sentence, where the normaliser names no language
-MAX_WARNINGS = 20  # lines of warnings
 
 
 def read_inputs(config: Config, task: Task, vocabulary: SpeechVocabulary) -> Iterator[Script]:
@@ -102,10 +102,3 @@ def read_scripts(
         head = "the model cannot say all of the text as it is written (without strict it speaks all the same):"
         raise ConfigError("\n  - ".join([head, *warnings]))
     return scripts
-
-
-def the_first(lines: Iterable[str]) -> list[str]:
-    """So many lines as a reader takes in, and how many more there are."""
-    lines = list(lines)
-    rest = len(lines) - MAX_WARNINGS
-    return lines[:MAX_WARNINGS] + ([f"... and {rest} more"] if rest > 0 else [])

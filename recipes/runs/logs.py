@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterable
 
 from recipes.runs.machine import is_main_process
 
 log = logging.getLogger("slm")
+SHOWN = 20  # lines of one kind in the terminal; files hold all
 ISLANDS = (log, logging.getLogger("tokenizer"), logging.getLogger("eval"))
 
 
@@ -48,3 +50,10 @@ def hide_loading_bars() -> None:
     if not are_progress_bars_disabled():
         disable_progress_bar()
         enable_progress_bars()
+
+
+def the_first(lines: Iterable[str]) -> list[str]:
+    """So many lines as a reader takes in, and how many more there are."""
+    lines = list(lines)
+    rest = len(lines) - SHOWN
+    return lines[:SHOWN] + ([f"... and {rest} more"] if rest > 0 else [])
