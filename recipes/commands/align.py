@@ -139,13 +139,15 @@ def run(config: Config) -> Path:
     rows = [done[utterance.id] for utterance in utterances]
     aligned = [row for row in rows if "error" not in row]
     skipped = [row for row in rows if "error" in row]
-    for line in the_first(f"{row['id']}: not aligned: {row['error']}" for row in skipped):
-        log.warning("%s", line)
+    if not config.keep_unaligned:
+        for line in the_first(f"{row['id']}: not aligned: {row['error']}" for row in skipped):
+            log.warning("%s", line)
     write_manifest(folder.path("skipped.jsonl"), skipped)
     plain = (manifest_row(utterance, manifest.parent, {}) for utterance in utterances)
     kept = [old if "error" in row else row for row, old in zip(rows, plain, strict=True)]
     write_manifest(manifest, kept if config.keep_unaligned else aligned)
-    log.info("%d utterances aligned, %d not (skipped.jsonl): %s", len(aligned), len(skipped), manifest)
+    kept_too = "; they are in the manifest without times" if config.keep_unaligned and skipped else ""
+    log.info("%d utterances aligned, %d not (skipped.jsonl)%s: %s", len(aligned), len(skipped), kept_too, manifest)
     folder.mark_complete({"aligned": len(aligned), "skipped": len(skipped)})
     return manifest
 
