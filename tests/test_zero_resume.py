@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from slm_tiny import save_llm, write_corpus
 
 from slm.training import zero_checkpoints
+from slm.training.checkpoints import mark_whole
 from slm.training.config import TrainingError
 from slm.training.zero_checkpoints import convert, remove_universal, written_by_others
 
@@ -27,7 +28,7 @@ LOSSES = ("loss", "eval_asr_loss", "eval_tts_loss")
 # Rates, decay and micro-batches in which a wrong group, moment or step would show.
 SETTINGS = ["steps=6", "tokens_per_step=420", "pack_length=64", "warmup_steps=2", "learning_rate=3e-3"]
 SETTINGS += ["embedding_learning_rate=6e-3", "weight_decay=0.5", "save_steps=2", "keep_checkpoints=4"]
-SETTINGS += ["eval_steps=3", "log_steps=1"]
+SETTINGS += ["eval_steps=2", "log_steps=1", "keep=best"]
 
 
 def finetune(folder: Path, stage: int, processes: int) -> str:
@@ -51,36 +52,54 @@ def forget_after(folder: Path, step: int) -> None:
     shutil.rmtree(folder / "model")
 
 
-def outcome(folder: Path) -> tuple[dict[tuple[int, str], float], dict[str, torch.Tensor]]:
-    """Losses by step and name, and the final weights."""
+def call_best(folder: Path, step: int) -> None:
+    """Lets a run that goes on at a step take that checkpoint for the best of all, whose weights are kept."""
+    checkpoint = folder / "checkpoints" / f"checkpoint-{step}"
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    assert Path(state["best_model_checkpoint"]) == checkpoint
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state | {"best_metric": 0.0}))
+    mark_whole(checkpoint)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def losses(folder: Path) -> dict[tuple[int, str], float]:
+    """By step and name."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    losses = {(row["step"], key): row[key] for row in rows for key in row if key in LOSSES}
-    return losses, load_file(folder / "model" / "model.safetensors")
+    return {(row["step"], key): row[key] for row in rows for key in row if key in LOSSES}
 
 
 @pytest.mark.skipif(NO_DEEPSPEED, reason="needs deepspeed (pip install '.[deepspeed]'), g++ and Python's headers")
 @pytest.mark.parametrize("stage", [2, 3])
 def test_zero_goes_on_in_another_number_of_processes(tmp_path, stage: int) -> None:
-    """Two processes; cut off after step 2 and gone on by one; that one cut off after step 4 and gone on by two."""
+    """Two processes; cut off after step 2 and gone on by one; that one cut off after step 4 and gone on by two.
+
+    Each goes through the steps of the unbroken run. The best checkpoint is the one that two wrote, and is read by one.
+    """
     save_llm(tmp_path / "llm")
     write_corpus(tmp_path / "codes", 13)
-    run = tmp_path / "run"
+    run, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
     finetune(run, stage, 2)
-    losses, weights = outcome(run)
-    assert len(losses) == 10  # six steps, two evaluations of two tasks
+    unbroken, last = losses(run), weights(run / "model")
+    assert len(unbroken) == 12  # six steps, three evaluations of two tasks
+    call_best(run, 2)
+    best = weights(checkpoints / "checkpoint-2")
     for step, processes in ((2, 1), (4, 2)):
         forget_after(run, step)
-        torn = run / "checkpoints" / f"checkpoint-{step}" / "universal" / "zero"
-        torn.mkdir(parents=True)  # a conversion that was cut off
+        (checkpoints / f"checkpoint-{step}" / "universal" / "zero").mkdir(parents=True)  # a conversion cut off
         said = finetune(run, stage, processes)
         assert f"{processes} after {3 - processes}" in " ".join(said.split()) and "converted in" in said
-        again, weights_again = outcome(run)
-        assert set(again) == set(losses)
-        for at, loss in losses.items():
-            assert again[at] == pytest.approx(loss, abs=1e-4), at
-        for name, weight in weights.items():
-            torch.testing.assert_close(weights_again[name], weight, atol=1e-4, rtol=1e-4)
-        assert not list((run / "checkpoints").glob("*/*universal*"))  # room is given back at the next checkpoint
+        broken = losses(run)
+        assert set(broken) == set(unbroken)
+        for at, loss in unbroken.items():
+            assert broken[at] == pytest.approx(loss, abs=1e-4), at
+        for folder, wanted in ((checkpoints / "checkpoint-6", last), (run / "model", best)):
+            found = weights(folder)
+            for name, weight in wanted.items():
+                torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=1e-4)
+        assert not list(checkpoints.glob("*/*universal*"))  # room is given back at the next checkpoint
 
 
 def checkpoint_of(folder: Path, state: dict) -> Path:

@@ -38,7 +38,8 @@ class CheckpointMarker(TrainerCallback):
 
 def mark_whole(folder: Path) -> None:
     """Lists a folder's files in it, when the last of them is written."""
-    sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MARKER]
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
     _write(folder / MARKER, json.dumps(sizes, indent=1))
 
 
