@@ -56,24 +56,30 @@ def convert(checkpoint: Path) -> None:
             what else can be done.
     """
     target, parts = checkpoint / UNIVERSAL, parts_of(checkpoint)
-    if not is_whole(target):
-        shutil.rmtree(target, ignore_errors=True)  # of a conversion that was cut off
-        _check_moments(checkpoint, parts)
-        _check_room(checkpoint, parts)
-        started = time.perf_counter()
-        try:
-            _run_deepspeed(parts[0].parent, target)
-            mark_whole(target)
-        except Exception as error:
-            shutil.rmtree(target, ignore_errors=True)
-            raise TrainingError(
-                f"{checkpoint}: DeepSpeed could not convert it for another number of processes "
-                f"({type(error).__name__}: {error}; {_gigabytes(shutil.disk_usage(checkpoint).free)} free on its "
-                f"disk). Nothing of it is lost: {_way_out(parts)}"
-            ) from error
-        size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-        log.info("converted in %.1f s; %s, until the next checkpoint", time.perf_counter() - started, _gigabytes(size))
-    (checkpoint / LATEST_UNIVERSAL).write_text(UNIVERSAL, encoding="utf-8")
+    try:
+        if not is_whole(target):
+            shutil.rmtree(target, ignore_errors=True)  # of a conversion that was cut off
+            _check_moments(checkpoint, parts)
+            _check_room(checkpoint, parts)
+            _convert_anew(parts, target)
+        (checkpoint / LATEST_UNIVERSAL).write_text(UNIVERSAL, encoding="utf-8")
+    except TrainingError:
+        raise
+    except Exception as error:  # DeepSpeed's are of any kind, those of torch's files on a full disk too
+        shutil.rmtree(target, ignore_errors=True)
+        raise TrainingError(
+            f"{checkpoint}: DeepSpeed could not convert it for another number of processes ({type(error).__name__}: "
+            f"{error}; {_gigabytes(shutil.disk_usage(checkpoint).free)} free on its disk). Nothing of it is lost: "
+            f"{_way_out(parts)}"
+        ) from error
+
+
+def _convert_anew(parts: list[Path], target: Path) -> None:
+    started = time.perf_counter()
+    _run_deepspeed(parts[0].parent, target)
+    mark_whole(target)
+    size = _size(path for path in target.rglob("*") if path.is_file())
+    log.info("converted in %.1f s; %s, until the next checkpoint", time.perf_counter() - started, _gigabytes(size))
 
 
 def convert_for(checkpoint: Path, arguments: TrainingArguments) -> None:
@@ -111,7 +117,8 @@ class UniversalResume(TrainerCallback):
 
     def __init__(self, trainer: Trainer, checkpoint: Path) -> None:
         self.trainer, self.checkpoint = trainer, checkpoint
-        trainer.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
+        settings = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["checkpoint"] = settings.get("checkpoint", {}) | {"load_universal": True}
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """All is loaded by now."""
