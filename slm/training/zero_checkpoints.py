@@ -190,8 +190,11 @@ def _check_moments(checkpoint: Path, parts: list[Path]) -> None:
 
 
 def _check_room(checkpoint: Path, parts: list[Path]) -> None:
-    """Raises TrainingError where the disk has too little room: for the parts cut up, then put together, and weights."""
-    needed = 2 * _size(parts) + _size(parts[0].parent.glob("*_model_states.pt"))
+    """Raises TrainingError where the disk has too little room.
+
+    That is for the parts cut up, then put together, and beside them the weights and (ZeRO-3) the first part once more.
+    """
+    needed = 2 * _size(parts) + _size(parts[:1]) + _size(parts[0].parent.glob("*_model_states.pt"))
     free = shutil.disk_usage(checkpoint).free
     if free < needed:
         raise TrainingError(
