@@ -184,7 +184,7 @@ def _check_moments(checkpoint: Path, parts: list[Path]) -> None:
     if not kept or offloaded or any(not set(values) >= MOMENTS for values in kept):
         what = "that an NVMe drive holds" if offloaded else "other than Adam's"
         raise TrainingError(
-            f"{checkpoint}: DeepSpeed wrote it in {len(parts)} processes, and cannot convert an optimizer's state "
+            f"{checkpoint}: DeepSpeed wrote it in {_processes(parts)}, and cannot convert an optimizer's state "
             f"{what} for another number: {_way_out(parts)}"
         )
 
@@ -205,11 +205,14 @@ def _check_room(checkpoint: Path, parts: list[Path]) -> None:
 
 
 def _way_out(parts: list[Path]) -> str:
-    n = len(parts)
     return (
-        f"start {n} process{'es' if n > 1 else ''} as before (torchrun --nproc_per_node {n} ...). When that run is "
+        f"start {_processes(parts)} as before (torchrun --nproc_per_node {len(parts)} ...). When that run is "
         "complete, its weights alone start another one in any number: model=RUN_DIR/model, in a run_dir of its own"
     )
+
+
+def _processes(parts: list[Path]) -> str:
+    return f"{len(parts)} process{'es' if len(parts) > 1 else ''}"
 
 
 def _load_lazily(file: Path) -> Any:
