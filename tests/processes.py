@@ -33,7 +33,9 @@ def slm(*words: str) -> None:
     cli.main()
 
 
-def start(target: Callable, *arguments: object, log: Path, world: int = 1, threads: int = 1) -> list[BaseProcess]:
+def start(
+    target: Callable, *arguments: object, log: Path, world: int = 1, threads: int = 1, alone: bool = False
+) -> list[BaseProcess]:
     """Runs a function of a module in `world` processes that torchrun could have started, without torchrun's seconds.
 
     Args:
@@ -42,9 +44,11 @@ def start(target: Callable, *arguments: object, log: Path, world: int = 1, threa
         log: where all of them write what they say.
         world: how many there are. They find each other by gloo, a GPU hidden: they would share it.
         threads: torch's, in each.
+        alone: whether the one process of `world=1` is told that it is, as torchrun would.
     """
     environment = {}
-    if world > 1:
+    launched = world > 1 or alone
+    if launched:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = str(listener.getsockname()[1])
@@ -52,7 +56,7 @@ def start(target: Callable, *arguments: object, log: Path, world: int = 1, threa
         environment |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(world))
     started = []
     for rank in range(world):
-        own = dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) if world > 1 else {}
+        own = dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) if launched else {}
         started.append(FORKED.Process(target=_run, args=(environment | own, log, threads, target, arguments)))
         started[-1].start()
     return started

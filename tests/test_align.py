@@ -163,6 +163,22 @@ def test_a_killed_run_goes_on_to_the_same_result(loudness, manifest, tmp_path):
     assert 0 < len(loudness) < n_calls
 
 
+def test_other_inputs_are_refused_and_the_same_go_on(loudness, manifest, tmp_path):
+    """In a complete run and in one that was cut off."""
+    config = config_for(manifest, tmp_path / "out")
+    align.run(config)
+    n_calls = len(loudness)
+    before = manifest.read_text(encoding="utf-8")
+    manifest.write_text(before.replace("Ab, b!", "Ab, a!"), encoding="utf-8")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"out was begun with other contents of data or aligner, .*--restart"):
+            align.run(config)
+        (tmp_path / "out" / "complete.json").unlink(missing_ok=True)
+    manifest.write_text(before, encoding="utf-8")
+    align.run(config)
+    assert len(loudness) == n_calls  # all rows were kept
+
+
 def test_an_aligner_whose_times_do_not_follow_the_audio_is_refused(loudness, manifest, tmp_path, monkeypatch):
     def load(config, device):
         def scores(piece):  # the same places whatever is heard

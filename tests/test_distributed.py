@@ -21,8 +21,6 @@ from transformers import AutoModelForCausalLM
 from recipes.commands import finetune
 from recipes.config import load_config
 from slm.modeling import load_llm
-from slm.training.config import TrainingError
-from slm.training.zero_checkpoints import check_processes, processes_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -178,19 +176,6 @@ def test_deepspeed_gives_the_single_losses(tmp_path, stage: int, lora: bool) -> 
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
-def test_parts_of_another_number_of_processes_are_refused_by_name(tmp_path) -> None:
-    """DeepSpeed's own error comes when all is loaded, and names no way out."""
-    assert processes_of(tmp_path) is None
-    check_processes(tmp_path, 3)  # plain DDP's
-    (tmp_path / "latest").write_text("global_step2")
-    (tmp_path / "global_step2").mkdir()
-    for rank in range(2):
-        (tmp_path / "global_step2" / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
-    check_processes(tmp_path, 2)
-    with pytest.raises(TrainingError, match=r"in 2 processes and cannot go on from it in 3; start 2 \(torchrun"):
-        check_processes(tmp_path, 3)
-
-
 @pytest.mark.slow
 def test_two_processes_with_lora_give_the_single_losses(tmp_path) -> None:
     single = single_process(tmp_path, "lora.rank=4")
@@ -206,8 +191,6 @@ import os, signal
 from recipes.commands import finetune
 from recipes.config import load_config
 from slm.modeling import load_llm
-from slm.training.config import TrainingError
-from slm.training.zero_checkpoints import check_processes, processes_of
 from slm.training.trainer import SpeechTrainer
 steps = SpeechTrainer.compute_loss
 def compute_loss(self, *args, **kwargs):

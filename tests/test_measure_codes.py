@@ -102,6 +102,39 @@ def test_from_recordings_to_the_file(recordings, capsys, monkeypatch) -> None:
     assert capsys.readouterr().out == shown
 
 
+def test_an_id_prefix_joins_the_alignments_of_two_sources_to_their_codes(tmp_path) -> None:
+    """Ids that both sources have, at first: the codes spell their own source's text, a letter a frame."""
+    texts = {"": ["bead", "cafe", "fade"], "b-": ["deaf", "abed", "cabs"]}
+    writer = CodedCorpusWriter(tmp_path / "codes", metadata(codebook_sizes=[26, 26], frame_rate=10.0))
+    rows, sources = [], []
+    for name, (prefix, spoken) in zip(("one", "two"), texts.items(), strict=True):
+        (tmp_path / name).mkdir()
+        lines = []
+        for number, text in enumerate(spoken):
+            spans = [{"character": c, "start": n / 10, "end": (n + 1) / 10} for n, c in enumerate(text)]
+            lines.append(json.dumps({"id": f"u{number}", "audio": "a.wav", "text": text, "characters": spans}))
+            codes = np.stack([[ord(c) - ord("a") for c in text]] * 2)
+            row = {"id": f"{prefix}u{number}", "text": text, "speaker": "s", "duration": len(text) / 10}
+            rows.append(row | {"audio_codes": codes})
+        (tmp_path / name / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+        sources.append(f"{{path: {tmp_path / name / 'manifest.jsonl'}, id_prefix: '{prefix}'}}")
+    writer.write_shard("train", 0, 1, rows)
+    writer.finish()
+
+    def characters(run: str, *of: str) -> dict:
+        own = [f"run_dir={tmp_path / run}", f"corpus={tmp_path / 'codes'}", f"data=[{', '.join(of)}]", "device=cpu"]
+        config = load_config(measure_codes.Config, None, [*own, "measures=[characters]"])
+        return json.loads(measure_codes.run(config).read_text())["characters"]
+
+    both = characters("both", *sources)
+    assert both["n_scored"] == 6 and both["books"][0]["share"] == pytest.approx(1)
+    alone = characters("alone", sources[1])
+    assert alone["n_scored"] == 3 and alone["books"][0]["share"] == pytest.approx(1)
+    # Without its prefix the second source's alignments take the place of the first's.
+    mixed = characters("mixed", sources[0], sources[1].replace("b-", ""))
+    assert mixed["n_scored"] == 3 and mixed["books"][0]["share"] < 0.9
+
+
 def test_what_is_missing_is_a_gap_and_the_rest_stands(recordings, tmp_path) -> None:
     writer = CodedCorpusWriter(tmp_path / "codes", metadata())
     writer.write_shard("train", 0, 1, utterances(8))

@@ -21,11 +21,12 @@ from slm_tiny import (
 from typer.testing import CliRunner
 
 from recipes import cli
-from recipes.commands.synthesize import Config, refuse_words, with_task
+from recipes.commands.synthesize import Config, refuse_words
 from recipes.config import ConfigError
 from recipes.finetuning import config as finetune_config
 from recipes.finetuning.data import columns_of, make_data, make_vocabulary, open_corpora
 from recipes.finetuning.words import words_of
+from recipes.inference.tasks import task_name
 from slm.corpus import CodedCorpusWriter
 from slm.generation import SpeechLM, generate_speech, stream_speech
 from slm.modeling import extend_with_speech, save_slm
@@ -336,11 +337,11 @@ def test_who_names_no_task_gets_the_one_that_the_model_learnt(
     model = tiny_model("qwen2", len(tokenizer))
     extend_with_speech(model, vocabulary, seed=0)
     save_slm(model, tokenizer, vocabulary, tmp_path / "model")
-    assert with_task(Config(text="bin", model=str(tmp_path / "model"), **changes)).task == expected
+    assert task_name(Config(text="bin", model=str(tmp_path / "model"), **changes)) == expected
 
 
 def test_a_model_that_is_not_there_is_told_with_all_else() -> None:
-    assert with_task(Config(text="bin", model="nowhere")).task == "tts"
+    assert task_name(Config(text="bin", model="nowhere")) == "tts"
 
 
 def test_the_shipped_configuration_is_of_this_task(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ from eval.judges.judge import check_judge
 from eval.judges.sphinx_aligner import SphinxAligner
 from eval.speech.alignment import AlignmentError, word_frames
 from recipes.config import ConfigError
-from recipes.runs.embedded import resolve
+from recipes.runs.embedded import model_path, resolve
 from recipes.runs.files import disk_errors
+from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log, the_first
 from recipes.runs.machine import resolve_device
 from recipes.runs.manifests import kept_rows, manifest_row, write_manifest
@@ -101,13 +102,15 @@ def run(config: Config) -> Path:
     """Align, or go on where a killed run stopped; returns the manifest."""
     folder = RunFolder(config.run_dir)
     folder.check(config)
+    utterances = _utterances(config)
+    fingerprint = _fingerprint(config, utterances, folder)
+    refuse_other_inputs(folder, fingerprint, "data, aligner or corpus" if config.corpus else "data or aligner")
     manifest = folder.path("manifest.jsonl")
     if folder.complete:
         log.info("%s is complete: skipped", config.run_dir)
         return manifest
     plan(config)
-    folder.start(config)
-    utterances = _utterances(config)
+    folder.start(config, fingerprint)
     n_frames, frame_rate = _coded(config)
     parts = folder.checkpoints / "rows.jsonl"
     done = kept_rows(parts)
@@ -167,6 +170,13 @@ def _utterances(config: Config) -> list[Utterance]:
     if len({item.id for item in found}) < len(found):
         raise ConfigError("data: an id occurs in two splits; give each utterance an id of its own")
     return found
+
+
+def _fingerprint(config: Config, utterances: list[Utterance], folder: RunFolder) -> str:
+    """A hash of the rows that the manifest takes over, of the aligner, and of the corpus that counts the frames."""
+    rows = [json.dumps(manifest_row(utterance, folder.folder, {})) for utterance in utterances]
+    aligner = SPHINX if config.aligner == SPHINX else model_path(config.aligner)
+    return digest(rows, aligner, *([Path(config.corpus).expanduser()] if config.corpus else []))
 
 
 def _load(config: Config, utterances: list[Utterance]) -> Aligner | SphinxAligner:

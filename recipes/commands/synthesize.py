@@ -18,7 +18,6 @@ Not here: scores (``slm evaluate``), choice among samples by a judge.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -58,7 +57,7 @@ from recipes.inference.speech_files import decoded
 from recipes.inference.speech_requests import draw, encode_recordings, limits_of, make_requests, prompt_s
 from recipes.inference.streaming import write_stream
 from recipes.inference.synthesis_config import Config
-from recipes.inference.tasks import style_of, usual_task, warn_of_no_language
+from recipes.inference.tasks import style_of, warn_of_no_language
 from recipes.inference.texts_to_say import may_be_cut, read_scripts
 from recipes.runs.files import disk_errors
 from recipes.runs.logs import log, the_first
@@ -114,11 +113,6 @@ def require_heads(config: Config) -> None:
         )
 
 
-def with_task(config: Config) -> Config:
-    """The configuration with the task that is run where none is named."""
-    return config if config.task else dataclasses.replace(config, task=usual_task(config))
-
-
 def prepare(config: Config, with_files: bool = False) -> Setup:
     """Raises all that would stop a synthesis, together; `with_files`: and each file that is missing or empty."""
     problems = Problems("slm synthesize")
@@ -147,7 +141,6 @@ def prepare(config: Config, with_files: bool = False) -> Setup:
 
 def plan(config: Config) -> dict[str, object]:
     """What would be said; raises all that would stop it, together."""
-    config = with_task(config)
     setup = prepare(config, with_files=True)
     task, vocabulary, tokenizer = setup.task, setup.vocabulary, setup.tokenizer
     scripts = read_scripts(config, task, vocabulary, describe_llm(config.model).tokenizer)
@@ -159,7 +152,7 @@ def plan(config: Config) -> dict[str, object]:
     )
     facts: dict[str, object] = {
         "model": config.model,
-        "task": config.task,
+        "task": task.name,
         "speech tokenizer": config.tokenizer or vocabulary.tokenizer,
         "texts": len(scripts),
         "parts they are cut into": len(parts),
@@ -182,7 +175,6 @@ def run(config: Config) -> Path:
         ConfigError, DataError, CorpusError: something cannot be used; the message says what to do.
         ProcessError: another process failed; the message is its own.
     """
-    config = with_task(config)
     if (done := finished(config, config.own_inputs)) is not None:
         return done
     processes = join_processes(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from recipes.runs.run_folder import RunFolder
 from slm.lora import LoraSettings, merge_lora, save_adapter
@@ -40,6 +41,7 @@ def save_result(
         return
     save_adapter(trained, text_tokenizer, vocabulary, folder.path("adapter"), base, state)
     if lora.merge:
+        unset_hf_deepspeed_config()  # under ZeRO-3 the base would be shared out over processes that do not load it
         merged = merge_lora(folder.path("base"), folder.path("adapter"), weights)
         save_slm(merged, text_tokenizer, vocabulary, folder.path("model"))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from recipes.config import ConfigError, Problems
 from recipes.inference.acoustic import AcousticVoice
-from recipes.inference.tasks import check_language, check_marks, resolve_task
+from recipes.inference.tasks import check_language, check_marks, resolve_task, task_name
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device
 from recipes.runs.run_folder import RunFolder
@@ -61,7 +61,7 @@ def source_utterances(config: Any) -> list[Utterance]:
     Raises:
         DataError: it cannot be read, is empty, or has two of one id.
     """
-    columns = list(dict.fromkeys([*config.data.columns, *get_task(config.task).columns]))
+    columns = list(dict.fromkeys([*config.data.columns, *get_task(task_name(config)).columns]))
     return read_sources([replace(config.data, columns=columns)], config.split)[: config.limit]
 
 
@@ -85,7 +85,7 @@ def check_setup(
     """Notes what is wrong with the folder, the task, the device, the model, its speech tokenizer or the inputs."""
     if config.run_dir:
         problems.attempt(RunFolder(config.run_dir).check, config)
-    task = problems.attempt(resolve_task, config.task, answers)
+    task = problems.attempt(resolve_task, task_name(config), answers)
     device = problems.attempt(resolve_device, config.device)
     vocabulary = problems.attempt(model_vocabulary, config)
     if task is not None and vocabulary is not None:

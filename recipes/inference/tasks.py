@@ -47,11 +47,14 @@ def resolve_task(name: str, answers: Modality) -> Task:
     return task
 
 
-def usual_task(config: Any) -> str:
-    """The task of a synthesis that names none: the aligned one where the model has learnt it and can do what is asked.
+def task_name(config: Any) -> str:
+    """The task that is run: the one named, else the aligned one where the model has learnt it and can do what is asked.
 
-    Given word by word, no word is skipped and none said for ever. Guidance and a stream need the text in the prompt.
+    Given word by word, no word is skipped and none said for ever. Guidance and a stream need the text in the prompt. The
+    configuration keeps what was named: what follows from the model, which a run folder knows, is no part of it.
     """
+    if config.task:
+        return config.task
     with contextlib.suppress(ModelError):  # told with all else that is wrong
         vocabulary = describe_llm(config.model).vocabulary if config.model else None
         known = vocabulary.trained_on if vocabulary is not None else None
@@ -138,7 +141,7 @@ def warn_of_no_language(config: Any, style: Style) -> None:
         log.warning(
             "%s was trained with the tag of a language, which nothing says here: give language=..., or a data source "
             "or corpus with the column %s",
-            config.task,
+            task_name(config),
             style.column,
         )
 

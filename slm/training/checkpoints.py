@@ -32,9 +32,24 @@ class CheckpointMarker(TrainerCallback):
             dist.barrier()  # every process's files are there before they are listed
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-            _write(folder / MARKER, json.dumps(sizes, indent=1))
+            mark_whole(folder)
             _write(folder.parent / LAST, json.dumps({"step": state.global_step}))
+
+
+def mark_whole(folder: Path) -> None:
+    """Lists a folder's files in it, when the last of them is written."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MARKER]
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    _write(folder / MARKER, json.dumps(sizes, indent=1))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether all files that a folder's list names are there in their size; not where there is no list."""
+    try:
+        sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, json.JSONDecodeError):
+        return False
 
 
 def _write(path: Path, text: str) -> None:
@@ -73,12 +88,7 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     """
     found = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
     for path in found:
-        try:
-            sizes = json.loads((path / MARKER).read_text(encoding="utf-8"))
-            whole = all((path / name).stat().st_size == size for name, size in sizes.items())
-        except (OSError, json.JSONDecodeError):
-            whole = False
-        if whole:
+        if is_whole(path):
             return path
         number = 0
         while (aside := path.with_name(f"torn-{path.name}" + (f"-{number}" if number else ""))).exists():

@@ -111,7 +111,8 @@ class TrainingConfig:
         default=7200.0,
         metadata={
             "help": "how long processes wait for each other before they give up, in seconds: longer than the first "
-            "one takes to evaluate, and to write a checkpoint",
+            "one takes to evaluate, to write a checkpoint, and to convert one of DeepSpeed's for another number of "
+            "processes",
             **ADJUSTABLE,
         },
     )
@@ -148,7 +149,11 @@ class TrainingConfig:
         },
     )
     deepspeed: str | None = field(
-        default=None, metadata={"help": "a DeepSpeed JSON (shipped: deepspeed-zero2); needs torchrun"}
+        default=None,
+        metadata={
+            "help": "a DeepSpeed JSON (shipped: deepspeed-zero2, deepspeed-zero3); needs torchrun. A run goes on in "
+            "another number of processes too: its checkpoint is converted first"
+        },
     )
     fsdp: str | None = field(
         default=None, metadata={"help": "FSDP options, e.g. 'full_shard auto_wrap'; needs torchrun"}

@@ -28,7 +28,13 @@ from slm.training.batches import ONE_ROW, Batch, PackedBatches, Samples, evaluat
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
 from slm.training.config import SHORT_ROW, TrainingConfig, TrainingError, training_arguments
 from slm.training.packing import packing_leaks
-from slm.training.zero_checkpoints import check_processes
+from slm.training.zero_checkpoints import (
+    UniversalResume,
+    convert_for,
+    read_universal,
+    remove_universal,
+    written_by_others,
+)
 
 log = logging.getLogger(__name__)
 
@@ -231,6 +237,19 @@ class SpeechTrainer(Trainer):
         model.train()
         return metrics
 
+    def _load_best_model(self) -> None:
+        """The Trainer's, from a checkpoint of another number of processes too."""
+        best = Path(self.state.best_model_checkpoint)
+        converts = self.is_deepspeed_enabled and written_by_others(best, self.args.world_size)
+        if converts:
+            convert_for(best, self.args)
+            read_universal(self.model_wrapped, True)
+        super()._load_best_model()
+        if converts:
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                remove_universal(best)
+
 
 class _Watch(TrainerCallback):
     """Checks that the engine is the one that was asked for."""
@@ -366,8 +385,9 @@ def train(
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(tensorboard))))
     with arguments.main_process_first(desc="looking for checkpoints"):
         checkpoint = newest_checkpoint(folder)
-    if checkpoint and trainer.is_deepspeed_enabled:
-        check_processes(checkpoint, processes)
+    if checkpoint and trainer.is_deepspeed_enabled and written_by_others(checkpoint, processes):
+        convert_for(checkpoint, arguments)
+        trainer.add_callback(UniversalResume(trainer, checkpoint))
     arguments.eval_on_start |= objective.evaluates_first and evaluates and checkpoint is None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     bare.set_attn_implementation(attention)
