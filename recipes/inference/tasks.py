@@ -14,6 +14,7 @@ from recipes.config import ConfigError
 from recipes.runs.logs import log
 from slm.corpus import CodedCorpus
 from slm.modeling import ModelError, describe_llm
+from slm.settings import SynthesizeSettings
 from slm.tasks import Task, TaskError, get_task, tasks
 from slm.tasks.registry import Modality, UtteranceTokens
 from slm.tasks.sequences import prompt_size
@@ -50,10 +51,10 @@ def resolve_task(name: str, answers: Modality) -> Task:
 def task_name(config: Any) -> str:
     """The task that is run: the one named, else the aligned one where the model has learnt it and can do what is asked.
 
-    Given word by word, no word is skipped and none said for ever. Guidance and a stream need the text in the prompt. The
-    configuration keeps what was named: what follows from the model, which a run folder knows, is no part of it.
+    Given word by word, no word is skipped and none said for ever. Guidance and a stream need the text in the prompt.
+    The configuration keeps what was named: what follows from the model, which a run folder knows, is no part of it.
     """
-    if config.task:
+    if config.task or not isinstance(config.decoding, SynthesizeSettings):
         return config.task
     with contextlib.suppress(ModelError):  # told with all else that is wrong
         vocabulary = describe_llm(config.model).vocabulary if config.model else None
