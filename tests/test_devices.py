@@ -62,6 +62,7 @@ OBJECTS = {  # pickled, and sent from wherever the backend wants the bytes
     ("tokenizer/training/checkpoints.py", "load_latest_state", "broadcast_object_list"),
     ("recipes/runs/processes.py", "_gather", "all_gather_object"),
     ("slm/training/trainer.py", "evaluate", "broadcast_object_list"),
+    ("slm/training/zero_checkpoints.py", "convert_for", "broadcast_object_list"),
 }
 COLLECTIVES = (
     "all_reduce all_gather all_gather_into_tensor all_to_all broadcast gather gather_for_metrics reduce reduce_scatter "

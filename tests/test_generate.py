@@ -73,16 +73,17 @@ def facts_of(run: str) -> dict:
 def test_the_two_that_everyone_knows_are_the_same_under_their_names(slm, spoken, task: str, command: str) -> None:
     model, manifest = spoken
     more = {"asr": ["decoding.num_beams=2"], "tts": ["decoding.top_k=5", "decoding.seed=3"]}[task]
+    asked = ["task=tts"] if task == "tts" else []  # without it the model's own, which is no part of the configuration
     for source in ("corpus=codes", f"data.path={manifest}"):
         common = [f"model={model}", source, "split=train", *more]
-        slm(command, *common, "run_dir=known")
+        slm(command, *asked, *common, "run_dir=known")
         slm("generate", f"task={task}", *common, "run_dir=named")
         assert lines_of("known") == lines_of("named") and len(lines_of("named")) == 3
         assert facts_of("known") == facts_of("named")
         for name in ("config.yaml", *(f"audio/train{n}.wav" for n in range(3 if task == "tts" else 0))):
             known, named = (Path(run, name).read_bytes().replace(run.encode(), b"") for run in ("known", "named"))
             assert known == named
-        assert "is complete: skipped" in slm(command, *common, "run_dir=named")
+        assert "is complete: skipped" in slm(command, *asked, *common, "run_dir=named")
         for run in ("known", "named"):
             Path(run).rename(f"{run}-{len(source)}")
 
