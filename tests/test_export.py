@@ -338,6 +338,21 @@ def test_the_chain_goes_back_to_where_a_model_began(runs, tmp_path):
     assert [(row.corpus, row.split, row.n, row.hours) for row in data_rows(past.runs)] == [("corpus", "train", 3, 1.5)]
 
 
+def test_a_manifest_that_a_run_made_of_data_stands_for_that_data(runs, tmp_path):
+    """`slm align` takes its rows over without licences: they were counted twice, the second time as not stated."""
+    corpus = yaml.safe_load((runs / "config.yaml").read_text())["data"][0]
+    aligned = write_run(tmp_path / "aligned", {"data": [corpus], "aligner": "pocketsphinx"}, recipe="align")
+    rows = [json.loads(line) for line in Path(corpus["path"]).read_text().splitlines()]
+    for row in rows:
+        del row["license"], row["source"]
+    (aligned / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = [{"path": str(aligned / "manifest.jsonl"), "split": None, "limit": None}]
+    codes = write_run(tmp_path / "codes", {"data": data, "copies": 1}, recipe="encode")
+    (row,) = data_rows(lineage(read_run(codes)).runs)
+    assert (row.corpus, row.n, row.hours, row.licences) == ("corpus", 3, 1.5, ("CC-BY-4.0",))
+    assert row.read_by == ["align", "encode"]
+
+
 def test_relative_paths_start_where_the_run_was_started(tmp_path, tiny_tokenizer, monkeypatch):
     teacher = write_run(tmp_path / "project" / "runs" / "teacher", {"augmentation": {}})
     other = write_run(

@@ -190,7 +190,7 @@ def test_dpo_from_the_plan_to_a_model_that_speaks(configure, ears, tmp_path, cap
     steps = [row for row in rows if "reward_margin" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4] and steps[3]["reward_margin"] > steps[0]["reward_margin"]
     slm = SpeechLM.load(folder)
-    assert slm.vocabulary.trained_on.longest_text == 8
+    assert slm.vocabulary.trained_on.longest_text == 8 and slm.vocabulary.trained_on.tasks == ("tts",)
     assert synthesize_codes(slm, ["abcabcab"])[0].codes.shape[0] == 1
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["recipe"] == "train-preference"

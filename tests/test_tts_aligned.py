@@ -26,7 +26,9 @@ from recipes.config import ConfigError
 from recipes.finetuning import config as finetune_config
 from recipes.finetuning.data import columns_of, make_data, make_vocabulary, open_corpora
 from recipes.finetuning.words import words_of
+from recipes.inference import setup
 from recipes.inference.tasks import task_name
+from recipes.runs.run_folder import RunFolder
 from slm.corpus import CodedCorpusWriter
 from slm.generation import SpeechLM, generate_speech, stream_speech
 from slm.modeling import extend_with_speech, save_slm
@@ -39,6 +41,7 @@ from slm.training.batches import NoiseConfig, SpeechSamples
 from slm.training.config import TrainingConfig
 from slm.training.trainer import train
 from slm.vocabulary import SpeechVocabulary, add_marks, add_speech
+from tokenizer import load_tokenizer
 
 TASK = get_task("tts-aligned")
 GREEDY = SynthesizeSettings(temperature=0)
@@ -280,6 +283,13 @@ def test_from_an_aligned_corpus_to_a_model(tmp_path: Path, monkeypatch: pytest.M
     speech_lm = SpeechLM.load("slm/model")
     said = say(speech_lm, SENTENCES[:1])[0]
     assert np.array_equal(said.codes, np.concatenate([codes_of_word(w) for w in SENTENCES[0].split()], axis=1))
+    # Nobody names the task, nor does the run folder, which knows the model: it may be started again.
+    words = ["synthesize", "model=slm/model", f"corpus={corpus}", "tokenizer=embedded-12.5hz", "run_dir=said"]
+    monkeypatch.setattr(setup, "speech_tokenizer", lambda config, vocabulary, device: load_tokenizer(config.tokenizer))
+    slm(*words)
+    assert json.loads(Path("said/predictions.json").read_text())["task"] == "tts-aligned"
+    assert "said is complete: skipped" in slm(*words)
+    RunFolder("said").check(Config(run_dir="said", model="slm/model", corpus=str(corpus), tokenizer="embedded-12.5hz"))
     refused = slm(*common, f"corpus={corpus}", "run_dir=delayed", "n_codebooks=2", "pattern=delay", code=2)
     assert "pattern: tts-aligned speaks word by word" in refused
     plain = write_corpus(tmp_path / "plain")

@@ -146,9 +146,11 @@ def run(config: Config) -> Path:
         for line in the_first(f"{row['id']}: not aligned: {row['error']}" for row in skipped):
             log.warning("%s", line)
     write_manifest(folder.path("skipped.jsonl"), skipped)
-    plain = (manifest_row(utterance, manifest.parent, {}) for utterance in utterances)
-    kept = [old if "error" in row else row for row, old in zip(rows, plain, strict=True)]
-    write_manifest(manifest, kept if config.keep_unaligned else aligned)
+    if config.keep_unaligned:
+        plain = [manifest_row(utterance, manifest.parent, {}) for utterance in utterances]
+        write_manifest(manifest, [own if "error" in row else row for row, own in zip(rows, plain, strict=True)])
+    else:
+        write_manifest(manifest, aligned)
     kept_too = "; they are in the manifest without times" if config.keep_unaligned and skipped else ""
     log.info("%d utterances aligned, %d not (skipped.jsonl)%s: %s", len(aligned), len(skipped), kept_too, manifest)
     folder.mark_complete({"aligned": len(aligned), "skipped": len(skipped)})

@@ -121,18 +121,20 @@ def columns_of(config: Config, corpora: Corpora) -> list[str]:
             copies have those of their recordings.
     """
     tasks = {task.name: list(task.columns) for task in used_tasks(config)}
-    by_word = {task.name: WORDS for task in used_tasks(config) if task.by_word}
-    with_prosody = {task.name: PROSODY for task in used_tasks(config) if task.answer_holds_prosody}
+    by_word = [task.name for task in used_tasks(config) if task.by_word]
+    with_prosody = [task.name for task in used_tasks(config) if task.answer_holds_prosody]
     if by_word and config.pattern in LATE:
         raise ConfigError(f"pattern: {', '.join(by_word)} speaks word by word, which takes semantic or flatten")
     if with_prosody and config.pattern in LATE:
         raise ConfigError(f"pattern: {', '.join(with_prosody)} writes prosody, which takes semantic or flatten")
     _check_columns("task_weights", tasks, corpora)
-    for task, name in (by_word | with_prosody).items():
-        holders = Corpora([corpus for corpus in corpora.opened if name in corpus.metadata.columns], [])
+    for readers, name in ((by_word, WORDS), (with_prosody, PROSODY)):
         # What one corpus cannot give a task, another may: its words are aligned, theirs are not.
-        _check_columns("task_weights", {task: [name]}, corpora if not holders.opened else holders)
-        _check_times(task, holders)
+        holders = [corpus for corpus in corpora.opened if name in corpus.metadata.columns]
+        if not holders:
+            _check_columns("task_weights", {task: [name] for task in readers}, corpora)
+        if readers:
+            _check_times(readers, holders)
     _check_columns("prompts.languages", {task: [name] for task, name in config.prompts.languages.items()}, corpora)
     return list(dict.fromkeys(name for names in tasks.values() for name in names))
 
@@ -150,12 +152,12 @@ def _check_columns(key: str, columns: dict[str, list[str]], corpora: Corpora) ->
             )
 
 
-def _check_times(task: str, corpora: Corpora) -> None:
+def _check_times(tasks: list[str], holders: list[CodedCorpus]) -> None:
     """Raises ConfigError where a corpus's varied copies have times that are not their own."""
-    for corpus in corpora.opened:
+    for corpus in holders:
         if not copies_have_own_times(corpus.metadata):
             raise ConfigError(
-                f"task_weights: {task} reads times, and in corpus {corpus.folder}, which an earlier "
+                f"task_weights: {', '.join(tasks)} reads times, and in corpus {corpus.folder}, which an earlier "
                 "version encoded, those of varied copies are their recordings'; encode it again into a new run_dir"
             )
 

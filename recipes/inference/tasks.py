@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from recipes.config import ConfigError
 from recipes.runs.logs import log
 from slm.corpus import CodedCorpus
-from slm.modeling import ModelError, describe_llm
+from slm.embedded import EmbeddedError, embedded_folder
 from slm.settings import SynthesizeSettings
 from slm.tasks import Task, TaskError, get_task, tasks
 from slm.tasks.registry import Modality, UtteranceTokens
@@ -21,7 +22,7 @@ from slm.tasks.sequences import prompt_size
 from slm.tasks.styles import language_mark, trained_wording, wording_ids
 from slm.tasks.tts import TTS
 from slm.tasks.tts_aligned import TTS_ALIGNED, word_ids
-from slm.vocabulary import SpeechVocabulary
+from slm.vocabulary import SpeechVocabulary, VocabularyError
 
 COMMANDS: dict[Modality, str] = {"text": "slm transcribe", "speech": "slm synthesize"}
 
@@ -56,9 +57,9 @@ def task_name(config: Any) -> str:
     """
     if config.task or not isinstance(config.decoding, SynthesizeSettings):
         return config.task
-    with contextlib.suppress(ModelError):  # told with all else that is wrong
-        vocabulary = describe_llm(config.model).vocabulary if config.model else None
-        known = vocabulary.trained_on if vocabulary is not None else None
+    with contextlib.suppress(EmbeddedError, VocabularyError):  # told with all else that is wrong
+        folder = embedded_folder(config.model) or Path(config.model).expanduser()
+        known = SpeechVocabulary.load(folder).trained_on
         if known and TTS_ALIGNED.name in known.tasks and not (config.stream or config.decoding.guidance > 1):
             return TTS_ALIGNED.name
     return TTS.name

@@ -160,8 +160,8 @@ def data_rows(runs: list[PastRun], splits: tuple[str, ...] = ("train", "valid"))
     """A row for each corpus and split that any of the runs read, counted in its manifest."""
     rows: dict[tuple[str, str, Any], DataRow] = {}
     for run in runs:
-        for source in run.settings.get("data") or []:
-            place = run.base / Path(source["path"]).expanduser()
+        for base, source in _recordings(run):
+            place = base / Path(source["path"]).expanduser()
             manifest = place / "manifest.jsonl" if place.is_dir() else place
             for split in splits:
                 key = (str(manifest), split, source.get("limit"))
@@ -172,6 +172,19 @@ def data_rows(runs: list[PastRun], splits: tuple[str, ...] = ("train", "valid"))
                     rows[key] = row
                 rows[key].read_by = list(dict.fromkeys([*rows[key].read_by, run.recipe]))
     return list(rows.values())
+
+
+def _recordings(run: PastRun) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The data sources that a run read, and where their paths start.
+
+    A manifest that another run made of data (`slm align`) stands for that data, whose licences it may not repeat.
+    """
+    for source in run.settings.get("data") or []:
+        made_by = run_of(source["path"], run.base)
+        if made_by is not None and made_by.settings.get("data"):
+            yield from _recordings(made_by)
+        else:
+            yield run.base, source
 
 
 def _count(manifest: Path, source: dict[str, Any], split: str) -> DataRow | None:
