@@ -30,7 +30,7 @@ from recipes.inference import setup
 from recipes.inference.tasks import task_name
 from recipes.runs.run_folder import RunFolder
 from slm.corpus import CodedCorpusWriter
-from slm.generation import SpeechLM, generate_speech, stream_speech
+from slm.generation import SpeechLM, SynthesizeOutput, generate_speech, stream_speech
 from slm.modeling import extend_with_speech, save_slm
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings, word_limits
 from slm.tasks import TaskError, get_task
@@ -174,6 +174,24 @@ def test_a_batch_is_its_singles(learnt: SpeechLM, temperature: float) -> None:
         assert np.array_equal(one.codes, other.codes) and one.finish_reason == other.finish_reason
 
 
+def stream(speech_lm: SpeechLM, text: str, settings: SynthesizeSettings, chunk_s: float) -> list[SynthesizeOutput]:
+    encode = lambda text: speech_lm.vocabulary.encode_text(speech_lm.text_tokenizer, text)  # noqa: E731
+    limits = word_limits(speech_lm.vocabulary, settings)
+    return list(stream_speech(speech_lm, TASK, asked(encode, text), limits, settings, text, chunk_s))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_stream_gives_the_codes_of_the_whole_answer(learnt: SpeechLM, temperature: float) -> None:
+    """Word after word, a long word in parts; the last chunk tells why the answer ended."""
+    settings = SynthesizeSettings(temperature=temperature)
+    for text in (SENTENCES[0], "now", "place red at nine again please now"):
+        (whole,) = say(learnt, [text], settings)
+        chunks = stream(learnt, text, settings, chunk_s=0.1)
+        assert np.array_equal(np.concatenate([chunk.codes for chunk in chunks], axis=1), whole.codes)
+        assert [chunk.finish_reason for chunk in chunks[:-1]] == ["going"] * (len(chunks) - 1)
+        assert chunks[-1].finish_reason == whole.finish_reason and len(chunks) > len(text.split())
+
+
 def with_marks(speech_lm: SpeechLM) -> SpeechLM:
     vocabulary = add_marks(speech_lm.text_tokenizer, speech_lm.vocabulary, TASK.marks)
     extend_with_speech(speech_lm.model, vocabulary, seed=0, first_id=speech_lm.vocabulary.size)
@@ -203,6 +221,11 @@ def test_no_word_is_skipped_and_none_is_said_for_ever() -> None:
     said = say(with_marks(scripted(once)), ["bin blue at"], settings)[0]
     assert said.codes.shape[1] == 1 + 5 + 1 and said.finish_reason == "length"
     assert {prompt.count(end) for prompt in given} == {0, 1, 2}
+    chunks = stream(with_marks(scripted(once)), "bin blue at", settings, chunk_s=0.2)
+    assert np.array_equal(np.concatenate([chunk.codes for chunk in chunks], axis=1), said.codes)
+    # The word of five frames comes in parts of two.
+    assert [chunk.codes.shape[1] for chunk in chunks if chunk.codes.shape[1]] == [1, 2, 2, 1, 1]
+    assert chunks[-1].finish_reason == "length"
 
 
 def test_scores_that_are_not_finite_end_the_text_at_their_word() -> None:
@@ -214,6 +237,8 @@ def test_scores_that_are_not_finite_end_the_text_at_their_word() -> None:
 
     bad = say(with_marks(scripted(script)), ["bin blue at"])[0]
     assert bad.finish_reason == "non_finite" and bad.codes.shape[1] == 1
+    chunks = stream(with_marks(scripted(script)), "bin blue at", GREEDY, chunk_s=0.5)
+    assert sum(chunk.codes.shape[1] for chunk in chunks) == 1 and chunks[-1].finish_reason == "non_finite"
 
 
 def test_what_it_cannot_do_is_refused(learnt: SpeechLM) -> None:
@@ -222,12 +247,10 @@ def test_what_it_cannot_do_is_refused(learnt: SpeechLM) -> None:
     with pytest.raises(GenerationError, match="max_word_s 0 must be above 0"):
         SynthesizeSettings(max_word_s=0)
     encode = lambda text: learnt.vocabulary.encode_text(learnt.text_tokenizer, text)  # noqa: E731
-    with pytest.raises(GenerationError, match="tts-aligned is not streamed"):
-        next(stream_speech(learnt, TASK, asked(encode, "bin"), SpeechLimits(1.0)))
+    with pytest.raises(GenerationError, match="guidance: tts-aligned gives its words"):
+        next(stream_speech(learnt, TASK, asked(encode, "bin"), SpeechLimits(1.0), SynthesizeSettings(guidance=2.0)))
     with pytest.raises(ConfigError, match="decoding.guidance: tts-aligned"):
         refuse_words(TASK, Config(text="bin", decoding=SynthesizeSettings(guidance=2.0)))
-    with pytest.raises(ConfigError, match="stream: tts-aligned"):
-        refuse_words(TASK, Config(text="bin", stream=True))
 
 
 def column(*words: tuple[str, float, float]) -> str:
@@ -333,7 +356,7 @@ def test_beside_other_tasks_what_is_not_aligned_is_left_out_of_this_one_alone(
         (("asr", "tts", "tts-aligned"), {}, "tts-aligned"),
         (("asr", "tts"), {}, "tts"),
         ((), {}, "tts"),  # of a model from before
-        (("tts", "tts-aligned"), {"stream": True}, "tts"),
+        (("tts", "tts-aligned"), {"stream": True}, "tts-aligned"),
         (("tts", "tts-aligned"), {"decoding": SynthesizeSettings(guidance=2.0)}, "tts"),
         (("tts", "tts-aligned"), {"task": "tts"}, "tts"),
     ],

@@ -74,6 +74,16 @@ def say(speech_lm: SpeechLM, texts: list[UtteranceTokens], settings=GREEDY, keys
     return generate_speech(speech_lm, TASK, texts, [SpeechLimits(5.0, 0.1)] * len(texts), settings, keys)
 
 
+def test_a_stream_writes_the_prosody_first_and_gives_the_codes_of_the_whole_answer(learnt: SpeechLM):
+    for text in SENTENCES[2:]:
+        for temperature, bins in ((0.0, None), (1.0, None), (0.0, np.full((len(text.split()), 3), 1))):
+            one, settings = asked(learnt, text, bins), SynthesizeSettings(temperature=temperature)
+            (whole,) = say(learnt, [one], settings, ["a"])
+            chunks = list(stream_speech(learnt, TASK, one, SpeechLimits(5.0, 0.1), settings, "a", chunk_s=0.3))
+            assert np.array_equal(np.concatenate([chunk.codes for chunk in chunks], axis=1), whole.codes)
+            assert chunks[-1].finish_reason == whole.finish_reason and len(chunks) > 2
+
+
 def test_bins_are_about_equally_frequent_and_words_without_f0_have_their_own():
     values = np.random.default_rng(0).normal(size=(4000, 3))
     values[:100, 1] = NAN
@@ -278,15 +288,14 @@ def test_what_cannot_be_asked_is_refused(learnt: SpeechLM):
     with pytest.raises(ConfigError, match="'bin blue' is not one word"):
         check_emphasis(ProsodyControl(emphasis=["bin blue"]), scripts, str.lower)
     with pytest.raises(ConfigError, match="prosody: tts writes no prosody .* task=tts-prosody"):
-        check_prosody(get_task("tts"), ProsodyControl(speed=1), 1.0, False)
-    check_prosody(get_task("tts"), ProsodyControl(), 2.0, True)
-    for guidance, stream, message in ((2.0, False, "decoding.guidance: an answer"), (1.0, True, "is not streamed")):
-        with pytest.raises(ConfigError, match=message):
-            check_prosody(TASK, ProsodyControl(), guidance, stream)
+        check_prosody(get_task("tts"), ProsodyControl(speed=1), 1.0)
+    check_prosody(get_task("tts"), ProsodyControl(), 2.0)
+    with pytest.raises(ConfigError, match="decoding.guidance: an answer"):
+        check_prosody(TASK, ProsodyControl(), 2.0)
     with pytest.raises(GenerationError, match="tts-prosody begins with prosody"):
         say(learnt, [asked(learnt, "bin")], SynthesizeSettings(guidance=2.0))
-    with pytest.raises(GenerationError, match="tts-prosody is not streamed"):
-        next(stream_speech(learnt, TASK, asked(learnt, "bin"), SpeechLimits(1.0)))
+    with pytest.raises(GenerationError, match="tts-prosody begins with prosody"):
+        next(stream_speech(learnt, TASK, asked(learnt, "bin"), SpeechLimits(1.0), SynthesizeSettings(guidance=2.0)))
     with pytest.raises(TaskError, match="an utterance without words"):
         say(learnt, [UtteranceTokens(text=asked(learnt, "bin").text)])
 

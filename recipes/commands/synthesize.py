@@ -99,8 +99,6 @@ def refuse_words(task: Task, config: Config) -> None:
     """Raises ConfigError where a task by word is asked for what it cannot do."""
     if config.decoding.guidance > 1:
         raise ConfigError(f"decoding.guidance: {task.name} gives its words in the answer; leave guidance at 1")
-    if config.stream:
-        raise ConfigError(f"stream: {task.name} is not streamed; leave stream out")
 
 
 def require_heads(config: Config) -> None:
@@ -127,7 +125,7 @@ def prepare(config: Config, with_files: bool = False) -> Setup:
     if setup is not None and setup.task.by_word:
         problems.attempt(refuse_words, setup.task, config)
     if setup is not None:
-        problems.attempt(check_prosody, setup.task, config.prosody, config.decoding.guidance, config.stream)
+        problems.attempt(check_prosody, setup.task, config.prosody, config.decoding.guidance)
     if setup is not None and config.join > 1:
         problems.attempt(refuse_join, setup.task)
     if config.acoustic and setup is not None and setup.tokenizer is not None:
@@ -224,8 +222,10 @@ def run(config: Config) -> Path:
 
 def stream(config: Config, setup: Setup, speech_lm: SpeechLM, script: Script) -> Path:
     """Says one text into its file as it comes, and tells when the first sound was there."""
-    requests, decoding = make_requests(config, setup.task, [script], speech_lm), config.decoding
-    started = time.perf_counter()
+    started, decoding = time.perf_counter(), config.decoding
+    requests = make_requests(config, setup.task, [script], speech_lm)
+    if setup.task.answer_holds_prosody:
+        requests = with_prosody(config, requests, speech_lm, setup.task, by_text=True)
     first_s = write_stream(
         script, requests, setup.task, speech_lm, setup.tokenizer, setup.device, decoding, config.pause_s
     )

@@ -19,14 +19,12 @@ TASK = "tts-prosody"
 MOST_NAMED = 30  # words in a message
 
 
-def check_prosody(task: Task, control: ProsodyControl, guidance: float, stream: bool) -> None:
+def check_prosody(task: Task, control: ProsodyControl, guidance: float) -> None:
     """Raises ConfigError where prosody is asked of a task without, or of one with it what it cannot do."""
     if control.asks and not task.answer_holds_prosody:
         raise ConfigError(f"prosody: {task.name} writes no prosody that could be set; ask task={TASK}")
     if task.answer_holds_prosody and guidance > 1:
         raise ConfigError(f"decoding.guidance: an answer of {task.name} begins with prosody; leave guidance at 1")
-    if task.answer_holds_prosody and stream:
-        raise ConfigError(f"stream: {task.name} is not streamed; leave stream out")
 
 
 def check_emphasis(control: ProsodyControl, scripts: Iterable[Script], normalise: Callable[[str], str]) -> None:

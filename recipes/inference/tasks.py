@@ -52,7 +52,7 @@ def resolve_task(name: str, answers: Modality) -> Task:
 def task_name(config: Any) -> str:
     """The task that is run: the one named, else the aligned one where the model has learnt it and can do what is asked.
 
-    Given word by word, no word is skipped and none said for ever. Guidance and a stream need the text in the prompt.
+    Given word by word, no word is skipped and none said for ever. Guidance needs the text in the prompt.
     The configuration keeps what was named: what follows from the model, which a run folder knows, is no part of it.
     """
     if config.task or not isinstance(config.decoding, SynthesizeSettings):
@@ -60,7 +60,7 @@ def task_name(config: Any) -> str:
     with contextlib.suppress(EmbeddedError, VocabularyError):  # told with all else that is wrong
         folder = embedded_folder(config.model) or Path(config.model).expanduser()
         known = SpeechVocabulary.load(folder).trained_on
-        if known and TTS_ALIGNED.name in known.tasks and not (config.stream or config.decoding.guidance > 1):
+        if known and TTS_ALIGNED.name in known.tasks and config.decoding.guidance <= 1:
             return TTS_ALIGNED.name
     return TTS.name
 

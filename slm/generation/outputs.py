@@ -1,0 +1,42 @@
+"""What is generated, and why it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from slm.decoding.row_rules import FinishReason
+
+
+@dataclass(frozen=True)
+class TranscribeOutput:
+    """A transcript, why it ended, and how many tokens it is; `n_best`: the likeliest texts where several were asked."""
+
+    text: str
+    finish_reason: FinishReason
+    n_tokens: int
+    n_best: tuple[str, ...] = ()
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the model did not end it."""
+        return self.finish_reason != "stop"
+
+
+@dataclass(frozen=True)
+class SynthesizeOutput:
+    """(n, F) codes, F >= 1 unless the scores were not finite; why they ended, and in which attempt they were drawn.
+
+    `n_passes` are the model's forward passes where one may give several tokens (`decoding.multi_token`); else 0.
+    """
+
+    codes: np.ndarray
+    finish_reason: FinishReason
+    attempts: int = 1
+    n_passes: int = 0
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the model did not end them."""
+        return self.finish_reason != "stop"
