@@ -28,6 +28,7 @@ from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
 from recipes.finetuning.results import kept_figures, save_result
 from recipes.inference.setup import decoding_tokenizer, model_vocabulary
+from recipes.inference.tasks import check_marks, task_name
 from recipes.preference.config import Config
 from recipes.preference.groups import make_rollout, prompt_samples
 from recipes.preference.held_out import held_out_figures
@@ -44,8 +45,10 @@ from slm.freezing import freeze_lower_layers, keep_text_rows
 from slm.lora import add_lora
 from slm.modeling import LLMFacts, describe_llm, freeze_other_towers, load_llm, save_slm
 from slm.multi_token import set_multi_token_heads
+from slm.tasks import Task, get_task
+from slm.tasks.tts_aligned import TTS_ALIGNED
 from slm.training.batches import plan_steps
-from slm.training.preference import TASK, PairSamples, dpo, grpo
+from slm.training.preference import PairSamples, dpo, grpo
 from slm.training.reference import Reference, Scorer
 from slm.training.trainer import train
 from slm.vocabulary import SpeechVocabulary
@@ -88,6 +91,29 @@ def refuse_books_beside(config: Config, vocabulary: SpeechVocabulary) -> None:
         )
 
 
+def asked_task(config: Config, vocabulary: SpeechVocabulary) -> Task:
+    """How texts are said.
+
+    Raises:
+        ConfigError: The model has not learnt it, or it cannot be done as is asked.
+    """
+    task = get_task(task_name(config))
+    check_marks(task, vocabulary, config.model)
+    for name in ("sampling", "decoding"):
+        if task.by_word and getattr(config, name).guidance > 1:
+            raise ConfigError(
+                f"{name}.guidance: {task.name} gives its words in the answer; leave guidance at 1, or ask task=tts"
+            )
+    return task
+
+
+def with_task(vocabulary: SpeechVocabulary, task: Task) -> SpeechVocabulary:
+    """The vocabulary of a model that was trained for a task last, which `slm synthesize` then asks by itself."""
+    known = vocabulary.trained_on
+    others = [name for name in known.tasks if task.by_word or name != TTS_ALIGNED.name]
+    return replace(vocabulary, trained_on=replace(known, tasks=tuple(dict.fromkeys([*others, task.name]))))
+
+
 def plan(config: Config) -> dict[str, object]:
     """What a training would do, draw and judge; raises everything that would stop it, together."""
     problems = Problems("slm train-preference")
@@ -102,12 +128,13 @@ def plan(config: Config) -> dict[str, object]:
     vocabulary = attempt(model_vocabulary, config)
     if vocabulary is not None:
         attempt(refuse_books_beside, config, vocabulary)
-    texts = tokenizer = None
+    texts = tokenizer = task = None
     if vocabulary is not None:
+        task = attempt(asked_task, config, vocabulary)
         tokenizer = attempt(decoding_tokenizer, config, vocabulary, "cpu")
         texts = attempt(read_texts, config, vocabulary)
     problems.raise_all()
-    speaker = Speaker(facts.tokenizer, vocabulary, tokenizer, "cpu")
+    speaker = Speaker(facts.tokenizer, vocabulary, tokenizer, "cpu", task)
     return _described(config, facts, texts, speaker) | {
         "training": "LoRA" if config.lora else "full",
         "device": device,
@@ -132,6 +159,7 @@ def _described(config: Config, facts: LLMFacts, texts: Texts, speaker: Speaker) 
     return {
         "model": f"{config.model} ({facts.config.model_type}, {facts.n_parameters:,} parameters)",
         "method": config.method,
+        "task": speaker.task.name,
         "texts to learn from": len(texts.train),
         "held-out texts": len(texts.held_out),
         "left out (no word, or too long)": texts.left_out,
@@ -154,6 +182,7 @@ def run(config: Config) -> Path:
     result = folder.path("model" if config.lora is None or config.lora.merge else "adapter")
     vocabulary = model_vocabulary(config)
     refuse_books_beside(config, vocabulary)
+    task = asked_task(config, vocabulary)
     texts = read_texts(config, vocabulary)
     identities = json.dumps(judge_identities(config), sort_keys=True)
     every = [text.written for text in (*texts.train, *texts.held_out)]
@@ -174,13 +203,13 @@ def run(config: Config) -> Path:
 
     model, text_tokenizer, vocabulary = load_llm(config.model, config.weights, config.training.attention)
     model = model.to(device).eval()
-    speaker = Speaker(text_tokenizer, vocabulary, tokenizer, device)
+    speaker = Speaker(text_tokenizer, vocabulary, tokenizer, device, task)
     if texts.left_out:
         log.warning("%d texts that hold no word, or are longer than the model knows, are left out", texts.left_out)
     if vocabulary.trained_on is None:
         log.warning("%s does not tell the rate of speech of its training: lengths are not judged", config.model)
-    else:  # `slm synthesize` runs what was learnt here
-        vocabulary = replace(vocabulary, trained_on=replace(vocabulary.trained_on, tasks=(TASK,)))
+    else:
+        vocabulary = with_task(vocabulary, task)
     if config.method == "dpo":
         pairs = make_pairs(config, folder, texts.train, speaker, judge, Scorer(model, device, precision))
         samples = PairSamples(pairs)

@@ -107,6 +107,10 @@ class Config:
             "judged anew at each step"
         },
     )
+    task: Literal["", "tts", "tts-aligned"] = field(
+        default="",
+        metadata={"help": "how texts are said: tts, or word by word; empty: tts-aligned where the model learnt it"},
+    )
     corpus: str = field(
         default="", metadata={"help": "texts to say: the run_dir of `slm encode` (splits train and valid)"}
     )

@@ -13,7 +13,6 @@ from eval.text.normalisers import get_normaliser
 from recipes.preference.config import Config
 from recipes.preference.samples import Speaker, hear, judged
 from recipes.preference.texts import Text
-from slm.settings import speech_limits
 from slm.training.preference import Drawn, PromptSamples, Rollout
 
 
@@ -23,8 +22,10 @@ def prompt_samples(config: Config, texts: Sequence[Text], speaker: Speaker) -> P
     for text in texts:
         seconds = speaker.expected_s(text)
         if seconds is None:
-            seconds = speech_limits(vocabulary, text.said, config.sampling).most_s / 2
-        expected.append(1 + round(seconds * vocabulary.frame_rate * vocabulary.n_codebooks))
+            most_s = speaker.limits(text, config.sampling).most_s
+            seconds = most_s / 2 * (len(text.said.split()) if speaker.task.by_word else 1)
+        codes = round(seconds * vocabulary.frame_rate * vocabulary.n_codebooks)
+        expected.append(codes + speaker.tokens_beside_codes(text))
     return PromptSamples([speaker.prompt(text) for text in texts], expected, config.grpo.group_size)
 
 
@@ -42,10 +43,7 @@ def make_rollout(config: Config, texts: Sequence[Text], speaker: Speaker, judge:
             times[number] += 1
         spoken = speaker.speak(model, asked, config.sampling, keys)
         samples = judged(config.reward, speaker, spoken, asked, hear(judge, speaker, spoken, asked, normalise))
-        drawn = [
-            Drawn(speaker.example(text, one.codes, one.finish_reason), one.reward)
-            for text, one in zip(asked, samples, strict=True)
-        ]
+        drawn = [Drawn(speaker.example(text, one), one.reward) for text, one in zip(asked, samples, strict=True)]
         return [drawn[start : start + size] for start in range(0, len(drawn), size)]
 
     return rollout

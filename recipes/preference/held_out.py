@@ -54,7 +54,7 @@ def held_out_figures(
         divergences = []
         with reference.scorer(model) as start:
             for text, sample in zip(texts, samples, strict=True):
-                example = speaker.example(text, sample.codes, sample.finish_reason)
+                example = speaker.example(text, sample)
                 policy = answer_logits(model, example, speaker.device).log_softmax(-1)
                 other = start.logits(example).log_softmax(-1)
                 divergences.extend((policy.exp() * (policy - other)).sum(-1).tolist())

@@ -133,7 +133,7 @@ def _rows(
     rows, size = [], max(1, config.sampling.batch_size // 2)
     for first in range(0, len(chosen), size):
         some = chosen[first : first + size]
-        examples = [speaker.example(text, one.codes, one.finish_reason) for text, *pair in some for one in pair]
+        examples = [speaker.example(text, one) for text, *pair in some for one in pair]
         # A row for each: what a model makes of packed ones is only looked into when its training begins.
         values, sequences = start.log_probabilities(pack(examples, [1.0] * len(examples), 0, numbered=True))
         sums = values.new_zeros(len(examples)).index_add(0, sequences, values).view(-1, 2).tolist()
@@ -150,6 +150,6 @@ def _pair(row: dict[str, Any], speaker: Speaker) -> Pair:
         sample = dict(row[side])
         logp = sample.pop("reference_log_probability")
         one = Sample.from_dict(sample)
-        sides.append((speaker.example(text, one.codes, one.finish_reason), logp))
+        sides.append((speaker.example(text, one), logp))
     (chosen, of_chosen), (rejected, of_rejected) = sides
     return Pair(chosen, rejected, of_chosen, of_rejected)

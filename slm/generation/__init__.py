@@ -7,7 +7,7 @@ model they ask, `outputs` what they give, `asking` what they share.
 Shapes: B prompts of a batch; V ids; codes (n, F) of the n codebooks the model uses.
 """
 
-from slm.generation.outputs import SynthesizeOutput, TranscribeOutput
+from slm.generation.outputs import SaidWord, SynthesizeOutput, TranscribeOutput
 from slm.generation.prosody import draw_prosody
 from slm.generation.speech import generate_speech, synthesize_codes
 from slm.generation.speech_lm import SpeechLM
@@ -15,6 +15,7 @@ from slm.generation.streaming import stream_speech
 from slm.generation.text import generate_text, transcribe_codes
 
 __all__ = [
+    "SaidWord",
     "SpeechLM",
     "SynthesizeOutput",
     "TranscribeOutput",

@@ -25,16 +25,26 @@ class TranscribeOutput:
 
 
 @dataclass(frozen=True)
+class SaidWord:
+    """How many frames a word of an answer by word has, and why its speech ended."""
+
+    n_frames: int
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
 class SynthesizeOutput:
     """(n, F) codes, F >= 1 unless the scores were not finite; why they ended, and in which attempt they were drawn.
 
-    `n_passes` are the model's forward passes where one may give several tokens (`decoding.multi_token`); else 0.
+    `n_passes` are the model's forward passes where one may give several tokens (`decoding.multi_token`); else 0. Of a
+    task by word `words` are those that were said, whose frames are F together.
     """
 
     codes: np.ndarray
     finish_reason: FinishReason
     attempts: int = 1
     n_passes: int = 0
+    words: tuple[SaidWord, ...] = ()
 
     @property
     def truncated(self) -> bool:

@@ -8,10 +8,10 @@ import numpy as np
 
 from slm.generation.asking import check_speech, numbers
 from slm.generation.drawing import draw_codes
-from slm.generation.outputs import SynthesizeOutput
+from slm.generation.outputs import SaidWord, SynthesizeOutput
 from slm.generation.prosody import speech_prompts
 from slm.generation.speech_lm import SpeechLM
-from slm.generation.words import draw_words
+from slm.generation.words import draw_words, joined, said_words
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings, speech_limits
 from slm.tasks import Task, get_task
 from slm.tasks.registry import UtteranceTokens
@@ -80,22 +80,24 @@ def generate_speech(
     """
     settings = settings or SynthesizeSettings()
     check_speech(task, settings)
-    keys = numbers(utterances) if keys is None else keys
+    vocabulary, keys = speech_lm.vocabulary, numbers(utterances) if keys is None else keys
     prompts = speech_prompts(speech_lm, task, utterances, settings, keys)
     guided = settings.guidance > 1
-    bare = [make_prompt(speech_lm.vocabulary, task, item, bare=True) for item in utterances] if guided else []
-    unsaid = SynthesizeOutput(np.zeros((speech_lm.vocabulary.n_codebooks, 0), dtype=np.int64), "non_finite")
+    bare = [make_prompt(vocabulary, task, item, bare=True) for item in utterances] if guided else []
+    unsaid = SynthesizeOutput(np.zeros((vocabulary.n_codebooks, 0), dtype=np.int64), "non_finite")
     outputs = [unsaid if prompt is None else None for prompt in prompts]
     todo = [i for i, prompt in enumerate(prompts) if prompt is not None]
     for attempt in range(1 + settings.retries):
         asked, seed = [prompts[i] for i in todo], settings.seed + attempt
         drawing = ([limits[i] for i in todo], settings, seed, [keys[i] for i in todo])
+        words: list[tuple[SaidWord, ...]] = [()] * len(todo)
         if task.by_word:
-            answers = draw_words(speech_lm, asked, [utterances[i].words for i in todo], *drawing)
+            said = draw_words(speech_lm, asked, [utterances[i].words for i in todo], *drawing)
+            answers, words = [joined(own) for own in said], [said_words(vocabulary, own) for own in said]
         else:
             answers = draw_codes(speech_lm, asked, [bare[i] for i in todo] if guided else None, *drawing)
-        for i, answer in zip(todo, answers, strict=True):
-            codes = speech_lm.vocabulary.codes_from_ids(answer.ids, answer.further)
-            outputs[i] = SynthesizeOutput(codes, answer.finish_reason, attempt + 1, answer.n_passes)
+        for i, answer, own in zip(todo, answers, words, strict=True):
+            codes = vocabulary.codes_from_ids(answer.ids, answer.further)
+            outputs[i] = SynthesizeOutput(codes, answer.finish_reason, attempt + 1, answer.n_passes, own)
         todo = [i for i in todo if outputs[i].truncated]
     return outputs

@@ -8,6 +8,7 @@ each word.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,12 +16,13 @@ from slm.decoding.decode import decode_stream
 from slm.decoding.row_rules import Answer, FinishReason
 from slm.generation.asking import sampling_of_one, speech_grammar
 from slm.generation.drawing import draw_codes
+from slm.generation.outputs import SaidWord
 from slm.generation.speech_lm import SpeechLM
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings
 from slm.vocabulary import SpeechVocabulary
 
 # Why an answer of several stretches counts as ended: the worst of their reasons, which stand here from the best.
-_WORST: tuple[FinishReason, ...] = ("stop", "length", "loop", "non_finite")
+_WORST: tuple[FinishReason, ...] = ("going", "stop", "length", "loop", "non_finite")
 
 
 def draw_words(
@@ -31,7 +33,7 @@ def draw_words(
     settings: SynthesizeSettings,
     seed: int,
     keys: Sequence[str],
-) -> list[Answer]:
+) -> list[list[Answer]]:
     """Draws the words of several answers, of each answer one after the other.
 
     Args:
@@ -43,28 +45,38 @@ def draw_words(
         seed: That of this attempt.
         keys: One per prompt, for its random streams.
 
+    Returns:
+        What was drawn of each word, in whole frames; none behind a word whose scores were not finite.
+
     Raises:
         GenerationError: The model's pattern has books of other frames in a frame.
     """
     vocabulary, prompts = speech_lm.vocabulary, list(prompts)
     _check_pattern(vocabulary)
-    ids: list[list[int]] = [[] for _ in prompts]
-    n_passes = [0] * len(prompts)
-    reasons: list[FinishReason] = ["stop"] * len(prompts)
+    said: list[list[Answer]] = [[] for _ in prompts]
     for number in range(max(map(len, words))):
-        going = [i for i, own in enumerate(words) if number < len(own) and reasons[i] != "non_finite"]
+        broken = {i for i, own in enumerate(said) if own and own[-1].finish_reason == "non_finite"}
+        going = [i for i, own in enumerate(words) if number < len(own) and i not in broken]
         if not going:
             break
         batch = ([prompts[i] for i in going], None, [limits[i] for i in going])
-        said = draw_codes(speech_lm, *batch, settings, seed, [_key(keys[i], number) for i in going])
-        for i, one in zip(going, said, strict=True):
-            drawn = _whole_frames(vocabulary, one)
-            ids[i] += drawn
-            n_passes[i] += one.n_passes
-            reasons[i] = max(reasons[i], one.finish_reason, key=_WORST.index)
-            prompts[i] = _go_on(vocabulary, prompts[i], drawn, words[i][number + 1 : number + 2])
-    parts = zip(ids, reasons, n_passes, strict=True)
-    return [Answer(own, reason, n_passes=passes) for own, reason, passes in parts]
+        drawn = draw_codes(speech_lm, *batch, settings, seed, [_key(keys[i], number) for i in going])
+        for i, word in zip(going, drawn, strict=True):
+            said[i].append(_whole_frames(vocabulary, word))
+            prompts[i] = _go_on(vocabulary, prompts[i], said[i][-1].ids, words[i][number + 1 : number + 2])
+    return said
+
+
+def joined(said: Sequence[Answer]) -> Answer:
+    """The words of an answer as one; its reason is the worst of theirs."""
+    ids = [k for word in said for k in word.ids]
+    reason = max((word.finish_reason for word in said), key=_WORST.index)
+    return Answer(ids, reason, n_passes=sum(word.n_passes for word in said))
+
+
+def said_words(vocabulary: SpeechVocabulary, said: Sequence[Answer]) -> tuple[SaidWord, ...]:
+    """The frames of each word, and why it ended."""
+    return tuple(SaidWord(len(word.ids) // vocabulary.ids_per_frame, word.finish_reason) for word in said)
 
 
 def stream_words(
@@ -87,21 +99,19 @@ def stream_words(
     vocabulary = speech_lm.vocabulary
     _check_pattern(vocabulary)
     grammar, rows = speech_grammar(speech_lm, settings), limits.rows(vocabulary)
-    said: list[int] = []
-    reason: FinishReason = "stop"
+    said: list[Answer] = []
     for number in range(len(words)):
         drawn = sampling_of_one(settings, settings.seed, _key(key, number))
         for answer in decode_stream(speech_lm.model, prompt, grammar, rows, every, **drawn):
             if answer.finish_reason == "going":
-                yield Answer(said + answer.ids, "going")
-        word = _whole_frames(vocabulary, answer)
-        said = said + word
-        reason = max(reason, answer.finish_reason, key=_WORST.index)
-        if reason == "non_finite" or number + 1 == len(words):
-            yield Answer(said, reason)
-            return
-        yield Answer(said, "going")
-        prompt = _go_on(vocabulary, prompt, word, words[number + 1 : number + 2])
+                yield replace(joined([*said, answer]), finish_reason="going")
+        said.append(_whole_frames(vocabulary, answer))
+        if answer.finish_reason == "non_finite":
+            break
+        if number + 1 < len(words):
+            yield replace(joined(said), finish_reason="going")
+            prompt = _go_on(vocabulary, prompt, said[-1].ids, words[number + 1 : number + 2])
+    yield joined(said)
 
 
 def _check_pattern(vocabulary: SpeechVocabulary) -> None:
@@ -116,9 +126,10 @@ def _key(key: str, number: int) -> str:
     return f"{key} word {number}"
 
 
-def _whole_frames(vocabulary: SpeechVocabulary, answer: Answer) -> list[int]:
-    """The ids of a word that was perhaps cut within a frame; the next word begins one."""
-    return answer.ids[: len(answer.ids) // vocabulary.ids_per_frame * vocabulary.ids_per_frame]
+def _whole_frames(vocabulary: SpeechVocabulary, answer: Answer) -> Answer:
+    """A word that was perhaps cut within a frame, without that frame; the next word begins one."""
+    whole = len(answer.ids) // vocabulary.ids_per_frame * vocabulary.ids_per_frame
+    return replace(answer, ids=answer.ids[:whole])
 
 
 def _go_on(

@@ -26,8 +26,6 @@ from slm.training.preference_losses import clipped_policy_loss, dpo_loss, group_
 from slm.training.reference import Reference, answer_log_probabilities
 from slm.training.trainer import Objective, SpeechTrainer
 
-TASK = "tts"
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -54,7 +52,7 @@ Rollout = Callable[[nn.Module, int, np.ndarray], list[list[Drawn]]]
 class _OneTask:
     """Samples of one task: what of the protocol `Samples` is the same for pairs and prompts."""
 
-    task_names: Sequence[str] = (TASK,)
+    task_names: Sequence[str] = ("preference",)
     task_weights: Sequence[float] = (1.0,)
     repeats: np.ndarray | None = None
 
