@@ -1,14 +1,17 @@
 """The benchmarks run, at tiny size, and their tables say what was measured. No figure of speed is asserted."""
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import MimiConfig, MimiModel
 
 from tokenizer.codecs.transformers_codecs import MimiCodec
@@ -212,3 +215,49 @@ def test_multi_token_heads_are_timed_beside_a_token_a_pass(tmp_path, monkeypatch
     rows = [line.strip("| ").split(" | ") for line in table.read_text().splitlines()[4:]]
     assert [row[0] for row in rows] == ["2, verified", "3, verified", "3, taken unseen"] * 4
     assert all(row[-1] == "2 of 2" for row in rows if "verified" in row[0])
+
+
+def test_an_engine_that_takes_ids_and_limits_gives_the_answers_of_this_package(tmp_path, monkeypatch):
+    """vLLM is not installed here: its place takes a loop over the plain model, by what the engine is told alone."""
+    from slm_tiny import FINGERPRINT, write_corpus
+    from test_delay import grown
+
+    from slm.modeling import save_slm
+
+    class Engine:
+        def __init__(self, model: str, **settings):
+            self.model = transformers.AutoModelForCausalLM.from_pretrained(model)
+
+        @torch.no_grad()
+        def generate(self, prompts, settings, use_tqdm):
+            return [SimpleNamespace(outputs=[self.answer(*pair)]) for pair in zip(prompts, settings, strict=True)]
+
+        def answer(self, prompt, asked):
+            ids = list(prompt["prompt_token_ids"])
+            while (done := len(ids) - len(prompt["prompt_token_ids"])) < asked.max_tokens:
+                scores = self.model(input_ids=torch.tensor([ids])).logits[0, -1]
+                allowed = [
+                    i for i in asked.allowed_token_ids if i not in asked.stop_token_ids or done >= asked.min_tokens
+                ]
+                ids.append(allowed[int(scores[allowed].argmax())])
+                if ids[-1] in asked.stop_token_ids:
+                    break
+            return SimpleNamespace(token_ids=ids[len(prompt["prompt_token_ids"]) :])
+
+    engine = SimpleNamespace(
+        LLM=Engine, SamplingParams=SimpleNamespace, TokensPrompt=lambda **prompt: prompt, __version__="0"
+    )
+    monkeypatch.setitem(sys.modules, "vllm", engine)
+    speech_lm = grown(1, pattern="semantic")
+    speech_lm.vocabulary = dataclasses.replace(speech_lm.vocabulary, fingerprint=FINGERPRINT)
+    model = save_slm(speech_lm.model, speech_lm.text_tokenizer, speech_lm.vocabulary, tmp_path / "model")
+    table = tmp_path / "table.md"
+    small = ["--corpus", str(write_corpus(tmp_path / "codes")), "--rounds", "1", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["vllm_serving", *small, "--model", str(model), "--output", str(table)])
+    for name in ("OMP_NUM_THREADS", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_CPU_KVCACHE_SPACE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    load("vllm_serving").main()
+    rows = [line.strip("| ").split(" | ") for line in table.read_text().splitlines()[4:]]
+    assert [row[:2] for row in rows] == [["asr", "4 of 4"], ["tts", "4 of 4"]]
+    assert all(int(row[2]) > 20 for row in rows)
