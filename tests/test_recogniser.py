@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from test_slm_training import Poison
 from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTokenizer
 
 from recipes.commands import train_teacher
@@ -144,6 +145,14 @@ def test_resumed_training_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch
     resumed = load_file(train_teacher.run(config(tmp_path, "cut")) / "model.safetensors")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_steps_that_are_never_finite_stop_the_training(tmp_path, monkeypatch):
+    corpus(tmp_path)
+    monkeypatch.setattr(train_teacher, "TrainerProgress", lambda name: Poison(range(2, 99)))
+    with pytest.raises(FloatingPointError, match="5 steps in a row, to step 6"):
+        train_teacher.run(config(tmp_path, "run", steps=9))
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def learning_rates(run_dir):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from slm_tiny import CODES, FINGERPRINT, SENTENCES, metadata
+from test_slm_training import Poison
 from typer.testing import CliRunner
 
 from recipes import cli
@@ -255,6 +256,12 @@ def test_a_resumed_training_is_an_uninterrupted_one(tmp_path: Path) -> None:
     for name, one in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], one, atol=1e-5, rtol=1e-4, msg=name)
     assert list(checkpoints.glob("torn-checkpoint-6*"))
+
+
+def test_steps_that_are_never_finite_stop_the_training(tmp_path: Path) -> None:
+    model, settings = new_text_aligned_model(config_of(), seed=0), TextAlignedTraining(steps=9, batch_size=4)
+    with pytest.raises(FloatingPointError, match="5 steps in a row, to step 6"):
+        train_text_aligned(model, ITEMS, [], settings, tmp_path, callbacks=[Poison(range(2, 99))])
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from slm.training.answer_loss import AnswerLoss
 from slm.training.batches import ONE_ROW, Batch, PackedBatches, Samples, evaluation_batches, with_steps
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
 from slm.training.config import SHORT_ROW, TrainingConfig, TrainingError, training_arguments
+from slm.training.finite_steps import FiniteSteps
 from slm.training.packing import packing_leaks
 from slm.training.zero_checkpoints import (
     UniversalResume,
@@ -313,6 +314,7 @@ def train(
     Raises:
         TrainingError: Another number of processes or another engine than asked for came up, or the model reads
             across the borders of packed sequences.
+        FloatingPointError: The gradient was not finite in several steps in a row.
     """
     config = with_steps(config, train_samples)
     objective = objective or Objective(SpeechTrainer)
@@ -377,6 +379,7 @@ def train(
     if config.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(config.patience))
     trainer.add_callback(_Watch(trainer, config))
+    trainer.add_callback(FiniteSteps(trainer))
     trainer.add_callback(CheckpointMarker())
     trainer.add_callback(SettingsOfThisRun())
     if tensorboard is not None and trainer.is_world_process_zero():
