@@ -289,6 +289,7 @@ def train(
     tensorboard: str | Path | None = None,
     measure: Measure | None = None,
     objective: Objective | None = None,
+    evaluates_first: bool = False,
 ) -> SpeechTrainer:
     """Trains a model, going on from the newest whole checkpoint in `folder` if there is one.
 
@@ -307,6 +308,8 @@ def train(
         measure: Further figures of each evaluation by name, of the model as it is in eval mode; not of one that an
             engine has sharded.
         objective: What is minimised; None: the loss of the answers.
+        evaluates_first: Whether an evaluation comes before the first step too, where there are any; not again after a
+            resume.
 
     Returns:
         The trainer, its model trained (with `keep: best`, that of lowest valid loss).
@@ -391,7 +394,7 @@ def train(
     if checkpoint and trainer.is_deepspeed_enabled and written_by_others(checkpoint, processes):
         convert_for(checkpoint, arguments)
         trainer.add_callback(UniversalResume(trainer, checkpoint))
-    arguments.eval_on_start |= objective.evaluates_first and evaluates and checkpoint is None
+    arguments.eval_on_start |= (objective.evaluates_first or evaluates_first) and evaluates and checkpoint is None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     bare.set_attn_implementation(attention)
     return trainer
