@@ -155,6 +155,19 @@ def test_steps_that_are_never_finite_stop_the_training(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_recogniser_to_start_from_that_cannot_be_read_is_an_error(tmp_path, torn):
+    """An empty folder, and weights cut short: neither is a start from random weights."""
+    corpus(tmp_path)
+    (tmp_path / "start").mkdir()
+    if torn:
+        (tmp_path / "start" / "model.safetensors").write_bytes(b"torn")
+        (tmp_path / "start" / "ctc_head.safetensors").write_bytes(b"torn")
+    with pytest.raises(ConfigError, match=r"init_from=.*start: not a recogniser folder"):
+        train_teacher.run(config(tmp_path, "run", init_from=str(tmp_path / "start")))
+    assert not (tmp_path / "run" / "model").exists()
+
+
 def learning_rates(run_dir):
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return {row["step"]: row["learning_rate"] for row in rows if "learning_rate" in row}

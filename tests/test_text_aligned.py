@@ -194,6 +194,16 @@ def test_word_codes_carry_what_the_text_does_not(learnt: TextAlignedModel) -> No
     assert figures["attention_in_word"] > 0.9
 
 
+def test_scores_twice_are_equal_and_move_nothing() -> None:
+    """In the middle of a training: neither dropout nor the warm-up of the books, nor a random stream."""
+    model = new_text_aligned_model(config_of(dropout=0.5, quantizer_warmup_steps=4), seed=0).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    stream = torch.get_rng_state()
+    first, second = (code_scores(model, ITEMS) for _ in range(2))
+    assert first == second and torch.equal(stream, torch.get_rng_state()) and model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_shuffled_words_are_the_same_words(learnt: TextAlignedModel) -> None:
     words = encode_words(learnt, ITEMS)
     dealt = shuffle_words(words, seed=0)
