@@ -320,6 +320,23 @@ def test_steps_that_are_never_finite_stop_the_training(tmp_path) -> None:
     assert all(torch.isfinite(p).all() for p in resumed.model.parameters())
 
 
+def test_fp16_s_loss_scale_has_time_to_find_its_place_and_no_more() -> None:
+    model = torch.nn.Linear(1, 1)
+    watch = FiniteSteps(types.SimpleNamespace(is_deepspeed_enabled=False, is_fsdp_enabled=False))
+    arguments = types.SimpleNamespace(fp16=True, bf16=False, output_dir="run/checkpoints")
+    state = types.SimpleNamespace(global_step=0, is_world_process_zero=True, max_steps=99)
+    model.bias.grad = torch.tensor([1.0])
+    for finite in (False, True):
+        model.weight.grad = torch.tensor([[1.0 if finite else torch.inf]])
+        for _ in range(29):
+            watch.on_pre_optimizer_step(arguments, state, None, model=model)
+        assert model.weight.grad is not None  # the scale itself leaves the step out
+    model.weight.grad = torch.tensor([[torch.nan]])
+    with pytest.raises(FloatingPointError, match="30 steps in a row"):
+        for _ in range(30):
+            watch.on_pre_optimizer_step(arguments, state, None, model=model)
+
+
 @pytest.mark.parametrize(
     ("fp16", "norm", "stops"), [(False, math.nan, True), (True, math.inf, False), (False, 1.0, False)]
 )

@@ -16,19 +16,21 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 log = logging.getLogger(__name__)
 
 LIMIT = 5  # one bad batch is a step or two; what does not recover within five does not recover by itself
+FP16_LIMIT = 30  # a loss scale of 65,536 that is halved so often is below any gradient's need
 
 
 class FiniteSteps(TrainerCallback):
     """Leaves out the steps of a training whose gradient is NaN or infinite; five in a row stop it.
 
-    With fp16 the loss scale leaves them out itself. An engine that shards the gradients has taken the step when it is
-    asked, so that the first one stops the training, at the latest where its loss is logged.
+    With fp16 the loss scale leaves them out itself, some at the start until it has found its place; thirty in a row
+    stop the training. An engine that shards the gradients has taken the step when it is asked, so that the first one
+    stops the training, at the latest where its loss is logged.
 
     Args:
         trainer: Of the training, which the callback is then added to.
 
     Raises:
-        FloatingPointError: Five steps in a row, or one under such an engine; the last checkpoint is untouched.
+        FloatingPointError: So many steps in a row, or one under such an engine; the last checkpoint is untouched.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -39,23 +41,27 @@ class FiniteSteps(TrainerCallback):
         self, args: TrainingArguments, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Drops the gradients of a step that is not finite: the optimizer then moves nothing and keeps its state."""
-        if args.fp16 or self._is_sharded():
+        if self._is_sharded():
             return
         parameters = list(model.parameters())
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         if bool(torch.isfinite(norm)):
             self.in_a_row = 0
             return
+        self.in_a_row, step = self.in_a_row + 1, state.global_step + 1
+        limit = FP16_LIMIT if args.fp16 else LIMIT
+        if self.in_a_row == limit:
+            raise FloatingPointError(_stopped(f"the gradients of {limit} steps in a row, to step {step}, are", args))
+        if args.fp16:
+            return
         for parameter in parameters:
             parameter.grad = None
-        self.left_out, self.in_a_row, step = self.left_out + 1, self.in_a_row + 1, state.global_step + 1
-        if self.in_a_row == LIMIT:
-            raise FloatingPointError(_stopped(f"the gradients of {LIMIT} steps in a row, to step {step}, are", args))
+        self.left_out += 1
         if self.left_out == 1 and state.is_world_process_zero:
             log.warning(
                 "step %d: its gradient is not finite, and the step is left out; %d in a row stop the training",
                 step,
-                LIMIT,
+                limit,
             )
 
     def on_log(
