@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -351,6 +353,21 @@ def test_an_engine_that_would_lose_the_model_is_refused_at_the_start(tmp_path, m
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install deepspeed"):
         engine_config(TrainingConfig(deepspeed="deepspeed-zero2"))
+
+
+def test_a_build_that_was_killed_is_told_before_a_training_waits_for_it(tmp_path, monkeypatch, caplog) -> None:
+    """torch's lock on the folder that DeepSpeed's operations are built in outlives the process that made it."""
+    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    engine_config(TrainingConfig(deepspeed="deepspeed-zero2"))
+    assert str(lock) not in caplog.text  # it may well be building
+    os.utime(lock, (time.time() - 3600,) * 2)
+    engine_config(TrainingConfig(deepspeed="deepspeed-zero2"))
+    assert f"{lock} is 60 minutes old" in caplog.text and "remove the file" in caplog.text
 
 
 def test_finetune_recipe_lora(tmp_path) -> None:
