@@ -6,9 +6,18 @@ Shapes: B requests, L tokens of the longest of them; shorter ones are padded on 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TextAnswer:
+    """An answer without special tokens and surrounding space, and whether the LLM ended it or it was cut off."""
+
+    text: str
+    ended: bool
 
 
 def request_ids(tokenizer: PreTrainedTokenizerBase, request: str) -> list[int]:
@@ -26,7 +35,7 @@ def request_ids(tokenizer: PreTrainedTokenizerBase, request: str) -> list[int]:
 @torch.no_grad()
 def answer_requests(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[str], max_new_tokens: int
-) -> list[str]:
+) -> list[TextAnswer]:
     """Greedy answers, which depend on the requests alone; batches equal singles up to rounding.
 
     Args:
@@ -36,7 +45,7 @@ def answer_requests(
         max_new_tokens: where an answer without an end is cut.
 
     Returns:
-        B texts without special tokens and surrounding space.
+        B answers.
 
     Raises:
         ValueError: a request and its answer do not fit into the model's positions.
@@ -53,7 +62,18 @@ def answer_requests(
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end or 0)
     rows = torch.tensor([[filler] * (longest - len(row)) + row for row in ids], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=model.device)
+    ends = model.generation_config.eos_token_id  # one or several
+    ends = end if ends is None else ends
     made = model.generate(
-        rows, attention_mask=mask, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=filler
+        rows,
+        attention_mask=mask,
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends,
+        pad_token_id=filler,
     )
-    return [text.strip() for text in tokenizer.batch_decode(made[:, longest:], skip_special_tokens=True)]
+    made = made[:, longest:]
+    ended = torch.isin(made, torch.tensor([] if ends is None else ends, device=model.device)).any(dim=1)
+    texts = tokenizer.batch_decode(made, skip_special_tokens=True)
+    return [TextAnswer(text.strip(), bool(row)) for text, row in zip(texts, ended.tolist(), strict=True)]

@@ -62,6 +62,14 @@ def learn(stage: LatentModel, steps: int) -> LatentModel:
     return stage.eval()
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_scores_twice_are_equal_and_move_no_random_stream(objective: str) -> None:
+    stage, stream = model(objective, dropout=0.5).train(), torch.get_rng_state()
+    items = evaluation_items(VoicedUtterances(rows(), stage.config), 10, 0)
+    first, second = (latent_scores(stage, items) for _ in range(2))
+    assert first == second and torch.equal(stream, torch.get_rng_state()) and stage.training
+
+
 def items_and_voices() -> tuple[list[np.ndarray], list[np.ndarray]]:
     codes = [row["audio_codes"] for row in rows()]
     return codes, [item[:, :8] for item in codes[2:] + codes[:2]]  # of the same speaker

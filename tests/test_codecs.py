@@ -139,6 +139,47 @@ def test_batch_equals_singles_and_padded_equals_unpadded(tokenizers, kind):
     assert len(codes[codes >= 0].unique()) > 3  # they do say something
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_recordings_of_equal_length_do_not_depend_on_their_batch(tokenizers, kind):
+    """Nothing is padded here, and still kernels of another batch size may round otherwise."""
+    tokenizer, length = tokenizers[kind], 7 * tokenizers[kind].config.hop_length
+    values = torch.cat([speech(length, seed) for seed in range(7)])
+    with torch.no_grad():
+        alone = torch.cat([tokenizer.encode(one[None]).audio_codes for one in values])
+        for size in (2, 7):
+            together = torch.cat([tokenizer.encode(part).audio_codes for part in values.split(size)])
+            assert (together == alone).float().mean() >= 0.995
+
+
+def without_speech(length: int) -> dict[str, torch.Tensor]:
+    click = torch.zeros(length)
+    click[length // 2] = 0.9
+    return {
+        "silence": torch.zeros(length),
+        "DC": torch.full((length,), 0.5),
+        "-90 dB": 10 ** (-90 / 20) * speech(length)[0, 0] / 0.3,
+        "click": click,
+        "full scale": torch.ones(length) * (1 - 2 * (torch.arange(length) % 2)),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_speech_has_codes_and_finite_sound_and_moves_no_other(tokenizers, kind):
+    tokenizer = tokenizers[kind]
+    length = 6 * tokenizer.config.hop_length + 3
+    clips = without_speech(length)
+    with torch.no_grad():
+        codes = tokenizer.encode(torch.stack(list(clips.values()))[:, None]).audio_codes
+        sizes = torch.tensor(tokenizer.config.codebook_sizes)[:, None]
+        assert ((codes >= 0) & (codes < sizes)).all()
+        for name, clip in clips.items():
+            mixed = tokenizer.encode(torch.stack([speech(length)[0], clip[None]])).audio_codes
+            alone = tokenizer.encode(speech(length)).audio_codes
+            assert (mixed[:1] == alone).float().mean() >= 0.995, name
+        if kind in DECODING:
+            assert tokenizer.decode(codes).audio_values.isfinite().all()
+
+
 @pytest.mark.parametrize("kind", DECODING)
 def test_decode_takes_what_encode_gives(tokenizers, kind):
     tokenizer = tokenizers[kind]

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 from slm_tiny import save_llm, tiny_model
-from test_slm_training import KillAt
+from test_slm_training import KillAt, Poison
 
 from recipes.commands import export, finetune_continuous, transcribe
 from recipes.config import ConfigError, load_config
@@ -142,6 +142,13 @@ def test_resumed_is_uninterrupted_and_complete_is_skipped(world, trained, monkey
         assert all(torch.equal(one[name], other[name]) for name in one), file
     monkeypatch.setattr(finetune_continuous, "ContinuousTrainer", None)
     assert finetune_continuous.run(config) == model
+
+
+def test_steps_that_are_never_finite_stop_the_training(world, monkeypatch) -> None:
+    monkeypatch.setattr(finetune_continuous, "TrainerProgress", lambda name: Poison(range(2, 99)))
+    with pytest.raises(FloatingPointError, match="5 steps in a row, to step 6"):
+        finetune_continuous.run(configured(world, "poisoned", "training.steps=9"))
+    assert not (world / "poisoned" / "model").exists()
 
 
 def test_transcribe_writes_what_others_write(world, trained, tmp_path) -> None:

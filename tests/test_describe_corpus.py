@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from slm_tiny import CODES, SENTENCES, metadata, save_llm, tiny_model, tiny_tokenizer, utterances
 from typer.testing import CliRunner
 
@@ -17,7 +18,7 @@ from slm.corpus import CodedCorpusWriter
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, make_example, make_prompt
-from slm.text_answers import answer_requests, request_ids
+from slm.text_answers import TextAnswer, answer_requests, request_ids
 from slm.vocabulary import add_speech
 from tokenizer.data.manifest import read_source
 from tokenizer.data.utterances import DataSource, Utterance
@@ -77,7 +78,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, manifest, monkeypat
     whole = describe_corpus.run(configured(manifest, tmp_path / "whole", llm))
     calls = []
 
-    def cut_off(*given: object) -> list[str]:
+    def cut_off(*given: object) -> list[TextAnswer]:
         calls.append(given)
         if len(calls) == 2:
             raise KeyboardInterrupt
@@ -99,6 +100,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, manifest, monkeypat
     manifest.write_text(manifest.read_text(encoding="utf-8").replace("bin blue", "bin red"), encoding="utf-8")
     with pytest.raises(ConfigError, match="other contents of data or model"):
         describe_corpus.run(config)
+
+
+def test_answers_that_are_cut_off_are_counted_and_told(tmp_path, manifest, monkeypatch, caplog) -> None:
+    """A model would learn to end where they were cut."""
+    llm = save_llm(tmp_path / "llm")
+    config = configured(manifest, tmp_path / "cut", llm)
+    describe_corpus.run(config)
+    assert json.loads((tmp_path / "cut" / "complete.json").read_text())["summary"]["cut_answers"] == 4
+    assert "4 of 4 answers were cut off at 6 tokens" in caplog.text and "max_new_tokens" in caplog.text
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("qwen2", len(tokenizer), seed=3)
+    assert [answer.ended for answer in answer_requests(model, tokenizer, ["bin", "lay red"], 5)] == [False, False]
+    end = torch.tensor([tokenizer.eos_token_id])
+    model.lm_head.register_forward_hook(lambda module, inputs, scores: scores.index_fill(-1, end, 1e4))
+    assert answer_requests(model, tokenizer, ["bin"], 5) == [TextAnswer("", True)]
 
 
 @pytest.mark.parametrize("chat", [False, True])

@@ -26,9 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def arguments(tmp_path: Path, name: str, *overrides: str) -> list[str]:
-    """What `slm finetune` is told; the model and the corpus are made when first asked for."""
-    if not (tmp_path / "llm").exists():
-        save_llm(tmp_path / "llm")
+    """What `slm finetune` is told; model (unless it is there) and corpus are made when first asked for."""
+    if not (tmp_path / "codes").exists():
+        if not (tmp_path / "llm").exists():
+            save_llm(tmp_path / "llm")
         write_corpus(tmp_path / "codes")
     settings = ["steps=4", "tokens_per_step=260", "pack_length=64", "eval_steps=2", "save_steps=2", "log_steps=1"]
     own = [f"run_dir={tmp_path / name}", f"model={tmp_path / 'llm'}", f"corpus={tmp_path / 'codes'}"]
@@ -166,7 +167,11 @@ NO_DEEPSPEED = importlib.util.find_spec("deepspeed") is None or not (
     ],
 )
 def test_deepspeed_gives_the_single_losses(tmp_path, stage: int, lora: bool) -> None:
-    """Twelve utterances and accumulation 3 on two processes: an odd number of sequences for some micro-batches."""
+    """Twelve utterances and accumulation 3 on two processes: an odd number of sequences for some micro-batches.
+
+    ZeRO-3 on a model whose head is a table of its own, which is grown and held in parts beside the embedding.
+    """
+    save_llm(tmp_path / "llm", "llama" if stage == 3 else "qwen2")
     extra = ["lora.rank=4"] if lora else []
     single = single_process(tmp_path, *extra)
     engine = [f"training.deepspeed=deepspeed-zero{stage}", "training.gradient_accumulation=3"]

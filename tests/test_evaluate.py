@@ -402,6 +402,15 @@ def test_configuration_survives_yaml(tmp_path, corpus) -> None:
     assert load_config(Config, str(tmp_path / "config.yaml"), []) == config
 
 
+def test_predictions_of_other_utterances_are_counted_and_absent_ones_are_failed(asr) -> None:
+    predictions = systems.read_predictions(str(asr))
+    of_these, *others = predictions.lines
+    system, notes = systems.predicted_system(predictions, [of_these, "absent"], 16_000)
+    assert system.texts["absent"] is None and system.texts[of_these] is not None
+    assert any("no prediction for 1 of 2 utterances, counted as failed" in note for note in notes)
+    assert any(f"{len(others)} further predictions are not of these utterances, not scored" in note for note in notes)
+
+
 def test_clear_errors(tmp_path, corpus, asr, tts, length_judge) -> None:
     def refuses(match: str, error: type[Exception] = ConfigError, **changes: Any) -> None:
         with pytest.raises(error, match=match):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -112,6 +114,29 @@ def test_finetune_recipe_plans_trains_skips_and_refuses(tmp_path) -> None:
     write_corpus(tmp_path / "other", fingerprint="0" * 64)
     with pytest.raises(ValueError, match="codes mean something else"):
         finetune.run(finetune_config(tmp_path, "third", f"model={folder}", f"corpus={tmp_path / 'other'}"))
+
+
+def test_a_model_that_speaks_is_measured_before_it_learns_more_and_told_if_it_got_worse(tmp_path, caplog) -> None:
+    def evaluations(name: str) -> list[dict]:
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return [row for row in rows if "eval_loss" in row]
+
+    first = finetune.run(finetune_config(tmp_path, "first"))
+    assert [row["step"] for row in evaluations("first")] == [2, 4]  # what a text LM knows of speech is chance
+    assert "worse than before the training" not in caplog.text
+    wild = ["training.learning_rate=1.0", "training.warmup_steps=0"]
+    finetune.run(finetune_config(tmp_path, "wild", f"model={first}", *wild))
+    before, *after = evaluations("wild")
+    assert before["step"] == 0 and [row["step"] for row in after] == [2, 4]
+    for name in ("eval_loss", "eval_asr_loss", "eval_tts_loss"):
+        assert before[name] == pytest.approx(evaluations("first")[-1][name], abs=1e-4)
+    said = next(record.message for record in caplog.records if "worse than before" in record.message)
+    assert f"eval_loss {after[-1]['eval_loss']:.4g} (before: {before['eval_loss']:.4g})" in said
+    # What was kept is a checkpoint's, also where the start was better than all of them.
+    best = ["training.keep=best", f"model={first}", *wild]
+    finetune.run(finetune_config(tmp_path, "best", *best))
+    summary = json.loads((tmp_path / "best" / "complete.json").read_text())["summary"]
+    assert summary["eval_loss"] == min(row["eval_loss"] for row in evaluations("best")[1:]) > before["eval_loss"]
 
 
 def test_finetune_draws_no_bar_where_the_output_is_no_terminal(tmp_path, capfd) -> None:
@@ -328,6 +353,21 @@ def test_an_engine_that_would_lose_the_model_is_refused_at_the_start(tmp_path, m
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install deepspeed"):
         engine_config(TrainingConfig(deepspeed="deepspeed-zero2"))
+
+
+def test_a_build_that_was_killed_is_told_before_a_training_waits_for_it(tmp_path, monkeypatch, caplog) -> None:
+    """torch's lock on the folder that DeepSpeed's operations are built in outlives the process that made it."""
+    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    engine_config(TrainingConfig(deepspeed="deepspeed-zero2"))
+    assert str(lock) not in caplog.text  # it may well be building
+    os.utime(lock, (time.time() - 3600,) * 2)
+    engine_config(TrainingConfig(deepspeed="deepspeed-zero2"))
+    assert f"{lock} is 60 minutes old" in caplog.text and "remove the file" in caplog.text
 
 
 def test_finetune_recipe_lora(tmp_path) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from tokenizer import LMSPTConfig
 from tokenizer.model.cpu_kernels import first_largest
 from tokenizer.model.quantizer import SplitQuantizer, VectorQuantizer
+from tokenizer.training.state import averaged
 
 
 @pytest.fixture(autouse=True)
@@ -160,6 +161,26 @@ def test_stays_fp32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         under = quantizer(semantic, acoustic, None)
     assert torch.equal(plain.codes, under.codes) and torch.equal(plain.acoustic, under.acoustic)
+
+
+def test_running_means_are_kept_in_fp32_under_autocast():
+    """In bf16, whose steps are a 256th, they would stand still: use of entries and averaged weights alike."""
+    plain, under = (split() for _ in range(2))
+    under.load_state_dict(plain.state_dict())
+    means = [averaged(one, 0.999) for one in (plain, under)]
+    for step in range(300):
+        codes = torch.randint(16, (2, 4, 50), generator=torch.Generator().manual_seed(step)) ** 2 // 16
+        for number, (one, mean) in enumerate(zip((plain, under), means, strict=True)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bool(number)), torch.no_grad():
+                one.update_usage(codes)
+                for parameter in one.parameters():
+                    parameter += 1e-3
+                mean.update_parameters(one)
+    for one, other in zip(means[0].module.state_dict().values(), means[1].module.state_dict().values(), strict=True):
+        assert other.dtype == one.dtype and torch.equal(one, other)
+    weight, averaged_weight = (one.books[0].codebook.weight for one in (under, means[1].module))
+    assert 0.1 < (weight - averaged_weight).mean().item() < 0.3  # it follows, and far behind: 0.26 of 0.3
+    assert under.books[0].usage.std() > 0.3
 
 
 @pytest.mark.parametrize("size", [7, 48, 1024])

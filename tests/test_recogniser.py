@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from test_slm_training import Poison
 from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTokenizer
 
 from recipes.commands import train_teacher
@@ -144,6 +145,27 @@ def test_resumed_training_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch
     resumed = load_file(train_teacher.run(config(tmp_path, "cut")) / "model.safetensors")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_steps_that_are_never_finite_stop_the_training(tmp_path, monkeypatch):
+    corpus(tmp_path)
+    monkeypatch.setattr(train_teacher, "TrainerProgress", lambda name: Poison(range(2, 99)))
+    with pytest.raises(FloatingPointError, match="5 steps in a row, to step 6"):
+        train_teacher.run(config(tmp_path, "run", steps=9))
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_recogniser_to_start_from_that_cannot_be_read_is_an_error(tmp_path, torn):
+    """An empty folder, and weights cut short: neither is a start from random weights."""
+    corpus(tmp_path)
+    (tmp_path / "start").mkdir()
+    if torn:
+        (tmp_path / "start" / "model.safetensors").write_bytes(b"torn")
+        (tmp_path / "start" / "ctc_head.safetensors").write_bytes(b"torn")
+    with pytest.raises(ConfigError, match=r"init_from=.*start: not a recogniser folder"):
+        train_teacher.run(config(tmp_path, "run", init_from=str(tmp_path / "start")))
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def learning_rates(run_dir):

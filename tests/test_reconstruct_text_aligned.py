@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,14 @@ from eval.text.normalisers import get_normaliser
 from recipes.commands import encode_text_aligned as encode
 from recipes.commands import finetune
 from recipes.commands import reconstruct_text_aligned as command
+from recipes.config import ConfigError
 from recipes.finetuning.words import words_of
 from recipes.runs.inputs import digest
 from recipes.runs.run_folder import RunFolder
 from recipes.scoring.systems import predicted_system, read_predictions
+from recipes.text_aligned import written
 from slm.corpus import CodedCorpus, CodedCorpusWriter, CorpusMetadata
+from slm.generation import SynthesizeOutput
 from slm.text_aligned.configuration import TextAlignedConfig, TextAlignedError
 from slm.text_aligned.modeling import TextAlignedModel, new_text_aligned_model
 from slm.training.config import TrainingConfig
@@ -119,6 +123,23 @@ def test_a_killed_run_goes_on_to_the_same_speech(
     assert command.run(config_of(parts, tmp_path / "cut", **settings)) == resumed  # complete: skipped
 
 
+def test_samples_that_are_not_finite_fail_their_utterance_alone(
+    parts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = command.decoded
+
+    def broken(*arguments: object) -> Iterator[np.ndarray]:
+        for number, waveform in enumerate(decoded(*arguments)):
+            yield np.full_like(waveform, np.nan) if number == 1 else waveform
+
+    monkeypatch.setattr(command, "decoded", broken)
+    rows = lines_of(command.run(config_of(parts, tmp_path / "run")))
+    assert [row["error"] is None for row in rows] == [True, False, True, True]
+    assert rows[1]["audio"] is None and rows[1]["faults"][-1] == "non_finite"
+    assert len(list((tmp_path / "run" / "audio").iterdir())) == 3
+    assert read_predictions(str(tmp_path / "run")).sidecar["n_failed"] == 1
+
+
 def test_what_cannot_be_rebuilt_is_named(parts: tuple[Path, Path], tmp_path: Path) -> None:
     assert command.plan(config_of(parts, tmp_path / "run"))["utterances"] == 4
     with pytest.raises(ValueError, match="model: not set(.|\n)*corpus: not set"):
@@ -156,7 +177,7 @@ def test_a_corpus_of_word_codes_has_a_frame_per_word(
 
 
 def test_an_slm_writes_word_codes_and_they_become_speech(
-    parts: tuple[Path, Path], word_corpus: Path, tmp_path: Path
+    parts: tuple[Path, Path], word_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = save_llm(tmp_path / "llm")
     settings = finetune.Config(
@@ -180,3 +201,7 @@ def test_an_slm_writes_word_codes_and_they_become_speech(
     new_text_aligned_model(TextAlignedModel.config_class.from_pretrained(parts[1]), seed=1).save_pretrained(other)
     with pytest.raises(ValueError, match="fingerprint"):
         command.plan(config_of((parts[0], other), tmp_path / "none", **asked))
+    unsaid = SynthesizeOutput(np.zeros((4, 0), dtype=np.int64), "non_finite")
+    monkeypatch.setattr(written, "generate_speech", lambda model, task, spoken, *a: [unsaid] * len(spoken))
+    with pytest.raises(ConfigError, match="speech_lm: its scores are not finite for 4 of 4 texts, such as 'u/0'"):
+        command.run(config_of(parts, tmp_path / "broken", **asked))

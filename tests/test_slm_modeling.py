@@ -49,6 +49,23 @@ def test_new_rows_start_at_the_mean_of_the_text(kind: str) -> None:
         assert len(torch.unique(new, dim=0)) == len(new)
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma"])
+def test_grown_tables_outlive_the_library_s_initialisation_and_a_save(tmp_path, kind: str) -> None:
+    """transformers drew an untied head anew where `post_init` came behind a resize (transformers#35141)."""
+    model, tokenizer, _ = load_llm(str(save_llm(tmp_path / "llm", kind)))
+    text = model.get_output_embeddings().weight[: len(tokenizer)].clone()
+    vocabulary = add_speech(tokenizer, [CODES], fingerprint=FINGERPRINT)
+    extend_with_speech(model, vocabulary, seed=0)
+    tables = [module.weight.clone() for module in (model.get_input_embeddings(), model.get_output_embeddings())]
+    model.post_init()
+    loaded = load_llm(str(save_slm(model, tokenizer, vocabulary, tmp_path / "slm")))[0]
+    for one in (model, loaded):
+        found = [module.weight for module in (one.get_input_embeddings(), one.get_output_embeddings())]
+        assert all(torch.equal(a, b) for a, b in zip(found, tables, strict=True))
+        assert torch.equal(found[1][: vocabulary.first_id], text)
+        assert has_tied_head(one) == (kind != "llama")
+
+
 def test_a_seed_decides_all_new_rows_also_those_of_text_that_the_table_lacked() -> None:
     """Resizing drew the row of an added text token from the process's own stream, and all new ones follow from it."""
     tables = []

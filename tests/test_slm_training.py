@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import shutil
 import types
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from slm.training import config as training_config
 from slm.training.batches import ONE_ROW, NoiseConfig, PackedBatches
 from slm.training.checkpoints import CheckpointError, newest_checkpoint
 from slm.training.config import TrainingConfig, TrainingError
+from slm.training.finite_steps import FiniteSteps
 from slm.training.packing import packing_leaks
 from slm.training.trainer import _Watch, train
 
@@ -35,6 +39,22 @@ class KillAt(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         if state.global_step == self.step:
             raise KeyboardInterrupt
+
+
+class Poison(TrainerCallback):
+    """Makes a gradient NaN in some steps, as a bad batch or an overflow does."""
+
+    def __init__(self, steps: Container[int]) -> None:
+        self.steps = steps
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs) -> None:
+        if state.global_step + 1 in self.steps:
+            parameter = next(p for p in model.parameters() if p.requires_grad)
+            self.hook = parameter.register_hook(lambda gradient: gradient * torch.nan)
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        if state.global_step + 1 in self.steps:
+            self.hook.remove()
 
 
 def fit(folder: Path, callbacks=(), weights=None, valid=False, **options):
@@ -271,6 +291,64 @@ def test_evaluation_and_best_weights(tmp_path) -> None:
         entry[0], entry[1] = entry[0] + float(loss), entry[1] + int((labels != -100).sum())
     assert best["eval_asr_loss"] == pytest.approx(sums[0][0] / sums[0][1], rel=1e-4)
     assert best["eval_tts_loss"] == pytest.approx(sums[1][0] / sums[1][1], rel=1e-4)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_step_that_is_not_finite_is_left_out_and_told(tmp_path, caplog, accumulation: int) -> None:
+    """It had made NaN of all weights, under losses that looked well."""
+    weights: dict[int, torch.Tensor] = {}
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
+            weights[state.global_step] = torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    fit(tmp_path, [Poison({3, 5}), Keep()], gradient_accumulation=accumulation)
+    assert all(torch.isfinite(values).all() for values in weights.values())
+    unmoved = {step for step in range(2, 7) if torch.equal(weights[step], weights[step - 1])}
+    assert unmoved == {3, 5}
+    said = [record.message for record in caplog.records if "not finite" in record.message]
+    assert len(said) == 2 and said[0].startswith("step 3: ") and said[1].startswith("2 of 6 steps were left out")
+
+
+def test_steps_that_are_never_finite_stop_the_training(tmp_path) -> None:
+    """The newest checkpoint holds the weights from before, and a start without the fault goes on from there."""
+    with pytest.raises(FloatingPointError, match=r"5 steps in a row, to step 7, .*not finite.*learning_rate"):
+        fit(tmp_path, [Poison(range(3, 99))], steps=8)
+    assert newest_checkpoint(tmp_path).name == "checkpoint-6"
+    resumed = fit(tmp_path, steps=8)
+    assert resumed.state.global_step == 8
+    assert all(torch.isfinite(p).all() for p in resumed.model.parameters())
+
+
+def test_fp16_s_loss_scale_has_time_to_find_its_place_and_no_more() -> None:
+    model = torch.nn.Linear(1, 1)
+    watch = FiniteSteps(types.SimpleNamespace(is_deepspeed_enabled=False, is_fsdp_enabled=False))
+    arguments = types.SimpleNamespace(fp16=True, bf16=False, output_dir="run/checkpoints")
+    state = types.SimpleNamespace(global_step=0, is_world_process_zero=True, max_steps=99)
+    model.bias.grad = torch.tensor([1.0])
+    for finite in (False, True):
+        model.weight.grad = torch.tensor([[1.0 if finite else torch.inf]])
+        for _ in range(29):
+            watch.on_pre_optimizer_step(arguments, state, None, model=model)
+        assert model.weight.grad is not None  # the scale itself leaves the step out
+    model.weight.grad = torch.tensor([[torch.nan]])
+    with pytest.raises(FloatingPointError, match="30 steps in a row"):
+        for _ in range(30):
+            watch.on_pre_optimizer_step(arguments, state, None, model=model)
+
+
+@pytest.mark.parametrize(
+    ("fp16", "norm", "stops"), [(False, math.nan, True), (True, math.inf, False), (False, 1.0, False)]
+)
+def test_an_engine_that_has_taken_such_a_step_is_stopped_at_its_log(fp16: bool, norm: float, stops: bool) -> None:
+    """Gradients that are sharded are not to be had; those of fp16 overflow until its scale is found."""
+    trainer = types.SimpleNamespace(is_deepspeed_enabled=True, is_fsdp_enabled=False)
+    arguments = types.SimpleNamespace(fp16=fp16, bf16=True, output_dir="run/checkpoints")
+    state = types.SimpleNamespace(global_step=20)
+    watch = FiniteSteps(trainer)
+    watch.on_log(arguments, state, None, {"eval_loss": 1.0})
+    with pytest.raises(FloatingPointError, match="step 20 is not finite") if stops else contextlib.nullcontext():
+        watch.on_log(arguments, state, None, {"loss": 1.0, "grad_norm": norm})
 
 
 def test_bad_settings_are_told(tmp_path) -> None:

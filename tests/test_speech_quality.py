@@ -7,6 +7,7 @@ import builtins
 import numpy as np
 import pytest
 
+from eval.speech.audio import resample
 from eval.speech.measures import registry
 from eval.speech.measures.registry import Measure, MeasureError, chosen_measures, columns_of, register_measure
 from eval.speech.measures.waveform import log_mel_db
@@ -85,6 +86,24 @@ def test_lengths_rates_and_silence() -> None:
     assert short.values["stoi"] is None and any("too little speech" in note for note in short.notes)
     with pytest.raises(ValueError, match="audio .* finite"):
         compare_audio(voice(), np.full(100, np.nan), RATE)
+
+
+def test_added_zeros_and_another_rate_change_no_verdict() -> None:
+    """Of every measure that is computed by default, whose packages are there."""
+    clean = voice()
+    noisy = clean + 0.01 * np.random.default_rng(0).standard_normal(len(clean)).astype(np.float32)
+    wanted = compare_audio(clean, noisy, RATE)
+    longer = compare_audio(clean, np.pad(noisy, (0, RATE * 3 // 2)), RATE)
+    assert longer.length_difference_s == 1.5
+    for hz in (24_000, 48_000):
+        higher = compare_audio(clean, resample(noisy, RATE, hz), RATE, audio_sampling_rate=hz)
+        both = compare_audio(resample(clean, RATE, hz), resample(noisy, RATE, hz), hz)
+        for name, value in wanted.values.items():
+            if value is None:
+                continue
+            assert longer.values[name] == pytest.approx(value, rel=1e-6), name
+            for found in (higher, both):  # what lies above the resampler's pass band is lost
+                assert found.values[name] == pytest.approx(value, rel=0.1, abs=0.05), (name, hz)
 
 
 def test_without_the_extra_it_says_how_to_install_it(monkeypatch) -> None:

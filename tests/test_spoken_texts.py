@@ -8,7 +8,7 @@ from slm_tiny import tiny_tokenizer
 
 from eval.text.normalisers import get_normaliser, normalise_basic
 from recipes.inference.long_texts import cut_text
-from recipes.inference.speech_checks import longest_pause_s, speech_warnings, unsayable
+from recipes.inference.speech_checks import is_silent, longest_pause_s, speech_warnings, unsayable
 from slm.decoding.loops import longest_loop
 from slm.generation import SynthesizeOutput
 from slm.trained_on import TrainedOn
@@ -95,6 +95,24 @@ def test_what_looks_lost_is_told() -> None:
     assert signs(2.0, gain=1e-4) == ["2.0 s of silence"]
     looped = np.tile(np.arange(4), 8)[None]
     assert signs(2.56, looped) == ["the same sounds again and again for 2.6 s"]
+
+
+def test_what_a_broken_decoder_gives_is_told() -> None:
+    """A constant, one between two words, and samples that are all at full scale: a file looks well with each."""
+    rng = np.random.default_rng(0)
+    output = SynthesizeOutput(rng.integers(0, 8, (1, 20)), "stop")
+    sound = 0.2 * rng.standard_normal(12800)
+
+    def told(waveform: np.ndarray) -> list[str]:
+        return speech_warnings(SAID, output, waveform.astype(np.float32), 16000, voice())
+
+    assert told(np.full(25600, 0.4)) == ["1.6 s of silence"]
+    assert told(np.concatenate([sound[:4000], np.full(30000, 0.4), sound[:4000]]))[0].endswith(" s of silence in it")
+    (distorted,) = told((40 * np.concatenate([sound, sound])).clip(-1, 1))
+    assert distorted.endswith(" % of its samples are at full scale: distorted") and distorted.startswith("9")
+    loud = (2 * np.concatenate([sound, sound])).clip(-1, 1)
+    assert 0.01 < np.mean(np.abs(loud) >= 1) < 0.1 and told(loud) == []
+    assert is_silent(np.zeros(0)) and is_silent(np.full(99, -0.7)) and not is_silent(sound)
 
 
 def test_pauses_and_loops_are_measured() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from slm_tiny import CODES, FINGERPRINT, SENTENCES, metadata
+from test_slm_training import Poison
 from typer.testing import CliRunner
 
 from recipes import cli
@@ -193,6 +194,16 @@ def test_word_codes_carry_what_the_text_does_not(learnt: TextAlignedModel) -> No
     assert figures["attention_in_word"] > 0.9
 
 
+def test_scores_twice_are_equal_and_move_nothing() -> None:
+    """In the middle of a training: neither dropout nor the warm-up of the books, nor a random stream."""
+    model = new_text_aligned_model(config_of(dropout=0.5, quantizer_warmup_steps=4), seed=0).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    stream = torch.get_rng_state()
+    first, second = (code_scores(model, ITEMS) for _ in range(2))
+    assert first == second and torch.equal(stream, torch.get_rng_state()) and model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_shuffled_words_are_the_same_words(learnt: TextAlignedModel) -> None:
     words = encode_words(learnt, ITEMS)
     dealt = shuffle_words(words, seed=0)
@@ -255,6 +266,12 @@ def test_a_resumed_training_is_an_uninterrupted_one(tmp_path: Path) -> None:
     for name, one in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], one, atol=1e-5, rtol=1e-4, msg=name)
     assert list(checkpoints.glob("torn-checkpoint-6*"))
+
+
+def test_steps_that_are_never_finite_stop_the_training(tmp_path: Path) -> None:
+    model, settings = new_text_aligned_model(config_of(), seed=0), TextAlignedTraining(steps=9, batch_size=4)
+    with pytest.raises(FloatingPointError, match="5 steps in a row, to step 6"):
+        train_text_aligned(model, ITEMS, [], settings, tmp_path, callbacks=[Poison(range(2, 99))])
 
 
 @pytest.mark.parametrize(

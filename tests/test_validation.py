@@ -84,6 +84,17 @@ def test_scores_are_means_over_crops_whatever_their_length_and_batch():
     assert abs(apart[0]["valid/mel"] - apart[1]["valid/mel"]) > 0.1  # else the weights would not show
 
 
+def test_validation_twice_is_equal_and_moves_nothing():
+    """Neither dropout of books nor the use of entries, which both belong to training, nor a random stream."""
+    torch.manual_seed(0)
+    model = LMSPTModel(preset_config("nano-12.5hz", **TINY)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    crops, stream = [0.3 * torch.randn(3, 1, 8000)], torch.get_rng_state()
+    first, second = (validate(model, crops, objective_of(model)) for _ in range(2))
+    assert first == second and torch.equal(stream, torch.get_rng_state()) and model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("crop_s", [0.25, 0.3])
 def test_crops_that_are_not_whole_frames_are_scored_without_exact_lengths(crop_s):
     """The published models: the convolutions give fewer frames than the crop would fill."""

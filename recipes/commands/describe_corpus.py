@@ -31,7 +31,7 @@ from recipes.runs.progress import Progress
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from slm.modeling import DTYPES, describe_llm, load_llm
 from slm.tasks.instruct import ANSWER, INSTRUCTION
-from slm.text_answers import answer_requests
+from slm.text_answers import TextAnswer, answer_requests
 from tokenizer.data.utterances import DataSource, Utterance
 
 MESSAGES = "messages"
@@ -143,15 +143,25 @@ def fingerprint_of(config: Config, rows: list[Utterance]) -> str:
 def described(config: Config, rows: list[Utterance], folder: RunFolder) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """The manifest's rows and their counts; answers of an earlier start are kept."""
     record = folder.checkpoints / "answers.jsonl"
-    answers = {name: row["answer"] for name, row in kept_rows(record).items()}
+    # Of a folder of before it is not known which were cut off.
+    answers = {name: TextAnswer(row["answer"], row.get("ended", True)) for name, row in kept_rows(record).items()}
     waiting = [row for row in rows if row.id not in answers]
     if waiting:
         _answer(config, waiting, answers, record, len(rows))
-    empty = sum(not answers[row.id] for row in rows)
+    empty = sum(not answers[row.id].text for row in rows)
     if empty:
         log.warning("%d answers are empty; slm finetune leaves those rows out", empty)
-    found = [manifest_row(row, folder.folder, _columns(row, config, answers[row.id])) for row in rows]
-    return found, {"utterances": len(rows), "empty_answers": empty}
+    cut = sum(not answers[row.id].ended for row in rows)
+    if cut:
+        log.warning(
+            "%d of %d answers were cut off at %d tokens, and a model would learn that they end there; raise "
+            "max_new_tokens (in a new run_dir)",
+            cut,
+            len(rows),
+            config.max_new_tokens,
+        )
+    found = [manifest_row(row, folder.folder, _columns(row, config, answers[row.id].text)) for row in rows]
+    return found, {"utterances": len(rows), "empty_answers": empty, "cut_answers": cut}
 
 
 def _with_facts(config: Config) -> list[DataSource]:
@@ -171,7 +181,7 @@ def _columns(row: Utterance, config: Config, answer: str) -> dict[str, Any]:
     return {INSTRUCTION: drawn_instruction(row, config), ANSWER: answer, MESSAGES: exchange}
 
 
-def _answer(config: Config, waiting: list[Utterance], answers: dict[str, str], record: Path, total: int) -> None:
+def _answer(config: Config, waiting: list[Utterance], answers: dict[str, TextAnswer], record: Path, total: int) -> None:
     """Fills `answers` batch by batch; each is on disk before the next begins."""
     model, tokenizer, _ = load_llm(config.model, config.weights)
     if not tokenizer.chat_template:
@@ -186,6 +196,7 @@ def _answer(config: Config, waiting: list[Utterance], answers: dict[str, str], r
         with record.open("a", encoding="utf-8") as stream:
             for row, answer in zip(batch, made, strict=True):
                 answers[row.id] = answer
-                stream.write(json.dumps({"id": row.id, "answer": answer}, ensure_ascii=False) + "\n")
+                line = {"id": row.id, "answer": answer.text, "ended": answer.ended}
+                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
         shown.update(len(batch))
     shown.close()

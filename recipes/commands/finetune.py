@@ -33,7 +33,7 @@ from recipes.finetuning.data import (
 )
 from recipes.finetuning.estimates import describe_plan
 from recipes.finetuning.measure import measured_names, word_errors
-from recipes.finetuning.results import kept_figures, save_result
+from recipes.finetuning.results import kept_figures, save_result, warn_of_worse
 from recipes.runs.deepspeed import engine_config, set_deepspeed_device
 from recipes.runs.embedded import model_path
 from recipes.runs.inputs import digest, refuse_other_inputs
@@ -155,11 +155,14 @@ def run(config: Config) -> Path:
         tensorboard=folder.path("tensorboard"),
         measure=word_errors(config, data, tokenizer),
         objective=finetuning_objective(vocabulary, config.training, config.further_weight),
+        # A model that has learnt to speak has something to lose.
+        evaluates_first=vocabulary.trained_on is not None,
     )
     wall = time.perf_counter() - started
     save_result(folder, trainer, data.vocabulary, tokenizer, config.lora, config.weights, config.model)
     if is_main_process():
         kept = kept_figures(trainer, config.training, FIGURES)
+        warn_of_worse(trainer, kept, FIGURES)
         folder.mark_complete({"steps": trainer.state.global_step, "wall_s": round(wall, 1), **kept})
     trainer.accelerator.wait_for_everyone()
     return result

@@ -36,6 +36,7 @@ from slm.continuous import ContinuousLM, Projector, ProjectorSettings, save_cont
 from slm.lora import LoraSettings
 from slm.modeling import describe_llm, freeze_other_towers, load_llm, other_towers
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
+from slm.training.finite_steps import FiniteSteps
 from tokenizer.data.audio import load_audio
 from tokenizer.data.augmentation import AugmentationConfig
 from tokenizer.data.manifest import read_source, read_sources
@@ -154,6 +155,7 @@ def run(config: Config) -> Path:
         ],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(FiniteSteps(trainer))
     checkpoint = newest_checkpoint(folder.checkpoints)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -26,7 +26,7 @@ import soundfile
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
 from recipes.inference.batches import Outcome, Times, begin_together, forget_batches, join_processes, work_through
-from recipes.inference.scripts import file_name
+from recipes.inference.scripts import NON_FINITE_SAMPLES, file_name
 from recipes.inference.speech_files import decoded
 from recipes.runs.files import disk_errors
 from recipes.runs.inputs import digest, refuse_other_inputs
@@ -167,9 +167,11 @@ def run(config: Config) -> Path:
         recorded_s = sum(len(item.codes) for item in job.items.values()) / job.model.config.frame_rate
         times, label = outcome.times + Times(encode_s=encode_s), model_label(config.model) + WAYS[config.word_codes]
         path = write_rebuilt(config, job.model.config, label, rows, times, recorded_s)
-        n_cut = sum(row["truncated"] for row in rows)
+        n_cut, n_failed = sum(row["truncated"] for row in rows), sum(row["error"] is not None for row in rows)
         log.info("rebuilt %d utterances, %d of them cut off at the longest the model knows", len(rows), n_cut)
-        folder.mark_complete({"n": len(rows), "n_truncated": n_cut})
+        if n_failed:
+            log.warning("%d utterances failed: %s", n_failed, NON_FINITE_SAMPLES)
+        folder.mark_complete({"n": len(rows), "n_failed": n_failed, "n_truncated": n_cut})
         forget_batches(folder)
         return path
 
@@ -211,10 +213,12 @@ def rebuild_batch(
     for place, (number, name, waveform) in enumerate(zip(numbers, ids, waveforms, strict=True)):
         audio = f"audio/{file_name(name)}"
         path = Path(config.run_dir) / audio
-        with disk_errors(path):
-            soundfile.write(path, waveform, rate, "PCM_16")
         own = None if words is None else words[place]
-        outcome.rows[number] = prediction_row(name, job.texts[name], audio, rebuilt[place], waveform, rate, own)
+        row = prediction_row(name, job.texts[name], audio, rebuilt[place], waveform, rate, own)
+        if row["error"] is None:
+            with disk_errors(path):
+                soundfile.write(path, waveform, rate, "PCM_16")
+        outcome.rows[number] = row
     n_codes = sum(len(found.codes) for found in rebuilt)
     outcome.times = Times(0.0, drawn - started, time.perf_counter() - drawn, n_codes)
     return outcome

@@ -26,7 +26,7 @@ from eval.judges.judge import check_judge, load_judge
 from eval.protocol import pinned_identity
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
-from recipes.finetuning.results import kept_figures, save_result
+from recipes.finetuning.results import kept_figures, save_result, warn_of_worse
 from recipes.inference.setup import decoding_tokenizer, model_vocabulary
 from recipes.inference.tasks import check_marks, task_name
 from recipes.preference.config import Config
@@ -254,5 +254,6 @@ def run(config: Config) -> Path:
     wall = time.perf_counter() - started
     save_result(folder, trainer, vocabulary, text_tokenizer, config.lora, config.weights, config.model)
     kept = kept_figures(trainer, config.training, FIGURES)
+    warn_of_worse(trainer, kept, ("wer", "cer"))
     folder.mark_complete({"steps": trainer.state.global_step, "wall_s": round(wall, 1), **kept})
     return result

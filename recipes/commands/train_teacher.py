@@ -34,6 +34,7 @@ from recipes.runs.machine import is_main_process, process_count, resolve_device,
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
+from slm.training.finite_steps import FiniteSteps
 from tokenizer.data.audio import load_audio
 from tokenizer.data.augmentation import AugmentationConfig
 from tokenizer.data.crops import micro_batch_size
@@ -175,6 +176,7 @@ def run(config: Config) -> Path:
         ],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(FiniteSteps(trainer))
     if is_main_process():
         from torch.utils.tensorboard import SummaryWriter
 

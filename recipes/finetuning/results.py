@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from transformers import PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from recipes.runs.logs import log
 from recipes.runs.run_folder import RunFolder
 from slm.lora import LoraSettings, merge_lora, save_adapter
 from slm.modeling import save_slm
@@ -48,7 +51,32 @@ def save_result(
 
 def kept_figures(trainer: SpeechTrainer, training: TrainingConfig, endings: tuple[str, ...]) -> dict[str, float]:
     """The figures of the evaluation whose weights were kept, those whose names have one of the endings."""
-    history = [row for row in trainer.state.log_history if any(name.startswith("eval_") for name in row)]
+    history = [row for row in _evaluations(trainer) if row["step"]]  # weights from before the first step are not kept
     if training.keep == "best":
         history.sort(key=lambda row: row[f"eval_{training.keep_by}"], reverse=True)
     return {key: value for key, value in history[-1].items() if key.endswith(endings)} if history else {}
+
+
+def warn_of_worse(trainer: SpeechTrainer, kept: dict[str, float], endings: tuple[str, ...]) -> None:
+    """Warns of figures, the lower the better, that are higher than before the first step.
+
+    A model that knew the task may come out of a training worse than it went in, under a falling training loss.
+
+    Args:
+        trainer: Of the training that is over.
+        kept: The figures of the weights that were kept.
+        endings: How the figures' names end.
+    """
+    before = next((row for row in _evaluations(trainer) if not row["step"]), {})
+    worse = [name for name, value in kept.items() if name.endswith(endings) and value > before.get(name, math.inf)]
+    if worse:
+        figures = ", ".join(f"{name} {kept[name]:.4g} (before: {before[name]:.4g})" for name in worse)
+        log.warning(
+            "on the held-out data the model is worse than before the training: %s; take a lower "
+            "training.learning_rate, fewer training.steps or training.keep=best",
+            figures,
+        )
+
+
+def _evaluations(trainer: SpeechTrainer) -> list[dict[str, float]]:
+    return [row for row in trainer.state.log_history if any(name.startswith("eval_") for name in row)]

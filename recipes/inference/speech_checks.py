@@ -24,6 +24,7 @@ SILENT_PEAK = 10 ** (-50 / 20)
 QUIET_BELOW = 10 ** (-40 / 20)  # of the loudest frame: a pause
 LONGEST_PAUSE_S = 1.5
 FRAME_S = 0.02
+FULL_SCALE_SHARE = 0.1  # of the samples: loud speech has a few in a thousand there, a broken decoder most
 
 
 def unsayable(
@@ -74,8 +75,8 @@ def _dropped(text: str, normalise: Callable[[str], str]) -> list[str]:
 
 
 def is_silent(waveform: np.ndarray) -> bool:
-    """Whether nothing is to be heard in a waveform (S,)."""
-    return float(np.abs(waveform).max(initial=0.0)) < SILENT_PEAK
+    """Whether nothing is to be heard in a waveform (S,): it is empty, constant or below -50 dBFS."""
+    return not len(waveform) or float(np.ptp(waveform)) / 2 < SILENT_PEAK
 
 
 def speech_warnings(
@@ -103,6 +104,8 @@ def speech_warnings(
         warnings.append(f"cut off after {seconds:.1f} s, in a loop (decoding.loop_s says what is one)")
     if is_silent(waveform):
         return [*warnings, f"{seconds:.1f} s of silence"]
+    if (share := float(np.mean(np.abs(waveform) >= 1))) > FULL_SCALE_SHARE:
+        warnings.append(f"{100 * share:.0f} % of its samples are at full scale: distorted")
     if (pause_s := longest_pause_s(waveform, sampling_rate)) > LONGEST_PAUSE_S:
         warnings.append(f"{pause_s:.1f} s of silence in it")
     elif output.finish_reason != "loop":
@@ -120,8 +123,8 @@ def speech_warnings(
 
 
 def longest_pause_s(waveform: np.ndarray, sampling_rate: int) -> float:
-    """Seconds of the longest stretch of a waveform (S,) that is 40 dB below its loudest 20 ms."""
+    """Seconds of the longest stretch of a waveform (S,) that is 40 dB below its loudest 20 ms, or constant."""
     size = max(1, round(FRAME_S * sampling_rate))
     frames = waveform[: len(waveform) // size * size].reshape(-1, size)
-    levels = np.sqrt(np.square(frames, dtype=np.float64).mean(axis=1))
+    levels = frames.std(axis=1, dtype=np.float64)  # around each frame's mean
     return longest_run(levels < QUIET_BELOW * levels.max(initial=0.0)) * size / sampling_rate

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import time
 from pathlib import Path
 
 from recipes.config import CONFIGS, ConfigError
+from recipes.runs.logs import log
 from slm.training.config import TrainingConfig
 
 ENGINES = CONFIGS / "engines"
+OLD_LOCK_MINUTES = 5  # a build takes less than one
 
 
 def engine_config(training: TrainingConfig) -> str | None:
@@ -28,6 +31,7 @@ def engine_config(training: TrainingConfig) -> str | None:
         return None
     path = deepspeed_file(training.deepspeed)
     _check(path, training)
+    _warn_of_locks()
     return str(path)
 
 
@@ -44,6 +48,20 @@ def set_deepspeed_device(device: str) -> None:
     """Names the CPU to DeepSpeed, which the Trainer imports wherever it is installed and which else warns of it."""
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _warn_of_locks() -> None:
+    """Warns of what a build of an operation leaves when it is killed: the next one waits for it for ever."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch_extensions"
+    for lock in Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache).expanduser().rglob("lock"):
+        minutes = (time.time() - lock.stat().st_mtime) / 60
+        if minutes > OLD_LOCK_MINUTES:
+            log.warning(
+                "training.deepspeed: %s is %.0f minutes old: a process that built a part of DeepSpeed may have been "
+                "killed, and the training will wait for it; if no other process builds one, remove the file",
+                lock,
+                minutes,
+            )
 
 
 def _check(path: Path, training: TrainingConfig) -> None:

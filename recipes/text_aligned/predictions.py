@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from recipes.inference.batches import Times
+from recipes.inference.scripts import NON_FINITE_SAMPLES
 from recipes.inference.speech_checks import is_silent
 from recipes.runs.files import atomic_write_text
 from recipes.runs.machine import describe_machine, machine_text
@@ -40,23 +41,24 @@ def prediction_row(
         text: As the corpus writes it.
         audio: Its file, from the run folder.
         rebuilt: Its semantic codes.
-        waveform: (S,) what became of them.
+        waveform: (S,) what became of them; the utterance fails where a sample is not finite.
         rate: Hz.
         word_codes: (K, W) that it was rebuilt from; None: from the text alone.
     """
-    faults = ([] if rebuilt.ended else ["length"]) + ["silence"] * is_silent(waveform)
+    finite = bool(np.isfinite(waveform).all())
+    faults = ([] if rebuilt.ended else ["length"]) + ["silence"] * is_silent(waveform) + ["non_finite"] * (not finite)
     return {
         "id": utterance_id,
         "task": TASK,
         "text": text,
-        "audio": audio,
+        "audio": audio if finite else None,
         "word_codes": None if word_codes is None else word_codes.tolist(),
         "n_codes": len(rebuilt.codes),
         "duration_s": round(len(waveform) / rate, 3),
         "truncated": not rebuilt.ended,
-        "finish_reason": "stop" if rebuilt.ended else "length",
+        "finish_reason": ("stop" if rebuilt.ended else "length") if finite else None,
         "faults": faults,
-        "error": None,
+        "error": None if finite else NON_FINITE_SAMPLES,
     }
 
 
@@ -77,7 +79,7 @@ def write_rebuilt(
     path = Path(config.run_dir) / "predictions.jsonl"
     lines = (json.dumps(row | {"task": task}, ensure_ascii=False) + "\n" for row in rows)
     atomic_write_text(path, "".join(lines))
-    audio_s = sum(row["duration_s"] for row in rows)
+    audio_s = sum(row["duration_s"] for row in rows if row["error"] is None)
     wall_s = times.encode_s + times.generate_s + times.decode_s
     n_words = sum(len(row["word_codes"][0]) for row in rows if row["word_codes"])
     words_per_s = n_words / recorded_s if recorded_s else 0.0
@@ -100,7 +102,7 @@ def write_rebuilt(
         "source": config.corpus,
         "split": config.split,
         "n": len(rows),
-        "n_failed": 0,
+        "n_failed": sum(row["error"] is not None for row in rows),
         "n_truncated": sum(row["truncated"] for row in rows),
         "wall_s": round(wall_s, 3),
         "audio_s": round(audio_s, 3),

@@ -58,6 +58,9 @@ def write_words(
         texts: As the corpus writes them.
         keys: What, beside the seed, decides each text's random stream.
         settings: How codes are drawn.
+
+    Raises:
+        ConfigError: The SLM's scores are not finite, so that a text has no word codes.
     """
     vocabulary = speech_lm.vocabulary
     normalise = get_normaliser(vocabulary.normaliser_of_prompts)
@@ -72,4 +75,9 @@ def write_words(
         loop_s=0.0,
     )
     outputs = generate_speech(speech_lm, get_task(TASK), spoken, [one_frame] * len(spoken), drawing, keys)
+    if broken := [key for key, output in zip(keys, outputs, strict=True) if output.finish_reason == "non_finite"]:
+        raise ConfigError(
+            f"speech_lm: its scores are not finite for {len(broken)} of {len(texts)} texts, such as {broken[0]!r}: "
+            "its weights are broken"
+        )
     return [output.codes for output in outputs]

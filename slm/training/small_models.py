@@ -16,6 +16,7 @@ from transformers.integrations import TensorBoardCallback
 
 from slm.training.checkpoints import newest_checkpoint
 from slm.training.config import ADJUSTABLE, EXTENDABLE, TrainingError
+from slm.training.finite_steps import FiniteSteps
 
 
 @dataclass
@@ -147,9 +148,13 @@ def train_to_the_end(trainer: Trainer, tensorboard: str | Path | None = None) ->
     Args:
         trainer: With the arguments of :func:`training_arguments`.
         tensorboard: Folder of TensorBoard's events.
+
+    Raises:
+        FloatingPointError: The gradient was not finite in several steps in a row.
     """
     arguments = trainer.args
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(FiniteSteps(trainer))
     if tensorboard is not None and trainer.is_world_process_zero():
         from torch.utils.tensorboard import SummaryWriter
 

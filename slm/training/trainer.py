@@ -27,6 +27,7 @@ from slm.training.answer_loss import AnswerLoss
 from slm.training.batches import ONE_ROW, Batch, PackedBatches, Samples, evaluation_batches, with_steps
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
 from slm.training.config import SHORT_ROW, TrainingConfig, TrainingError, training_arguments
+from slm.training.finite_steps import FiniteSteps
 from slm.training.packing import packing_leaks
 from slm.training.zero_checkpoints import (
     UniversalResume,
@@ -288,6 +289,7 @@ def train(
     tensorboard: str | Path | None = None,
     measure: Measure | None = None,
     objective: Objective | None = None,
+    evaluates_first: bool = False,
 ) -> SpeechTrainer:
     """Trains a model, going on from the newest whole checkpoint in `folder` if there is one.
 
@@ -306,6 +308,8 @@ def train(
         measure: Further figures of each evaluation by name, of the model as it is in eval mode; not of one that an
             engine has sharded.
         objective: What is minimised; None: the loss of the answers.
+        evaluates_first: Whether an evaluation comes before the first step too, where there are any; not again after a
+            resume.
 
     Returns:
         The trainer, its model trained (with `keep: best`, that of lowest valid loss).
@@ -313,6 +317,7 @@ def train(
     Raises:
         TrainingError: Another number of processes or another engine than asked for came up, or the model reads
             across the borders of packed sequences.
+        FloatingPointError: The gradient was not finite in several steps in a row.
     """
     config = with_steps(config, train_samples)
     objective = objective or Objective(SpeechTrainer)
@@ -377,6 +382,7 @@ def train(
     if config.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(config.patience))
     trainer.add_callback(_Watch(trainer, config))
+    trainer.add_callback(FiniteSteps(trainer))
     trainer.add_callback(CheckpointMarker())
     trainer.add_callback(SettingsOfThisRun())
     if tensorboard is not None and trainer.is_world_process_zero():
@@ -388,7 +394,7 @@ def train(
     if checkpoint and trainer.is_deepspeed_enabled and written_by_others(checkpoint, processes):
         convert_for(checkpoint, arguments)
         trainer.add_callback(UniversalResume(trainer, checkpoint))
-    arguments.eval_on_start |= objective.evaluates_first and evaluates and checkpoint is None
+    arguments.eval_on_start |= (objective.evaluates_first or evaluates_first) and evaluates and checkpoint is None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     bare.set_attn_implementation(attention)
     return trainer

@@ -1,0 +1,89 @@
+"""Optimizer steps whose gradient is not finite are left out, told, and stop the training where they do not end.
+
+The Trainer takes such a step: all weights become NaN, the loss that it logs goes on as if nothing had been (it leaves
+NaN out of the mean), and the checkpoints from before are soon deleted.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch.nn.utils import get_total_norm
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+log = logging.getLogger(__name__)
+
+LIMIT = 5  # one bad batch is a step or two; what does not recover within five does not recover by itself
+FP16_LIMIT = 30  # a loss scale of 65,536 that is halved so often is below any gradient's need
+
+
+class FiniteSteps(TrainerCallback):
+    """Leaves out the steps of a training whose gradient is NaN or infinite; five in a row stop it.
+
+    With fp16 the loss scale leaves them out itself, some at the start until it has found its place; thirty in a row
+    stop the training. An engine that shards the gradients has taken the step when it is asked, so that the first one
+    stops the training, at the latest where its loss is logged.
+
+    Args:
+        trainer: Of the training, which the callback is then added to.
+
+    Raises:
+        FloatingPointError: So many steps in a row, or one under such an engine; the last checkpoint is untouched.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.left_out, self.in_a_row = 0, 0
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Drops the gradients of a step that is not finite: the optimizer then moves nothing and keeps its state."""
+        if self._is_sharded():
+            return
+        parameters = list(model.parameters())
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if bool(torch.isfinite(norm)):
+            self.in_a_row = 0
+            return
+        self.in_a_row, step = self.in_a_row + 1, state.global_step + 1
+        limit = FP16_LIMIT if args.fp16 else LIMIT
+        if self.in_a_row == limit:
+            raise FloatingPointError(_stopped(f"the gradients of {limit} steps in a row, to step {step}, are", args))
+        if args.fp16:
+            return
+        for parameter in parameters:
+            parameter.grad = None
+        self.left_out += 1
+        if self.left_out == 1 and state.is_world_process_zero:
+            log.warning(
+                "step %d: its gradient is not finite, and the step is left out; %d in a row stop the training",
+                step,
+                limit,
+            )
+
+    def on_log(
+        self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Under an engine that shards the gradients: stops where a step's norm was not finite."""
+        norm = (logs or {}).get("grad_norm")
+        if norm is not None and not args.fp16 and self._is_sharded() and not bool(torch.isfinite(torch.tensor(norm))):
+            raise FloatingPointError(_stopped(f"the gradient of step {state.global_step} is", args))
+
+    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Says how many there were."""
+        if self.left_out and state.is_world_process_zero:
+            log.warning("%d of %d steps were left out: their gradients were not finite", self.left_out, state.max_steps)
+
+    def _is_sharded(self) -> bool:
+        return self.trainer.is_deepspeed_enabled or self.trainer.is_fsdp_enabled
+
+
+def _stopped(what: str, args: TrainingArguments) -> str:
+    precision = "" if not (args.bf16 or args.fp16) else ", precision=fp32"
+    return (
+        f"{what} not finite; the training stops, and the checkpoints in {args.output_dir} are from before. Start it "
+        f"again with a lower training.learning_rate{precision}, or look for what is wrong in its data"
+    )
