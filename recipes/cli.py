@@ -276,7 +276,8 @@ COMMANDS = [
     ),
 ]
 # A key=value starts like an identifier; write ./a=b for a file of that name.
-OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.\w+)*=")
+# The names under a key may have a hyphen, as tasks' do: task_weights.tts-aligned=1.
+OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.[\w-]+)*=")
 
 
 def load_recipe(command: Command) -> Any:

@@ -22,6 +22,7 @@ class FakeConfig:
     text: str = ""
     output: str = "out.wav"
     strict: bool = False
+    weights: dict[str, float] = field(default_factory=dict)
 
 
 def fake_run(config):
@@ -69,6 +70,8 @@ def test_overrides_files_and_output_reach_the_configuration(slm):
     assert RAN[-1] == FakeConfig(steps=7, files=["a b.wav", "./c=d.wav"])
     assert slm("synthesize", "he said: no", "-o", "x.wav").exit_code == 0
     assert RAN[-1] == FakeConfig(text="he said: no", output="x.wav")
+    assert slm("encode", "weights.tts-aligned=2").exit_code == 0  # a task's name has a hyphen
+    assert RAN[-1].weights == {"tts-aligned": 2.0}
     assert slm("encode", "--strict").exit_code == 0
     assert RAN[-1].strict
 
