@@ -41,6 +41,7 @@ from recipes.inference.predictions import (
     finished,
     log_faults,
     log_speed,
+    refuse_unless_one_was_usable,
     summary_of,
     write_predictions,
 )
@@ -255,6 +256,7 @@ def write_result(
     )
     log_faults(rows)
     log_speed(times, audio_s)
+    refuse_unless_one_was_usable(rows, folder, path)
     folder.mark_complete(summary)
     forget_batches(folder)
     return path
