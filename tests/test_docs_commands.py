@@ -28,11 +28,19 @@ def command_lines(page: Path) -> Iterator[str]:
     """The words behind `slm` of a page's indented and fenced lines, a line's continuation put to it."""
     lines = iter(page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines())
     for line in lines:
-        while line.strip().startswith("slm ") and line.count("'") % 2:  # quotes that end in a further line
+        while line.strip().startswith("slm ") and not ends(line):
             line += next(lines)
         line = LAUNCHERS.sub("slm ", line.strip())
         if line.startswith("slm ") and not OWN.search(line):
             yield line.removeprefix("slm ")
+
+
+def ends(line: str) -> bool:
+    """Whether all quotation marks of a command are closed, but for those of its comment."""
+    try:
+        return bool(shlex.split(line, comments=True))
+    except ValueError:
+        return False
 
 
 def loaded(line: str) -> None:
