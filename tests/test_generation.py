@@ -395,6 +395,9 @@ def test_synthesize_recipe(recipe, tmp_path) -> None:
     out = tmp_path / "deep" / "out.wav"
     assert synthesize.run(recipe(synthesize, "text=Lay RED!", f"output={out}", *short)) == out
     assert soundfile.info(out).frames >= 1280
+    (tmp_path / "folder.wav").mkdir()
+    with pytest.raises(ConfigError, match="folder.wav cannot be written: a folder has that name"):
+        synthesize.run(recipe(synthesize, "text=Lay red", f"output={tmp_path / 'folder.wav'}", *short))
     with pytest.raises(ConfigError, match=r"output \(-o\).*run_dir"):
         recipe(synthesize, "text=red", f"output={out}", f"run_dir={tmp_path / 'both'}")
     with pytest.raises(ConfigError, match="nothing to say"):
