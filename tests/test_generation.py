@@ -366,20 +366,14 @@ def test_a_failed_recording_is_a_row(recipe, tmp_path) -> None:
 
 
 def test_a_manifest_of_which_nothing_can_be_used_is_no_finished_run(recipe, tmp_path) -> None:
-    rows = [
-        {"id": name, "audio": f"{name}.wav", "text": "...", "duration": 1.0, "split": "test"} for name in ("a", "b")
-    ]
-    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = f"data.path={tmp_path / 'manifest.jsonl'}"
+    (tmp_path / "manifest.jsonl").write_text('{"id": "a", "audio": "a.wav", "text": "...", "split": "test"}\n')
     for module, why in ((transcribe, "a.wav"), (synthesize, "nothing to say")):
-        config = recipe(module, source, f"run_dir={tmp_path / module.__name__}")
-        with pytest.raises(ConfigError, match=f"none of the 2 utterances .*predictions.jsonl says why: .*{why}"):
-            module.run(config)
-        assert len(lines(Path(config.run_dir) / "predictions.jsonl")) == 2
-    for name in ("a", "b"):
-        soundfile.write(tmp_path / f"{name}.wav", np.sin(np.arange(16000) * 0.1) * 0.3, 16000)
-    heard = lines(transcribe.run(recipe(transcribe, source, f"run_dir={tmp_path / transcribe.__name__}")))
-    assert [row["error"] for row in heard] == [None, None]
+        run = recipe(module, f"data.path={tmp_path}", f"run_dir={tmp_path / module.__name__}")
+        with pytest.raises(ConfigError, match=f"none of the 1 utterances .*predictions.jsonl says why: .*{why}"):
+            module.run(run)
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(16000) * 0.1) * 0.3, 16000)
+    again = recipe(transcribe, f"data.path={tmp_path}", f"run_dir={tmp_path / transcribe.__name__}")
+    assert lines(transcribe.run(again))[0]["error"] is None  # the same command, once it is mended
 
 
 def test_synthesize_recipe(recipe, tmp_path) -> None:
