@@ -156,7 +156,7 @@ COMMANDS = [
         "Extend an LLM with speech tokens and fine-tune it for ASR and TTS, in full or by LoRA.",
         "slm finetune --config quickstart/finetune model=Qwen/Qwen2.5-0.5B-Instruct --dry-run",
         "task_weights.continuation=1 and task_weights.st=1 train two tasks more; those of your own are trained beside "
-        "them: plugins=[my_tasks] task_weights={asr: 1, my_task: 1}, where my_tasks.py registers my_task "
+        "them: plugins=[my_tasks] task_weights.my_task=1, where my_tasks.py registers my_task "
         "(docs/architecture.md tells how).",
     ),
     Command(
@@ -238,8 +238,8 @@ COMMANDS = [
         "score",
         "Score any system's transcripts or audio against references: Kaldi, JSONL, CSV, TSV, sclite files.",
         "slm score reference=text hypothesis=other-system.txt",
-        "hypothesis=[a.txt, b.txt] scores several and draws each one's difference from the first. A folder of audio "
-        "or predictions of speech need a judge: judges=[{name: embedded-recogniser}], or protocol=NAME.",
+        "hypothesis=[a.txt,b.txt] scores several and draws each one's difference from the first. A folder of audio "
+        "or predictions of speech need a judge: judges.0.name=embedded-recogniser, or protocol=NAME.",
         goes_on=False,
         output="output",
         strict="Refuse hypotheses whose ids are not those of the reference.",
@@ -258,7 +258,7 @@ COMMANDS = [
     Command(
         "export-versa",
         "An SLM's speech as input of VERSA, whose measures `slm evaluate versa=[FOLDER]` reads back.",
-        "slm export-versa predictions=runs/synthesize data=[{path: runs/corpus/manifest.jsonl}] -o runs/versa",
+        "slm export-versa predictions=runs/synthesize data.0.path=runs/corpus/manifest.jsonl -o runs/versa",
         output="run_dir",
         goes_on=False,
     ),
@@ -276,7 +276,11 @@ COMMANDS = [
     ),
 ]
 # A key=value starts like an identifier; write ./a=b for a file of that name.
-OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.\w+)*=")
+# The names under a key may have a hyphen, as tasks' do: task_weights.tts-aligned=1.
+OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.[\w-]+)*=")
+
+
+KEY_WIDTH = 36  # of key=default in one line of --help
 
 
 def load_recipe(command: Command) -> Any:
@@ -422,6 +426,8 @@ def keys_table(config_class: type) -> str:
     table = Table("key=default", "what it does", box=None, pad_edge=False, padding=(0, 1))
     for key, kind, default, about in describe_fields(config_class):
         shown = f"{key} (required)" if default == "required" else f"{key}={default}"
+        if len(shown) > KEY_WIDTH:  # a table of 80 columns would cut the default's word in two
+            shown = f"{key}=\n    {default}"
         table.add_row(Text(f"  {shown}", overflow="fold"), Text(f"{about} ({kind})"))
     with console.capture() as capture:
         console.print(table)

@@ -86,7 +86,8 @@ def load_config(config_class: type[ConfigT], path: str | Path | None = None, ove
     Args:
         config_class: a dataclass; nested dataclasses, lists and dicts of them are checked too.
         path: a YAML file, the name of a shipped one (``quickstart/encode``), or None for the defaults alone.
-        overrides: ``a.b=value`` strings, the value read as YAML. A list takes ``data.0.limit=5`` or a whole new value.
+        overrides: ``a.b=value`` strings, the value read as YAML, but as it is written where the key holds text. A list
+            takes ``data.0.limit=5`` (the index after the last one adds an entry) or a whole new value.
 
     Returns:
         The typed configuration.
@@ -96,8 +97,9 @@ def load_config(config_class: type[ConfigT], path: str | Path | None = None, ove
     """
     values = read_yaml(path) if path is not None else {}
     for override in overrides:
-        _put_default(config_class, values, override.partition("=")[0].strip().split("."))
-        apply_override(values, override)
+        parts = override.partition("=")[0].strip().split(".")
+        _put_default(config_class, values, parts)
+        apply_override(values, override, hint_at(config_class, parts))
     return from_values(config_class, values, where=f"{path}" if path else "the command line")
 
 
@@ -126,12 +128,58 @@ def from_values(config_class: type[ConfigT], values: dict[str, Any], where: str 
             if not key or message.startswith((f"{key}:", f"{key}.")):  # a class's own check, which names its keys
                 problems.append(message)
             else:
-                problems.append(f"{key}: {message[:1].lower() + message[1:]}{given}")
+                advice = _how_to_write(hint_at(config_class, key.split(".")), key, item["input"])
+                problems.append(f"{key}: {message[:1].lower() + message[1:]}{given}{advice}")
     if problems or config is unset:
         problems = list(dict.fromkeys(problems))
         head = f"{len(problems)} problem{'s' * (len(problems) > 1)} in {where}:"
         raise ConfigError("\n  - ".join([head, *problems]))
     return config
+
+
+def hint_at(config_class: type, parts: list[str]) -> Any:
+    """The type of a key, by its dotted parts; None where there is no such key, or several types have one."""
+    hint: Any = config_class
+    for part in parts:
+        held = _without_null(hint)
+        arguments = typing.get_args(held)
+        if dataclasses.is_dataclass(held):
+            hint = typing.get_type_hints(held).get(part)
+        elif typing.get_origin(held) in (list, tuple) and arguments and part.isdigit():
+            hint = arguments[0]
+        elif typing.get_origin(held) is dict and len(arguments) == 2:
+            hint = arguments[1]
+        else:
+            return None
+    return hint
+
+
+def _without_null(hint: Any) -> Any:
+    """``X`` of ``X | None``; any other type as it is."""
+    branches = [item for item in typing.get_args(hint) if item is not type(None)] if _is_union(hint) else [hint]
+    return branches[0] if len(branches) == 1 else hint
+
+
+def _holds_text(hint: Any) -> bool:
+    """Whether a value is text or one of several words; YAML would read ``no``, ``010``, ``12:30`` as other things."""
+    held = _without_null(hint)
+    words = typing.get_args(held) if typing.get_origin(held) is typing.Literal else ()
+    return held is str or (bool(words) and all(isinstance(word, str) for word in words))
+
+
+def _how_to_write(hint: Any, key: str, value: Any) -> str:
+    """How a list, or the keys under a key, would be given on the command line; empty where that is not the problem."""
+    held = _without_null(hint)
+    inner = next(iter(typing.get_args(held)), None)
+    if typing.get_origin(held) is list and not isinstance(value, list):
+        if not dataclasses.is_dataclass(inner):
+            return f"; a list is written [a, b]: {key}=[{value}]" if isinstance(value, str | int | float) else ""
+        first = dataclasses.fields(inner)[0].name
+        return f"; its entries are numbered: {key}.0.{first}={value if isinstance(value, str) else '...'}"
+    if dataclasses.is_dataclass(held) and not isinstance(value, dict):
+        first = dataclasses.fields(held)[0].name
+        return f"; give its keys: {key}.{first}={value if isinstance(value, str) else '...'}"
+    return ""
 
 
 def _is_branch_name(part: str | int) -> bool:
@@ -191,24 +239,42 @@ def merge(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set one ``a.b=value`` in place. Raises ConfigError where it is no such thing."""
+def _override_value(override: str, text: str, hint: Any) -> Any:
+    """What an override sets: its YAML; of a key that holds text the text itself, but for null and YAML's quotes."""
+    plain = _holds_text(hint) and text.strip() not in ("", "null", "~")
+    if (plain and text.strip()[0] not in "'\"") or (hint is str and not text.strip()):
+        return text.strip()
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        if plain:  # text that merely begins with a quotation mark
+            return text.strip()
+        raise ConfigError(f"override {override!r}: the value is not YAML ({error}); quote it") from error
+    return value
+
+
+def apply_override(values: dict[str, Any], override: str, hint: Any = None) -> None:
+    """Set one ``a.b=value`` in place. Raises ConfigError where it is no such thing.
+
+    ``hint`` is the key's type: where that is text the value is taken as it is written, not as YAML reads it.
+    """
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"override {override!r} is not of the form key=value or key.sub=value")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML ({error}); quote it") from error
+    value = _override_value(override, text, hint)
     here: Any = values
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
         if isinstance(here, list):
-            if not part.isdigit() or int(part) >= len(here):
+            if not part.isdigit() or int(part) > len(here):
                 name = ".".join(parts[:depth])
-                raise ConfigError(f"override {override!r}: `{name}` is a list of {len(here)}; give an index below that")
+                raise ConfigError(
+                    f"override {override!r}: `{name}` is a list of {len(here)}; give an index up to {len(here)}"
+                )
             part = int(part)
+            if part == len(here):
+                here.append({})
         elif part not in here or (not last and not isinstance(here[part], dict | list)):
             # `data.0.path=...` where no YAML gave a list yet: the first entry
             here[part] = [{}] if not last and parts[depth + 1] == "0" else {}
@@ -305,6 +371,12 @@ def _check(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
         return [_check(arguments[0], item, f"{key}.{index}", problems) for index, item in enumerate(value)]
     if typing.get_origin(hint) is dict and isinstance(value, dict) and len(arguments) == 2:
         return {name: _check(arguments[1], item, f"{key}.{name}", problems) for name, item in value.items()}
+    if hint is str and isinstance(value, bool):
+        problems.append(f"{key}: YAML reads no, yes, off and on as false and true; write the word in quotes")
+        return str(value)
+    if typing.get_origin(hint) is typing.Literal and isinstance(value, bool):
+        words = ("off", "no") if value is False else ("on", "yes")  # an unquoted `no_speech: off`
+        return next((word for word in words if word in typing.get_args(hint)), value)
     if hint is str and isinstance(value, int | float):
         return yaml_scalar(value)  # an unquoted `name: 12.5` is text where text is asked for
     return value

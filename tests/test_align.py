@@ -138,6 +138,19 @@ def test_known_boundaries_are_found_and_failures_named(loudness, manifest, tmp_p
     assert (tmp_path / "out" / "plots" / "000.png").stat().st_size > 1000
 
 
+def test_a_manifest_of_which_nothing_is_aligned_is_no_finished_run(loudness, manifest, tmp_path):
+    rows = [row | {"audio": f"elsewhere/{row['id']}.wav"} for row in read(manifest)]
+    (tmp_path / "moved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = config_for(tmp_path / "moved.jsonl", tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"none of the 4 utterances could be aligned; .*skipped.jsonl says why: .*no"):
+        align.run(config)
+    (tmp_path / "elsewhere").mkdir()
+    for row in read(manifest):
+        target = tmp_path / "elsewhere" / f"{row['id']}.wav"
+        target.write_bytes((manifest.parent / row["audio"]).read_bytes())
+    assert [row["id"] for row in read(align.run(config))] == ["good", "last"]  # the same command, now complete
+
+
 def test_what_is_not_aligned_may_stay_as_it_was(loudness, manifest, tmp_path):
     kept = read(align.run(config_for(manifest, tmp_path / "out", keep_unaligned=True)))
     assert [row["id"] for row in kept] == ["good", "silent", "long", "last"]

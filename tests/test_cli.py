@@ -1,5 +1,6 @@
 """The command line: help that teaches, clean messages, plans."""
 
+import shlex
 import subprocess
 import sys
 import types
@@ -9,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from recipes import cli
-from recipes.config import ConfigError
+from recipes.commands import encode, finetune, synthesize
+from recipes.config import ConfigError, load_config
+from recipes.runs.inputs import source_name
 
 RAN = []
 
@@ -22,6 +25,7 @@ class FakeConfig:
     text: str = ""
     output: str = "out.wav"
     strict: bool = False
+    weights: dict[str, float] = field(default_factory=dict)
 
 
 def fake_run(config):
@@ -64,11 +68,53 @@ def test_a_command_s_help_teaches_its_keys_and_an_example(slm):
     assert "steps=5" in result.stdout and "how many steps to take" in result.stdout and "(int)" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["task_weights.asr=0", "task_weights.tts=0"], "task_weights: .* one must be above"),
+        (["training.eval_steps=-1"], "training.eval_steps and training.warmup_steps: -1 and 100 must be 0 or more"),
+        (["training.learning_rate=0"], "training.learning_rate: 0 must be above 0"),
+    ],
+)
+def test_a_training_that_could_not_learn_is_refused_before_anything_is_read(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(finetune.Config, None, ["corpus=nowhere", "model=nowhere", *keys])
+
+
+def test_an_encoding_without_data_says_so_once(tmp_path):
+    with pytest.raises(ConfigError, match="^data: missing; give at least one source, e.g. data.0.path="):
+        encode.plan(load_config(encode.Config, None, [f"run_dir={tmp_path / 'codes'}", "tokenizer=embedded-12.5hz"]))
+
+
+def test_a_source_is_called_by_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["corpora/grid/manifest.jsonl", "corpora/grid", "owner/name", "manifest.jsonl", "."]
+    assert [source_name(name) for name in names] == ["grid", "grid", "name", tmp_path.name, tmp_path.name]
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
+def test_the_example_of_a_command_can_be_pasted(command):
+    for line in command.example.splitlines():
+        words = shlex.split(line)
+        assert words[:2] == ["slm", command.name] and all("{" not in word and "[" not in word for word in words)
+
+
+def test_no_word_of_the_keys_of_a_command_is_cut(monkeypatch):
+    """Where they are shown 80 columns wide."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("synthesize", "encode", "finetune"):
+        table = cli.keys_table(cli.load_recipe(next(one for one in cli.COMMANDS if one.name == name)).Config)
+        assert "…" not in table
+    assert "acoustic_decoding.confidence_noise=  " in cli.keys_table(synthesize.Config)
+
+
 def test_overrides_files_and_output_reach_the_configuration(slm):
     assert slm("transcribe", "a b.wav", "steps=7", "./c=d.wav").exit_code == 0
     assert RAN[-1] == FakeConfig(steps=7, files=["a b.wav", "./c=d.wav"])
     assert slm("synthesize", "he said: no", "-o", "x.wav").exit_code == 0
     assert RAN[-1] == FakeConfig(text="he said: no", output="x.wav")
+    assert slm("encode", "weights.tts-aligned=2").exit_code == 0  # a task's name has a hyphen
+    assert RAN[-1].weights == {"tts-aligned": 2.0}
     assert slm("encode", "--strict").exit_code == 0
     assert RAN[-1].strict
 

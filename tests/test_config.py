@@ -48,6 +48,11 @@ class Config:
 
 
 @dataclass
+class Guard:
+    rule: Literal["v2", "off"] = "v2"
+
+
+@dataclass
 class Nested:
     inner: Config = field(default_factory=Config)
 
@@ -143,7 +148,55 @@ def test_the_first_entry_of_a_list_may_come_from_an_override_alone():
     assert values == {"data": [{"path": "a", "limit": 5}]}
 
 
-@pytest.mark.parametrize("override", ["a", "=3", "a..b=1", "a=[", "data.1.path=x", "data.x=1"])
+def test_the_index_after_the_last_adds_an_entry(tmp_path):
+    file = write(tmp_path / "a.yaml", "data: [{path: a}]\n")
+    assert load_config(Config, file, ["data.1.path=b", "data.1.limit=2"]).data == [Source("a"), Source("b", 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("no", "no"),  # Norwegian, which YAML reads as false
+        ("010", "010"),
+        ("12:30", "12:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("he said: no", "he said: no"),
+        ("number # 5", "number # 5"),
+        ("...", "..."),
+        ("", ""),
+        ("'quoted'", "quoted"),
+        ("'tis fine", "'tis fine"),
+    ],
+)
+def test_text_on_the_command_line_is_taken_as_it_is_written(text, wanted):
+    assert load_config(Config, None, [f"run_dir={text}"]).run_dir == wanted
+    assert load_config(Nested, None, [f"inner.data.0.path={text}"]).inner.data[0].path == wanted
+
+
+def test_a_word_that_yaml_reads_as_a_truth_value_is_no_text_and_no_other_word(tmp_path):
+    with pytest.raises(ConfigError, match="run_dir: YAML reads no.*in quotes"):
+        load_config(Config, write(tmp_path / "a.yaml", "run_dir: no\n"))
+    assert load_config(Guard, write(tmp_path / "b.yaml", "rule: off\n")).rule == "off"
+    assert load_config(Guard, None, ["rule=off"]).rule == "off"
+
+
+@pytest.mark.parametrize(
+    ("override", "way_out"),
+    [
+        ("data=a.jsonl", "data.0.path=a.jsonl"),
+        ("data.path=a.jsonl", "data.0.path=..."),
+        ("data=[a.jsonl]", "data.0.path=a.jsonl"),
+        ("sizes=3", "sizes=[3]"),
+        ("lora=true", "lora.learning_rate=..."),
+    ],
+)
+def test_a_list_or_a_mapping_given_as_something_else_says_how_it_is_written(override, way_out):
+    with pytest.raises(ConfigError) as caught:
+        load_config(Config, None, [override])
+    assert way_out in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["a", "=3", "a..b=1", "a=[", "data.2.path=x", "data.x=1"])
 def test_a_malformed_override_is_named(override):
     with pytest.raises(ConfigError, match="override"):
         apply_override({"data": [{"path": "a"}]}, override)

@@ -365,6 +365,17 @@ def test_a_failed_recording_is_a_row(recipe, tmp_path) -> None:
     assert [row["text"] for row in said] == ["lay red", "lay red"]
 
 
+def test_a_manifest_of_which_nothing_can_be_used_is_no_finished_run(recipe, tmp_path) -> None:
+    (tmp_path / "manifest.jsonl").write_text('{"id": "a", "audio": "a.wav", "text": "...", "split": "test"}\n')
+    for module, why in ((transcribe, "a.wav"), (synthesize, "nothing to say")):
+        run = recipe(module, f"data.path={tmp_path}", f"run_dir={tmp_path / module.__name__}")
+        with pytest.raises(ConfigError, match=f"none of the 1 utterances .*predictions.jsonl says why: .*{why}"):
+            module.run(run)
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(16000) * 0.1) * 0.3, 16000)
+    again = recipe(transcribe, f"data.path={tmp_path}", f"run_dir={tmp_path / transcribe.__name__}")
+    assert lines(transcribe.run(again))[0]["error"] is None  # the same command, once it is mended
+
+
 def test_synthesize_recipe(recipe, tmp_path) -> None:
     short = ["decoding.min_seconds=1", "decoding.seconds_per_character=0"]
     config = recipe(synthesize, f"corpus={tmp_path / 'codes'}", f"run_dir={tmp_path / 'run'}", *short)
@@ -378,6 +389,9 @@ def test_synthesize_recipe(recipe, tmp_path) -> None:
     out = tmp_path / "deep" / "out.wav"
     assert synthesize.run(recipe(synthesize, "text=Lay RED!", f"output={out}", *short)) == out
     assert soundfile.info(out).frames >= 1280
+    (tmp_path / "folder.wav").mkdir()
+    with pytest.raises(ConfigError, match="folder.wav cannot be written: a folder has that name"):
+        synthesize.run(recipe(synthesize, "text=Lay red", f"output={tmp_path / 'folder.wav'}", *short))
     with pytest.raises(ConfigError, match=r"output \(-o\).*run_dir"):
         recipe(synthesize, "text=red", f"output={out}", f"run_dir={tmp_path / 'both'}")
     with pytest.raises(ConfigError, match="nothing to say"):

@@ -188,6 +188,10 @@ def test_clear_errors(whisper_folder, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(JudgeError, match="nowhere/at-all.*neither a local model folder"):
         check_judge(JudgeConfig(name="nowhere/at-all"))
+    with monkeypatch.context() as context:
+        context.setattr("transformers.AutoConfig.from_pretrained", None)  # no hub is asked
+        with pytest.raises(JudgeError, match="'whisper-bse': no such folder, and a hub name is `owner/name`"):
+            check_judge(JudgeConfig(name="whisper-bse"))
     with pytest.raises(JudgeError, match="decoding must be one of auto, attention, ctc, joint"):
         JudgeConfig(decoding="viterbi")
     with pytest.raises(JudgeError, match="batch_size must be positive"):

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
+import soundfile
 
 from recipes.commands.plot_training import _lines
 from recipes.config import ConfigError
@@ -192,6 +193,12 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 def test_other_disk_errors_pass_unchanged(tmp_path):
     with pytest.raises(FileNotFoundError), disk_errors(tmp_path):
         open(tmp_path / "nothing")
+
+
+def test_a_sound_file_that_cannot_be_written_is_named(tmp_path):
+    for name, why in (("nowhere/a.wav", "no space left, or no right"), (".", "a folder of that name")):
+        with pytest.raises(OSError, match=f"cannot be written: .*{why}"), disk_errors(tmp_path / name):
+            soundfile.write(str(tmp_path / name), [0.0], 16000, format="WAV")
 
 
 def test_bf16_is_picked_only_where_it_is_fast(tmp_path, monkeypatch):

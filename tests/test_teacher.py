@@ -100,6 +100,8 @@ def test_too_long_a_crop_and_unknown_names_are_told():
         SpeechTeacher(tiny_whisper(100).encoder, pad_to_seconds=30)
     with pytest.raises(ValueError, match="no/such-teacher.*train-teacher"):
         SpeechTeacher.from_pretrained(TeacherConfig(name="no/such-teacher"))
+    with pytest.raises(ValueError, match="'whisper-small': no such folder, and a hub name is `owner/name`"):
+        SpeechTeacher.from_pretrained(TeacherConfig(name="whisper-small"))
     with pytest.raises(ValueError, match="teacher.name is empty"):
         SpeechTeacher.from_pretrained(TeacherConfig())
 

@@ -100,7 +100,7 @@ def test_a_folder_of_audio_goes_by_the_files_names(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "u1 a\nu2 b\nu1 c\n", "line 3: id 'u1' occurs twice"),
+        ("a.txt", "u1 a\nu2 b\nu1 c\n", "line 3: id 'u1' occurs twice .the first word of a line is its id"),
         ("a.txt", "\n \n", "holds no utterance"),
         ("a.trn", "words (u1)\nwords\n", r"line 2: not `words \(id\)`"),
         ("a.jsonl", '{"id": 1, "text": "a"}\n{"id"\n', "line 2: not JSON"),

@@ -48,8 +48,8 @@ class JudgeConfig:
     no_speech: NoSpeechRule = field(
         default="v2",
         metadata={
-            "help": "rule for what is no speech and is read as nothing: 'v1' (level; Whisper's own probabilities; "
-            "repetition, see eval/judges/no_speech.py), or 'off'"
+            "help": "rule for what is no speech and is read as nothing: v2 (level; Whisper's own probabilities; "
+            "repetition, see eval/judges/no_speech.py), or off"
         },
     )
     max_tokens_per_second: float = field(

@@ -128,6 +128,11 @@ def _kind(config: JudgeConfig) -> tuple[str, Any]:
         return "pocketsphinx", None
     if (kind := package_kind(config)) is not None:
         return kind, None
+    if config.name.count("/") != 1 and not Path(config.name).is_dir():  # before a hub is asked, again and again
+        raise JudgeError(
+            f"judge {config.name!r}: no such folder, and a hub name is `owner/name`; take embedded-recogniser or "
+            "pocketsphinx, train one with `slm train-teacher`, or correct the path"
+        )
     from transformers import AutoConfig, AutoModelForCTC, AutoModelForSpeechSeq2Seq
 
     try:

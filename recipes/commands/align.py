@@ -152,7 +152,13 @@ def run(config: Config) -> Path:
     else:
         write_manifest(manifest, aligned)
     kept_too = "; they are in the manifest without times" if config.keep_unaligned and skipped else ""
-    log.info("%d utterances aligned, %d not (skipped.jsonl)%s: %s", len(aligned), len(skipped), kept_too, manifest)
+    log.info("aligned %d of %d utterances (skipped.jsonl)%s: %s", len(aligned), len(rows), kept_too, manifest)
+    if not aligned:
+        parts.unlink()  # so that the same command tries again what has been mended
+        raise ConfigError(
+            f"none of the {len(rows)} utterances could be aligned; {folder.path('skipped.jsonl')} says why: "
+            f"{skipped[0]['error']}"
+        )
     folder.mark_complete({"aligned": len(aligned), "skipped": len(skipped)})
     return manifest
 

@@ -76,7 +76,7 @@ class Contrasted:
 class Config(PipelineConfig):
     """A pipeline and the cells that go through it."""
 
-    run_dir: str = "runs/compare"
+    run_dir: str = field(default="runs/compare", metadata={"help": "a folder for each cell, and the table's"})
     cells: list[Cell] = field(default_factory=list, metadata={"help": "what is compared", **ADJUSTABLE})
     axes: list[Axis] = field(
         default_factory=list,

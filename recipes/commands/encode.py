@@ -146,7 +146,7 @@ def _trained_tokenizer(config: Config) -> Any:
 
 def _utterances(config: Config) -> dict[str, list[Utterance]]:
     if not config.data:
-        raise ConfigError("data: missing; give at least one source, e.g. data=[{path: corpus/manifest.jsonl}]")
+        raise ConfigError("data: missing; give at least one source, e.g. data.0.path=corpus/manifest.jsonl")
     found = read_splits(config.data, config.splits)
     for name in further_columns(config):
         if not any(utterance.columns.get(name) for members in found.values() for utterance in members):
@@ -167,7 +167,7 @@ def prepare(config: Config, processes: Processes) -> Job:
     seed_everything(config.seed)
     tokenizer = problems.attempt(_trained_tokenizer, config)
     utterances = problems.attempt(_utterances, config)
-    if utterances is None:
+    if utterances is None and config.data:
         check_sources(problems, config.data, config.splits)
     problems.raise_all()
     begun = begun_metadata(config.run_dir)

@@ -74,8 +74,8 @@ def resolve(config: Config) -> tuple[ModuleType, Any]:
     try:
         task = get_task(config.task)
     except TaskError as error:
-        asked = "not set" if not config.task else str(error)
-        raise ConfigError(f"task: {asked}; give task=NAME, one of {', '.join(tasks())}") from error
+        asked = str(error) if config.task else f"not set; give task=NAME, one of {', '.join(tasks())}"
+        raise ConfigError(f"task: {asked}") from error
     module, command = MODULES[task.answers], COMMANDS[task.answers]
     given = {name: value for name, value in _shared(config).items() if name != "output" or value}
     for name in config.options:

@@ -82,7 +82,10 @@ class Config:
     )
     alignment: Literal["jiwer", "sclite"] = field(
         default="jiwer",
-        metadata={"help": "how S, D and I are told apart: the fewest errors, or NIST's weights (4 a substitution, 3)"},
+        metadata={
+            "help": "how S, D and I are told apart: the fewest errors, or NIST's weights (a substitution 4, a deletion "
+            "or an insertion 3)"
+        },
     )
     judges: list[JudgeConfig] = field(
         default_factory=list, metadata={"help": "recognisers that read hypotheses which are audio"}

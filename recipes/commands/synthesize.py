@@ -18,6 +18,7 @@ Not here: scores (``slm evaluate``), choice among samples by a judge.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ from recipes.inference.predictions import (
     finished,
     log_faults,
     log_speed,
+    refuse_unless_one_was_usable,
     summary_of,
     write_predictions,
 )
@@ -191,8 +193,11 @@ def run(config: Config) -> Path:
     for script in scripts:
         script.audio = f"audio/{file_name(script.id)}" if folder else config.output_file
     where = folder.folder if folder else Path()
-    with disk_errors(where / scripts[0].audio):
-        (where / scripts[0].audio).parent.mkdir(parents=True, exist_ok=True)
+    first = where / scripts[0].audio
+    with disk_errors(first):
+        first.parent.mkdir(parents=True, exist_ok=True)
+    if first.is_dir() or not os.access(first.parent, os.W_OK):  # before the model speaks
+        raise ConfigError(f"{first} cannot be written: a folder has that name, or you may not write there")
     if config.stream:
         return stream(config, setup, speech_lm, scripts[0])
     sizes = [max(1, len(script.parts)) for script in scripts]
@@ -255,6 +260,7 @@ def write_result(
     )
     log_faults(rows)
     log_speed(times, audio_s)
+    refuse_unless_one_was_usable(rows, folder, path)
     folder.mark_complete(summary)
     forget_batches(folder)
     return path

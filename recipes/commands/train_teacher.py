@@ -28,7 +28,7 @@ from eval.text.wer import score_pairs
 from recipes.config import ConfigError, Problems
 from recipes.encoding.plan import duration_of
 from recipes.runs.embedded import model_path
-from recipes.runs.inputs import check_sources, digest, refuse_other_inputs
+from recipes.runs.inputs import check_sources, digest, refuse_other_inputs, source_name
 from recipes.runs.logs import log
 from recipes.runs.machine import is_main_process, process_count, resolve_device, resolve_precision, seed_everything
 from recipes.runs.run_folder import RunFolder
@@ -252,7 +252,7 @@ def _validator(config: Config):
         if left_out:
             log.warning("%s: %d valid clips cannot be read in one window: not scored", source.path, left_out)
         if pairs:
-            name = Path(source.path).parent.name if Path(source.path).suffix else Path(source.path).name
+            name = source_name(source.path)
             name = f"{name}-{number}" if name in corpora else name
             texts = [to_characters(u.text, config.normaliser) for u, _ in pairs]
             corpora[name] = (texts, [w for _, w in pairs])

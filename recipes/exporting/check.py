@@ -12,6 +12,7 @@ from eval.judges.config import JudgeConfig
 from eval.judges.judge import load_judge
 from recipes.config import ConfigError
 from recipes.encoding.encoder import encode_batch
+from recipes.runs.inputs import source_name
 from tokenizer import load_tokenizer
 from tokenizer.data.audio import load_audio
 from tokenizer.data.manifest import read_source
@@ -43,8 +44,7 @@ def some_recordings(manifest: str, limit: int) -> tuple[list[Utterance], str]:
     """The first recordings of the last split that a source has, and its name. Raises ConfigError, DataError."""
     for split in reversed(SPLITS):
         if found := read_source(DataSource(path=manifest), split)[:limit]:
-            path = Path(manifest)
-            return found, f"{path.parent.name if path.suffix else path.name} {split}"
+            return found, f"{source_name(manifest)} {split}"
     raise ConfigError(f"check: {manifest} has no recordings")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import soundfile
 
 from recipes.config import ConfigError
-from recipes.runs.files import atomic_write_text
+from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.scoring.systems import Predictions, predictions_sha256
 from tokenizer.data.audio import load_audio
 from tokenizer.data.utterances import AudioError, Utterance
@@ -115,7 +115,9 @@ def _recording(utterance: Utterance, utterance_id: str, folder: Path, sampling_r
     folder.mkdir(parents=True, exist_ok=True)
     target = (folder / f"{utterance_id.replace('/', '_')}.wav").resolve()
     try:
-        soundfile.write(target, load_audio(utterance, sampling_rate), sampling_rate, subtype="PCM_16")
+        audio = load_audio(utterance, sampling_rate)
+        with disk_errors(target):
+            soundfile.write(target, audio, sampling_rate, subtype="PCM_16")
     except AudioError as error:
         raise ConfigError(f"data: {error}") from error
     return target

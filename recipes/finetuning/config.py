@@ -150,6 +150,9 @@ class Config:
     def __post_init__(self) -> None:
         if self.replay is not None and "text" in self.task_weights:
             raise ValueError("replay and task_weights.text: both are a task called text; give one of them")
+        weights = self.task_weights.values()
+        if any(weight < 0 for weight in weights) or not any(weights):
+            raise ValueError(f"task_weights: {self.task_weights} must not fall below 0, and one must be above")
         if self.random_weights and self.lora is not None:
             raise ValueError("random_weights: adapters on a base that knows nothing learn little; train in full")
         if self.training.freeze_layers and self.lora is not None:

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recipes.inference.batches import Times
+from recipes.config import ConfigError
+from recipes.inference.batches import Times, forget_batches
 from recipes.inference.setup import source_utterances
 from recipes.runs.files import atomic_write_text
 from recipes.runs.inputs import digest, refuse_other_inputs
@@ -67,6 +68,19 @@ def finished(config: Any, own: Iterable[str | Path]) -> Path | None:
     folder = begun(config, own)
     log.info("%s is complete: skipped", config.run_dir)
     return folder.path("predictions.jsonl")
+
+
+def refuse_unless_one_was_usable(rows: Sequence[dict[str, Any]], folder: RunFolder, path: Path) -> None:
+    """Leaves a run unfinished whose every utterance failed for what was given, such as paths that are all wrong.
+
+    What the model itself got wrong is a result, and counted.
+
+    Raises:
+        ConfigError: no utterance got as far as the model.
+    """
+    if all(row["error"] and not row["faults"] for row in rows):
+        forget_batches(folder)  # so that the same command reads what has been mended
+        raise ConfigError(f"none of the {len(rows)} utterances could be used; {path} says why: {rows[0]['error']}")
 
 
 def write_predictions(

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from recipes.inference.batches import Times, forget_batches
-from recipes.inference.predictions import log_faults, log_speed, summary_of, write_predictions
+from recipes.inference.predictions import (
+    log_faults,
+    log_speed,
+    refuse_unless_one_was_usable,
+    summary_of,
+    write_predictions,
+)
 from recipes.runs.logs import log
 from recipes.runs.run_folder import RunFolder
 from slm.tasks import Task
@@ -39,6 +45,7 @@ def give_transcripts(
 
     Raises:
         AudioError: none of the files could be used.
+        ConfigError: nor any utterance of a data source or corpus.
     """
     if config.files and all(row["error"] for row in rows):
         raise AudioError("\n".join(row["error"] for row in rows))
@@ -54,6 +61,7 @@ def give_transcripts(
     log.info("transcribed %d of %d utterances, %d cut off", good, summary["n"], truncated)
     log_faults(rows)
     log_speed(times, audio_s)
+    refuse_unless_one_was_usable(rows, folder, path)
     folder.mark_complete(summary)
     forget_batches(folder)
     return path

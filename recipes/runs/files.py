@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import soundfile
 from safetensors import SafetensorError
 
 
@@ -45,9 +46,16 @@ def atomic_write_text(path: str | Path, text: str) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turn a full disk into an error that names the place and says that nothing made so far is lost."""
+    """Turn a full disk into an error that names the place and says that nothing made so far is lost.
+
+    Raises:
+        OSError: as the system said; of a sound file that cannot be written, which libsndfile says of no errno.
+    """
     try:
         yield
+    except soundfile.LibsndfileError as error:
+        why = "there is a folder of that name" if Path(path).is_dir() else "no space left, or no right to write there"
+        raise OSError(f"{path} cannot be written: {why} ({error})") from error
     except (OSError, SafetensorError) as error:
         number = getattr(error, "errno", None)
         if isinstance(error, SafetensorError):  # its text alone says what the system said

@@ -53,6 +53,16 @@ def _add_file(found: hashlib._Hash, path: Path) -> None:
             found.update(stream.read(BLOCK_BYTES))
 
 
+def source_name(path: str) -> str:
+    """What tables call a data source: the name of its folder, also of a manifest in the working directory.
+
+    >>> source_name("corpora/grid-s1/manifest.jsonl"), source_name("corpora/grid-s1"), source_name("owner/name")
+    ('grid-s1', 'grid-s1', 'name')
+    """
+    folder = Path(path).parent if Path(path).suffix else Path(path)
+    return folder.name or folder.resolve().name
+
+
 def check_sources(
     problems: Problems, sources: Sequence[DataSource], splits: Sequence[str], needs_text: bool = True
 ) -> None:

@@ -15,9 +15,9 @@ from recipes.runs.run_folder import ADJUSTABLE
 def plugins_key() -> Any:
     """The field `plugins` of a command's configuration."""
     about = (
-        "modules of your own that register tasks (slm.tasks.register), codecs (tokenizer.loading.register_codec) or "
-        "measures of audio (eval.speech.measures.registry.register_measure), such as [my_tasks] for my_tasks.py in the "
-        "working directory; imported first"
+        "modules of your own that register tasks (register of slm.tasks), codecs (register_codec of "
+        "tokenizer.loading) or measures of audio (register_measure of eval.speech.measures.registry), such as "
+        "[my_tasks] for my_tasks.py in the working directory; imported first"
     )
     return field(default_factory=list, metadata={"help": about, **ADJUSTABLE})
 

@@ -19,7 +19,7 @@ from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
 from eval.text.normalisers import Normaliser
 from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import resolve_judge
-from recipes.runs.inputs import check_sources, digest
+from recipes.runs.inputs import check_sources, digest, source_name
 from recipes.runs.machine import resolve_device, resolve_precision
 from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
@@ -365,8 +365,7 @@ def _test_texts(
         name = predictions[0].path.parent.name
     else:
         texts = {u.id: u.text for u in utterances}
-        folders = [Path(s.path).parent if Path(s.path).suffix else Path(s.path) for s in config.data]
-        name = f"{' + '.join(dict.fromkeys(folder.name for folder in folders))} {config.split}"
+        name = f"{' + '.join(dict.fromkeys(source_name(source.path) for source in config.data))} {config.split}"
     if needs_text and not any(normaliser(text) for text in texts.values()):
         raise ConfigError(f"{name}: no utterance has a transcript, so there is nothing to score against")
     for found in predictions:

@@ -289,7 +289,11 @@ def _duration(value: Any, where: str) -> float | None:
 
 def _add(entries: dict[str, Entry], identity: str, entry: Entry, path: Path, number: int) -> None:
     if identity in entries:
-        raise ConfigError(f"{path}, line {number}: id {identity!r} occurs twice, so it is not clear which text counts")
+        by_word = path.suffix.lower() not in (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".trn")
+        first = " (the first word of a line is its id, as in Kaldi's files)" if by_word else ""
+        raise ConfigError(
+            f"{path}, line {number}: id {identity!r} occurs twice{first}, so it is not clear which text counts"
+        )
     entries[identity] = entry
 
 

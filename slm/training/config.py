@@ -170,6 +170,11 @@ class TrainingConfig:
         for name in ("steps", "tokens_per_step", "gradient_accumulation", "log_steps", "save_steps"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"training.{name}: {getattr(self, name)} must be at least 1")
+        if self.eval_steps < 0 or self.warmup_steps < 0:
+            given = f"{self.eval_steps} and {self.warmup_steps}"
+            raise TrainingError(f"training.eval_steps and training.warmup_steps: {given} must be 0 or more")
+        if self.learning_rate <= 0:
+            raise TrainingError(f"training.learning_rate: {self.learning_rate:g} must be above 0")
         if self.epochs is not None and self.epochs <= 0:
             raise TrainingError(f"training.epochs: {self.epochs:g} must be above 0, or null for training.steps")
         if self.process_timeout_s < 1:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 import julius
 import torch
@@ -116,6 +117,12 @@ def _named_errors(config: TeacherConfig) -> Iterator[None]:
         raise ValueError(
             "teacher.name is empty: give embedded-recogniser, a folder made by `slm train-teacher`, or e.g. "
             "openai/whisper-small"
+        )
+    source = _source(config)
+    if not Path(source).is_dir() and source.count("/") != 1:  # before a hub is asked, again and again
+        raise ValueError(
+            f"teacher {config.name!r}: no such folder, and a hub name is `owner/name`: give embedded-recogniser, a "
+            "folder made by `slm train-teacher`, or e.g. openai/whisper-small"
         )
     try:
         yield
