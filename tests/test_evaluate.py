@@ -21,7 +21,8 @@ from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.commands import evaluate
 from recipes.config import ConfigError, dump_config, load_config
-from recipes.scoring import audio_pass, evaluation, systems
+from recipes.scoring import audio_pass, codec_systems, evaluation
+from recipes.scoring.codec_systems import precision_of
 from recipes.scoring.evaluation import Config
 from tokenizer import LMSPTConfig, LMSPTModel, load_tokenizer
 from tokenizer.data.utterances import AudioError, DataSource
@@ -142,10 +143,13 @@ def length_judge(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_row_and_every_failure(tmp_path, models, corpus, asr, tts, length_judge, monkeypatch, capsys) -> None:
     encoded: list[int] = []
-    original = systems.encode_batch
-    monkeypatch.setattr(
-        systems, "encode_batch", lambda tok, waves, *a, **b: encoded.append(len(waves)) or original(tok, waves, *a, **b)
-    )
+    original = codec_systems.encode_batch
+
+    def counted(tokenizer, waveforms, *arguments, **named):
+        encoded.append(len(waveforms))
+        return original(tokenizer, waveforms, *arguments, **named)
+
+    monkeypatch.setattr(codec_systems, "encode_batch", counted)
     tokenizer = str(models / "nano-tiny" / "model")
     config = configure(
         tmp_path, corpus, tokenizer=tokenizer, predictions=[str(asr), str(tts)],
@@ -430,5 +434,5 @@ def test_clear_errors(tmp_path, corpus, asr, tts, length_judge) -> None:
 
 def test_the_codes_decide_in_which_precision_their_tokenizer_is_heard(tiny_tokenizer):
     model = load_tokenizer(tiny_tokenizer)
-    assert systems.precision_of(model, []) == systems.precision_of(model, [None, "another tokenizer's"]) == "fp32"
-    assert systems.precision_of(model, [None, model.fingerprint("bf16")]) == "bf16"
+    assert precision_of(model, []) == precision_of(model, [None, "another tokenizer's"]) == "fp32"
+    assert precision_of(model, [None, model.fingerprint("bf16")]) == "bf16"

@@ -18,7 +18,7 @@ from recipes.commands import reconstruct_text_aligned as command
 from recipes.finetuning.words import words_of
 from recipes.runs.inputs import digest
 from recipes.runs.run_folder import RunFolder
-from recipes.scoring.systems import predicted_system, read_predictions
+from recipes.scoring.predictions import predicted_system, read_predictions
 from slm.corpus import CodedCorpus, CodedCorpusWriter, CorpusMetadata
 from slm.text_aligned.configuration import TextAlignedConfig, TextAlignedError
 from slm.text_aligned.modeling import TextAlignedModel, new_text_aligned_model

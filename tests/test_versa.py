@@ -16,7 +16,7 @@ from eval.stats import mean_interval
 from recipes.commands import evaluate, export_versa
 from recipes.config import ConfigError, load_config
 from recipes.exporting.versa import plan_export
-from recipes.scoring.systems import read_predictions
+from recipes.scoring.predictions import read_predictions
 from recipes.scoring.versa import read_versa, summarise_versa, with_versa
 
 TEXTS = ["one two  three", "four five", "six", "seven eight"]

@@ -41,19 +41,14 @@ from recipes.runs.logs import log
 from recipes.runs.run_folder import RunFolder
 from recipes.scoring.acoustic import SpeakerVoices
 from recipes.scoring.audio_pass import CLIP_S, Listening, Players, spread, write_listings
+from recipes.scoring.codec_systems import CodecSystems
 from recipes.scoring.evaluation import Config, Job, prepare
 from recipes.scoring.judges import load_judges
+from recipes.scoring.labels import model_label
+from recipes.scoring.predictions import Predictions, predicted_audio, predicted_system
 from recipes.scoring.protocols import audio_files_sha256, made_with, unsegmented_note
-from recipes.scoring.systems import (
-    CodecSystems,
-    Predictions,
-    Recordings,
-    System,
-    SystemAudio,
-    model_label,
-    predicted_audio,
-    predicted_system,
-)
+from recipes.scoring.recordings import Recordings
+from recipes.scoring.systems import System, SystemAudio
 from recipes.scoring.versa import summarise_versa, with_versa
 from tokenizer.precision import exact_fp32
 

@@ -35,7 +35,7 @@ from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.runs.lineage import PastRun, run_of
 from recipes.runs.logs import log
 from recipes.runs.own_folders import CONFIG_FILE
-from recipes.scoring.systems import model_label
+from recipes.scoring.labels import model_label
 from slm.continuous import is_continuous
 from slm.modeling import DTYPES, load_llm
 from slm.vocabulary import FILE_NAME as VOCABULARY_FILE

@@ -19,8 +19,9 @@ from recipes.runs.machine import resolve_device
 from recipes.runs.own_folders import some_of
 from recipes.scoring.judges import load_judges
 from recipes.scoring.labels import distinct
+from recipes.scoring.predictions import count_faults
 from recipes.scoring.protocols import Settled, audio_files_sha256, made_with, resampled, settle, unsegmented_note
-from recipes.scoring.systems import Recordings, count_faults
+from recipes.scoring.recordings import Recordings
 from recipes.scoring.text_files import Entry, TextFile, read_texts
 from tokenizer.data.utterances import Utterance
 
