@@ -17,6 +17,7 @@ from eval.speech.quality import QualitySummary, summarise_quality
 from eval.stats import mean_interval
 from recipes.commands import compare
 from recipes.config import ConfigError, load_config
+from recipes.runs.pipeline import make_steps
 from recipes.scoring.code_use import corpus_code_statistics
 from slm.corpus import CodedCorpusWriter, CorpusError, CorpusMetadata
 
@@ -122,7 +123,7 @@ def test_each_cell_reads_one_tokenizer_and_its_own_codes(name: str, tmp_path: Pa
     config = load_config(compare.Config, f"embedded/{name}", [f"run_dir={tmp_path}"])
     assert [cell.name for cell in config.cells] == ["25hz", "12.5hz", "6.25hz"]
     for cell in config.cells:
-        steps = compare.make_steps(config, cell.name, cell.set)
+        steps = make_steps(config, cell.name, cell.set)
         tokenizers = {s.config.tokenizer for s in steps if s.stage.command in ("encode", "evaluate")}
         assert tokenizers == {f"embedded-{cell.name}"}
         for step in steps:

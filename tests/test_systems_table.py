@@ -19,7 +19,7 @@ from eval.report.overview import overview_table
 from eval.report.page import format_table, groups_of, write_report
 from eval.schema import Clip, Difference, Results, Row, Sample, load_results, save_results
 from eval.text.translation import can_score_translations, score_translations
-from recipes.scoring.cells import Axis, AxisValue, cells_of
+from recipes.comparison.cells import Axis, AxisValue, cells_of
 
 
 def rows_of(
