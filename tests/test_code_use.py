@@ -9,8 +9,9 @@ import pytest
 
 from eval.codes import code_statistics, most_frames
 from eval.report.markdown import results_markdown
-from eval.report.page import format_table, write_report
+from eval.report.page import write_report
 from eval.report.tables import code_table, quality_table
+from eval.report.terminal import format_table
 from eval.schema import Results, load_results, save_results
 from eval.speech.quality import Quality as Clip
 from eval.speech.quality import QualitySummary, summarise_quality

@@ -14,7 +14,8 @@ import pytest
 from eval.contrasts import make_contrasts
 from eval.protocol import Protocol, TestSet
 from eval.report.contrasts import blocks, contrasts_markdown, reading, write_contrasts
-from eval.report.page import format_table, write_report
+from eval.report.page import write_report
+from eval.report.terminal import format_table
 from eval.schema import Results, Row, load_results, make_row, merge_results, save_results
 from eval.stats import pooled_bootstrap
 from eval.text.normalisers import get_normaliser

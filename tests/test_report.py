@@ -14,9 +14,11 @@ import soundfile
 
 from eval.codes import code_statistics
 from eval.protocol import Protocol, TestSet, test_set_sha256
+from eval.report.groups import groups_of
 from eval.report.markdown import results_markdown
-from eval.report.page import format_table, groups_of, write_report
+from eval.report.page import write_report
 from eval.report.plots import rate_figure
+from eval.report.terminal import format_table
 from eval.schema import (
     Clip,
     Difference,

@@ -12,7 +12,8 @@ from eval.protocol import Protocol, TestSet
 from eval.report.answer import answers
 from eval.report.lengths import length_table
 from eval.report.markdown import results_markdown
-from eval.report.page import format_table, write_report
+from eval.report.page import write_report
+from eval.report.terminal import format_table
 from eval.schema import Results, Row, load_results, make_row, merge_results, save_results
 from eval.stats import bootstrap_interval
 from eval.text.lengths import LengthBin, in_order

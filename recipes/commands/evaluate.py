@@ -27,7 +27,8 @@ from typing import Any
 from eval.codes import CodeStatistics, code_statistics
 from eval.judges.transcripts import CachedJudge
 from eval.report.markdown import write_markdown
-from eval.report.page import format_table, write_report
+from eval.report.page import write_report
+from eval.report.terminal import format_table
 from eval.rescoring import outdated, up_to_date
 from eval.schema import Results, Row, difference_of, is_task, load_results, make_row, save_results, speakers_of
 from eval.speech.measures.registry import chosen_measures

@@ -24,7 +24,7 @@ from typing import Any
 from eval.codes.measures import MEASURES, NO_SNMI, CodeMeasures
 from eval.codes.probe import ProbeConfig
 from eval.report.code_tables import code_measure_tables
-from eval.report.page import format_measures
+from eval.report.terminal import format_measures
 from eval.text.normalisers import get_normaliser
 from recipes.commands import encode
 from recipes.config import ConfigError, Problems

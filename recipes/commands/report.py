@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.markdown import write_markdown
-from eval.report.page import format_table, write_report
+from eval.report.page import write_report
+from eval.report.terminal import format_table
 from eval.schema import Results, load_results
 from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
 from recipes.commands import synthesize, transcribe

@@ -26,7 +26,8 @@ from typing import ClassVar, Literal
 from eval.judges.config import JudgeConfig
 from eval.report.errors import format_errors
 from eval.report.markdown import write_markdown
-from eval.report.page import format_table, write_report
+from eval.report.page import write_report
+from eval.report.terminal import format_table
 from eval.rescoring import rescored
 from eval.schema import RESULTS_FILE, Results, load_results, save_results
 from eval.stats import ENOUGH_SPEAKERS
