@@ -12,7 +12,7 @@ from conftest import tone
 from slm_tiny import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
-from eval.schema import load_results
+from eval.results_file import load_results
 from recipes import cli
 from recipes.commands import evaluate, synthesize
 from recipes.config import ConfigError, load_config

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_matrix import Work, ran  # noqa: F401  (a fixture)
 
-from eval.schema import load_results
+from eval.results_file import load_results
 from recipes.commands import compare
 from recipes.comparison.cells import Axis, AxisValue
 from recipes.comparison.running import make_cells

@@ -12,7 +12,8 @@ from eval.report.markdown import results_markdown
 from eval.report.page import write_report
 from eval.report.tables import code_table, quality_table
 from eval.report.terminal import format_table
-from eval.schema import Results, load_results, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Results
 from eval.speech.quality import Quality as Clip
 from eval.speech.quality import QualitySummary, summarise_quality
 from eval.stats import mean_interval

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from eval.contrasts import make_contrasts
+from eval.merging import merge_results
 from eval.protocol import Protocol, TestSet
 from eval.report.contrasts import blocks, contrasts_markdown, reading, write_contrasts
 from eval.report.page import write_report
 from eval.report.terminal import format_table
-from eval.schema import Results, Row, load_results, make_row, merge_results, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Results, Row, make_row
 from eval.stats import pooled_bootstrap
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs

@@ -14,7 +14,8 @@ import torch
 from eval.judges.config import JudgeConfig
 from eval.protocol import Protocol
 from eval.protocol import TestSet as Scored
-from eval.schema import load_results, make_row
+from eval.results_file import load_results
+from eval.schema import make_row
 from eval.speech.measures import registry
 from eval.speech.measures.registry import Measure, register_measure
 from eval.text.normalisers import get_normaliser

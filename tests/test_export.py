@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.codes import code_statistics
 from eval.protocol import Protocol, TestSet
-from eval.schema import Results, is_task, load_results, make_row, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Results, make_row
+from eval.systems import is_task
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.commands import export

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from eval.report.markdown import results_markdown
 from eval.report.tables import budget_table
-from eval.schema import Results, load_results, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Results
 from eval.trainings import Budget
 from recipes.commands import compare, finetune
 from recipes.comparison.cells import Cell

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from eval.report.markdown import results_markdown
 from eval.report.page import write_report
 from eval.report.terminal import format_table
-from eval.schema import Results, load_results, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Results
 from eval.speech.measures import registry
 from eval.speech.measures.registry import Measure, register_measure
 from eval.speech.quality import QualitySummary, compare_audio, summarise_quality

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from test_contrasts import cell
 
-from eval.schema import Results, load_results, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Results
 from recipes.commands import compare
 from recipes.comparison.cells import Axis, Cell
 from recipes.comparison.config import Contrasted

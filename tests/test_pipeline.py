@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 import slm.embedded
 import tokenizer.embedded
 from eval.codes import code_statistics
+from eval.merging import merge_results
 from eval.protocol import Protocol, TestSet
 from eval.protocol import TestSet as Scored
-from eval.schema import Clip, Difference, Results, Sample, load_results, make_row, merge_results, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Clip, Difference, Results, Sample, make_row
 from eval.speech.quality import QualitySummary
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs

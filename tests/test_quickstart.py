@@ -9,7 +9,8 @@ import yaml
 from slm_tiny import save_llm
 
 from eval.protocol import Protocol, TestSet
-from eval.schema import Results, make_row, save_results
+from eval.results_file import save_results
+from eval.schema import Results, make_row
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.commands import compare, finetune, quickstart

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from slm_tiny import save_llm
 
-from eval.schema import says_texts
+from eval.systems import says_texts
 from eval.text.normalisers import get_normaliser
 from recipes.commands import encode_text_aligned as encode
 from recipes.commands import finetune

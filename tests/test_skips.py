@@ -18,7 +18,8 @@ from eval.report.markdown import results_markdown
 from eval.report.page import write_report
 from eval.report.terminal import format_table
 from eval.rescoring import rescored
-from eval.schema import Results, load_results, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Results
 from eval.text.normalisers import get_normaliser
 from eval.text.skips import skip_rates
 from eval.text.wer import score_pairs

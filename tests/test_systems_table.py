@@ -19,7 +19,8 @@ from eval.report.markdown import results_markdown
 from eval.report.overview import overview_table
 from eval.report.page import write_report
 from eval.report.terminal import format_table
-from eval.schema import Clip, Difference, Results, Row, Sample, load_results, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Clip, Difference, Results, Row, Sample
 from eval.text.translation import can_score_translations, score_translations
 from recipes.comparison.cells import Axis, AxisValue, cells_of
 

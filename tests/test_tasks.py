@@ -25,7 +25,7 @@ from slm_tiny import (
 )
 from typer.testing import CliRunner
 
-from eval.schema import load_results
+from eval.results_file import load_results
 from recipes import cli
 from recipes.commands import finetune
 from recipes.config import ConfigError, from_values

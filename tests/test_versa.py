@@ -10,7 +10,8 @@ import pytest
 import soundfile
 
 from eval.report.tables import quality_table
-from eval.schema import Results, load_results, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Results
 from eval.speech.quality import QualitySummary
 from eval.stats import mean_interval
 from recipes.commands import evaluate, export_versa

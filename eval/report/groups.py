@@ -11,8 +11,9 @@ from eval.report.lengths import length_table
 from eval.report.shared import rows_once, shared_notes
 from eval.report.skips import skip_table
 from eval.report.tables import MeasureTable
-from eval.schema import Results, Row, is_task, system_name, systems_of
+from eval.schema import Results, Row
 from eval.stats import FEW
+from eval.systems import is_task, system_name, systems_of
 from eval.text.wer import OFFICIAL
 
 __all__ = ["Group", "caption_of", "groups_of", "intervals_of", "label_of", "lengths_of", "skips_in"]

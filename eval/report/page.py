@@ -22,7 +22,8 @@ from eval.report.plots import book_use_figure, contrast_figure, rate_figure, svg
 from eval.report.shared import summaries_once
 from eval.report.tables import measure_tables
 from eval.report.trainings import DARK, LIGHT, curve_figures, differences_table, trainings_table
-from eval.schema import Clip, Results, Row, Sample, system_name, systems_of
+from eval.schema import Clip, Results, Row, Sample
+from eval.systems import system_name, systems_of
 
 __all__ = ["REPORT_FILE", "write_report"]
 

@@ -21,7 +21,7 @@ from eval.report.contrasts import write_contrasts
 from eval.report.markdown import write_markdown
 from eval.report.page import write_report
 from eval.report.terminal import format_table
-from eval.schema import load_results, save_results
+from eval.results_file import load_results, save_results
 from recipes.comparison.config import Config
 from recipes.comparison.running import make_cells, missing_of, plan_budgets, run_cells, with_budgets
 from recipes.comparison.table import gather

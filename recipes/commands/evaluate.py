@@ -25,14 +25,17 @@ from pathlib import Path
 from typing import Any
 
 from eval.codes import CodeStatistics, code_statistics
+from eval.differences import difference_of
 from eval.judges.transcripts import CachedJudge
 from eval.report.markdown import write_markdown
 from eval.report.page import write_report
 from eval.report.terminal import format_table
 from eval.rescoring import outdated, up_to_date
-from eval.schema import Results, Row, difference_of, is_task, load_results, make_row, save_results, speakers_of
+from eval.results_file import load_results, save_results
+from eval.schema import Results, Row, make_row, speakers_of
 from eval.speech.measures.registry import chosen_measures
 from eval.speech.quality import QualitySummary
+from eval.systems import is_task
 from eval.text.lengths import in_order
 from eval.text.translation import can_score_translations, score_translations
 from eval.text.wer import score_pairs

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from eval.schema import load_results
+from eval.results_file import load_results
 from recipes.config import ConfigError, Problems
 from recipes.exporting.card import CARD_FILE, Export, model_card, own_results
 from recipes.exporting.check import Agreement, compare_codes, compare_transcripts

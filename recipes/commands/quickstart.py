@@ -18,7 +18,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from eval.schema import Results, Row, is_task, load_results, system_name, systems_of
+from eval.results_file import load_results
+from eval.schema import Results, Row
+from eval.systems import is_task, system_name, systems_of
 from recipes.commands import compare, prepare_corpus
 from recipes.comparison.running import make_cells
 from recipes.config import ConfigError

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from eval.contrasts import make_contrasts
+from eval.merging import merge_results
 from eval.rescoring import up_to_date
-from eval.schema import Contrast, Results, Row, load_results, merge_results
+from eval.results_file import load_results
+from eval.schema import Contrast, Results, Row
 from eval.text.lengths import in_order
 from eval.text_lengths import rows_within
 from recipes.comparison import fairness

@@ -11,8 +11,10 @@ from typing import Any
 import yaml
 
 from eval.codes import CodeStatistics, nominal_bitrate
+from eval.merging import merge_results
 from eval.report.markdown import results_markdown
-from eval.schema import Results, Row, is_task, merge_results
+from eval.schema import Results, Row
+from eval.systems import is_task
 from recipes.config import ConfigError
 from recipes.exporting.check import Agreement
 from recipes.exporting.discriminators import DISCRIMINATORS

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eval.schema import system_name, task_system
+from eval.systems import system_name, task_system
 from recipes.config import ConfigError
 from recipes.inference.predictions import FAULTS
 from recipes.runs.files import text_lines

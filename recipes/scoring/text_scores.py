@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from eval.differences import difference_of
 from eval.judges.judge import check_judge
 from eval.judges.transcripts import CachedJudge
 from eval.protocol import Protocol, TestSet, test_set_sha256
-from eval.schema import Results, Row, difference_of, make_row
+from eval.schema import Results, Row, make_row
 from eval.text.wer import score_pairs
 from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import resolve_judge
