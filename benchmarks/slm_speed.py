@@ -36,8 +36,9 @@ from slm.settings import SpeechLimits, SynthesizeSettings, TranscribeSettings
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE
-from slm.training.batches import PackedBatches, SpeechSamples
+from slm.training.batches import PackedBatches
 from slm.training.config import TrainingConfig
+from slm.training.samples import SpeechSamples
 from slm.training.trainer import train
 from slm.vocabulary import add_speech
 

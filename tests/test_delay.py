@@ -30,9 +30,10 @@ from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, make_example
 from slm.training import delay
-from slm.training.batches import ONE_ROW, NoiseConfig, SpeechSamples, pack
+from slm.training.batches import ONE_ROW, pack
 from slm.training.config import TrainingConfig, TrainingError
 from slm.training.delay import check_delay, delay_objective
+from slm.training.samples import NoiseConfig, SpeechSamples
 from slm.training.trainer import train
 from slm.vocabulary import SpeechVocabulary, add_speech
 

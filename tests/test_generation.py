@@ -30,8 +30,8 @@ from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings, Tran
 from slm.tasks import Task, get_task, register, registry
 from slm.tasks.registry import Mark, Speech, Text, Turn
 from slm.trained_on import TrainedOn
-from slm.training.batches import SpeechSamples
 from slm.training.config import TrainingConfig
+from slm.training.samples import SpeechSamples
 from slm.training.trainer import train
 from slm.vocabulary import SYNTHESIZE, VocabularyError, add_speech
 from tokenizer.data.utterances import Utterance

@@ -35,10 +35,11 @@ from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, answer, make_example
-from slm.training.batches import ONE_ROW, NoiseConfig, SpeechSamples, pack
+from slm.training.batches import ONE_ROW, pack
 from slm.training.config import TrainingConfig, TrainingError
 from slm.training.multi_token import further_places
 from slm.training.objectives import check_objective, finetuning_objective
+from slm.training.samples import NoiseConfig, SpeechSamples
 from slm.training.trainer import train
 from slm.vocabulary import add_marks
 

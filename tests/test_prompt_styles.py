@@ -23,7 +23,7 @@ from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import make_example, make_prompt
 from slm.tasks.styles import PromptsConfig, PromptStyles, language_mark, trained_wording, wording_ids
 from slm.trained_on import TrainedOn
-from slm.training.batches import NoiseConfig, SpeechSamples
+from slm.training.samples import NoiseConfig, SpeechSamples
 from slm.vocabulary import add_speech
 
 SAID = "Write down what is said."

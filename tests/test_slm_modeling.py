@@ -21,8 +21,8 @@ from slm.modeling import (
     save_slm,
 )
 from slm.settings import SynthesizeSettings
-from slm.training.batches import SpeechSamples
 from slm.training.config import TrainingConfig
+from slm.training.samples import SpeechSamples
 from slm.training.text_lm import TextLMConfig, new_text_lm
 from slm.training.trainer import train, trained_weights
 from slm.vocabulary import SpeechVocabulary, add_speech

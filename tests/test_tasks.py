@@ -37,7 +37,7 @@ from slm.settings import GenerationError, SpeechLimits, TranscribeSettings, toke
 from slm.tasks import Task, TaskError, get_task, register, registry, tasks
 from slm.tasks.registry import Mark, Speech, Text, Turn, UtteranceTokens
 from slm.tasks.sequences import example_length, make_example, make_prompt
-from slm.training.batches import BatchError, SpeechSamples
+from slm.training.samples import BatchError, SpeechSamples
 from slm.vocabulary import add_marks, add_speech
 
 ECHO = "<|echo|>"

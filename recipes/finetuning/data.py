@@ -29,7 +29,7 @@ from slm.tasks.registry import UtteranceTokens
 from slm.tasks.styles import PromptStyles, language_mark, wording_ids
 from slm.tasks.tts_aligned import word_ids
 from slm.trained_on import TrainedOn
-from slm.training.batches import MixedSamples, Samples, SpeechSamples, TextSamples
+from slm.training.samples import MixedSamples, Samples, SpeechSamples, TextSamples
 from slm.vocabulary import SpeechVocabulary, add_marks, add_prosody, add_speech
 
 SPLITS = ("train", "valid")

@@ -17,7 +17,8 @@ from recipes.finetuning.data import longest_sequence, make_data, make_vocabulary
 from recipes.finetuning.estimates import lora_parameters
 from slm.freezing import decoder_layers
 from slm.modeling import describe_llm, freeze_other_towers, rows_needed
-from slm.training.batches import Samples, SpeechSamples, plan_steps, with_steps
+from slm.training.batches import plan_steps, with_steps
+from slm.training.samples import Samples, SpeechSamples
 from slm.vocabulary import SpeechVocabulary
 
 Quantity = Literal["steps", "tokens", "audio_seconds", "flops"]

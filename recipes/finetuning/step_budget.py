@@ -24,8 +24,8 @@ from recipes.runs.run_folder import RunFolder
 from slm.modeling import extend_with_speech, load_llm
 from slm.multi_token import set_multi_token_heads
 from slm.tasks.registry import UtteranceTokens
-from slm.training.batches import SpeechSamples
 from slm.training.objectives import finetuning_objective
+from slm.training.samples import SpeechSamples
 from slm.training.trainer import train
 from slm.vocabulary import add_marks, add_speech
 from tokenizer import load_tokenizer
