@@ -24,7 +24,9 @@ from recipes import cli
 from recipes.commands.synthesize import Config, refuse_words
 from recipes.config import ConfigError
 from recipes.finetuning import config as finetune_config
-from recipes.finetuning.data import columns_of, make_data, make_vocabulary, open_corpora
+from recipes.finetuning.corpora import columns_of, open_corpora
+from recipes.finetuning.data import make_data
+from recipes.finetuning.vocabulary import make_vocabulary
 from recipes.finetuning.words import words_of
 from recipes.inference import setup
 from recipes.inference.tasks import task_name

@@ -21,19 +21,12 @@ from eval.text.normalisers import get_normaliser
 from recipes.config import Problems
 from recipes.finetuning.attention_picture import AttentionPicture
 from recipes.finetuning.config import Config
-from recipes.finetuning.data import (
-    Corpora,
-    codebooks,
-    columns_of,
-    longest_sequence,
-    make_data,
-    make_vocabulary,
-    open_corpora,
-    used_tasks,
-)
+from recipes.finetuning.corpora import Corpora, columns_of, open_corpora, used_tasks
+from recipes.finetuning.data import longest_sequence, make_data
 from recipes.finetuning.estimates import describe_plan
 from recipes.finetuning.measure import measured_names, word_errors
 from recipes.finetuning.results import kept_figures, save_result
+from recipes.finetuning.vocabulary import codebooks, make_vocabulary
 from recipes.runs.deepspeed import engine_config, set_deepspeed_device
 from recipes.runs.embedded import model_path
 from recipes.runs.inputs import digest, refuse_other_inputs

@@ -9,7 +9,8 @@ import numpy as np
 from torch import nn
 
 from recipes.finetuning.config import Config
-from recipes.finetuning.data import Corpora, Data
+from recipes.finetuning.corpora import Corpora
+from recipes.finetuning.data import Data
 from recipes.finetuning.pattern_costs import pattern_costs
 from recipes.runs.deepspeed import deepspeed_file
 from recipes.runs.machine import process_count

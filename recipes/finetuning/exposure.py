@@ -13,8 +13,10 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from recipes.finetuning.config import Config
-from recipes.finetuning.data import longest_sequence, make_data, make_vocabulary, open_corpora
+from recipes.finetuning.corpora import open_corpora
+from recipes.finetuning.data import longest_sequence, make_data
 from recipes.finetuning.estimates import lora_parameters
+from recipes.finetuning.vocabulary import make_vocabulary
 from slm.freezing import decoder_layers
 from slm.modeling import describe_llm, freeze_other_towers, rows_needed
 from slm.training.batches import plan_steps, with_steps

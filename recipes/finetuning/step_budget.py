@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, from_values
 from recipes.finetuning.config import Config
-from recipes.finetuning.data import used_tasks
+from recipes.finetuning.corpora import used_tasks
 from recipes.runs.files import atomic_write_text, read_json
 from recipes.runs.machine import describe_machine, process_count, resolve_device, resolve_precision, seed_everything
 from recipes.runs.run_folder import RunFolder
