@@ -25,8 +25,9 @@ from recipes.runs.run_folder import RunFolder
 from slm.decoding.row_rules import Grammar, LegalIds, SeededSampling
 from slm.decoding.running_batch import RunningBatch
 from slm.generation import SpeechLM, synthesize_codes, transcribe_codes
-from slm.modeling import extend_with_speech, load_llm, save_slm
+from slm.modeling import load_llm, save_slm
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings, TranscribeSettings, speech_limits
+from slm.speech_rows import extend_with_speech
 from slm.tasks import Task, get_task, register, registry
 from slm.tasks.registry import Mark, Speech, Text, Turn
 from slm.trained_on import TrainedOn

@@ -22,7 +22,8 @@ from recipes.preference.samples import Sample, Speaker, reward_of
 from recipes.preference.texts import read_texts
 from recipes.runs.run_folder import RunFolder
 from slm.generation import SpeechLM, synthesize_codes
-from slm.modeling import describe_llm, extend_with_speech, load_llm, save_slm
+from slm.modeling import describe_llm, load_llm, save_slm
+from slm.speech_rows import extend_with_speech
 from slm.trained_on import TrainedOn
 from slm.vocabulary import add_speech
 

@@ -33,8 +33,9 @@ from recipes.inference.tasks import task_name
 from recipes.runs.run_folder import RunFolder
 from slm.corpus import CodedCorpusWriter
 from slm.generation import SpeechLM, SynthesizeOutput, generate_speech, stream_speech
-from slm.modeling import extend_with_speech, save_slm
+from slm.modeling import save_slm
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings, word_limits
+from slm.speech_rows import extend_with_speech
 from slm.tasks import TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import example_length, make_example, make_prompt

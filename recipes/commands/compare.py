@@ -27,11 +27,7 @@ from recipes.comparison.running import make_cells, missing_of, plan_budgets, run
 from recipes.comparison.table import gather
 from recipes.config import ConfigError, Problems
 from recipes.runs.logs import log
-from recipes.runs.pipeline import (
-    clock,
-    describe,
-    set_aside_from,
-)
+from recipes.runs.pipeline import clock, describe, set_aside_from
 from recipes.runs.run_folder import COMPLETE_FILE, RunFolder
 
 

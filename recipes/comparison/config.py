@@ -9,10 +9,7 @@ from typing import Literal
 
 from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
 from recipes.comparison.cells import Axis, Cell, cells_of, check_stages
-from recipes.runs.pipeline import (
-    PipelineConfig,
-    stage_override,
-)
+from recipes.runs.pipeline import PipelineConfig, stage_override
 from recipes.runs.run_folder import ADJUSTABLE
 
 

@@ -10,14 +10,7 @@ from recipes.comparison.config import Config
 from recipes.config import ConfigError
 from recipes.runs.embedded import check_embedded
 from recipes.runs.logs import log
-from recipes.runs.pipeline import (
-    StageError,
-    Step,
-    make_steps,
-    refuse_stale,
-    results_folders,
-    run_steps,
-)
+from recipes.runs.pipeline import StageError, Step, make_steps, refuse_stale, results_folders, run_steps
 
 
 def make_cells(config: Config, budgets: Mapping[str, Budget] | None = None) -> dict[str, list[Step]]:

@@ -21,10 +21,7 @@ from recipes.comparison.running import make_cells, missing_of
 from recipes.comparison.trainings import configurations_of, curves_of
 from recipes.config import ConfigError
 from recipes.runs.logs import log
-from recipes.runs.pipeline import (
-    Step,
-    results_folders,
-)
+from recipes.runs.pipeline import Step, results_folders
 
 # What does not depend on the cell: kept once in the table.
 COMMON_SYSTEMS = ("ground_truth",)
