@@ -29,10 +29,9 @@ from recipes.runs.progress import Progress
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import check_trackers, drop_metrics_after, make_trackers
 from recipes.tokenizer_training.config import Config, model_sizes
-from recipes.tokenizer_training.data import inputs_digest, make_crops, read_audio, valid_crops
+from recipes.tokenizer_training.data import inputs_digest, items_at_once, make_crops, read_audio, valid_crops
 from recipes.tokenizer_training.networks import check_init_from, new_discriminator, new_model, new_state
 from recipes.tokenizer_training.objective import distillation_weights, make_objective, teacher_config
-from tokenizer.data.crops import micro_batch_size
 from tokenizer.model.configuration import LMSPTConfig
 from tokenizer.model.modeling import LMSPTModel
 from tokenizer.teacher.whisper import SpeechTeacher
@@ -42,14 +41,6 @@ from tokenizer.training.objective import Objective
 from tokenizer.training.revival import CHANCE, LIVE_FRACTION, dead_rule, describe
 from tokenizer.training.state import TrainState
 from tokenizer.training.validation import validate
-
-
-def _micro_batch(config: Config) -> int:
-    """Crops in one forward pass of one process. Raises ConfigError where a step's batch cannot be divided so."""
-    try:
-        return micro_batch_size(config.training.batch_size, config.training.accumulation, process_count())
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
 
 
 def plan(config: Config) -> dict[str, object]:
@@ -68,7 +59,7 @@ def plan(config: Config) -> dict[str, object]:
         check_sources(problems, config.data, ["train"], needs_text=False)
     problems.attempt(check_trackers, config.trackers)
     precision = problems.attempt(resolve_precision, config.precision)
-    micro_batch = problems.attempt(_micro_batch, config)
+    micro_batch = problems.attempt(items_at_once, config.training)
     problems.raise_all()
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     if teacher and config.crops.crop_s > teacher.window_s:
@@ -132,7 +123,7 @@ def run(config: Config) -> Path:
         log.info("%s is complete: skipped", config.run_dir)
         return folder.path("model")
     precision = resolve_precision(config.precision)
-    _micro_batch(config)
+    items_at_once(config.training)
     check_trackers(config.trackers)
     folder.start(config, fingerprint)
     trackers = make_trackers(config.trackers, folder)  # after the start: they write into the folder

@@ -13,13 +13,16 @@ from recipes.exporting.discriminators import discriminator_file
 from recipes.runs.embedded import model_path
 from recipes.runs.inputs import digest
 from recipes.runs.logs import log
+from recipes.runs.machine import process_count
 from recipes.tokenizer_training.config import Config, model_sizes
 from recipes.tokenizer_training.objective import teacher_config
 from tokenizer.data.characters import COLUMN, read_spans
-from tokenizer.data.crops import TrainingCrops, validation_crops
+from tokenizer.data.crops import TrainingCrops, micro_batch_size, validation_crops
 from tokenizer.data.manifest import read_source
 from tokenizer.data.mixing import CACHE_BYTES, TrainingAudio, training_audio, validation_utterances
 from tokenizer.data.utterances import DataError, DataSource
+from tokenizer.teacher.recogniser_training import RecogniserTrainingConfig
+from tokenizer.training.state import CodecTrainingConfig
 
 
 def inputs_digest(config: Config) -> str:
@@ -87,3 +90,11 @@ def valid_crops(config: Config, min_samples: int) -> list[torch.Tensor] | None:
         log.warning("training without validation: %s", error)
         return None
     return validation_crops(sources, model_sizes(config).sampling_rate, config.crops.crop_s, limit, min_samples)
+
+
+def items_at_once(training: CodecTrainingConfig | RecogniserTrainingConfig) -> int:
+    """Items in one forward pass of one process. Raises ConfigError where a step's batch cannot be divided so."""
+    try:
+        return micro_batch_size(training.batch_size, training.accumulation, process_count())
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
