@@ -40,7 +40,8 @@ from transformers import (
     XcodecModel,
 )
 
-from eval.schema import Row, load_results
+from eval.results_file import load_results
+from eval.schema import Row
 from eval.speech.quality import QualitySummary
 from recipes.runs.logs import hide_loading_bars
 from recipes.runs.machine import cpu_has_fast_bf16

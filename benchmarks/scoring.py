@@ -27,10 +27,12 @@ from pathlib import Path
 
 import jiwer
 
+from eval.differences import compare_segments
 from eval.protocol import Protocol, TestSet, test_set_sha256
 from eval.report.errors import error_tables
 from eval.report.page import write_report
-from eval.schema import Results, compare_segments, make_row, save_results
+from eval.results_file import save_results
+from eval.schema import Results, make_row
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.scoring.text_files import read_texts

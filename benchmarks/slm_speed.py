@@ -31,13 +31,15 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from slm.generation import SpeechLM, generate_speech, generate_text
-from slm.modeling import extend_with_speech, load_llm, save_slm
+from slm.modeling import load_llm, save_slm
 from slm.settings import SpeechLimits, SynthesizeSettings, TranscribeSettings
+from slm.speech_rows import extend_with_speech
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE
-from slm.training.batches import PackedBatches, SpeechSamples
+from slm.training.batches import PackedBatches
 from slm.training.config import TrainingConfig
+from slm.training.samples import SpeechSamples
 from slm.training.trainer import train
 from slm.vocabulary import add_speech
 

@@ -7,17 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eval.schema import (
-    Contrast,
-    Row,
-    compare_segments,
-    is_task,
-    refuse_other_protocol,
-    says_texts,
-    speakers_of,
-    systems_of,
-)
+from eval.differences import compare_segments, refuse_other_protocol
+from eval.schema import Contrast, Row, speakers_of
 from eval.stats import pooled_bootstrap, smallest_detectable_difference
+from eval.systems import is_task, says_texts, systems_of
 
 __all__ = ["make_contrasts", "seeds_of_one_method"]
 

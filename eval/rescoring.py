@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-from eval.schema import Results, Row, difference_of, make_row, speakers_of
+from eval.differences import difference_of
+from eval.schema import Results, Row, make_row, speakers_of
 from eval.text.normalisers import Normaliser, get_normaliser
 from eval.text.translation import can_score_translations, score_translations
 from eval.text.wer import ErrorRates, score_pairs

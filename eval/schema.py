@@ -1,39 +1,28 @@
 """What an evaluation leaves behind: rows with their protocol, in ``results.json``.
 
 A row is one system on one test set under one protocol (:mod:`eval.protocol`). Rows may be compared only where these
-agree: :func:`compare_rows` refuses anything else.
+agree: :func:`eval.differences.compare_rows` refuses anything else. :mod:`eval.results_file` writes and reads the file,
+:mod:`eval.merging` makes several evaluations one.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-import json
-import os
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from eval.codes import CodeStatistics
-from eval.protocol import Protocol, protocol_differences
+from eval.protocol import Protocol
 from eval.speech.quality import QualitySummary
-from eval.stats import PairedDifference, bootstrap_interval, paired_bootstrap, resampling_says_little
+from eval.stats import bootstrap_interval, resampling_says_little
+from eval.systems import SYSTEMS, TASK_PREFIX, is_task
 from eval.text.lengths import LengthBin
-from eval.text.matched_pairs import MatchedPairs, matched_pairs_test
 from eval.text.skips import SkipRates, skip_rates
 from eval.text.translation import TranslationScores
 from eval.text.wer import ErrorRates, UtteranceErrors, official_rate
 from eval.trainings import Budget, Configuration, Curve
 
 __all__ = [
-    "RESULTS_FILE",
-    "SCHEMA_VERSION",
-    "SYSTEMS",
-    "SYSTEM_NAMES",
-    "TASK_PREFIX",
     "Clip",
     "Contrast",
     "Difference",
@@ -41,79 +30,9 @@ __all__ = [
     "Row",
     "Sample",
     "by_groups",
-    "compare_rows",
-    "compare_segments",
-    "difference_of",
-    "is_task",
-    "load_results",
     "make_row",
-    "merge_results",
-    "refuse_other_protocol",
-    "save_results",
-    "says_texts",
     "speakers_of",
-    "system_name",
-    "systems_of",
-    "task_system",
 ]
-
-SCHEMA_VERSION = 2
-RESULTS_FILE = "results.json"
-# An entry of `quality` holds a number under the key of each measure beside these: a new measure is one key more.
-_QUALITY_FIELDS = {field.name for field in dataclasses.fields(QualitySummary)}
-# Kinds of system, in the order of tables.
-SYSTEM_NAMES = {
-    "ground_truth": "ground truth",
-    "reconstruction": "reconstruction",
-    "semantic_reconstruction": "semantic reconstruction",
-    "acoustic_stage": "acoustic stage",
-    "resynthesis": "resynthesis",
-    "tts": "SLM TTS",
-    "asr": "SLM ASR",
-    # What other systems made, as files (`slm score`).
-    "speech": "speech",
-    "transcripts": "transcripts",
-}
-SYSTEMS = tuple(SYSTEM_NAMES)
-TASK_PREFIX = "slm-"  # a kind that begins so is a further task of the SLM; what follows is the task's name
-
-
-def task_system(task: str) -> str:
-    """The kind of the rows of one of the SLM's tasks.
-
-    >>> task_system("asr"), task_system("st")
-    ('asr', 'slm-st')
-    """
-    return task if task in ("asr", "tts") else TASK_PREFIX + task
-
-
-def is_task(system: str) -> bool:
-    """Whether a kind of system is a task of the SLM."""
-    return system in ("asr", "tts") or system.startswith(TASK_PREFIX)
-
-
-def system_name(system: str) -> str:
-    """A kind of system as tables call it.
-
-    >>> system_name("asr"), system_name("slm-st")
-    ('SLM ASR', 'SLM st')
-    """
-    return SYSTEM_NAMES.get(system) or f"SLM {system.removeprefix(TASK_PREFIX)}"
-
-
-def says_texts(system: str) -> bool:
-    """Whether a kind of system says texts: TTS, or a further task of that name.
-
-    >>> says_texts("tts"), says_texts("slm-tts-aligned"), says_texts("slm-st")
-    (True, True, False)
-    """
-    return system == "tts" or system.startswith(f"{TASK_PREFIX}tts-")
-
-
-def systems_of(systems: Iterable[str]) -> list[str]:
-    """Each kind once, in the order of tables: those of SYSTEMS, then further tasks by name."""
-    found = set(systems)
-    return [*(system for system in SYSTEMS if system in found), *sorted(found - set(SYSTEMS))]
 
 
 @dataclass(frozen=True)
@@ -333,198 +252,3 @@ def make_row(name: str, system: str, model: str, protocol: Protocol, rates: Erro
 def speakers_of(protocol: Protocol, utterances: Sequence[UtteranceErrors]) -> list[str] | None:
     """The speaker of each utterance where the protocol resamples speakers, else None."""
     return [u.speaker for u in utterances] if protocol.resampled == "speakers" else None
-
-
-def refuse_other_protocol(row: Row, against: Row) -> None:
-    """Raises ValueError where the rows' protocols differ; the message names each field with both values."""
-    if odd := protocol_differences(row.protocol, against.protocol):
-        raise ValueError(
-            f"rows {row.label!r} and {against.label!r} cannot be compared: their protocols differ in {', '.join(odd)}; "
-            "score both under one protocol"
-        )
-
-
-def compare_rows(row: Row, against: Row) -> PairedDifference:
-    """WER of ``row`` minus that of ``against``, with its paired bootstrap interval.
-
-    Raises:
-        ValueError: the rows' protocols differ (the message says in what), or their utterances do.
-    """
-    refuse_other_protocol(row, against)
-    return paired_bootstrap(
-        [u.id for u in row.utterances],
-        [u.errors for u in row.utterances],
-        [u.id for u in against.utterances],
-        [u.errors for u in against.utterances],
-        [u.n_words for u in row.utterances],
-        [u.n_words for u in against.utterances],
-        speakers=speakers_of(row.protocol, row.utterances),
-        samples=row.protocol.bootstrap_samples,
-        seed=row.protocol.seed,
-    )
-
-
-def compare_segments(row: Row, against: Row) -> MatchedPairs:
-    """The matched-pairs test of two rows, as :func:`compare_rows` pairs them. Raises ValueError as that does."""
-    refuse_other_protocol(row, against)
-    other = {u.id: u for u in against.utterances}
-    if other.keys() != {u.id for u in row.utterances}:
-        raise ValueError(f"rows {row.label!r} and {against.label!r} were not scored on the same utterances")
-    return matched_pairs_test(
-        [u.reference for u in row.utterances],
-        [u.hypothesis for u in row.utterances],
-        [other[u.id].hypothesis for u in row.utterances],
-    )
-
-
-def difference_of(row: Row, against: Row) -> Difference:
-    """What a row carries of its comparison with another one. Raises ValueError as :func:`compare_rows` does."""
-    found, segments = compare_rows(row, against), compare_segments(row, against)
-    return Difference(
-        against.name, found.difference, found.interval, found.p_value, segments.p_value, segments.n_segments
-    )
-
-
-def merge_results(parts: Sequence[Results], title: str) -> Results:
-    """Several evaluations as one, for a comparison: rows, codes and clips side by side.
-
-    What two parts share (the ground truth under one protocol, say) is kept once. What has one name and differs (rows
-    with other scores, a judge's other reading of a clip, versions, contrasts) is kept from each part, with the part's
-    title. Parts whose protocols differ stay in tables of their own.
-    """
-    merged = Results(title=title, rows=_merged_rows(parts), created=max((p.created for p in parts), default=""))
-    samples: dict[tuple[str, str, str], Sample] = {}
-    contrasts: dict[str, list[Contrast]] = {}
-    for part in parts:
-        merged.codes += [c for c in part.codes if c not in merged.codes]
-        merged.quality += [q for q in part.quality if q not in merged.quality]
-        merged.notes += [note for note in part.notes if note not in merged.notes]
-        merged.curves += [curve for curve in part.curves if curve not in merged.curves]
-        merged.without |= part.without
-        merged.text_lengths += [one for one in part.text_lengths if one not in merged.text_lengths]
-        merged.budgets += [budget for budget in part.budgets if budget not in merged.budgets]
-        merged.configurations += [one for one in part.configurations if one not in merged.configurations]
-        for name in dict.fromkeys(c.name for c in part.contrasts):
-            _keep_both(contrasts, name, [c for c in part.contrasts if c.name == name], part.title)
-        for name, version in part.versions.items():
-            _keep_both(merged.versions, name, version, part.title)
-        for sample in part.samples:
-            key = (sample.test_set, sample.id, sample.text)
-            into = samples.setdefault(key, Sample(sample.id, sample.text, test_set=sample.test_set))
-            known = {(clip.cell, clip.label): clip for clip in into.clips}
-            for clip in sample.clips:
-                if (clip.cell, clip.label) not in known:
-                    into.clips.append(dataclasses.replace(clip, heard=dict(clip.heard)))
-                    continue
-                for judge, heard in clip.heard.items():
-                    _keep_both(known[clip.cell, clip.label].heard, judge, heard, part.title)
-    merged.contrasts = [dataclasses.replace(c, name=name) for name, found in contrasts.items() for c in found]
-    merged.samples = list(samples.values())
-    return merged
-
-
-def _free_name(name: str, taken: Container[str], title: str) -> str:
-    """The name, with its part's title where another one has it."""
-    numbered = (f"{name} ({title}, {number})" for number in itertools.count(2))
-    return next(one for one in itertools.chain((name, f"{name} ({title})"), numbered) if one not in taken)
-
-
-def _keep_both(into: dict[str, Any], name: str, value: Any, title: str) -> None:
-    """Add ``name: value``; where another value has that name, under one that says whose it is."""
-    if not any(known == value for own, known in into.items() if own == name or own.startswith(f"{name} (")):
-        into[_free_name(name, into, title)] = value
-
-
-def _merged_rows(parts: Sequence[Results]) -> list[Row]:
-    """Rows of one identity once where they have the same texts, else each of them under a name of its own."""
-    kept: dict[tuple[object, ...], dict[str, Row]] = {}
-    for part in parts:
-        copies: list[Row] = []
-        here: dict[tuple[str, str], str] = {}  # (protocol, label in the part) -> label now
-        for row in part.rows:
-            same = kept.setdefault(row.identity(), {})
-            found = next((other for other in same.values() if _same_texts(row, other)), None)
-            if found is None:
-                found = dataclasses.replace(row, name=_free_name(row.name, same, part.title))
-                same[found.name] = found
-                copies.append(found)
-            here[row.protocol.key(), row.label] = found.label
-        for row in copies:
-            if row.difference is not None:
-                against = here.get((row.protocol.key(), row.difference.against), row.difference.against)
-                row.difference = dataclasses.replace(row.difference, against=against)
-    return [row for same in kept.values() for row in same.values()]
-
-
-def _same_texts(a: Row, b: Row) -> bool:
-    one, other = ({(u.id, u.reference, u.hypothesis) for u in row.utterances} for row in (a, b))
-    return one == other and a.wer == b.wer
-
-
-def save_results(results: Results, folder: Path | str) -> Path:
-    """Write ``results.json`` into a folder; clips are named relative to it. Replaces the file in one step."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(results)}
-    for item in content["quality"]:
-        item |= item.pop("values")
-    for sample in content["samples"]:
-        for clip in sample["clips"]:
-            clip["audio"] = (
-                os.path.relpath(clip["audio"], folder) if Path(clip["audio"]).is_absolute() else clip["audio"]
-            )
-    target = folder / RESULTS_FILE
-    temporary = target.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    temporary.replace(target)
-    return target
-
-
-def load_results(path: Path | str) -> Results:
-    """Read ``results.json`` (or the folder that holds it); clips' paths come back absolute.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is of a schema version that this code does not know, or not a results file.
-    """
-    path = Path(path)
-    path = path / RESULTS_FILE if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: `slm evaluate` writes it")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.pop("schema_version", None)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a results file: {error}") from error
-    if version not in range(1, SCHEMA_VERSION + 1):
-        raise ValueError(
-            f"{path} has schema version {version}, this code reads versions 1 to {SCHEMA_VERSION}: run `slm evaluate` "
-            "again"
-        )
-    try:
-        if version == 1:
-            _upgrade(content)
-        for item in content.get("quality", []):
-            item["values"] = {key: item.pop(key) for key in [key for key in item if key not in _QUALITY_FIELDS]}
-        results = TypeAdapter(Results).validate_python(content)
-    except (ValidationError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a results file of version {version}: {error!r}") from error
-    for sample in results.samples:
-        for clip in sample.clips:
-            clip.audio = str((path.parent / clip.audio).resolve())
-    return results
-
-
-def _upgrade(content: dict[str, Any]) -> None:
-    """Version 1 to 2, in place: a cell stood before names there, and other words stood for ``n_scored``."""
-    kinds = {name: kind for kind, name in SYSTEM_NAMES.items()}
-    for row in content["rows"]:
-        cell, colon, rest = row["name"].rpartition(f": {SYSTEM_NAMES.get(row['system'], '')}")
-        if colon:
-            row |= {"cell": cell, "name": colon.removeprefix(": ") + rest}
-    for item in content.get("quality", []):
-        cell, _, name = item["name"].rpartition(": ")
-        item |= {"cell": cell, "name": name, "system": kinds.get(name, ""), "n_scored": item.pop("n_clips")}
-    for item in content.get("codes", []):
-        cell, _, name = item["name"].rpartition(": ")
-        item |= {"cell": cell, "name": name, "n_scored": item.pop("n_utterances")}

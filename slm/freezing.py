@@ -2,7 +2,8 @@
 
 The lower layers and the rows of text ids in the embedding (and in an untied head) keep their weights to the bit, so
 what the layers below give for text is what they gave before; the upper layers, the final norm and the new rows learn
-speech. What the upper layers then do with text is for text replay to keep.
+speech. What the upper layers then do with text is for text replay to keep. Of a multimodal model the text LM learns
+alone.
 
 Shapes: V rows of a table, D width.
 """
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from slm.further_books import further_books_of
 from slm.modeling import ModelError
+from slm.multi_token import multi_token_heads_of
 from slm.vocabulary import SpeechVocabulary
 
 
@@ -72,3 +75,25 @@ def keep_text_rows(model: PreTrainedModel, vocabulary: SpeechVocabulary) -> list
     for table in tables.values():
         table.register_hook(without_text)
     return list(tables.values())
+
+
+def other_towers(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers outside the text model and its head: a vision or audio tower of a multimodal one."""
+    decoder = model.get_decoder()
+    if decoder is None or decoder is model:
+        return []
+    own = (further_books_of(model), multi_token_heads_of(model))
+    tables = (decoder, model.get_input_embeddings(), model.get_output_embeddings(), *own)
+    inside = {id(module) for part in tables if part is not None for module in part.modules()}
+    linear = ((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d))
+    return [name for name, module in linear if id(module) not in inside]
+
+
+def freeze_other_towers(model: PreTrainedModel) -> None:
+    """Lets a multimodal model's text model and head learn alone: what else it has never runs."""
+    if other_towers(model):
+        decoder, tables = model.get_decoder(), (model.get_input_embeddings(), model.get_output_embeddings())
+        parts = (decoder, *tables, further_books_of(model), multi_token_heads_of(model))
+        text = {id(parameter) for part in parts if part is not None for parameter in part.parameters()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in text)

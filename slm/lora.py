@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slm import further_books, multi_token
+from slm.freezing import other_towers
 from slm.model_parts import part_of
-from slm.modeling import BASE_FILE, ModelError, base_digest, has_tied_head, load_llm, other_towers
+from slm.modeling import BASE_FILE, ModelError, base_digest, has_tied_head, load_llm
 from slm.vocabulary import SpeechVocabulary
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # Before anything imports a Hugging Face library: no test reaches for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,6 +18,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+
+if TYPE_CHECKING:
+    from slm.generation import SpeechLM
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -91,3 +95,39 @@ def make_corpus(tmp_path: Path) -> Callable[..., Path]:
         return folder / "manifest.jsonl"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def untrained_slm(tmp_path_factory: pytest.TempPathFactory) -> SpeechLM:
+    """A tiny speech LM with random weights, of one codebook."""
+    from slm_standin import make_slm
+
+    return make_slm(tmp_path_factory.mktemp("untrained"))
+
+
+@pytest.fixture(scope="session")
+def trained_slm(tmp_path_factory: pytest.TempPathFactory) -> SpeechLM:
+    """A tiny speech LM that has learnt four sentences and their codes by heart."""
+    from slm_standin import learnt_by_heart
+
+    return learnt_by_heart(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, untrained_slm: SpeechLM, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Loads the configuration of transcribe or synthesize: a model in `slm`, codes in `codes`, the stand-in codec."""
+    from slm_standin import StandIn
+    from slm_tiny import write_corpus
+
+    from recipes.config import load_config
+    from recipes.inference import setup
+    from slm.modeling import save_slm
+
+    monkeypatch.setattr(setup, "load_tokenizer", lambda name, device=None: StandIn())
+    save_slm(untrained_slm.model, untrained_slm.text_tokenizer, untrained_slm.vocabulary, tmp_path / "slm")
+    write_corpus(tmp_path / "codes")
+
+    def config(module: Any, *overrides: str) -> Any:
+        return load_config(module.Config, None, [f"model={tmp_path / 'slm'}", "device=cpu", *overrides])
+
+    return config

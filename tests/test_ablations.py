@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate import Accelerator
 from test_codec_training import TINY
 from test_distillation import ALL, cell, one_step
 
 from recipes.commands import train_tokenizer
-from recipes.commands.train_tokenizer import freeze_parts
 from recipes.config import CONFIGS, ConfigError, dump_config, load_config
+from recipes.tokenizer_training.networks import freeze_parts, new_state
 from tokenizer import LMSPTConfig, LMSPTModel
 from tokenizer.model.configuration import preset_config
 from tokenizer.model.fsq import FiniteScalarQuantizer
@@ -64,7 +65,7 @@ def test_every_part_moves_but_the_frozen(tmp_path, tiny_teacher, switches, still
     settings = cell("", tmp_path / "run", tiny_teacher, "resynthesis", **sizes)
     settings.teacher.layer = switches.get("layer")
     torch.manual_seed(0)
-    before = train_tokenizer._new_state(settings, train_tokenizer.Accelerator(cpu=True)).model.state_dict()
+    before = new_state(settings, Accelerator(cpu=True)).model.state_dict()
     before = {name: tensor.clone() for name, tensor in before.items()}
     _, after, figures, _ = one_step(settings)
     assert {name.split(".")[0] for name in after} == parts
@@ -135,7 +136,7 @@ def test_switches_that_cannot_work_are_named(tmp_path, tiny_teacher):
     def refuse(match, kind="resynthesis", probe=False, **changes):
         settings = cell("", tmp_path / "run", tiny_teacher, kind, probe, **changes)
         with pytest.raises(ConfigError, match=match):
-            train_tokenizer._new_state(settings, train_tokenizer.Accelerator(cpu=True))
+            new_state(settings, Accelerator(cpu=True))
 
     refuse("'main_decoder' is no part.*semantic_encoder, acoustic_encoder", freeze=["main_decoder"])
     refuse("leaves nothing to train", freeze=sorted(ALL))

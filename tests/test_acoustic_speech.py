@@ -12,7 +12,7 @@ from conftest import tone
 from slm_tiny import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
-from eval.schema import load_results
+from eval.results_file import load_results
 from recipes import cli
 from recipes.commands import evaluate, synthesize
 from recipes.config import ConfigError, load_config
@@ -23,7 +23,8 @@ from slm.acoustic.configuration import AcousticConfig, AcousticError, LatentConf
 from slm.acoustic.latent_model import new_latent_model
 from slm.acoustic.latent_space import fit_latent_space
 from slm.acoustic.masked_model import new_acoustic_model
-from slm.modeling import extend_with_speech, save_slm
+from slm.modeling import save_slm
+from slm.speech_rows import extend_with_speech
 from slm.vocabulary import add_speech
 from tokenizer import load_tokenizer
 from tokenizer.data.utterances import AudioError

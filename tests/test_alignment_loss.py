@@ -26,8 +26,9 @@ from slm.training.alignment_trainer import (
     attention_to_text,
 )
 from slm.training.attention_reader import AttentionReader, heads_of
-from slm.training.batches import SpeechSamples, pack
+from slm.training.batches import pack
 from slm.training.config import TrainingConfig, TrainingError
+from slm.training.samples import SpeechSamples
 from slm.training.trainer import train
 from slm.vocabulary import add_speech
 

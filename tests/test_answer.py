@@ -11,7 +11,8 @@ from test_contrasts import cell
 from eval.contrasts import make_contrasts
 from eval.report.answer import ONE_SEED, answers
 from eval.report.markdown import results_markdown
-from eval.report.page import format_table, write_report
+from eval.report.page import write_report
+from eval.report.terminal import format_table
 from eval.schema import Results, Row
 
 

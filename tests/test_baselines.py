@@ -13,7 +13,7 @@ from test_codecs import dac, recogniser
 from test_recogniser import corpus, labels
 from transformers import AutoModel
 
-from eval.schema import load_results
+from eval.results_file import load_results
 from recipes.commands import encode, evaluate, train_teacher
 from recipes.config import ConfigError, from_values
 from recipes.inference.setup import decoding_tokenizer

@@ -20,6 +20,7 @@ from transformers import DacModel, EncodecModel, HubertConfig, MimiModel, Whispe
 from eval.judges import packages
 from eval.protocol_presets import PRESETS
 from recipes.commands import compare, encode, evaluate, finetune
+from recipes.comparison.running import make_cells
 from recipes.config import CONFIGS
 from recipes.scoring import evaluation
 from tokenizer import load_tokenizer, loading
@@ -125,7 +126,7 @@ def here(hub: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 @pytest.mark.parametrize("name", CODECS)
 def test_every_codec_of_a_plan_would_be_scored(here, name):
-    cells = compare.make_cells(load(f"benchmarks/{name}"))
+    cells = make_cells(load(f"benchmarks/{name}"))
     bits = {}
     for cell, steps in cells.items():
         plans = {step.stage.name: evaluate.plan(step.config) for step in steps}
@@ -143,7 +144,7 @@ def test_every_codec_of_a_plan_would_be_scored(here, name):
 def test_codec_superb_needs_no_transcripts(here):
     config = load("benchmarks/codec-superb", "only=[mimi-8]")
     assert compare.plan(config)["release-12.5hz"] == "not run (only): dwer is not complete"
-    (step,) = compare.make_cells(config)["mimi-8"]
+    (step,) = make_cells(config)["mimi-8"]
     plan = evaluate.plan(step.config)
     assert plan["utterances"] == 1 and plan["reference words"] == 0
     step.config.protocol = "whisper-large-v3"
@@ -160,7 +161,7 @@ def predicted(folder: Path, task: str, line: dict[str, str]) -> None:
 def test_the_asr_plan_is_one_llm_on_several_tokenizers(here):
     config = load("benchmarks/librispeech-asr", 'set=["codes.data=[{path: openslr/librispeech_asr}]"]')
     assert compare.plan(config).keys() == {cell.name for cell in config.cells} | {"result"}  # the coding, of each
-    cells = compare.make_cells(config)
+    cells = make_cells(config)
     for cell in cells:
         slm = cell_config(cells, cell, "slm")
         own = {"run_dir": slm.run_dir, "corpus": cell_config(cells, cell, "codes").run_dir}
@@ -179,8 +180,8 @@ def test_the_asr_plan_is_one_llm_on_several_tokenizers(here):
 
 @pytest.mark.parametrize("name", TTS)
 def test_the_tts_plans_speak_with_what_the_asr_plan_trains(here, name):
-    cells = compare.make_cells(load(f"benchmarks/{name}"))
-    trained = compare.make_cells(load("benchmarks/librispeech-asr"))
+    cells = make_cells(load(f"benchmarks/{name}"))
+    trained = make_cells(load("benchmarks/librispeech-asr"))
     assert list(cells) == list(trained)
     for cell in cells:
         model = Path(cell_config(cells, cell, "synthesize").model)
@@ -212,7 +213,7 @@ def test_the_tts_plans_would_speak_and_be_scored(here, slm, name):
         if not place.exists():
             place.symlink_to(slm)
     assert compare.plan(config).keys() == {cell.name for cell in config.cells} | {"result"}
-    spoken, *scored = compare.make_cells(config)["lmspt-12.5hz"]
+    spoken, *scored = make_cells(config)["lmspt-12.5hz"]
     (utterance,) = read_sources([spoken.config.data], "test")
     assert utterance.text == ("Lay red, please." if name == "librispeech-pc-tts" else "Bin blue.")
     line = {"id": utterance.id, "text": utterance.text, "audio": "a.wav"}
@@ -238,7 +239,7 @@ def test_hub_splits_are_those_that_the_sets_have(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for name in PLANS:
-        for step in next(iter(compare.make_cells(load(f"benchmarks/{name}")).values())):
+        for step in next(iter(make_cells(load(f"benchmarks/{name}")).values())):
             data = getattr(step.config, "data", [])
             for source in data if isinstance(data, list) else [data]:
                 if source.path in known and step.stage.name != "codes":

@@ -49,7 +49,8 @@ def results(tmp_path):
     """A results.json as `slm evaluate` writes it, of one tokenizer's reconstruction."""
     from eval.protocol import Protocol
     from eval.protocol import TestSet as Scored
-    from eval.schema import Results, make_row, save_results
+    from eval.results_file import save_results
+    from eval.schema import Results, make_row
     from eval.speech.quality import QualitySummary
     from eval.text.normalisers import get_normaliser
     from eval.text.wer import score_pairs

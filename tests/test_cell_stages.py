@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from test_matrix import Work, ran  # noqa: F401  (a fixture)
 
-from eval.schema import load_results
+from eval.results_file import load_results
 from recipes.commands import compare
+from recipes.comparison.cells import Axis, AxisValue
+from recipes.comparison.running import make_cells
 from recipes.config import ConfigError, dump_config, load_config
 from recipes.runs.pipeline import Stage
-from recipes.scoring.cells import Axis, AxisValue
 
 STAGES = """
 stages:
@@ -44,7 +45,7 @@ def comparison(tmp_path: Path, text: str = AXES, **more) -> compare.Config:
 
 def sources(config: compare.Config, cell: str) -> dict[str, str]:
     """Each stage of a cell and what it reads, below the run folder."""
-    steps = compare.make_cells(config)[cell]
+    steps = make_cells(config)[cell]
     return {step.stage.name: step.config.source.removeprefix(f"{config.run_dir}/") for step in steps}
 
 
@@ -129,6 +130,6 @@ def test_reading_a_stage_that_the_cell_does_not_run_is_refused_at_load(tmp_path,
 
 def test_a_cell_may_set_a_shared_pipeline_s_key_to_a_stage_of_its_own(tmp_path, ran) -> None:  # noqa: F811
     """What a later override replaces is not read: its stage need not be there, and makes nothing stale."""
-    steps = compare.make_cells(comparison(tmp_path))["other-s0"]
+    steps = make_cells(comparison(tmp_path))["other-s0"]
     assert [str(folder.folder) for folder in steps[-1].inputs] == [str(tmp_path / "runs" / "other-s0" / "train-other")]
     assert Work in {type(step.config) for step in steps}

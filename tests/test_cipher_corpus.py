@@ -10,7 +10,7 @@ import pytest
 from slm_tiny import CODES, SENTENCES, save_llm, tiny_tokenizer, translation, write_corpus
 from typer.testing import CliRunner
 
-from eval.schema import load_results
+from eval.results_file import load_results
 from eval.text.translation import can_score_translations
 from recipes import cli
 from recipes.commands import cipher_corpus

@@ -1,5 +1,6 @@
 """The command line: help that teaches, clean messages, plans."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from recipes import cli
+from recipes.command_list import TOPICS
 from recipes.commands import encode, finetune, synthesize
 from recipes.config import ConfigError, load_config
 from recipes.runs.inputs import source_name
@@ -57,8 +59,9 @@ def test_help_answers_at_once_without_torch():
 
 def test_help_lists_every_command_and_runs_as_a_module():
     found = subprocess.run([sys.executable, "-m", "recipes.cli", "--help"], capture_output=True, text=True, check=True)
-    for command in cli.COMMANDS:
-        assert command.name in found.stdout
+    sections = dict(zip(TOPICS, re.split("|".join(f"\n{topic}:" for topic in TOPICS), found.stdout)[1:], strict=True))
+    for topic, commands in TOPICS.items():
+        assert all(re.search(rf"^  {command.name} ", sections[topic], re.MULTILINE) for command in commands)
 
 
 def test_a_command_s_help_teaches_its_keys_and_an_example(slm):

@@ -9,14 +9,17 @@ import pytest
 
 from eval.codes import code_statistics, most_frames
 from eval.report.markdown import results_markdown
-from eval.report.page import format_table, write_report
+from eval.report.page import write_report
 from eval.report.tables import code_table, quality_table
-from eval.schema import Results, load_results, save_results
+from eval.report.terminal import format_table
+from eval.results_file import load_results, save_results
+from eval.schema import Results
 from eval.speech.quality import Quality as Clip
 from eval.speech.quality import QualitySummary, summarise_quality
 from eval.stats import mean_interval
 from recipes.commands import compare
 from recipes.config import ConfigError, load_config
+from recipes.runs.pipeline import make_steps
 from recipes.scoring.code_use import corpus_code_statistics
 from slm.corpus import CodedCorpusWriter, CorpusError, CorpusMetadata
 
@@ -122,7 +125,7 @@ def test_each_cell_reads_one_tokenizer_and_its_own_codes(name: str, tmp_path: Pa
     config = load_config(compare.Config, f"embedded/{name}", [f"run_dir={tmp_path}"])
     assert [cell.name for cell in config.cells] == ["25hz", "12.5hz", "6.25hz"]
     for cell in config.cells:
-        steps = compare.make_steps(config, cell.name, cell.set)
+        steps = make_steps(config, cell.name, cell.set)
         tokenizers = {s.config.tokenizer for s in steps if s.stage.command in ("encode", "evaluate")}
         assert tokenizers == {f"embedded-{cell.name}"}
         for step in steps:

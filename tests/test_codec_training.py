@@ -7,11 +7,14 @@ import time
 
 import pytest
 import torch
+from accelerate import Accelerator
 from processes import slm, start
 from safetensors.torch import load_file
 
 from recipes.commands import train_tokenizer
 from recipes.config import ConfigError, dump_config, from_values
+from recipes.tokenizer_training.data import make_crops
+from recipes.tokenizer_training.networks import new_state
 from tokenizer import load_tokenizer
 from tokenizer.teacher.recogniser import Recogniser, RecogniserConfig, save_recogniser
 from tokenizer.training.checkpoints import save_state
@@ -75,7 +78,7 @@ def test_a_run_moves_every_part_and_its_folder_loads(make_corpus, tmp_path, teac
     folder = train_tokenizer.run(settings)
     tokenizer = load_tokenizer(folder)
     assert tokenizer.trained and tokenizer.config.frame_rate == 12.5
-    fresh = train_tokenizer._new_state(settings, train_tokenizer.Accelerator(cpu=True)).model.state_dict()
+    fresh = new_state(settings, Accelerator(cpu=True)).model.state_dict()
     still = {name for name, p in tokenizer.named_parameters() if torch.equal(p, fresh[name])}
     torch.manual_seed(settings.seed)
     assert not still, f"did not move: {still}"
@@ -91,7 +94,7 @@ def test_without_a_teacher_the_auxiliary_decoder_stays(make_corpus, tmp_path):
     )
     tokenizer = load_tokenizer(train_tokenizer.run(settings))
     torch.manual_seed(settings.seed)
-    fresh = train_tokenizer._new_state(settings, train_tokenizer.Accelerator(cpu=True)).model
+    fresh = new_state(settings, Accelerator(cpu=True)).model
     torch.manual_seed(settings.seed)
     for name, parameter in tokenizer.auxiliary_decoder.named_parameters():
         assert torch.equal(parameter, fresh.auxiliary_decoder.get_parameter(name)), name
@@ -129,10 +132,10 @@ def test_killed_and_torn_runs_end_in_the_same_weights(make_corpus, tmp_path, tea
 
 def test_semantic_only_share_gives_the_semantic_path_no_reconstruction_gradient(make_corpus, tmp_path, teacher):
     settings = config(make_corpus(), tmp_path / "run", teacher, crops={"semantic_only": 1.0})
-    crops = train_tokenizer._crops(settings)
+    crops = make_crops(settings)
     batch = {name: torch.stack([crops[i][name] for i in range(2)]) for name in crops[0]}
     assert batch["semantic_only"].all()
-    model = train_tokenizer._new_state(settings, train_tokenizer.Accelerator(cpu=True)).model
+    model = new_state(settings, Accelerator(cpu=True)).model
     model(**batch).audio_values.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.decoder.parameters() if p.requires_grad)
     moved = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
@@ -140,7 +143,7 @@ def test_semantic_only_share_gives_the_semantic_path_no_reconstruction_gradient(
 
 
 def test_quantizer_dropout_and_semantic_share_follow_their_settings(make_corpus, tmp_path, teacher):
-    crops = train_tokenizer._crops(config(make_corpus(), tmp_path / "r", teacher, training={"steps": 200}))
+    crops = make_crops(config(make_corpus(), tmp_path / "r", teacher, training={"steps": 200}))
     items = [crops[i] for i in range(400)]
     kept = torch.tensor([int(item["n_acoustic_books"]) for item in items])
     assert set(kept.tolist()) == {1, 2}
@@ -187,7 +190,7 @@ def test_no_writer_hides_a_failed_write_or_leaves_its_half(tmp_path, limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         with pytest.raises(OSError, match="checkpoint-0000003.*make room"):
-            save_state(TrainState(model, optimizer, step=3), tmp_path, 2, train_tokenizer.Accelerator(cpu=True))
+            save_state(TrainState(model, optimizer, step=3), tmp_path, 2, Accelerator(cpu=True))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())

@@ -8,11 +8,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from test_codec_training import config, metrics
 from test_distillation import ALL, cell
 
 from recipes.commands import train_tokenizer
 from recipes.config import ConfigError, from_values
+from recipes.tokenizer_training.data import make_crops
+from recipes.tokenizer_training.networks import new_state
+from recipes.tokenizer_training.objective import make_objective
 from tokenizer import load_tokenizer
 from tokenizer.data.characters import KNOWN, N_CLASSES, OTHER, frame_characters, read_spans
 from tokenizer.data.utterances import DataError, Utterance
@@ -77,9 +81,9 @@ def test_batches_equal_singles_and_padding_counts_nothing() -> None:
 
 def test_the_gradient_reaches_encoder_and_semantic_book_and_nothing_of_the_acoustic_side(tmp_path) -> None:
     settings = cell("", tmp_path / "run", None, "contrastive")
-    accelerator = train_tokenizer.Accelerator(cpu=True)
-    state = train_tokenizer._new_state(settings, accelerator)
-    objective = train_tokenizer._objective(settings, accelerator)
+    accelerator = Accelerator(cpu=True)
+    state = new_state(settings, accelerator)
+    objective = make_objective(settings, accelerator)
     assert objective.teacher is None and objective.distillation_weight == 1.0
     values = 0.1 * torch.randn(2, 1, 8000)
     output = state.model(values, auxiliary=settings.distillation.auxiliary)
@@ -114,7 +118,7 @@ def test_a_run_without_a_teacher_moves_all_but_the_auxiliary_decoder_and_resumes
     settings = config(manifest, tmp_path / "whole", None, **changes)
     assert train_tokenizer.plan(settings)["teacher"] == "none is heard"
     torch.manual_seed(settings.seed)
-    fresh = train_tokenizer._new_state(settings, train_tokenizer.Accelerator(cpu=True)).model.state_dict()
+    fresh = new_state(settings, Accelerator(cpu=True)).model.state_dict()
     fresh = {name: tensor.clone() for name, tensor in fresh.items()}
     trained = load_tokenizer(train_tokenizer.run(settings))
     moved = {name.split(".")[0] for name, p in trained.named_parameters() if not torch.equal(p, fresh[name])}
@@ -146,10 +150,10 @@ def test_characters_follow_the_crop(make_corpus, tmp_path) -> None:
     """What a crop is told is what its own piece of the recording says, at its own speed."""
     manifest = aligned(make_corpus(), seconds=0.16)
     settings = config(manifest, tmp_path / "run", None, distillation={"kind": "contrastive"}, augmentation={"speed": 0})
-    crops = train_tokenizer._crops(settings)
+    crops = make_crops(settings)
     for n in range(4):
         item, (utterance, _, _, _, start) = crops[n], crops._draw(crops.audio.key(n))
         wanted = frame_characters(read_spans(utterance), start / 16000, 0.08, 7)
         assert item["characters"].tolist() == wanted.tolist() and item["characters"].dtype == torch.int64
     plain = config(manifest, tmp_path / "run", None, augmentation={"speed": 0})
-    assert "characters" not in train_tokenizer._crops(plain)[0]
+    assert "characters" not in make_crops(plain)[0]

@@ -12,14 +12,21 @@ import numpy as np
 import pytest
 
 from eval.contrasts import make_contrasts
+from eval.merging import merge_results
 from eval.protocol import Protocol, TestSet
 from eval.report.contrasts import blocks, contrasts_markdown, reading, write_contrasts
-from eval.report.page import format_table, write_report
-from eval.schema import Results, Row, load_results, make_row, merge_results, save_results
+from eval.report.page import write_report
+from eval.report.terminal import format_table
+from eval.results_file import load_results, save_results
+from eval.schema import Results, Row, make_row
 from eval.stats import pooled_bootstrap
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.commands import compare
+from recipes.comparison.cells import Cell
+from recipes.comparison.config import Contrasted
+from recipes.comparison.running import make_cells
+from recipes.comparison.table import gather
 from recipes.config import ConfigError, load_config
 from recipes.runs.pipeline import Stage, make_steps, set_aside_from
 from recipes.runs.run_folder import RunFolder
@@ -225,8 +232,8 @@ def ran(monkeypatch) -> list[str]:
 
 def comparison(tmp_path: Path, **more) -> compare.Config:
     stages = [Stage("make", shared=True, run_dir=str(tmp_path / "elsewhere" / "make")), Stage("evaluate")]
-    cells = [compare.Cell(f"{kind}-s{s}", [f"evaluate.rate={r}"]) for s in (0, 1) for kind, r in (("a", 1), ("b", 3))]
-    contrasts = [compare.Contrasted("a - b", ["a-*"], ["b-*"])]
+    cells = [Cell(f"{kind}-s{s}", [f"evaluate.rate={r}"]) for s in (0, 1) for kind, r in (("a", 1), ("b", 3))]
+    contrasts = [Contrasted("a - b", ["a-*"], ["b-*"])]
     given = {"cells": cells, "contrasts": contrasts} | more
     return compare.Config(run_dir=str(tmp_path / "runs"), stages=stages, **given)
 
@@ -250,7 +257,7 @@ def test_some_cells_now_and_a_table_of_all_that_are_complete(tmp_path, ran) -> N
     assert ran[4:] == ["b-s1/evaluate"] and RunFolder(tmp_path / "runs").complete
     assert len(load_results(tmp_path / "runs").contrasts[0].wers_b) == 2
     more = comparison(tmp_path, only=[])
-    more.cells.append(compare.Cell("c-s0"))
+    more.cells.append(Cell("c-s0"))
     compare.run(more)
     assert not RunFolder(tmp_path / "runs").complete and "c-s0" in (tmp_path / "runs" / "config.yaml").read_text()
 
@@ -258,7 +265,7 @@ def test_some_cells_now_and_a_table_of_all_that_are_complete(tmp_path, ran) -> N
 def test_a_cell_of_other_settings_stays_out_of_the_table(tmp_path, ran) -> None:
     compare.run(comparison(tmp_path))
     changed = comparison(tmp_path, only=[], set=["evaluate.rate=5"])
-    changed.cells = [compare.Cell("a-s0", []), compare.Cell("b-s0", ["evaluate.rate=3"])]
+    changed.cells = [Cell("a-s0", []), Cell("b-s0", ["evaluate.rate=3"])]
     compare.run(changed)
     results = load_results(tmp_path / "runs")
     assert any(note.startswith("left out: a-s0, evaluate: ") for note in results.notes)
@@ -274,7 +281,7 @@ def test_a_note_that_cells_share_but_for_their_folders_stands_once_with_their_na
         said = [f"{place}/predictions.jsonl: {missing} of them are missing ({place})", "players hold 30 s"]
         said += [f"{place}-of-before: 7 are missing"] if number == 0 else []
         save_results(dataclasses.replace(load_results(place), notes=said), place)
-    notes = compare.gather(compare.make_cells(config), config).notes
+    notes = gather(make_cells(config), config).notes
     assert notes == [
         "a-s0, b-s0, a-s1: evaluate/predictions.jsonl: none of them are missing (evaluate)",
         "players hold 30 s",
@@ -304,10 +311,10 @@ def test_a_folder_elsewhere_is_shared_and_outlives_a_redo(tmp_path, ran) -> None
     ("more", "message"),
     [
         ({"only": ["c-s0"]}, "only: no cell is called c-s0; there are a-s0, b-s0"),
-        ({"contrasts": [compare.Contrasted("x", ["a-*"], ["c-*"])]}, r"no cell fits c-\*"),
-        ({"contrasts": [compare.Contrasted("x", ["a-*"], ["*-s0"])]}, "different cells"),
-        ({"contrasts": [compare.Contrasted("x", [], ["*-s0"])]}, "different cells"),
-        ({"contrasts": [compare.Contrasted("x", ["a-*"], ["b-*"])] * 2}, "contrasts: x stands there twice"),
+        ({"contrasts": [Contrasted("x", ["a-*"], ["c-*"])]}, r"no cell fits c-\*"),
+        ({"contrasts": [Contrasted("x", ["a-*"], ["*-s0"])]}, "different cells"),
+        ({"contrasts": [Contrasted("x", [], ["*-s0"])]}, "different cells"),
+        ({"contrasts": [Contrasted("x", ["a-*"], ["b-*"])] * 2}, "contrasts: x stands there twice"),
     ],
 )
 def test_wrong_names_are_named(tmp_path, more, message) -> None:

@@ -29,7 +29,7 @@ from slm.settings import GenerationError, SynthesizeSettings, TranscribeSettings
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import make_prompt
-from slm.training.batches import NoiseConfig, SpeechSamples
+from slm.training.samples import NoiseConfig, SpeechSamples
 
 GREEDY = SynthesizeSettings(temperature=0.0)
 NO_GUARD = SynthesizeSettings(temperature=0.0, loop_s=0.0)

@@ -23,16 +23,18 @@ from recipes.inference import setup
 from slm.further_books import FILE_NAME, FurtherBooksError, further_books_of, read_beside
 from slm.generation import SpeechLM, generate_speech, stream_speech, synthesize_codes, transcribe_codes
 from slm.lora import LoraSettings, add_lora
-from slm.modeling import extend_with_speech, load_llm, save_slm
+from slm.modeling import load_llm, save_slm
 from slm.patterns import EMPTY
 from slm.settings import SpeechLimits, SynthesizeSettings, TranscribeSettings
+from slm.speech_rows import extend_with_speech
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, make_example
 from slm.training import delay
-from slm.training.batches import ONE_ROW, NoiseConfig, SpeechSamples, pack
+from slm.training.batches import ONE_ROW, pack
 from slm.training.config import TrainingConfig, TrainingError
 from slm.training.delay import check_delay, delay_objective
+from slm.training.samples import NoiseConfig, SpeechSamples
 from slm.training.trainer import train
 from slm.vocabulary import SpeechVocabulary, add_speech
 

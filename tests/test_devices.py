@@ -25,6 +25,9 @@ from recipes.commands import train_teacher, train_tokenizer
 from recipes.config import from_values
 from recipes.runs.restart import start_over
 from recipes.runs.run_folder import RunFolder
+from recipes.tokenizer_training.data import make_crops
+from recipes.tokenizer_training.networks import new_state
+from recipes.tokenizer_training.objective import make_objective
 from slm.acoustic.training import AcousticTraining, train_acoustic
 from slm.text_aligned.aggregator import WordQuantizer
 from slm.text_aligned.configuration import TextAlignedConfig
@@ -177,7 +180,7 @@ def test_a_training_step_is_on_one_device_and_so_is_all_that_it_sends(make_corpu
     changes = {"distillation": {"kind": kind, "probe": kind == "pooled"}, "training": {"ema_decay": 0.9}}
     settings = config(make_corpus(), tmp_path / "run", tiny_teacher, **changes)
     cpu = SimpleNamespace(device=torch.device("cpu"), scaler=None, prepare=lambda optimizer: optimizer)
-    state, objective = train_tokenizer._new_state(settings, cpu), train_tokenizer._objective(settings, cpu)
+    state, objective = new_state(settings, cpu), make_objective(settings, cpu)
     for module in (state.model, state.discriminator, state.ema.module, state.projection, objective.teacher):
         if module is not None:
             module.to(META)
@@ -185,7 +188,7 @@ def test_a_training_step_is_on_one_device_and_so_is_all_that_it_sends(make_corpu
     trained = [*state.model.parameters(), *(state.projection.parameters() if state.projection else ())]
     state.optimizer = torch.optim.AdamW([p for p in trained if p.requires_grad])
     state.discriminator_optimizer = torch.optim.AdamW(state.discriminator.parameters())
-    crops = train_tokenizer._crops(settings)
+    crops = make_crops(settings)
     items = [crops[i] for i in range(2)]
     batch = on_device({name: torch.stack([item[name] for item in items]) for name in items[0]}, META)
     state.step = 1  # adversarial, and without revival, whose candidates a device cannot count without values

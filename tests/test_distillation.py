@@ -6,11 +6,14 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from test_codec_training import config, metrics
 
 from recipes.commands import train_tokenizer
 from recipes.config import ConfigError, from_values, load_config
+from recipes.tokenizer_training.networks import new_state
+from recipes.tokenizer_training.objective import make_objective
 from tokenizer.model.configuration import preset_config
 from tokenizer.model.modeling import LMSPTOutput
 from tokenizer.teacher.default_weight import default_weight, target_variances
@@ -36,9 +39,9 @@ def cell(manifest, run_dir, teacher, kind, probe=False, **changes):
 def one_step(settings):
     """Which parts a training step moves, the parameters after it, its metrics, and the state."""
     torch.manual_seed(0)
-    accelerator = train_tokenizer.Accelerator(cpu=True)
-    state = train_tokenizer._new_state(settings, accelerator)
-    objective = train_tokenizer._objective(settings, accelerator)
+    accelerator = Accelerator(cpu=True)
+    state = new_state(settings, accelerator)
+    objective = make_objective(settings, accelerator)
     objective.distillation_weight, objective.probe_weight = 3.0, 3.0
     batch = {
         "input_values": 0.1 * torch.randn(2, 1, 8000),
@@ -80,9 +83,9 @@ def test_each_kind_reaches_the_semantic_encoder_by_its_own_way(tmp_path, tiny_te
     reached = {}
     for kind, probe in (("resynthesis", False), ("pooled", False), ("none", True)):
         settings = cell("", tmp_path / "run", tiny_teacher, kind, probe)
-        accelerator = train_tokenizer.Accelerator(cpu=True)
-        state = train_tokenizer._new_state(settings, accelerator)
-        objective = train_tokenizer._objective(settings, accelerator)
+        accelerator = Accelerator(cpu=True)
+        state = new_state(settings, accelerator)
+        objective = make_objective(settings, accelerator)
         values = torch.randn(2, 1, 8000)
         output = state.model(values, auxiliary=settings.distillation.auxiliary)
         terms = distillation_losses(
@@ -107,9 +110,9 @@ def test_the_teacher_hears_what_the_main_decoder_makes_of_book_0(tmp_path, tiny_
     """It moves that decoder alone, counts each item once whatever micro-batch it is in, and needs none to be there."""
     settings = cell("", tmp_path / "run", tiny_teacher, "resynthesis", False)
     settings.distillation.semantic_reconstruction = 0.5
-    accelerator = train_tokenizer.Accelerator(cpu=True)
-    state = train_tokenizer._new_state(settings, accelerator)
-    objective = train_tokenizer._objective(settings, accelerator)
+    accelerator = Accelerator(cpu=True)
+    state = new_state(settings, accelerator)
+    objective = make_objective(settings, accelerator)
     objective.distillation_weight = 8.0
     assert loss_weights(objective)["semantic_reconstruction"] == 4.0
     values, chosen = torch.randn(4, 1, 8000), torch.tensor([True, False, False, True])
@@ -242,9 +245,9 @@ def test_the_default_weight_makes_up_for_variance_and_padding():
 def test_the_default_is_resynthesis_to_the_last_bit(tmp_path, tiny_teacher):
     assert from_values(train_tokenizer.Config, {}).distillation == DistillationConfig("resynthesis", False)
     settings = config("", tmp_path / "run", tiny_teacher)
-    accelerator = train_tokenizer.Accelerator(cpu=True)
-    model = train_tokenizer._new_state(settings, accelerator).model
-    heard_by = train_tokenizer._objective(settings, accelerator).teacher
+    accelerator = Accelerator(cpu=True)
+    model = new_state(settings, accelerator).model
+    heard_by = make_objective(settings, accelerator).teacher
     values = torch.randn(2, 1, 8000)
     output = model(values)
     found = distillation_losses(DistillationConfig(), heard_by, None, output, values, model.config)
@@ -290,7 +293,7 @@ def test_a_pooled_run_with_probe_resumes_exactly_and_logs_both_shares(make_corpu
 def test_validation_without_distillation_hears_no_teacher(make_corpus, tmp_path):
     settings = cell(make_corpus(), tmp_path / "run", "no/such-teacher", "none")
     _, _, figures, state = one_step(settings)
-    objective = train_tokenizer._objective(settings, train_tokenizer.Accelerator(cpu=True))
+    objective = make_objective(settings, Accelerator(cpu=True))
     assert objective.teacher is None and "loss/distillation" not in figures
     assert "valid/distillation_share" not in validate(state.model, [torch.randn(2, 1, 8000)], objective)
     assert train_tokenizer.plan(settings)["teacher"] == "none is heard"

@@ -27,7 +27,9 @@ from recipes.config import ConfigError, load_config
 from recipes.runs.embedded import EMBEDDED, model_path, resolve, resolve_judge
 from recipes.runs.inputs import digest
 from recipes.runs.logs import log
-from slm.modeling import describe_llm, extend_with_speech, load_llm, save_slm
+from recipes.tokenizer_training.data import inputs_digest
+from slm.modeling import describe_llm, load_llm, save_slm
+from slm.speech_rows import extend_with_speech
 from slm.vocabulary import add_speech
 from tokenizer import LMSPTModel, load_tokenizer
 from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig
@@ -158,11 +160,11 @@ def test_trainings_start_from_names_and_their_digest_follows_the_weights(weights
     copy = tmp_path / "elsewhere"
     shutil.copytree(weights["tokenizer"] / "embedded-12.5hz", copy)
     config = train_tokenizer.Config(teacher=TeacherConfig("embedded-recogniser"), init_from="embedded-12.5hz")
-    first = train_tokenizer._inputs(config)
+    first = inputs_digest(config)
     config.init_from = str(copy)
-    assert train_tokenizer._inputs(config) == first == digest([], model_path("embedded-recogniser"), copy)
+    assert inputs_digest(config) == first == digest([], model_path("embedded-recogniser"), copy)
     config.init_from = None
-    assert train_tokenizer._inputs(config) != first
+    assert inputs_digest(config) != first
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,18 @@ import torch
 from eval.judges.config import JudgeConfig
 from eval.protocol import Protocol
 from eval.protocol import TestSet as Scored
-from eval.schema import load_results, make_row
+from eval.results_file import load_results
+from eval.schema import make_row
 from eval.speech.measures import registry
 from eval.speech.measures.registry import Measure, register_measure
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.commands import evaluate
 from recipes.config import ConfigError, dump_config, load_config
-from recipes.scoring import audio_pass, evaluation, systems
+from recipes.scoring import audio_pass, codec_systems, evaluation
+from recipes.scoring.codec_systems import precision_of
 from recipes.scoring.evaluation import Config
+from recipes.scoring.predictions import predicted_system, read_predictions
 from tokenizer import LMSPTConfig, LMSPTModel, load_tokenizer
 from tokenizer.data.utterances import AudioError, DataSource
 from tokenizer.teacher.recogniser import Recogniser, RecogniserConfig, save_recogniser
@@ -142,10 +145,13 @@ def length_judge(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_row_and_every_failure(tmp_path, models, corpus, asr, tts, length_judge, monkeypatch, capsys) -> None:
     encoded: list[int] = []
-    original = systems.encode_batch
-    monkeypatch.setattr(
-        systems, "encode_batch", lambda tok, waves, *a, **b: encoded.append(len(waves)) or original(tok, waves, *a, **b)
-    )
+    original = codec_systems.encode_batch
+
+    def counted(tokenizer, waveforms, *arguments, **named):
+        encoded.append(len(waveforms))
+        return original(tokenizer, waveforms, *arguments, **named)
+
+    monkeypatch.setattr(codec_systems, "encode_batch", counted)
     tokenizer = str(models / "nano-tiny" / "model")
     config = configure(
         tmp_path, corpus, tokenizer=tokenizer, predictions=[str(asr), str(tts)],
@@ -403,9 +409,9 @@ def test_configuration_survives_yaml(tmp_path, corpus) -> None:
 
 
 def test_predictions_of_other_utterances_are_counted_and_absent_ones_are_failed(asr) -> None:
-    predictions = systems.read_predictions(str(asr))
+    predictions = read_predictions(str(asr))
     of_these, *others = predictions.lines
-    system, notes = systems.predicted_system(predictions, [of_these, "absent"], 16_000)
+    system, notes = predicted_system(predictions, [of_these, "absent"], 16_000)
     assert system.texts["absent"] is None and system.texts[of_these] is not None
     assert any("no prediction for 1 of 2 utterances, counted as failed" in note for note in notes)
     assert any(f"{len(others)} further predictions are not of these utterances, not scored" in note for note in notes)
@@ -439,5 +445,5 @@ def test_clear_errors(tmp_path, corpus, asr, tts, length_judge) -> None:
 
 def test_the_codes_decide_in_which_precision_their_tokenizer_is_heard(tiny_tokenizer):
     model = load_tokenizer(tiny_tokenizer)
-    assert systems.precision_of(model, []) == systems.precision_of(model, [None, "another tokenizer's"]) == "fp32"
-    assert systems.precision_of(model, [None, model.fingerprint("bf16")]) == "bf16"
+    assert precision_of(model, []) == precision_of(model, [None, "another tokenizer's"]) == "fp32"
+    assert precision_of(model, [None, model.fingerprint("bf16")]) == "bf16"

@@ -20,7 +20,7 @@ import torch
 
 from eval.judges.config import JudgeConfig, JudgeError
 from eval.judges.judge import conditions_of
-from eval.schema import load_results
+from eval.results_file import load_results
 from recipes.commands import evaluate
 from recipes.runs.pipeline import PipelineConfig, Stage, make_steps
 from recipes.scoring import evaluation

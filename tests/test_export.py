@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.codes import code_statistics
 from eval.protocol import Protocol, TestSet
-from eval.schema import Results, is_task, load_results, make_row, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Results, make_row
+from eval.systems import is_task
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.commands import export
@@ -28,7 +30,8 @@ from recipes.exporting.card import Export, own_results
 from recipes.runs.lineage import data_rows, lineage, read_run
 from recipes.runs.machine import machine_text
 from recipes.runs.times import wall_seconds
-from slm.modeling import DTYPES, extend_with_speech, load_llm, save_slm
+from slm.modeling import DTYPES, load_llm, save_slm
+from slm.speech_rows import extend_with_speech
 from slm.vocabulary import SpeechVocabulary, add_speech
 from tokenizer import LMSPTModel, load_tokenizer
 

@@ -18,15 +18,16 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from eval.report.markdown import results_markdown
 from eval.report.tables import budget_table
-from eval.schema import Results, load_results, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Results
 from eval.trainings import Budget
 from recipes.commands import compare, finetune
+from recipes.comparison.cells import Cell
 from recipes.config import ConfigError, load_config
 from recipes.finetuning.config import Config as FinetuneConfig
 from recipes.finetuning.exposure import Exposure, TrainingCost, equal_amounts, exposure_of, training_cost
 from recipes.runs.pipeline import Stage
 from recipes.runs.run_folder import RunFolder
-from recipes.scoring.cells import Cell
 from slm.lora import LoraSettings
 from slm.modeling import describe_llm
 from slm.training.config import TrainingConfig

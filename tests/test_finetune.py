@@ -29,7 +29,10 @@ from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.commands import finetune, train_lm
 from recipes.config import ConfigError, load_config
-from recipes.finetuning.data import codebooks, evaluated, longest_sequence, make_data, make_vocabulary, open_corpora
+from recipes.finetuning.corpora import open_corpora
+from recipes.finetuning.data import longest_sequence, make_data
+from recipes.finetuning.utterances import evaluated
+from recipes.finetuning.vocabulary import codebooks, make_vocabulary
 from recipes.runs.deepspeed import engine_config
 from slm.corpus import CodedCorpusWriter
 from slm.decoding.loops import longest_loop

@@ -12,7 +12,7 @@ import soundfile
 from slm_tiny import SENTENCES, metadata, save_llm, translation, utterances, write_corpus
 from typer.testing import CliRunner
 
-from eval.schema import load_results
+from eval.results_file import load_results
 from eval.text.translation import can_score_translations
 from recipes import cli
 from recipes.scoring import evaluation

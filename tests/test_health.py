@@ -12,6 +12,7 @@ import torch
 
 from recipes.commands import train_tokenizer
 from recipes.config import from_values
+from recipes.tokenizer_training.data import make_crops
 from tokenizer.data.mixing import TrainingAudio
 from tokenizer.model.code_use import CodeCounts, book_use, count_codes
 from tokenizer.model.quantizer import VectorQuantizer
@@ -267,7 +268,7 @@ def test_five_in_a_row_stop_the_run_and_name_the_recordings(make_corpus, tmp_pat
 
 
 def test_the_ids_are_those_that_the_crops_were_cut_from(make_corpus, tmp_path, monkeypatch):
-    crops = train_tokenizer._crops(settings(make_corpus(), tmp_path / "run", steps=4))
+    crops = make_crops(settings(make_corpus(), tmp_path / "run", steps=4))
     seen, real = [], TrainingAudio.recording
 
     def recording(self, key, *part):

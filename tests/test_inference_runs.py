@@ -13,8 +13,8 @@ import soundfile
 import torch
 from processes import exit_codes, start
 from slm_scripted import scripted
+from slm_standin import StandIn, make_slm
 from slm_tiny import CODES, SENTENCES, utterances, write_corpus
-from test_generation import StandIn, make_slm
 
 from recipes.commands import synthesize, transcribe
 from recipes.config import ConfigError, dump_config, load_config

@@ -6,12 +6,14 @@ import logging
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from test_codec_training import TINY, config
 from test_training_scale import DAC
 
 from recipes.commands import export, train_tokenizer
 from recipes.config import ConfigError
+from recipes.tokenizer_training.networks import new_state
 from tokenizer import LMSPTModel
 from tokenizer.model.configuration import preset_config
 from tokenizer.training.initialisation import initialise_from
@@ -136,7 +138,7 @@ def adversarial(make_corpus, tmp_path):
 def started(settings):
     """The state before the first step of a training."""
     torch.manual_seed(99)
-    return train_tokenizer._new_state(settings, train_tokenizer.Accelerator(cpu=True))
+    return new_state(settings, Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize("source", ["run", "export"])

@@ -6,11 +6,16 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 from test_codec_training import config, metrics
 from test_distillation import cell
 
 from recipes.commands import train_tokenizer
 from recipes.config import ConfigError
+from recipes.tokenizer_training.config import model_sizes
+from recipes.tokenizer_training.data import make_crops
+from recipes.tokenizer_training.networks import new_state
+from recipes.tokenizer_training.objective import make_objective
 from tokenizer.data.augmentation import AugmentationConfig
 from tokenizer.training.invariance import InvarianceConfig, invariance_loss
 from tokenizer.training.step import train_step
@@ -58,8 +63,8 @@ def batch_of(n: int = 2) -> dict[str, torch.Tensor]:
 
 def test_it_moves_the_semantic_encoder_and_its_projection_alone(tmp_path) -> None:
     settings = cell("", tmp_path / "run", None, "none", invariance=ON)
-    accelerator = train_tokenizer.Accelerator(cpu=True)
-    model = train_tokenizer._new_state(settings, accelerator).model
+    accelerator = Accelerator(cpu=True)
+    model = new_state(settings, accelerator).model
     batch = batch_of()
     codes = model.encode(batch["input_values"], batch["padding_mask"])
     projected = model.semantic_projection(batch["changed_values"], batch["padding_mask"])
@@ -74,7 +79,7 @@ def test_it_moves_the_semantic_encoder_and_its_projection_alone(tmp_path) -> Non
 
 def test_what_is_looked_up_is_what_encode_looks_up(tmp_path) -> None:
     settings = cell("", tmp_path / "run", None, "none")
-    model = train_tokenizer._new_state(settings, train_tokenizer.Accelerator(cpu=True)).model.eval()
+    model = new_state(settings, Accelerator(cpu=True)).model.eval()
     batch = batch_of()
     codes = model.encode(batch["input_values"], batch["padding_mask"])
     projected = model.semantic_projection(batch["input_values"], batch["padding_mask"])
@@ -85,9 +90,9 @@ def test_what_is_looked_up_is_what_encode_looks_up(tmp_path) -> None:
 
 def test_steps_bring_the_codes_of_the_changed_crops_nearer(tmp_path) -> None:
     settings = cell("", tmp_path / "run", None, "none", invariance=ON, training={"revive_steps": 0})
-    accelerator = train_tokenizer.Accelerator(cpu=True)
-    state = train_tokenizer._new_state(settings, accelerator)
-    objective = train_tokenizer._objective(settings, accelerator)
+    accelerator = Accelerator(cpu=True)
+    state = new_state(settings, accelerator)
+    objective = make_objective(settings, accelerator)
     found = []
     for step in range(40):
         state.step = step
@@ -99,7 +104,7 @@ def test_steps_bring_the_codes_of_the_changed_crops_nearer(tmp_path) -> None:
 def test_a_training_hears_the_same_crops_with_it_and_accumulation_changes_nothing(make_corpus, tmp_path) -> None:
     manifest = make_corpus()
     with_it, without = (config(manifest, tmp_path / n, None, invariance=v) for n, v in (("a", ON), ("b", {})))
-    changed, plain = train_tokenizer._crops(with_it), train_tokenizer._crops(without)
+    changed, plain = make_crops(with_it), make_crops(without)
     for position in range(4):
         a, b = changed[position], plain[position]
         assert "changed_values" not in b and all(torch.equal(a[name], b[name]) for name in b)
@@ -123,4 +128,4 @@ def test_what_cannot_work_is_refused() -> None:
     fsq = {"semantic_quantizer": "fsq", "fsq_levels": [4, 4, 2], "codebook_sizes": [32, 16, 16]}
     settings = config("", "run", None, invariance=ON, model=fsq)
     with pytest.raises(ConfigError, match="invariance.weight.*fsq"):
-        train_tokenizer._model_config(settings)
+        model_sizes(settings)

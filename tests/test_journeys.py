@@ -18,8 +18,10 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from typer.testing import CliRunner
 
 from eval.report.markdown import results_markdown
-from eval.report.page import format_table, write_report
-from eval.schema import Results, load_results, save_results
+from eval.report.page import write_report
+from eval.report.terminal import format_table
+from eval.results_file import load_results, save_results
+from eval.schema import Results
 from eval.speech.measures import registry
 from eval.speech.measures.registry import Measure, register_measure
 from eval.speech.quality import QualitySummary, compare_audio, summarise_quality

@@ -16,7 +16,8 @@ from conftest import tone
 from slm_tiny import SENTENCES, save_llm
 from test_teacher import tiny_whisper
 
-from recipes.commands import compare, encode, finetune, train_tokenizer
+from recipes.commands import encode, finetune, train_tokenizer
+from recipes.comparison.running import make_cells
 from recipes.config import CONFIGS, load_config
 from recipes.runs.pipeline import Step
 from slm.corpus import CodedCorpus
@@ -211,7 +212,7 @@ def cell_config(cells: dict[str, list[Step]], cell: str, stage: str) -> Any:
 
 def test_the_comparison_finds_what_the_single_commands_made():
     """Trainings are started by torchrun, each by itself; the comparison must take their folders for its own stages."""
-    cells = compare.make_cells(load("librispeech/compare"))
+    cells = make_cells(load("librispeech/compare"))
     assert list(cells) == [f"{rate}hz" for rate in RATES]
     for rate in RATES:
         here = f"runs/librispeech/{rate}hz"
@@ -283,7 +284,7 @@ def test_the_comparison_reads_local_folders_where_the_page_sets_them(librispeech
     page = DOC.read_text(encoding="utf-8")
     command = re.search(r"--config librispeech/compare '(set=\[.*?\])'", page, re.DOTALL)[1]
     config = load("librispeech/compare", command.replace("/data/LibriSpeech", str(librispeech)))
-    for step in compare.make_cells(config)["12.5hz"]:
+    for step in make_cells(config)["12.5hz"]:
         data = getattr(step.config, "data", [])
         for source in data if isinstance(data, list) else [data]:
             assert source.path.startswith(str(librispeech)) and source.subset is None, step.stage.name

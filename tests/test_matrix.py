@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from test_contrasts import cell
 
-from eval.schema import load_results, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Results
 from recipes.commands import compare
+from recipes.comparison.cells import Axis, Cell
+from recipes.comparison.config import Contrasted
 from recipes.config import load_config
 from recipes.runs.pipeline import Stage
 from recipes.runs.run_folder import RunFolder
-from recipes.scoring.cells import Axis
 
 
 @dataclass
@@ -49,7 +51,7 @@ def ran(monkeypatch) -> list[str]:
             names.append(place)
             if name == "evaluate":
                 rows = cell(config.rate + 1, seed=config.seed)
-                save_results(compare.Results("", rows), config.run_dir)
+                save_results(Results("", rows), config.run_dir)
             folder.mark_complete()
 
         return types.SimpleNamespace(Config=Work, run=run, plan=lambda config: {})
@@ -72,7 +74,7 @@ def matrix(tmp_path: Path, **more) -> compare.Config:
         Axis("rate", {"25hz": ["codes.rate=1", "evaluate.rate=1"], "12.5hz": ["codes.rate=2", "evaluate.rate=2"]}),
         Axis("seed", {"s0": ["train.seed=0", "evaluate.seed=0"], "s1": ["train.seed=1", "evaluate.seed=1"]}),
     ]
-    contrasts = [compare.Contrasted("rates", ["25hz-*"], ["12.5hz-*"])]
+    contrasts = [Contrasted("rates", ["25hz-*"], ["12.5hz-*"])]
     return compare.Config(run_dir=str(tmp_path / "runs"), stages=stages, axes=axes, contrasts=contrasts, **more)
 
 
@@ -120,7 +122,7 @@ def test_values_of_a_method_axis_name_the_methods(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"cells": [compare.Cell("25hz-s0", [])]}, "cells: 25hz-s0 of the axes is listed with other settings"),
+        ({"cells": [Cell("25hz-s0", [])]}, "cells: 25hz-s0 of the axes is listed with other settings"),
         ({"only": ["25hz"]}, "only: no cell is called 25hz; there are 25hz-s0, "),
     ],
 )

@@ -14,6 +14,7 @@ from conftest import tone
 from test_codec_training import config, metrics
 
 from recipes.commands import train_tokenizer
+from recipes.tokenizer_training.data import read_audio
 from tokenizer.data.manifest import read_source, read_sources
 from tokenizer.data.mixing import BLOCK, Mixture, training_audio, validation_utterances
 from tokenizer.data.streams import Stream, open_stream, stream_head
@@ -268,12 +269,11 @@ def test_a_table_needs_its_text_only_where_text_is_needed(shards):
 def test_what_is_kept_in_memory_is_shared_out_among_those_that_decode(make_corpus, tmp_path, monkeypatch):
     manifest = make_corpus()
     whole, shared = (
-        train_tokenizer._training_audio(config(manifest, tmp_path / "run", None, training={"num_workers": workers}))
-        for workers in (0, 2)
+        read_audio(config(manifest, tmp_path / "run", None, training={"num_workers": workers})) for workers in (0, 2)
     )
     assert whole.parts[0].cache_bytes == 2 * shared.parts[0].cache_bytes == 2 << 30
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    four = train_tokenizer._training_audio(config(manifest, tmp_path / "run", None, training={"num_workers": 2}))
+    four = read_audio(config(manifest, tmp_path / "run", None, training={"num_workers": 2}))
     assert four.parts[0].cache_bytes == (2 << 30) // 8
 
 

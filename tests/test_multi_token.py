@@ -22,7 +22,7 @@ from recipes.config import ConfigError, load_config
 from recipes.inference import setup
 from slm.generation import SpeechLM, generate_speech, stream_speech, synthesize_codes
 from slm.lora import LoraSettings, add_lora
-from slm.modeling import extend_with_speech, load_llm, save_slm
+from slm.modeling import load_llm, save_slm
 from slm.multi_token import (
     FILE_NAME,
     MultiTokenError,
@@ -32,13 +32,15 @@ from slm.multi_token import (
     set_multi_token_heads,
 )
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings
+from slm.speech_rows import extend_with_speech
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, answer, make_example
-from slm.training.batches import ONE_ROW, NoiseConfig, SpeechSamples, pack
+from slm.training.batches import ONE_ROW, pack
 from slm.training.config import TrainingConfig, TrainingError
 from slm.training.multi_token import further_places
 from slm.training.objectives import check_objective, finetuning_objective
+from slm.training.samples import NoiseConfig, SpeechSamples
 from slm.training.trainer import train
 from slm.vocabulary import add_marks
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from recipes import cli
 from recipes.commands import compare, prepare_corpus
+from recipes.comparison.cells import Cell
 from recipes.config import ConfigError
 from recipes.runs import own_folders, restart
 from recipes.runs.pipeline import Stage
@@ -92,7 +93,7 @@ def test_prepare_corpus_and_compare_refuse_before_anything_else(tmp_path):
     with pytest.raises(ConfigError, match="holds audio, manifest.jsonl"):
         prepare_corpus.run(prepare_corpus.Config(run_dir=str(folder)))
     stages = [Stage("evaluate", set=["predictions=[x]"])]
-    config = compare.Config(run_dir=str(folder), stages=stages, cells=[compare.Cell("a")])
+    config = compare.Config(run_dir=str(folder), stages=stages, cells=[Cell("a")])
     for start in (compare.plan, compare.run):
         with pytest.raises(ConfigError, match="holds audio, manifest.jsonl"):
             start(config)

@@ -19,7 +19,8 @@ from slm.patterns import EMPTY, LATE, PATTERNS, Delayed, Interleaved, PatternErr
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, example_length, make_example, make_prompt
-from slm.training.batches import NoiseConfig, SpeechSamples, pack
+from slm.training.batches import pack
+from slm.training.samples import NoiseConfig, SpeechSamples
 from slm.vocabulary import FORMAT, FORMAT_3, SpeechVocabulary, VocabularyError, add_speech
 
 

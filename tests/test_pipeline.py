@@ -12,18 +12,21 @@ from typer.testing import CliRunner
 import slm.embedded
 import tokenizer.embedded
 from eval.codes import code_statistics
+from eval.merging import merge_results
 from eval.protocol import Protocol, TestSet
 from eval.protocol import TestSet as Scored
-from eval.schema import Clip, Difference, Results, Sample, load_results, make_row, merge_results, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Clip, Difference, Results, Sample, make_row
 from eval.speech.quality import QualitySummary
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes import cli
 from recipes.commands import compare, quickstart, transcribe
+from recipes.comparison.cells import Cell, Identity, identify
+from recipes.comparison.table import label_results
 from recipes.config import ConfigError, load_config
 from recipes.runs.pipeline import PipelineConfig, Stage, StageError, describe, make_steps, refuse_stale, run_steps
 from recipes.runs.run_folder import RunFolder
-from recipes.scoring.cells import Cell, Identity, identify
 from tokenizer.data.utterances import DataError
 
 RAN = []
@@ -183,7 +186,7 @@ def test_a_pipeline_s_own_mistakes_are_named():
 
 def cells(tmp_path, **more):
     stages = [Stage("make", shared=True), Stage("use", set=["source=${make}"])]
-    some = [compare.Cell("slow", ["use.rate=2"]), compare.Cell("fast", ["use.rate=4"])]
+    some = [Cell("slow", ["use.rate=2"]), Cell("fast", ["use.rate=4"])]
     return compare.Config(run_dir=str(tmp_path), stages=stages, **({"cells": some} | more))
 
 
@@ -270,11 +273,11 @@ def test_a_shared_stage_may_not_depend_on_a_cell(tmp_path):
 
 
 def test_cells_are_checked(tmp_path):
-    for wrong in ([], [compare.Cell("a"), compare.Cell("a")], [compare.Cell("use")]):
+    for wrong in ([], [Cell("a"), Cell("a")], [Cell("use")]):
         with pytest.raises(ValueError, match="cells"):
             cells(tmp_path, cells=wrong)
     with pytest.raises(ValueError, match="folder's name"):
-        compare.Cell("../a")
+        Cell("../a")
 
 
 def steps_of(config):
@@ -338,7 +341,7 @@ def test_a_cell_is_said_of_all_that_depends_on_it_and_not_of_the_ground_truth():
         quality=[QualitySummary("resynthesis", "m", 1, {}, {}, [])],
         samples=[Sample("u", "said", [Clip("ground truth", "a.flac"), Clip("SLM TTS", "b.flac")])],
     )
-    compare.label_results(results, Identity("25hz", "pooled", 3))
+    label_results(results, Identity("25hz", "pooled", 3))
     assert [item.label for item in results.codes] == ["25hz: tokenizer", "25hz/tokenizer"]
     assert [item.label for item in results.quality] == ["25hz: resynthesis"]
     assert [one.label for one in results.rows] == ["ground truth", "25hz: SLM TTS"]
@@ -351,7 +354,7 @@ def test_every_cell_s_transcript_shows_beside_the_recording():
     def cell(name, text):
         clip = Clip("ground truth", "a.flac", {"judge": "said", "SLM ASR": text})
         results = Results("", [scored_row("asr", "SLM ASR")], samples=[Sample("u", "said", [clip])])
-        return compare.label_results(results, Identity(name))
+        return label_results(results, Identity(name))
 
     (clip,) = merge_results([cell("25hz", "sad"), cell("6hz", "sat")], "both").samples[0].clips
     assert clip.heard == {"judge": "said", "25hz: SLM ASR": "sad", "6hz: SLM ASR": "sat"}

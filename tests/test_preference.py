@@ -13,13 +13,13 @@ from torch import nn
 
 from slm.generation import SpeechLM, generate_speech
 from slm.lora import LoraSettings, add_lora
-from slm.modeling import extend_with_speech
 from slm.settings import SpeechLimits, SynthesizeSettings
+from slm.speech_rows import extend_with_speech
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import answer, make_prompt
 from slm.training.answer_loss import AnswerLoss
-from slm.training.batches import BatchError, pack
+from slm.training.batches import pack
 from slm.training.config import TrainingConfig, TrainingError
 from slm.training.preference import (
     Drawn,
@@ -33,6 +33,7 @@ from slm.training.preference import (
 )
 from slm.training.preference_losses import clipped_policy_loss, dpo_loss, group_advantages, kl_estimate
 from slm.training.reference import Reference, Scorer, answer_log_probabilities
+from slm.training.samples import BatchError
 from slm.training.trainer import bare_model, train
 from slm.vocabulary import add_speech
 

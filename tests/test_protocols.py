@@ -23,7 +23,7 @@ from eval.judges.config import JudgeConfig, JudgeError
 from eval.judges.judge import check_judge, conditions_of, load_judge
 from eval.protocol_presets import PRESETS, get_preset
 from eval.rescoring import outdated, rescored, up_to_date
-from eval.schema import load_results, save_results
+from eval.results_file import load_results, save_results
 from eval.text import normalisers
 from eval.text.normalisers import NORMALISERS, get_normaliser
 from eval.text.wer import OFFICIAL

@@ -9,10 +9,12 @@ import yaml
 from slm_tiny import save_llm
 
 from eval.protocol import Protocol, TestSet
-from eval.schema import Results, make_row, save_results
+from eval.results_file import save_results
+from eval.schema import Results, make_row
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.commands import compare, finetune, quickstart
+from recipes.comparison.running import make_cells
 from recipes.config import ConfigError, load_config
 from recipes.finetuning import step_budget
 from recipes.finetuning.step_budget import STEPS_FILE, StepBudget, choose_steps
@@ -171,7 +173,7 @@ def test_the_shipped_quickstart_contrasts_its_rates():
 @pytest.mark.parametrize("name", ["quickstart", "from-scratch"])
 def test_the_opening_tells_every_stage_and_its_time(tmp_path, capsys, name):
     config = load_config(quickstart.Config, f"quickstart/{name}", [f"run_dir={tmp_path}"])
-    cells = compare.make_cells(config)
+    cells = make_cells(config)
     chosen = None
     if config.budget:
         seconds = dict.fromkeys(cells, 2 * config.budget.reference_s)
@@ -187,7 +189,7 @@ def test_the_opening_tells_every_stage_and_its_time(tmp_path, capsys, name):
 def test_the_opening_knows_what_was_done_before_and_what_is_redone(tmp_path, capsys):
     for redo, done in (("null", True), ("prepare-corpus", False)):
         config = load_config(quickstart.Config, "quickstart/quickstart", [f"run_dir={tmp_path}", f"redo={redo}"])
-        cells = compare.make_cells(config)
+        cells = make_cells(config)
         first = cells["25hz"][0]
         if not first.folder.complete:
             RunFolder(first.config.run_dir).start(first.config).mark_complete()

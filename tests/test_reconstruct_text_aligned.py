@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from slm_tiny import save_llm
 
-from eval.schema import says_texts
+from eval.systems import says_texts
 from eval.text.normalisers import get_normaliser
 from recipes.commands import encode_text_aligned as encode
 from recipes.commands import finetune
@@ -20,7 +20,7 @@ from recipes.config import ConfigError
 from recipes.finetuning.words import words_of
 from recipes.runs.inputs import digest
 from recipes.runs.run_folder import RunFolder
-from recipes.scoring.systems import predicted_system, read_predictions
+from recipes.scoring.predictions import predicted_system, read_predictions
 from recipes.text_aligned import written
 from slm.corpus import CodedCorpus, CodedCorpusWriter, CorpusMetadata
 from slm.generation import SynthesizeOutput

@@ -13,25 +13,18 @@ import pytest
 import soundfile
 
 from eval.codes import code_statistics
+from eval.differences import compare_rows
+from eval.merging import merge_results
 from eval.protocol import Protocol, TestSet, test_set_sha256
+from eval.report.groups import groups_of
 from eval.report.markdown import results_markdown
-from eval.report.page import format_table, groups_of, write_report
+from eval.report.page import write_report
 from eval.report.plots import rate_figure
-from eval.schema import (
-    Clip,
-    Difference,
-    Results,
-    Row,
-    Sample,
-    compare_rows,
-    load_results,
-    make_row,
-    merge_results,
-    save_results,
-    system_name,
-    systems_of,
-)
+from eval.report.terminal import format_table
+from eval.results_file import load_results, save_results
+from eval.schema import Clip, Difference, Results, Row, Sample, make_row
 from eval.speech.quality import QualitySummary
+from eval.systems import system_name, systems_of
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 

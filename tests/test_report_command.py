@@ -11,7 +11,8 @@ import soundfile
 from test_contrasts import cell
 from typer.testing import CliRunner
 
-from eval.schema import Results, save_results
+from eval.results_file import save_results
+from eval.schema import Results
 from recipes import cli
 from recipes.commands import report
 from recipes.config import ConfigError

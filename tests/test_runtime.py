@@ -22,7 +22,7 @@ from recipes.runs.machine import resolve_device, resolve_precision
 from recipes.runs.run_folder import ADJUSTABLE, EXTENDABLE, NULL_MEANS, RunFolder
 from recipes.runs.times import read_time
 from recipes.runs.tracking import append_metrics, drop_metrics_after
-from recipes.scoring.systems import read_predictions
+from recipes.scoring.predictions import read_predictions
 
 
 @dataclass

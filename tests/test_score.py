@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from eval.differences import compare_rows
 from eval.judges.config import JudgeError
 from eval.rescoring import rescored
-from eval.schema import compare_rows, load_results
+from eval.results_file import load_results
 from eval.text.normalisers import get_normaliser
 from recipes.commands import evaluate, score
 from recipes.config import ConfigError, from_values, load_config

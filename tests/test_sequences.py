@@ -14,16 +14,8 @@ import slm.training.batches
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import answer, example_length, make_example, make_prompt
-from slm.training.batches import (
-    BatchError,
-    MixedSamples,
-    NoiseConfig,
-    PackedBatches,
-    SpeechSamples,
-    TextSamples,
-    pack,
-    plan_steps,
-)
+from slm.training.batches import PackedBatches, pack, plan_steps
+from slm.training.samples import BatchError, MixedSamples, NoiseConfig, SpeechSamples, TextSamples
 from slm.vocabulary import SpeechVocabulary, add_speech
 
 

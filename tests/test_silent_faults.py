@@ -14,11 +14,13 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from slm.lora import LoraSettings, add_lora
-from slm.modeling import extend_with_speech, load_llm
+from slm.modeling import load_llm
+from slm.speech_rows import extend_with_speech
 from slm.tasks import get_task
 from slm.tasks.sequences import make_example
-from slm.training.batches import NoiseConfig, PackedBatches, SpeechSamples
+from slm.training.batches import PackedBatches
 from slm.training.config import TrainingConfig
+from slm.training.samples import NoiseConfig, SpeechSamples
 from slm.training.trainer import train
 from slm.vocabulary import SpeechVocabulary, add_speech
 

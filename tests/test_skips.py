@@ -13,10 +13,13 @@ from test_inference_runs import job, lines  # noqa: F401 - a fixture
 from test_report import TEXTS, row
 from test_score import Lengths, files, judge, write_audio  # noqa: F401 - fixtures
 
+from eval.report.groups import groups_of, skips_in
 from eval.report.markdown import results_markdown
-from eval.report.page import format_table, groups_of, skips_in, write_report
+from eval.report.page import write_report
+from eval.report.terminal import format_table
 from eval.rescoring import rescored
-from eval.schema import Results, load_results, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Results
 from eval.text.normalisers import get_normaliser
 from eval.text.skips import skip_rates
 from eval.text.wer import score_pairs

@@ -11,18 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemm
 
 from slm.generation import SpeechLM, synthesize_codes, transcribe_codes
 from slm.lora import LoraSettings, add_lora, merge_lora, save_adapter
-from slm.modeling import (
-    ModelError,
-    describe_llm,
-    extend_with_speech,
-    has_tied_head,
-    load_llm,
-    resolve_model,
-    save_slm,
-)
+from slm.modeling import ModelError, describe_llm, has_tied_head, load_llm, resolve_model, save_slm
 from slm.settings import SynthesizeSettings
-from slm.training.batches import SpeechSamples
+from slm.speech_rows import extend_with_speech
 from slm.training.config import TrainingConfig
+from slm.training.samples import SpeechSamples
 from slm.training.text_lm import TextLMConfig, new_text_lm
 from slm.training.trainer import train, trained_weights
 from slm.vocabulary import SpeechVocabulary, add_speech

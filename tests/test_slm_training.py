@@ -20,11 +20,12 @@ from transformers import Lfm2Config, Lfm2ForCausalLM, TrainerCallback
 from recipes.config import ConfigError
 from recipes.runs.machine import training_device
 from slm.training import config as training_config
-from slm.training.batches import ONE_ROW, NoiseConfig, PackedBatches
+from slm.training.batches import ONE_ROW, PackedBatches
 from slm.training.checkpoints import CheckpointError, newest_checkpoint
 from slm.training.config import TrainingConfig, TrainingError
 from slm.training.finite_steps import FiniteSteps
 from slm.training.packing import packing_leaks
+from slm.training.samples import NoiseConfig
 from slm.training.trainer import _Watch, train
 
 OPTIONS = {"tokens_per_step": 260, "pack_length": 64, "learning_rate": 3e-3, "warmup_steps": 2, "log_steps": 1}

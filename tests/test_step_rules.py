@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate import Accelerator
 from test_codec_training import config, metrics
 
 import tokenizer.training.checkpoints as state_files
 from recipes.commands import train_tokenizer
+from recipes.tokenizer_training.data import make_crops
+from recipes.tokenizer_training.networks import new_state
+from recipes.tokenizer_training.objective import make_objective
 from tokenizer.data.augmentation import AugmentationConfig
 from tokenizer.data.crops import CropConfig, TrainingCrops
 from tokenizer.data.mixing import training_audio
@@ -27,10 +31,10 @@ from tokenizer.training.step import train_step
 def begun(make_corpus, tmp_path, **changes):
     """A state, its objective and a batch, without a teacher."""
     settings = config(make_corpus(), tmp_path / "run", None, **changes)
-    accelerator = train_tokenizer.Accelerator(cpu=True)
-    state, crops = train_tokenizer._new_state(settings, accelerator), train_tokenizer._crops(settings)
+    accelerator = Accelerator(cpu=True)
+    state, crops = new_state(settings, accelerator), make_crops(settings)
     batch = {name: torch.stack([crops[i][name] for i in range(2)]) for name in crops[0]}
-    objective = train_tokenizer._objective(settings, accelerator)
+    objective = make_objective(settings, accelerator)
     return state, lambda: train_step(state, [batch], objective, settings.training, accelerator)
 
 
@@ -97,7 +101,7 @@ def checkpoints(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 8)).sum().backward()
     optimizer.step()
-    accelerator, state = train_tokenizer.Accelerator(cpu=True), TrainState(model, optimizer)
+    accelerator, state = Accelerator(cpu=True), TrainState(model, optimizer)
     for state.step in (3, 6):
         save_state(state, tmp_path, 5, accelerator)
     state.step = 0
@@ -154,7 +158,7 @@ def test_a_torn_checkpoint_gives_way_and_if_all_are_torn_nothing_starts_over(che
 def test_optimizers_cut_short_anywhere_give_way(tmp_path, size):
     """torch.load fails in more than one way: with EINVAL where its search for the end would begin before the start."""
     model = torch.nn.Linear(200, 200)
-    optimizer, accelerator = torch.optim.AdamW(model.parameters()), train_tokenizer.Accelerator(cpu=True)
+    optimizer, accelerator = torch.optim.AdamW(model.parameters()), Accelerator(cpu=True)
     model(torch.ones(1, 200)).sum().backward()
     optimizer.step()
     state = TrainState(model, optimizer)

@@ -15,7 +15,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from recipes.cli import COMMANDS
+from recipes.command_list import COMMANDS
 from recipes.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]

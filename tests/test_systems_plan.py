@@ -10,6 +10,7 @@ import soundfile
 from conftest import tone
 
 from recipes.commands import compare
+from recipes.comparison.running import make_cells
 from recipes.config import load_config
 
 TEXTS = ["bin blue at f two now", "set white by g six please", "lay green with a nine soon"]
@@ -55,7 +56,7 @@ def test_its_cells_are_seeds_of_methods_with_a_contrast_or_a_score_of_their_own(
     contrasted = {
         cell for one in config.contrasts for cell in one.group([*one.a, *one.b], [c.name for c in config.cells])
     }
-    for cell, steps in compare.make_cells(config).items():
+    for cell, steps in make_cells(config).items():
         seeds = {step.config.seed for step in steps if step.stage.name.startswith(("finetune", "train-"))}
         assert seeds == {int(cell[-1])}, f"{cell}: seeds {seeds}"
         asked = {step.config.task for step in steps if step.stage.command == "generate"}

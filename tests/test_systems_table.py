@@ -14,12 +14,15 @@ from test_contrasts import cell
 from eval.codes import code_statistics
 from eval.contrasts import make_contrasts
 from eval.protocol import TestSet
+from eval.report.groups import groups_of
 from eval.report.markdown import results_markdown
 from eval.report.overview import overview_table
-from eval.report.page import format_table, groups_of, write_report
-from eval.schema import Clip, Difference, Results, Row, Sample, load_results, save_results
+from eval.report.page import write_report
+from eval.report.terminal import format_table
+from eval.results_file import load_results, save_results
+from eval.schema import Clip, Difference, Results, Row, Sample
 from eval.text.translation import can_score_translations, score_translations
-from recipes.scoring.cells import Axis, AxisValue, cells_of
+from recipes.comparison.cells import Axis, AxisValue, cells_of
 
 
 def rows_of(

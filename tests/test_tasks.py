@@ -25,19 +25,20 @@ from slm_tiny import (
 )
 from typer.testing import CliRunner
 
-from eval.schema import load_results
+from eval.results_file import load_results
 from recipes import cli
 from recipes.commands import finetune
 from recipes.config import ConfigError, from_values
 from recipes.runs.pipeline import PipelineConfig, Stage, make_steps
 from recipes.scoring import evaluation
 from slm.generation import SpeechLM, generate_speech, generate_text
-from slm.modeling import extend_with_speech, save_slm
+from slm.modeling import save_slm
 from slm.settings import GenerationError, SpeechLimits, TranscribeSettings, tokens_allowed
+from slm.speech_rows import extend_with_speech
 from slm.tasks import Task, TaskError, get_task, register, registry, tasks
 from slm.tasks.registry import Mark, Speech, Text, Turn, UtteranceTokens
 from slm.tasks.sequences import example_length, make_example, make_prompt
-from slm.training.batches import BatchError, SpeechSamples
+from slm.training.samples import BatchError, SpeechSamples
 from slm.vocabulary import add_marks, add_speech
 
 ECHO = "<|echo|>"

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from test_matrix import matrix, ran  # noqa: F401 - a fixture
 
+from eval.merging import merge_results
 from eval.protocol import Protocol, TestSet
 from eval.report.answer import answers
 from eval.report.lengths import length_table
 from eval.report.markdown import results_markdown
-from eval.report.page import format_table, write_report
-from eval.schema import Results, Row, load_results, make_row, merge_results, save_results
+from eval.report.page import write_report
+from eval.report.terminal import format_table
+from eval.results_file import load_results, save_results
+from eval.schema import Results, Row, make_row
 from eval.stats import bootstrap_interval
 from eval.text.lengths import LengthBin, in_order
 from eval.text.normalisers import get_normaliser

@@ -23,7 +23,8 @@ from recipes.preference.samples import Sample, Speaker, Spoken, reward_of
 from recipes.preference.texts import read_texts
 from recipes.runs.run_folder import RunFolder
 from slm.generation import SaidWord, SpeechLM, synthesize_codes
-from slm.modeling import describe_llm, extend_with_speech, load_llm, save_slm
+from slm.modeling import describe_llm, load_llm, save_slm
+from slm.speech_rows import extend_with_speech
 from slm.tasks import get_task
 from slm.tasks.tts_aligned import TTS_ALIGNED, word_ids
 from slm.trained_on import TrainedOn

@@ -21,6 +21,9 @@ from recipes.commands.train_tokenizer import Accelerator
 from recipes.config import ConfigError
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import make_trackers
+from recipes.tokenizer_training.data import make_crops
+from recipes.tokenizer_training.networks import new_state
+from recipes.tokenizer_training.objective import make_objective
 from tokenizer import LMSPTModel, load_tokenizer
 from tokenizer.data.crops import StepBatches
 from tokenizer.model.configuration import preset_config
@@ -257,9 +260,9 @@ def test_a_step_draws_from_no_global_generator(make_corpus, tmp_path, tiny_teach
     """Why a checkpoint needs no generator's state."""
     settings = moving(make_corpus(), tmp_path / "run", tiny_teacher)
     accelerator = Accelerator(cpu=True)
-    state = train_tokenizer._new_state(settings, accelerator)
-    objective = train_tokenizer._objective(settings, accelerator)
-    crops = train_tokenizer._crops(settings)
+    state = new_state(settings, accelerator)
+    objective = make_objective(settings, accelerator)
+    crops = make_crops(settings)
     batch = {name: torch.stack([crops[i][name] for i in range(2)]) for name in crops[0]}
     before = torch.get_rng_state()
     for state.step in range(2):  # the second is adversarial
@@ -289,8 +292,8 @@ def test_a_step_waits_for_its_device_a_few_times_only(make_corpus, tmp_path, tin
     """Four figures: losses and norm of each network. It does not read its own input again, nor count book by book."""
     settings = moving(make_corpus(), tmp_path / "run", tiny_teacher, training={"ema_decay": 0.9, "accumulation": 2})
     accelerator = Accelerator(cpu=True)
-    state = train_tokenizer._new_state(settings, accelerator)
-    objective, crops = train_tokenizer._objective(settings, accelerator), train_tokenizer._crops(settings)
+    state = new_state(settings, accelerator)
+    objective, crops = make_objective(settings, accelerator), make_crops(settings)
     state.step = 1  # adversarial, and no entry is revived
     batches = list(islice(training._micro_batches(state, crops, settings.training, accelerator), 2))
     assert any(min(batch["lengths"]) < batch["input_values"].shape[-1] for batch in batches), "no crop is short"
@@ -387,13 +390,13 @@ def test_a_loss_scale_that_overflows_is_lowered_and_nothing_moves(make_corpus, t
     monkeypatch.setattr(Accelerator, "mixed_precision", property(lambda self: "fp16" if self is scaled else "no"))
     scaled.native_amp = True
     monkeypatch.setattr(scaled, "autocast", plain.autocast)
-    crops = train_tokenizer._crops(settings)
+    crops = make_crops(settings)
     batch = {name: torch.stack([crops[i][name] for i in range(2)]) for name in crops[0]}
     figures = {}
     for name, accelerator in (("plain", plain), ("scaled", scaled)):
         torch.manual_seed(0)
-        state = train_tokenizer._new_state(settings, accelerator)
-        objective = train_tokenizer._objective(settings, accelerator)
+        state = new_state(settings, accelerator)
+        objective = make_objective(settings, accelerator)
         objective.distillation_weight = 3000.0
         if name == "scaled":
             before = {key: value.clone() for key, value in state.model.state_dict().items()}

@@ -11,13 +11,15 @@ from types import SimpleNamespace
 import pytest
 from test_contrasts import cell
 
+from eval.merging import merge_results
 from eval.report.page import write_report
 from eval.report.trainings import DARK, LIGHT, curve_figures, differences_table, trainings_table
-from eval.schema import Results, load_results, merge_results, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Results
 from eval.trainings import Configuration, Curve, differing_keys, group_names
+from recipes.comparison.cells import Identity
+from recipes.comparison.trainings import MOST_POINTS, configurations_of, curves_of
 from recipes.runs.pipeline import Stage, Step
-from recipes.scoring.cells import Identity
-from recipes.scoring.trainings import MOST_POINTS, configurations_of, curves_of
 
 
 @dataclass

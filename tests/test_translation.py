@@ -11,7 +11,8 @@ from eval.protocol import Protocol, TestSet
 from eval.report.markdown import results_markdown
 from eval.report.tables import measure_tables
 from eval.rescoring import rescored
-from eval.schema import Results, Row, load_results, make_row, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Results, Row, make_row
 from eval.text import translation
 from eval.text.normalisers import get_normaliser
 from eval.text.translation import score_translations

@@ -24,21 +24,24 @@ from recipes import cli
 from recipes.commands.synthesize import Config, refuse_words
 from recipes.config import ConfigError
 from recipes.finetuning import config as finetune_config
-from recipes.finetuning.data import columns_of, make_data, make_vocabulary, open_corpora
+from recipes.finetuning.corpora import columns_of, open_corpora
+from recipes.finetuning.data import make_data
+from recipes.finetuning.vocabulary import make_vocabulary
 from recipes.finetuning.words import words_of
 from recipes.inference import setup
 from recipes.inference.tasks import task_name
 from recipes.runs.run_folder import RunFolder
 from slm.corpus import CodedCorpusWriter
 from slm.generation import SpeechLM, SynthesizeOutput, generate_speech, stream_speech
-from slm.modeling import extend_with_speech, save_slm
+from slm.modeling import save_slm
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings, word_limits
+from slm.speech_rows import extend_with_speech
 from slm.tasks import TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import example_length, make_example, make_prompt
 from slm.tasks.tts_aligned import word_ids
-from slm.training.batches import NoiseConfig, SpeechSamples
 from slm.training.config import TrainingConfig
+from slm.training.samples import NoiseConfig, SpeechSamples
 from slm.training.trainer import train
 from slm.vocabulary import SpeechVocabulary, add_marks, add_speech
 from tokenizer import load_tokenizer

@@ -22,15 +22,15 @@ from recipes.inference.prosody import check_emphasis, check_prosody
 from recipes.inference.scripts import Script
 from slm.corpus import CodedCorpusWriter
 from slm.generation import SpeechLM, draw_prosody, generate_speech, stream_speech
-from slm.modeling import extend_with_speech
 from slm.prosody import ProsodyBins, ProsodyControl, ProsodyError
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings
+from slm.speech_rows import extend_with_speech
 from slm.tasks import TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import example_length, make_example, make_prompt
 from slm.tasks.tts_aligned import word_ids
-from slm.training.batches import NoiseConfig, SpeechSamples
 from slm.training.config import TrainingConfig
+from slm.training.samples import NoiseConfig, SpeechSamples
 from slm.training.trainer import train
 from slm.vocabulary import SpeechVocabulary, VocabularyError, add_marks, add_prosody, add_speech
 

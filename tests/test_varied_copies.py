@@ -16,7 +16,7 @@ from recipes.commands import encode, finetune
 from recipes.config import ConfigError
 from recipes.encoding.copies import OWN_TIMES, columns_of_copy
 from recipes.encoding.plan import PLAIN, Variation
-from recipes.finetuning.data import columns_of, open_corpora
+from recipes.finetuning.corpora import columns_of, open_corpora
 from recipes.finetuning.words import words_of
 from recipes.text_aligned.data import read_items
 from slm.corpus import CodedCorpus, CodedCorpusWriter

@@ -10,13 +10,14 @@ import pytest
 import soundfile
 
 from eval.report.tables import quality_table
-from eval.schema import Results, load_results, save_results
+from eval.results_file import load_results, save_results
+from eval.schema import Results
 from eval.speech.quality import QualitySummary
 from eval.stats import mean_interval
 from recipes.commands import evaluate, export_versa
 from recipes.config import ConfigError, load_config
 from recipes.exporting.versa import plan_export
-from recipes.scoring.systems import read_predictions
+from recipes.scoring.predictions import read_predictions
 from recipes.scoring.versa import read_versa, summarise_versa, with_versa
 
 TEXTS = ["one two  three", "four five", "six", "seven eight"]

@@ -14,7 +14,8 @@ from conftest import tone
 from slm_tiny import CODES, tiny_tokenizer, tokens_of, utterances
 from torch.utils.data import DataLoader
 
-from slm.training.batches import NoiseConfig, PackedBatches, SpeechSamples
+from slm.training.batches import PackedBatches
+from slm.training.samples import NoiseConfig, SpeechSamples
 from slm.training.trainer import _only
 from slm.vocabulary import add_speech
 from tokenizer.data.augmentation import AugmentationConfig

@@ -1,5 +1,5 @@
-"""What users look at: one page of HTML (`page`), its tables, plots and contrasts, the same as Markdown, and a page to
-listen to.
+"""What users look at: one page of HTML (`page`), the same for a terminal (`terminal`) and as Markdown (`markdown`),
+their tables, plots and contrasts, and a page to listen to.
 
-`templates/` holds the HTML. Begin with `page`.
+`templates/` holds the HTML. Begin with `groups` (rows that may be compared) and `page`.
 """

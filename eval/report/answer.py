@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval.report.contrasts import LEVEL, shows_difference
-from eval.schema import Contrast, Results, Row, by_groups, is_task, system_name
+from eval.schema import Contrast, Results, Row, by_groups
 from eval.stats import holm
+from eval.systems import is_task, system_name
 
 __all__ = ["answers"]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from eval.report.plots import contrast_figure, save_figure
-from eval.schema import Contrast, by_groups, system_name
+from eval.schema import Contrast, by_groups
 from eval.stats import holm
+from eval.systems import system_name
 
 __all__ = [
     "COLUMNS",

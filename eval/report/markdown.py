@@ -6,17 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.report.answer import answers
+from eval.report.columns import DIFFERENCE, NARROW_COLUMNS, columns_of
+from eval.report.groups import caption_of, groups_of, label_of, lengths_of, skips_in
 from eval.report.overview import overview_table
-from eval.report.page import (
-    DIFFERENCE,
-    NARROW_COLUMNS,
-    caption_of,
-    columns_of,
-    groups_of,
-    label_of,
-    lengths_of,
-    skips_in,
-)
 from eval.report.tables import measure_tables
 from eval.schema import Results
 

@@ -7,7 +7,8 @@ import string
 from collections.abc import Sequence
 
 from eval.report.tables import MeasureTable
-from eval.schema import TASK_PREFIX, Results, Row, is_task, says_texts, system_name
+from eval.schema import Results, Row
+from eval.systems import TASK_PREFIX, is_task, says_texts, system_name
 from eval.trainings import group_names
 
 __all__ = ["overview_table"]

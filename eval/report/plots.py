@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from eval.codes import CodeStatistics
-from eval.schema import Contrast, Row, by_groups, system_name, systems_of
+from eval.schema import Contrast, Row, by_groups
+from eval.systems import system_name, systems_of
 
 __all__ = [
     "PAGE_GRID",

@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from eval.codes import CodeStatistics
-from eval.schema import Row, is_task
+from eval.schema import Row
 from eval.speech.quality import QualitySummary
+from eval.systems import is_task
 
 __all__ = ["rows_once", "shared_notes", "summaries_once"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval.report.tables import MeasureTable
-from eval.schema import Row, is_task
+from eval.schema import Row
+from eval.systems import is_task
 
 __all__ = ["skip_table"]
 

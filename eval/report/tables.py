@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from eval.codes import CodeStatistics, most_frames
 from eval.report.shared import summaries_once
-from eval.schema import SYSTEMS, Results, Row
+from eval.schema import Results, Row
 from eval.speech.measures.registry import Column, columns_of, explanation_of
 from eval.speech.quality import QualitySummary
+from eval.systems import SYSTEMS
 from eval.trainings import Budget
 
 __all__ = [

@@ -27,11 +27,11 @@ from eval.judges.sphinx_aligner import SphinxAligner
 from eval.speech.alignment import AlignmentError, word_frames
 from recipes.config import ConfigError
 from recipes.runs.embedded import model_path, resolve
-from recipes.runs.files import disk_errors
+from recipes.runs.files import disk_errors, write_jsonl
 from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log, the_first
 from recipes.runs.machine import resolve_device
-from recipes.runs.manifests import kept_rows, manifest_row, write_manifest
+from recipes.runs.manifests import kept_rows, manifest_row
 from recipes.runs.progress import Progress
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from slm.corpus import CodedCorpus
@@ -145,12 +145,12 @@ def run(config: Config) -> Path:
     if not config.keep_unaligned:
         for line in the_first(f"{row['id']}: not aligned: {row['error']}" for row in skipped):
             log.warning("%s", line)
-    write_manifest(folder.path("skipped.jsonl"), skipped)
+    write_jsonl(folder.path("skipped.jsonl"), skipped)
     if config.keep_unaligned:
         plain = [manifest_row(utterance, manifest.parent, {}) for utterance in utterances]
-        write_manifest(manifest, [own if "error" in row else row for row, own in zip(rows, plain, strict=True)])
+        write_jsonl(manifest, [own if "error" in row else row for row, own in zip(rows, plain, strict=True)])
     else:
-        write_manifest(manifest, aligned)
+        write_jsonl(manifest, aligned)
     kept_too = "; they are in the manifest without times" if config.keep_unaligned and skipped else ""
     log.info("aligned %d of %d utterances (skipped.jsonl)%s: %s", len(aligned), len(rows), kept_too, manifest)
     if not aligned:

@@ -39,7 +39,7 @@ from recipes.encoding.plan import (
     make_items,
     read_splits,
 )
-from recipes.runs.files import atomic_write_text, disk_errors, text_lines
+from recipes.runs.files import atomic_write_text, disk_errors, text_lines, write_jsonl
 from recipes.runs.inputs import check_sources
 from recipes.runs.logs import log, the_first
 from recipes.runs.machine import resolve_precision, seed_everything
@@ -361,7 +361,7 @@ def _encode_shards(
 
     def write(split: str, index: int, rows: list[dict], skipped: list[dict]) -> None:
         # First what was set aside, then the shard: a shard that is there has its list.
-        _write_lines(_skipped_path(folder, split, index), skipped)
+        write_jsonl(_skipped_path(folder, split, index), skipped)
         with disk_errors(folder.folder):
             writer.write_shard(split, index, n_shards[split], rows)
         return_free_memory()
@@ -398,17 +398,13 @@ def _skipped_path(folder: RunFolder, split: str, index: int) -> Path:
     return folder.path("checkpoints", f"skipped-{split}-{index:05d}.jsonl")
 
 
-def _write_lines(path: Path, rows: list[dict]) -> None:
-    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
 def _gather_skipped(folder: RunFolder, places: list[tuple[str, int]]) -> list[dict]:
     """All that was set aside, in the shards' order, written to skipped.jsonl."""
     skipped = []
     for split, index in places:
         lines = text_lines(_skipped_path(folder, split, index))
         skipped += [json.loads(line) | {"split": split} for line in lines]
-    _write_lines(folder.path("skipped.jsonl"), skipped)
+    write_jsonl(folder.path("skipped.jsonl"), skipped)
     return skipped
 
 

@@ -25,13 +25,17 @@ from pathlib import Path
 from typing import Any
 
 from eval.codes import CodeStatistics, code_statistics
+from eval.differences import difference_of
 from eval.judges.transcripts import CachedJudge
 from eval.report.markdown import write_markdown
-from eval.report.page import format_table, write_report
+from eval.report.page import write_report
+from eval.report.terminal import format_table
 from eval.rescoring import outdated, up_to_date
-from eval.schema import Results, Row, difference_of, is_task, load_results, make_row, save_results, speakers_of
+from eval.results_file import load_results, save_results
+from eval.schema import Results, Row, make_row, speakers_of
 from eval.speech.measures.registry import chosen_measures
 from eval.speech.quality import QualitySummary
+from eval.systems import is_task
 from eval.text.lengths import in_order
 from eval.text.translation import can_score_translations, score_translations
 from eval.text.wer import score_pairs
@@ -41,19 +45,14 @@ from recipes.runs.logs import log
 from recipes.runs.run_folder import RunFolder
 from recipes.scoring.acoustic import SpeakerVoices
 from recipes.scoring.audio_pass import CLIP_S, Listening, Players, spread, write_listings
+from recipes.scoring.codec_systems import CodecSystems
 from recipes.scoring.evaluation import Config, Job, prepare
 from recipes.scoring.judges import load_judges
+from recipes.scoring.labels import model_label
+from recipes.scoring.predictions import Predictions, predicted_audio, predicted_system
 from recipes.scoring.protocols import audio_files_sha256, made_with, unsegmented_note
-from recipes.scoring.systems import (
-    CodecSystems,
-    Predictions,
-    Recordings,
-    System,
-    SystemAudio,
-    model_label,
-    predicted_audio,
-    predicted_system,
-)
+from recipes.scoring.recordings import Recordings
+from recipes.scoring.systems import System, SystemAudio
 from recipes.scoring.versa import summarise_versa, with_versa
 from tokenizer.precision import exact_fp32
 

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from eval.schema import load_results
+from eval.results_file import load_results
 from recipes.config import ConfigError, Problems
 from recipes.exporting.card import CARD_FILE, Export, model_card, own_results
 from recipes.exporting.check import Agreement, compare_codes, compare_transcripts
@@ -35,7 +35,7 @@ from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.runs.lineage import PastRun, run_of
 from recipes.runs.logs import log
 from recipes.runs.own_folders import CONFIG_FILE
-from recipes.scoring.systems import model_label
+from recipes.scoring.labels import model_label
 from slm.continuous import is_continuous
 from slm.modeling import DTYPES, load_llm
 from slm.vocabulary import FILE_NAME as VOCABULARY_FILE

@@ -19,7 +19,7 @@ from recipes.config import ConfigError
 from recipes.exporting.versa import GT_FILE, PRED_FILE, SCORES_FILE, TEXT_FILE, Export, plan_export, write_export
 from recipes.runs.logs import log
 from recipes.runs.run_folder import RunFolder
-from recipes.scoring.systems import Predictions, predictions_sha256, read_predictions
+from recipes.scoring.predictions import Predictions, predictions_sha256, read_predictions
 from tokenizer.data.manifest import read_sources
 from tokenizer.data.utterances import DataSource, Utterance
 

@@ -21,19 +21,12 @@ from eval.text.normalisers import get_normaliser
 from recipes.config import Problems
 from recipes.finetuning.attention_picture import AttentionPicture
 from recipes.finetuning.config import Config
-from recipes.finetuning.data import (
-    Corpora,
-    codebooks,
-    columns_of,
-    longest_sequence,
-    make_data,
-    make_vocabulary,
-    open_corpora,
-    used_tasks,
-)
+from recipes.finetuning.corpora import Corpora, columns_of, open_corpora, used_tasks
+from recipes.finetuning.data import longest_sequence, make_data
 from recipes.finetuning.estimates import describe_plan
 from recipes.finetuning.measure import measured_names, word_errors
 from recipes.finetuning.results import kept_figures, save_result, warn_of_worse
+from recipes.finetuning.vocabulary import codebooks, make_vocabulary
 from recipes.runs.deepspeed import engine_config, set_deepspeed_device
 from recipes.runs.embedded import model_path
 from recipes.runs.inputs import digest, refuse_other_inputs
@@ -41,17 +34,11 @@ from recipes.runs.logs import log
 from recipes.runs.machine import is_main_process, process_count, resolve_precision, seed_everything, training_device
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
-from slm.freezing import freeze_lower_layers, keep_text_rows
+from slm.freezing import freeze_lower_layers, freeze_other_towers, keep_text_rows
 from slm.lora import add_lora
-from slm.modeling import (
-    LLMFacts,
-    describe_llm,
-    extend_with_speech,
-    freeze_other_towers,
-    load_llm,
-    save_slm,
-)
+from slm.modeling import LLMFacts, describe_llm, load_llm, save_slm
 from slm.multi_token import set_multi_token_heads
+from slm.speech_rows import extend_with_speech
 from slm.training.attention_reader import AttentionReader, heads_of
 from slm.training.objectives import check_objective, finetuning_objective
 from slm.training.trainer import train

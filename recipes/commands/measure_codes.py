@@ -24,7 +24,7 @@ from typing import Any
 from eval.codes.measures import MEASURES, NO_SNMI, CodeMeasures
 from eval.codes.probe import ProbeConfig
 from eval.report.code_tables import code_measure_tables
-from eval.report.page import format_measures
+from eval.report.terminal import format_measures
 from eval.text.normalisers import get_normaliser
 from recipes.commands import encode
 from recipes.config import ConfigError, Problems
@@ -36,8 +36,8 @@ from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import RunFolder
 from recipes.scoring.code_measures import TEST, Gap, characters_of, predictability_of, probe_of, use_of
 from recipes.scoring.code_robustness import measure_robustness
+from recipes.scoring.labels import model_label
 from recipes.scoring.protocols import made_with
-from recipes.scoring.systems import model_label
 from slm.corpus import CodedCorpus
 from tokenizer.data.manifest import read_source
 from tokenizer.data.utterances import DataSource

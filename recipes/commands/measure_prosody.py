@@ -27,10 +27,10 @@ from eval.speech.measures.pitch import load_praat
 from eval.speech.measures.registry import MeasureError
 from eval.speech.prosody import ProsodyError, ProsodyStatistics, SpokenWord, agreement, measure_words
 from recipes.config import ConfigError, Problems
-from recipes.runs.files import atomic_write_text, disk_errors, read_json, text_lines
+from recipes.runs.files import atomic_write_text, disk_errors, read_json, text_lines, write_jsonl
 from recipes.runs.inputs import digest
 from recipes.runs.logs import log, the_first
-from recipes.runs.manifests import all_utterances, kept_rows, manifest_row, run_to_manifest, write_manifest
+from recipes.runs.manifests import all_utterances, kept_rows, manifest_row, run_to_manifest
 from recipes.runs.progress import Progress
 from recipes.runs.run_folder import RunFolder
 from tokenizer.data.audio import load_audio
@@ -152,7 +152,7 @@ def measured_rows(
     atomic_write_text(folder.path("statistics.json"), json.dumps(statistics.as_dict(), indent=1) + "\n")
     for line in the_first(f"{row['id']}: not measured: {row['error']}" for row in skipped):
         log.warning("%s", line)
-    write_manifest(folder.path("skipped.jsonl"), skipped)
+    write_jsonl(folder.path("skipped.jsonl"), skipped)
     summary = summary_of(rows, measured)
     log.info("%(utterances)d utterances, %(words)d words, %(without_f0)d without F0, %(word_s).3f s a word", summary)
     if config.reference:

@@ -18,8 +18,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from eval.schema import Results, Row, is_task, load_results, system_name, systems_of
+from eval.results_file import load_results
+from eval.schema import Results, Row
+from eval.systems import is_task, system_name, systems_of
 from recipes.commands import compare, prepare_corpus
+from recipes.comparison.running import make_cells
 from recipes.config import ConfigError
 from recipes.finetuning.step_budget import (
     ChosenSteps,
@@ -80,7 +83,7 @@ def plan(config: Config) -> dict[str, object]:
 def run(config: Config) -> Path:
     """Print the plan, run every stage that is not complete, print what came out; returns the report."""
     try:
-        cells = compare.make_cells(config)
+        cells = make_cells(config)
         RunFolder(config.run_dir).check(config)
         chosen = _chosen(config, cells) if config.chooses else None
         show_opening(config, cells, chosen)

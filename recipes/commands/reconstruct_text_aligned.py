@@ -33,7 +33,7 @@ from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device
 from recipes.runs.run_folder import RunFolder
-from recipes.scoring.systems import model_label
+from recipes.scoring.labels import model_label
 from recipes.text_aligned.data import model_of, read_items
 from recipes.text_aligned.predictions import prediction_row, write_rebuilt
 from recipes.text_aligned.written import load_writer, write_words

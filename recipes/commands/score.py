@@ -26,9 +26,11 @@ from typing import ClassVar, Literal
 from eval.judges.config import JudgeConfig
 from eval.report.errors import format_errors
 from eval.report.markdown import write_markdown
-from eval.report.page import format_table, write_report
+from eval.report.page import write_report
+from eval.report.terminal import format_table
 from eval.rescoring import rescored
-from eval.schema import RESULTS_FILE, Results, load_results, save_results
+from eval.results_file import RESULTS_FILE, load_results, save_results
+from eval.schema import Results
 from eval.stats import ENOUGH_SPEAKERS
 from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
 from recipes.config import ConfigError

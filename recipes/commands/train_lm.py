@@ -24,8 +24,9 @@ from recipes.runs.machine import is_main_process, process_count, resolve_precisi
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
 from slm.modeling import save_slm
-from slm.training.batches import TextSamples, plan_steps, with_steps
+from slm.training.batches import plan_steps, with_steps
 from slm.training.config import TrainingConfig
+from slm.training.samples import TextSamples
 from slm.training.text_lm import TextLMConfig, build_text_tokenizer, new_text_lm
 from slm.training.trainer import train, trained_weights
 from tokenizer.data.manifest import read_source, read_sources

@@ -41,9 +41,9 @@ from recipes.runs.logs import log
 from recipes.runs.machine import process_count, resolve_precision, seed_everything, training_device
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
-from slm.freezing import freeze_lower_layers, keep_text_rows
+from slm.freezing import freeze_lower_layers, freeze_other_towers, keep_text_rows
 from slm.lora import add_lora
-from slm.modeling import LLMFacts, describe_llm, freeze_other_towers, load_llm, save_slm
+from slm.modeling import LLMFacts, describe_llm, load_llm, save_slm
 from slm.multi_token import set_multi_token_heads
 from slm.tasks import Task, get_task
 from slm.tasks.tts_aligned import TTS_ALIGNED

@@ -30,14 +30,14 @@ from recipes.encoding.plan import duration_of
 from recipes.runs.embedded import model_path
 from recipes.runs.inputs import check_sources, digest, refuse_other_inputs, source_name
 from recipes.runs.logs import log
-from recipes.runs.machine import is_main_process, process_count, resolve_device, resolve_precision, seed_everything
+from recipes.runs.machine import is_main_process, resolve_device, resolve_precision, seed_everything
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
+from recipes.tokenizer_training.data import items_at_once
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
 from slm.training.finite_steps import FiniteSteps
 from tokenizer.data.audio import load_audio
 from tokenizer.data.augmentation import AugmentationConfig
-from tokenizer.data.crops import micro_batch_size
 from tokenizer.data.manifest import read_source, read_sources
 from tokenizer.data.mixing import training_audio
 from tokenizer.data.utterances import AudioError, DataSource, Utterance
@@ -115,7 +115,7 @@ def plan(config: Config) -> dict[str, object]:
     problems.attempt(get_normaliser, config.normaliser)
     model = problems.attempt(_initial_model, config)
     precision = problems.attempt(resolve_precision, config.precision)
-    micro = problems.attempt(_micro_batch, config)
+    micro = problems.attempt(items_at_once, config.training)
     check_sources(problems, config.data, ["train"])
     found = None if problems.errors else problems.attempt(_training_utterances, config)
     problems.raise_all()
@@ -223,18 +223,15 @@ def _initial_model(config: Config) -> Recogniser:
     return model
 
 
-def _micro_batch(config: Config) -> int:
-    """Utterances in one forward pass of one process. Raises ConfigError where a step's cannot be divided so."""
-    try:
-        return micro_batch_size(config.training.batch_size, config.training.accumulation, process_count())
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
 def _training_arguments(config: Config, folder: RunFolder) -> TrainingArguments:
     precision = resolve_precision(config.precision)
     return training_arguments(
-        config.training, str(folder.checkpoints), _micro_batch(config), precision, resolve_device(), config.seed
+        config.training,
+        str(folder.checkpoints),
+        items_at_once(config.training),
+        precision,
+        resolve_device(),
+        config.seed,
     )
 
 

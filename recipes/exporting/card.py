@@ -6,21 +6,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from pathlib import PurePath
 from typing import Any
 
 import yaml
 
 from eval.codes import CodeStatistics, nominal_bitrate
+from eval.merging import merge_results
 from eval.report.markdown import results_markdown
-from eval.schema import Results, Row, is_task, merge_results
+from eval.schema import Results, Row
+from eval.systems import is_task
 from recipes.config import ConfigError
 from recipes.exporting.check import Agreement
 from recipes.exporting.discriminators import DISCRIMINATORS
 from recipes.runs.embedded import EMBEDDED
 from recipes.runs.lineage import NOT_STATED, DataRow, Lineage, PastRun, data_rows, lineage
 from recipes.runs.machine import machine_text
-from recipes.scoring.systems import STAGES
+from recipes.scoring.labels import label_of_path
 
 CARD_FILE = "README.md"
 PAPER = "arXiv 2506.16738"
@@ -206,7 +207,7 @@ def own_results(export: Export) -> Results:
     models = {_about(export, row) for part in parts for row in part.rows}
     models = (models | {_code_label(item) for item in codes}) - {""}
     if len(models) > 1 and not export.rows:
-        names = {_label(name) for name in (export.name, *export.labels)}
+        names = {label_of_path(name) for name in (export.name, *export.labels)}
         cells = {*names, export.name.removeprefix("embedded-")}
         parts = [replace(part, rows=_own_rows(export, part, names & models, cells)) for part in parts]
         if not any(part.rows for part in parts):
@@ -254,20 +255,14 @@ def _about(export: Export, row: Row) -> str:
     """Which model of the exported one's kind a row is about; empty where it does not say."""
     by_slm = is_task(row.system)
     if export.kind == "slm":
-        return _label(row.model) if by_slm else ""
+        return label_of_path(row.model) if by_slm else ""
     if export.kind not in ("tokenizer", "supervised-tokenizer"):
         return ""
-    return _label(str(row.generation.get("tokenizer") or "") if by_slm else row.model)
-
-
-def _label(name: str) -> str:
-    """`recipes.scoring.systems.model_label` of a name or path, whether it is there or not."""
-    parts = [part for part in PurePath(name).parts if part not in ("model", "/")]
-    return "/".join(parts[-2:] if parts and parts[-1] in STAGES else parts[-1:])
+    return label_of_path(str(row.generation.get("tokenizer") or "") if by_slm else row.model)
 
 
 def _code_label(item: CodeStatistics) -> str:
-    return _label(item.name)
+    return label_of_path(item.name)
 
 
 def _scores(export: Export) -> str:

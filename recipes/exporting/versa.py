@@ -11,7 +11,7 @@ import soundfile
 
 from recipes.config import ConfigError
 from recipes.runs.files import atomic_write_text, disk_errors
-from recipes.scoring.systems import Predictions, predictions_sha256
+from recipes.scoring.predictions import Predictions, predictions_sha256
 from tokenizer.data.audio import load_audio
 from tokenizer.data.utterances import AudioError, Utterance
 

@@ -10,8 +10,8 @@ from recipes.runs.run_folder import ADJUSTABLE
 from slm.lora import LoraSettings
 from slm.patterns import resolve_pattern
 from slm.tasks.styles import PromptsConfig
-from slm.training.batches import NoiseConfig
 from slm.training.config import TrainingConfig
+from slm.training.samples import NoiseConfig
 
 
 @dataclass

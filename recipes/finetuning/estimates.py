@@ -9,19 +9,15 @@ import numpy as np
 from torch import nn
 
 from recipes.finetuning.config import Config
-from recipes.finetuning.data import Corpora, Data
+from recipes.finetuning.corpora import Corpora
+from recipes.finetuning.data import Data
 from recipes.finetuning.pattern_costs import pattern_costs
 from recipes.runs.deepspeed import deepspeed_file
 from recipes.runs.machine import process_count
-from slm.freezing import freeze_lower_layers
+from slm.freezing import freeze_lower_layers, freeze_other_towers, other_towers
 from slm.lora import LoraSettings
-from slm.modeling import (
-    LLMFacts,
-    freeze_other_towers,
-    has_tied_head,
-    other_towers,
-    rows_needed,
-)
+from slm.modeling import LLMFacts, has_tied_head
+from slm.speech_rows import rows_needed
 from slm.training.answer_loss import CHUNK_ELEMENTS
 from slm.training.batches import plan_steps, with_steps
 from slm.training.config import TrainingConfig, TrainingError

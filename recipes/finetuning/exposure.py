@@ -13,11 +13,15 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from recipes.finetuning.config import Config
-from recipes.finetuning.data import longest_sequence, make_data, make_vocabulary, open_corpora
+from recipes.finetuning.corpora import open_corpora
+from recipes.finetuning.data import longest_sequence, make_data
 from recipes.finetuning.estimates import lora_parameters
-from slm.freezing import decoder_layers
-from slm.modeling import describe_llm, freeze_other_towers, rows_needed
-from slm.training.batches import Samples, SpeechSamples, plan_steps, with_steps
+from recipes.finetuning.vocabulary import make_vocabulary
+from slm.freezing import decoder_layers, freeze_other_towers
+from slm.modeling import describe_llm
+from slm.speech_rows import rows_needed
+from slm.training.batches import plan_steps, with_steps
+from slm.training.samples import Samples, SpeechSamples
 from slm.vocabulary import SpeechVocabulary
 
 Quantity = Literal["steps", "tokens", "audio_seconds", "flops"]

@@ -11,7 +11,8 @@ from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.config import ConfigError
 from recipes.finetuning.config import Config
-from recipes.finetuning.data import Data, used_tasks
+from recipes.finetuning.corpora import used_tasks
+from recipes.finetuning.data import Data
 from slm.generation import SpeechLM, generate_text
 from slm.training.trainer import bare_model
 

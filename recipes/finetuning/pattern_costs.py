@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from slm.modeling import LLMFacts, rows_needed
+from slm.modeling import LLMFacts
 from slm.patterns import LATE, PATTERNS, resolve_pattern
+from slm.speech_rows import rows_needed
 from slm.vocabulary import SpeechVocabulary
 
 

@@ -17,15 +17,16 @@ from transformers import TrainerCallback
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, from_values
 from recipes.finetuning.config import Config
-from recipes.finetuning.data import used_tasks
+from recipes.finetuning.corpora import used_tasks
 from recipes.runs.files import atomic_write_text, read_json
 from recipes.runs.machine import describe_machine, process_count, resolve_device, resolve_precision, seed_everything
 from recipes.runs.run_folder import RunFolder
-from slm.modeling import extend_with_speech, load_llm
+from slm.modeling import load_llm
 from slm.multi_token import set_multi_token_heads
+from slm.speech_rows import extend_with_speech
 from slm.tasks.registry import UtteranceTokens
-from slm.training.batches import SpeechSamples
 from slm.training.objectives import finetuning_objective
+from slm.training.samples import SpeechSamples
 from slm.training.trainer import train
 from slm.vocabulary import add_marks, add_speech
 from tokenizer import load_tokenizer

@@ -11,7 +11,7 @@ from typing import Any
 from recipes.config import ConfigError
 from recipes.inference.batches import Times, forget_batches
 from recipes.inference.setup import source_utterances
-from recipes.runs.files import atomic_write_text
+from recipes.runs.files import atomic_write_text, write_jsonl
 from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log
 from recipes.runs.machine import describe_machine, machine_text
@@ -104,7 +104,7 @@ def write_predictions(
         n_processes: how many there were.
     """
     path = Path(config.run_dir) / "predictions.jsonl"
-    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(path, rows)
     wall_s, tokenizer_s = sum(row["wall_s"] for row in rows if row["error"] is None), times.encode_s + times.decode_s
     n_passes = sum(row.get("n_passes", 0) for row in rows)
     expected_s = sum(row["expected_s"] for row in rows if row["error"] is None and "expected_s" in row)

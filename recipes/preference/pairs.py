@@ -14,7 +14,7 @@ from recipes.inference.batches import Outcome, forget_batches, make_batches, wor
 from recipes.preference.config import Config
 from recipes.preference.samples import Sample, Speaker, hear, judged
 from recipes.preference.texts import Text
-from recipes.runs.files import atomic_write_text, text_lines
+from recipes.runs.files import text_lines, write_jsonl
 from recipes.runs.logs import log
 from recipes.runs.processes import Processes
 from recipes.runs.run_folder import RunFolder
@@ -86,7 +86,7 @@ def make_pairs(
                 f"(dpo.margin, {config.dpo.margin:g}); where none ends, `slm finetune` the model for longer first"
             )
         rows = [asdict(counts), *_rows(config, chosen, speaker, start)]
-        atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_jsonl(path, rows)
         forget_batches(folder)
     counted, *rows = (json.loads(line) for line in text_lines(path))
     log.info("%s: %s", path, Counts(**counted))

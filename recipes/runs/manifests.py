@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from recipes.config import ConfigError
-from recipes.runs.files import atomic_write_text, text_lines
+from recipes.runs.files import text_lines, write_jsonl
 from recipes.runs.inputs import refuse_other_inputs
 from recipes.runs.logs import log
 from recipes.runs.run_folder import RunFolder
@@ -50,7 +50,7 @@ def run_to_manifest(
         return manifest
     folder.start(config, fingerprint)
     rows, summary = make(config, found, folder)
-    write_manifest(manifest, rows)
+    write_jsonl(manifest, rows)
     folder.mark_complete(summary)
     return manifest
 
@@ -105,10 +105,5 @@ def kept_rows(path: Path) -> dict[str, dict[str, Any]]:
             continue
         rows[row["id"]] = row
     if path.is_file():
-        write_manifest(path, list(rows.values()))
+        write_jsonl(path, list(rows.values()))
     return rows
-
-
-def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes manifest.jsonl whole or not at all."""
-    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

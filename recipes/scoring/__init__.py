@@ -1,6 +1,6 @@
-"""What `slm evaluate`, `score`, `compare` and `resynthesize` share: what is scored, by whom, and what is shown of it.
+"""What `slm evaluate`, `score` and `resynthesize` share: what is scored, by whom, and what is shown of it.
 
-Begin with `evaluation` (what is asked for, checked) and `systems` (every source of audio or text that is scored); of
-`slm score` with `text_scores`.
+Begin with `evaluation` (what is asked for, checked) and `systems` (what is scored), which come of `recordings`,
+`codec_systems` and `predictions`; of `slm score` with `text_scores`.
 The measures themselves live in `eval`.
 """

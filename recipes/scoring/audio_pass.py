@@ -12,10 +12,11 @@ import numpy as np
 import soundfile
 
 from eval.judges.transcripts import CachedJudge
-from eval.schema import SYSTEMS, TASK_PREFIX, Clip, Row, Sample
+from eval.schema import Clip, Row, Sample
 from eval.speech.audio import resample
 from eval.speech.measures.registry import Measure
 from eval.speech.quality import Quality, QualitySummary, compare_audio, summarise_quality
+from eval.systems import SYSTEMS, TASK_PREFIX
 from eval.text.breakdown import confusions
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import error_listing, score_pairs

@@ -24,15 +24,11 @@ from recipes.runs.machine import resolve_device, resolve_precision
 from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from recipes.scoring.code_use import corpus_code_statistics
+from recipes.scoring.codec_systems import precision_of
+from recipes.scoring.labels import model_label
+from recipes.scoring.predictions import Predictions, predictions_sha256, read_predictions
 from recipes.scoring.protocols import DEFAULT_NORMALISER, Settled, resampled, settle
-from recipes.scoring.systems import (
-    Predictions,
-    System,
-    model_label,
-    precision_of,
-    predictions_sha256,
-    read_predictions,
-)
+from recipes.scoring.systems import System
 from recipes.scoring.versa import VersaScores, read_versa
 from slm.acoustic.pieces import AcousticDecoding
 from slm.acoustic.stages import load_acoustic_model

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from recipes.scoring.systems import STAGES
+# Folder names that say what a model is but not which one: a label takes the folder above along.
+STAGES = ("train-teacher", "train-tokenizer", "train-lm", "finetune", "teacher", "tokenizer", "lm", "slm")
+
+
+def model_label(name: str) -> str:
+    """A short name of a model for tables.
+
+    Of ``runs/nano-12.5/model`` that is "nano-12.5"; of a pipeline's stage, ``runs/quickstart/finetune/model``, it is
+    "quickstart/finetune".
+    """
+    path = Path(name)
+    return (label_of_path(path.resolve()) or name) if path.exists() else name
+
+
+def label_of_path(path: str | PurePath) -> str:
+    """What `model_label` calls the model of a path, whether that is there or not."""
+    parts = [part for part in PurePath(path).parts if part not in ("model", "/")]
+    return "/".join(parts[-2:] if parts and parts[-1] in STAGES else parts[-1:])
 
 
 def labels_of(names: list[str]) -> list[str]:
@@ -23,7 +40,7 @@ def labels_of(names: list[str]) -> list[str]:
 
 def _telling_parts(name: str) -> list[str]:
     path = Path(name).resolve() if Path(name).exists() else Path(name)
-    parts = [part for part in path.parts if part not in ("model", "/")]
+    parts = [part for part in PurePath(path).parts if part not in ("model", "/")]
     if len(parts) > 1 and parts[-1] in STAGES and parts[-2] != "runs":
         parts.pop()
     return parts or [name]

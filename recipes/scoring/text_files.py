@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recipes.config import ConfigError
-from recipes.scoring.systems import PREDICTIONS_FILE
+from recipes.scoring.predictions import PREDICTIONS_FILE
 from tokenizer.data.utterances import LONE_SURROGATE, DataError, check_duration, text_of
 
 __all__ = ["AUDIO_ENDINGS", "Columns", "Entry", "TextFile", "read_texts"]

@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from eval.differences import difference_of
 from eval.judges.judge import check_judge
 from eval.judges.transcripts import CachedJudge
 from eval.protocol import Protocol, TestSet, test_set_sha256
-from eval.schema import Results, Row, difference_of, make_row
+from eval.schema import Results, Row, make_row
 from eval.text.wer import score_pairs
 from recipes.config import ConfigError, Problems
 from recipes.runs.embedded import resolve_judge
@@ -19,8 +20,9 @@ from recipes.runs.machine import resolve_device
 from recipes.runs.own_folders import some_of
 from recipes.scoring.judges import load_judges
 from recipes.scoring.labels import distinct
+from recipes.scoring.predictions import count_faults
 from recipes.scoring.protocols import Settled, audio_files_sha256, made_with, resampled, settle, unsegmented_note
-from recipes.scoring.systems import Recordings, count_faults
+from recipes.scoring.recordings import Recordings
 from recipes.scoring.text_files import Entry, TextFile, read_texts
 from tokenizer.data.utterances import Utterance
 

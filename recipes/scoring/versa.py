@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.schema import system_name, task_system
 from eval.speech.measures.registry import VERSA_PREFIX
 from eval.speech.quality import QualitySummary
 from eval.stats import bootstrap_interval, mean_interval
+from eval.systems import system_name, task_system
 from recipes.config import ConfigError
 from recipes.exporting.versa import ABOUT_FILE, SCORES_FILE
 from recipes.runs.files import text_lines

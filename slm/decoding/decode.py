@@ -55,7 +55,7 @@ def decode(
         guidance: The scale of :class:`Guidance`.
         batch_size: Prompts that are answered together, at most; all of them where None is given.
         most: Ids of their prompts with the padding, at most; a prompt longer than that is alone.
-        sampling: Temperature, top_k and top_p of :class:`SeededSampling`.
+        sampling: Temperature, top_k and top_p of :class:`~slm.decoding.row_rules.SeededSampling`.
 
     Returns:
         One answer per prompt, in order. What the other rows of a batch do changes none but by rounding.

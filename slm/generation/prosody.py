@@ -30,7 +30,7 @@ def draw_prosody(
         task: One whose answers begin with prosody.
         utterances: What the prompts are made of, with the `words` of their texts.
         settings: Decoding.
-        keys: As of :func:`generate_speech`.
+        keys: As of :func:`~slm.generation.speech.generate_speech`.
 
     Returns:
         (W, 3) bins of each utterance, in order; None where the model's scores were not finite.

@@ -28,7 +28,7 @@ def stream_speech(
     key: str = "0",
     chunk_s: float = 0.5,
 ) -> Iterator[SynthesizeOutput]:
-    """Draws one answer and gives its codes while it does; without retries the same codes as :func:`generate_speech`.
+    """Draws one answer and gives its codes while it does; without retries those of `slm.generation.generate_speech`.
 
     Args:
         speech_lm: The model.

@@ -71,7 +71,7 @@ class PromptStyles:
     share: tuple[float, float] = (0.25, 0.75)
 
     def draw(self, task: Task, member: int, rng: np.random.Generator | None) -> dict[str, Any]:
-        """The fields of :class:`UtteranceTokens` that say how utterance `member` is asked for.
+        """The fields of :class:`~slm.tasks.registry.UtteranceTokens` that say how utterance `member` is asked for.
 
         Nothing is drawn from `rng` for a task that leaves no choice. None draws nothing: the first wording, and the
         middle of the shares.

@@ -1,4 +1,4 @@
-"""Training the LLM: samples into packed batches (`batches`, `packing`), and transformers' Trainer with exact resume
+"""Training the LLM: `samples` into packed batches (`batches`, `packing`), and transformers' Trainer with exact resume
 (`trainer`, `checkpoints`). `text_lm` is a small text LM to begin from where no pretrained one can be had.
 
 Begin with `trainer`.

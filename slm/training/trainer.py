@@ -24,11 +24,12 @@ from slm.further_books import further_books_of
 from slm.multi_token import multi_token_heads_of
 from slm.tasks.sequences import IGNORE
 from slm.training.answer_loss import AnswerLoss
-from slm.training.batches import ONE_ROW, Batch, PackedBatches, Samples, evaluation_batches, with_steps
+from slm.training.batches import ONE_ROW, Batch, PackedBatches, evaluation_batches, with_steps
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
 from slm.training.config import SHORT_ROW, TrainingConfig, TrainingError, training_arguments
 from slm.training.finite_steps import FiniteSteps
 from slm.training.packing import packing_leaks
+from slm.training.samples import Samples
 from slm.training.zero_checkpoints import (
     UniversalResume,
     convert_for,

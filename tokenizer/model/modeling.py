@@ -6,7 +6,7 @@ K books.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,10 +23,10 @@ from tokenizer.model.book import DEAD_USAGE
 from tokenizer.model.configuration import LMSPTConfig
 from tokenizer.model.decoder import Decoder, decoder_receptive_field
 from tokenizer.model.encoder import Encoder, receptive_field
-from tokenizer.model.fsq import FiniteScalarQuantizer
-from tokenizer.model.layers import ConvNeXtBlock, StreamCache, apply_mask
-from tokenizer.model.quantizer import SplitQuantizer, VectorQuantizer
-from tokenizer.model.spectral import ISTFTHead, LogMel
+from tokenizer.model.first_weights import draw_weights
+from tokenizer.model.layers import StreamCache, apply_mask
+from tokenizer.model.quantizer import SplitQuantizer
+from tokenizer.model.spectral import LogMel
 from tokenizer.precision import exact_fp32
 from tokenizer.protocol import (
     ALL_DECODE_PATHS,
@@ -106,40 +106,10 @@ class LMSPTModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if self.config.initialization == "torch" and _torch_default(module):
-            return
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-            _fill_weight(module, lambda weight: init.trunc_normal_(weight, std=std))
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.ConvTranspose1d):
-            _fill_weight(module, lambda weight: init.kaiming_uniform_(weight, a=5**0.5))
-            init.zeros_(module.bias)
-        elif isinstance(module, dac.Snake1d):
-            init.ones_(module.alpha)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, ConvNeXtBlock):
-            init.trunc_normal_(module.down.weight, std=std * module.scale)
-        elif isinstance(module, LMSPTModel) and module.config.encoder_architecture == "dac":
+        draw_weights(module, self.config)
+        if isinstance(module, LMSPTModel) and module.config.encoder_architecture == "dac":
             init.zeros_(module.semantic_vocab_usage)
             init.zeros_(module.acoustic_vocab_usage)
-        if self.config.initialization == "torch" and isinstance(module, (VectorQuantizer, FiniteScalarQuantizer)):
-            init.ones_(module.usage)
-        elif isinstance(module, (VectorQuantizer, FiniteScalarQuantizer)):
-            # transposed orthonormal projections: each book starts by taking a subspace out of the residual, and
-            # projections of normed latents spread like the entries
-            _fill_weight(module.project_in, init.orthogonal_)
-            _fill_weight(module.project_out, lambda weight: init.copy_(weight, module.project_in.weight.T))
-            if isinstance(module, VectorQuantizer):
-                init.normal_(module.codebook.weight)
-            init.ones_(module.usage)
-        elif isinstance(module, ISTFTHead):
-            # random phases make the first output noise-like: equal ones would add up to a click per frame
-            magnitude = torch.full_like(module.linear.bias, -2.0).chunk(2)[0]
-            phase = (torch.rand_like(magnitude) * 2 - 1) * torch.pi
-            init.copy_(module.linear.bias, torch.cat([magnitude, phase]))
 
     @property
     def trained(self) -> bool:
@@ -454,29 +424,6 @@ def _decoder(config: LMSPTConfig, part: str, architecture: str) -> Decoder | dac
 def _fit(samples: Tensor, n_samples: int) -> Tensor:
     """Samples (B, S) cut or padded with zeros to (B, n_samples)."""
     return nn.functional.pad(samples[:, :n_samples], (0, max(n_samples - samples.shape[1], 0)))
-
-
-def _torch_default(module: nn.Module) -> bool:
-    """Initialises a layer as torch's own constructor does; False for what is none of torch's layers with weights."""
-    if isinstance(module, nn.Embedding):
-        init.normal_(module.weight)
-        return True
-    if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d)):
-        return False
-    _fill_weight(module, lambda weight: init.kaiming_uniform_(weight, a=5**0.5))
-    bound = module.weight[0].numel() ** -0.5  # torch counts so for transposed convolutions too
-    init.uniform_(module.bias, -bound, bound)
-    return True
-
-
-def _fill_weight(module: nn.Module, fill: Callable[[Tensor], object]) -> None:
-    """Initialises a weight, under weight norm its direction and then its norm."""
-    if not parametrize.is_parametrized(module, "weight"):
-        fill(module.weight)
-        return
-    norm, direction = module.parametrizations.weight.original0, module.parametrizations.weight.original1
-    fill(direction)
-    init.copy_(norm, torch.norm_except_dim(direction, 2, 0))
 
 
 AutoConfig.register("lmspt", LMSPTConfig)

@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 
 from eval.trainings import Configuration, Curve, group_names
+from recipes.comparison.cells import Identity
 from recipes.config import dump_config, flatten, yaml_scalar
 from recipes.runs.files import text_lines
 from recipes.runs.pipeline import Step
-from recipes.scoring.cells import Identity
 
 MOST_POINTS = 200  # of a curve on the page; a longer one is shown by the means of equal stretches
 _TRAIN = {"loss": "loss", "loss/total": "loss"}  # of transformers' Trainer, and of a tokenizer's training

@@ -15,7 +15,7 @@ from typing import Any
 from eval.trainings import Budget
 from recipes.config import ConfigError, from_values
 from recipes.finetuning.config import Config as FinetuneConfig
-from recipes.finetuning.data import open_corpora
+from recipes.finetuning.corpora import open_corpora
 from recipes.finetuning.exposure import Exposure, Quantity, equal_amounts, exposure_of
 from recipes.runs.files import atomic_write_text, read_json
 from recipes.runs.inputs import digest
