@@ -10,7 +10,7 @@ from slm.decoding.batching import buckets
 from slm.decoding.decode import decode
 from slm.decoding.multi_token import decode_multi_token
 from slm.decoding.row_rules import Answer
-from slm.generation.asking import sampling, speech_grammar
+from slm.generation.shared import sampling, speech_grammar
 from slm.generation.speech_lm import SpeechLM
 from slm.settings import SpeechLimits, SynthesizeSettings
 

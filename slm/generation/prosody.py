@@ -8,7 +8,7 @@ import numpy as np
 
 from slm.decoding.decode import decode
 from slm.decoding.row_rules import Grammar, RowLimits
-from slm.generation.asking import legal_mask, numbers, sampling
+from slm.generation.shared import default_keys, legal_mask, sampling
 from slm.generation.speech_lm import SpeechLM
 from slm.settings import GenerationError, SynthesizeSettings
 from slm.tasks import Task, TaskError
@@ -39,7 +39,7 @@ def draw_prosody(
         TaskError: An utterance lacks a part of the prompt, or its words.
     """
     settings, vocabulary, model = settings or SynthesizeSettings(), speech_lm.vocabulary, speech_lm.model
-    keys = numbers(utterances) if keys is None else keys
+    keys = default_keys(utterances) if keys is None else keys
     if any(not one.words for one in utterances):
         raise TaskError(f"task {task.name}: an utterance without words, each of which has its prosody")
     prompts = [make_prompt(vocabulary, task, one) for one in utterances]

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from slm.generation.asking import check_speech, numbers
 from slm.generation.drawing import draw_codes
 from slm.generation.outputs import SaidWord, SynthesizeOutput
 from slm.generation.prosody import speech_prompts
+from slm.generation.shared import check_speech, default_keys
 from slm.generation.speech_lm import SpeechLM
 from slm.generation.words import draw_words, joined, said_words
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings, speech_limits
@@ -80,7 +80,7 @@ def generate_speech(
     """
     settings = settings or SynthesizeSettings()
     check_speech(task, settings)
-    vocabulary, keys = speech_lm.vocabulary, numbers(utterances) if keys is None else keys
+    vocabulary, keys = speech_lm.vocabulary, default_keys(utterances) if keys is None else keys
     prompts = speech_prompts(speech_lm, task, utterances, settings, keys)
     guided = settings.guidance > 1
     bare = [make_prompt(vocabulary, task, item, bare=True) for item in utterances] if guided else []

@@ -8,9 +8,9 @@ import numpy as np
 
 from slm.decoding.decode import decode_stream
 from slm.decoding.row_rules import Answer
-from slm.generation.asking import check_speech, sampling_of_one, speech_grammar
 from slm.generation.outputs import SynthesizeOutput
 from slm.generation.prosody import speech_prompts
+from slm.generation.shared import check_speech, sampling_of_one, speech_grammar
 from slm.generation.speech_lm import SpeechLM
 from slm.generation.words import stream_words
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings

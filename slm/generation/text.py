@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from slm.decoding.batching import buckets
 from slm.decoding.decode import decode, decode_beams
 from slm.decoding.row_rules import Answer, Grammar, RowLimits
-from slm.generation.asking import check_modality, legal_mask, numbers, sampling
 from slm.generation.outputs import TranscribeOutput
+from slm.generation.shared import check_modality, default_keys, legal_mask, sampling
 from slm.generation.speech_lm import SpeechLM
 from slm.settings import TranscribeSettings, text_loop_limit, tokens_allowed
 from slm.tasks import Task, get_task
@@ -65,7 +65,7 @@ def generate_text(
     check_modality(task, "text")
     settings = settings or TranscribeSettings()
     vocabulary, model, text_tokenizer = speech_lm.vocabulary, speech_lm.model, speech_lm.text_tokenizer
-    keys = numbers(utterances) if keys is None else keys
+    keys = default_keys(utterances) if keys is None else keys
     prompts = [make_prompt(vocabulary, task, item) for item in utterances]
     limits = [RowLimits(tokens_allowed(vocabulary, task, item, settings)) for item in utterances]
     legal = [legal_mask(model, vocabulary.text_ids(text_tokenizer))]

@@ -14,9 +14,9 @@ import numpy as np
 
 from slm.decoding.decode import decode_stream
 from slm.decoding.row_rules import Answer, FinishReason
-from slm.generation.asking import sampling_of_one, speech_grammar
 from slm.generation.drawing import draw_codes
 from slm.generation.outputs import SaidWord
+from slm.generation.shared import sampling_of_one, speech_grammar
 from slm.generation.speech_lm import SpeechLM
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings
 from slm.vocabulary import SpeechVocabulary

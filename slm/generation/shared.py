@@ -66,7 +66,7 @@ def sampling_of_one(settings: SynthesizeSettings, seed: int, key: str) -> dict[s
     return drawn
 
 
-def numbers(items: Sequence[Any]) -> list[str]:
+def default_keys(items: Sequence[Any]) -> list[str]:
     """The keys of answers that have no other."""
     return [str(number) for number in range(len(items))]
 
