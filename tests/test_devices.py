@@ -31,7 +31,7 @@ from recipes.tokenizer_training.objective import make_objective
 from slm.acoustic.training import AcousticTraining, train_acoustic
 from slm.text_aligned.aggregator import WordQuantizer
 from slm.text_aligned.configuration import TextAlignedConfig
-from slm.training.alignment_trainer import SPOKEN, AlignmentTrainer
+from slm.training.alignment.trainer import SPOKEN, AlignmentTrainer
 from slm.training.config import TrainingConfig
 from slm.training.trainer import SpeechTrainer, train
 from tokenizer.codecs.supervised import SemanticQuantizer, SemanticQuantizerConfig

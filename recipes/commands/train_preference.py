@@ -48,8 +48,9 @@ from slm.multi_token import set_multi_token_heads
 from slm.tasks import Task, get_task
 from slm.tasks.tts_aligned import TTS_ALIGNED
 from slm.training.batches import plan_steps
-from slm.training.preference import PairSamples, dpo, grpo
-from slm.training.reference import Reference, Scorer
+from slm.training.preference.dpo import PairSamples, dpo_objective
+from slm.training.preference.grpo import grpo_objective
+from slm.training.preference.reference import Reference, Scorer
 from slm.training.trainer import train
 from slm.vocabulary import SpeechVocabulary
 
@@ -213,12 +214,12 @@ def run(config: Config) -> Path:
     if config.method == "dpo":
         pairs = make_pairs(config, folder, texts.train, speaker, judge, Scorer(model, device, precision))
         samples = PairSamples(pairs)
-        objective = dpo(config.dpo.beta, config.dpo.sft_weight)
+        objective = dpo_objective(config.dpo.beta, config.dpo.sft_weight)
         reference = Reference(start, device, precision)
     else:
         samples = prompt_samples(config, texts.train, speaker)
         reference = Reference(start, device, precision, keep=config.grpo.kl_weight > 0)
-        objective = grpo(
+        objective = grpo_objective(
             make_rollout(config, texts.train, speaker, judge),
             reference,
             clip=config.grpo.clip,

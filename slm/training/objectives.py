@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slm.training.alignment_trainer import alignment_objective, check_alignment
+from slm.training.alignment.trainer import alignment_objective, check_alignment
 from slm.training.config import TrainingConfig, TrainingError
 from slm.training.delay import check_delay, delay_objective
 from slm.training.multi_token import check_multi_token, multi_token_objective

@@ -45,7 +45,9 @@ Measure = Callable[[nn.Module], dict[str, float]]
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised, on what: the answers' loss on packed sequences, or another (`slm.training.preference`).
+    """What is minimised, on what: the answers' loss on packed sequences, or another.
+
+    Others: `slm.training.objectives`, `slm.training.preference`.
 
     Args:
         trainer: The Trainer whose `compute_loss` is minimised; takes what `SpeechTrainer` does.

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from slm.patterns import LATE
 from slm.tasks.sequences import Example
-from slm.training.alignment import AlignmentConfig, forward_sum
-from slm.training.attention_reader import KEY, AttentionReader, Head, Reading, heads_of
+from slm.training.alignment.attention_reader import KEY, AttentionReader, Head, Reading, heads_of
+from slm.training.alignment.config import AlignmentConfig
+from slm.training.alignment.forward_sum import forward_sum
 from slm.training.batches import Batch, pack
 from slm.training.config import TrainingError
 from slm.training.trainer import Objective, SpeechTrainer, bare_model
