@@ -30,7 +30,7 @@ from slm.training.alignment.trainer import (
 from slm.training.batches import pack
 from slm.training.config import TrainingConfig, TrainingError
 from slm.training.samples import SpeechSamples
-from slm.training.trainer import train
+from slm.training.train import train
 from slm.vocabulary import add_speech
 
 HEAD = [(1, 0)]

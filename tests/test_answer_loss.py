@@ -24,7 +24,7 @@ from slm.lora import keep_tables_whole
 from slm.training import answer_loss
 from slm.training.answer_loss import AnswerLoss
 from slm.training.config import TrainingConfig
-from slm.training.trainer import train
+from slm.training.train import train
 
 ROWS = 96
 IGNORED = -100

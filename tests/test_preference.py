@@ -26,7 +26,8 @@ from slm.training.preference.grpo import Drawn, GRPOTrainer, PromptSamples, grpo
 from slm.training.preference.losses import clipped_policy_loss, dpo_loss, group_advantages, kl_estimate
 from slm.training.preference.reference import Reference, Scorer, answer_log_probabilities
 from slm.training.samples import BatchError
-from slm.training.trainer import bare_model, train
+from slm.training.train import train
+from slm.training.trainer import bare_model
 from slm.vocabulary import add_speech
 
 TEXTS = ["bin blue at f two now", "lay red by a nine please", "set white in z four soon"]

@@ -17,7 +17,7 @@ from slm.speech_rows import extend_with_speech
 from slm.training.config import TrainingConfig
 from slm.training.samples import SpeechSamples
 from slm.training.text_lm import TextLMConfig, new_text_lm
-from slm.training.trainer import train, trained_weights
+from slm.training.train import train, trained_weights
 from slm.vocabulary import SpeechVocabulary, add_speech
 
 

@@ -42,7 +42,7 @@ from slm.tasks.sequences import example_length, make_example, make_prompt
 from slm.tasks.tts_aligned import word_ids
 from slm.training.config import TrainingConfig
 from slm.training.samples import NoiseConfig, SpeechSamples
-from slm.training.trainer import train
+from slm.training.train import train
 from slm.vocabulary import SpeechVocabulary, add_marks, add_speech
 from tokenizer import load_tokenizer
 

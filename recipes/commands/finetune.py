@@ -41,7 +41,7 @@ from slm.multi_token import set_multi_token_heads
 from slm.speech_rows import extend_with_speech
 from slm.training.alignment.attention_reader import AttentionReader, heads_of
 from slm.training.objectives import check_objective, finetuning_objective
-from slm.training.trainer import train
+from slm.training.train import train
 from slm.vocabulary import SpeechVocabulary
 
 FIGURES = ("loss", "wer", "cer")  # how the names of an evaluation's figures end

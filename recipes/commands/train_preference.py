@@ -51,7 +51,7 @@ from slm.training.batches import plan_steps
 from slm.training.preference.dpo import PairSamples, dpo_objective
 from slm.training.preference.grpo import grpo_objective
 from slm.training.preference.reference import Reference, Scorer
-from slm.training.trainer import train
+from slm.training.train import train
 from slm.vocabulary import SpeechVocabulary
 
 __all__ = ["Config", "plan", "run"]

@@ -27,7 +27,7 @@ from slm.speech_rows import extend_with_speech
 from slm.tasks.registry import UtteranceTokens
 from slm.training.objectives import finetuning_objective
 from slm.training.samples import SpeechSamples
-from slm.training.trainer import train
+from slm.training.train import train
 from slm.vocabulary import add_marks, add_speech
 from tokenizer import load_tokenizer
 

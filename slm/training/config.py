@@ -298,7 +298,7 @@ def training_arguments(
     precision: str,
     processes: int,
 ) -> TrainingArguments:
-    """The Trainer's arguments; the parameters are those of `slm.training.trainer.train`."""
+    """The Trainer's arguments; the parameters are those of `slm.training.train.train`."""
     own = {
         "output_dir": str(folder),
         "max_steps": config.steps,

@@ -31,7 +31,7 @@ def check_objective(config: TrainingConfig, pattern: str, says_its_prompt: bool)
 def finetuning_objective(
     vocabulary: SpeechVocabulary, config: TrainingConfig, further_weight: float
 ) -> Objective | None:
-    """What `slm.training.trainer.train` minimises; None: the loss of the answers alone.
+    """What `slm.training.train.train` minimises; None: the loss of the answers alone.
 
     Args:
         vocabulary: Of the model that is trained.

@@ -157,5 +157,5 @@ def check_alignment(config: AlignmentConfig | None, pattern: str, says_its_promp
 
 
 def alignment_objective(config: AlignmentConfig | None) -> Objective | None:
-    """What `slm.training.trainer.train` minimises with an alignment; None where none is asked for."""
+    """What `slm.training.train.train` minimises with an alignment; None where none is asked for."""
     return None if config is None else Objective(functools.partial(AlignmentTrainer, alignment=config))

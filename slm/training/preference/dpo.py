@@ -113,6 +113,6 @@ class DPOTrainer(PreferenceTrainer):
 
 
 def dpo_objective(beta: float, sft_weight: float = 0.0) -> Objective:
-    """DPO as `slm.training.trainer.train` takes it, of `PairSamples`."""
+    """DPO as `slm.training.train.train` takes it, of `PairSamples`."""
     trainer = functools.partial(DPOTrainer, beta=beta, sft_weight=sft_weight)
     return Objective(trainer, PairBatches, evaluates_first=True)

@@ -169,7 +169,7 @@ class GRPOTrainer(PreferenceTrainer):
 def grpo_objective(
     rollout: Rollout, reference: Reference, *, clip: float, kl_weight: float, updates: int, temperature: float
 ) -> Objective:
-    """GRPO as `slm.training.trainer.train` takes it, of `PromptSamples`; the arguments are those of `GRPOTrainer`."""
+    """GRPO as `slm.training.train.train` takes it, of `PromptSamples`; the arguments are those of `GRPOTrainer`."""
     trainer = functools.partial(
         GRPOTrainer,
         rollout=rollout,
