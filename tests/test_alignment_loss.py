@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from finetuning import finetune_config
 from slm_tiny import CODES, tiny_model, tiny_tokenizer, tokens_of, utterances
-from test_finetune import finetune_config
 from test_slm_training import OPTIONS, KillAt, losses, same_weights
 
 from recipes.commands import finetune, train_lm, train_preference
