@@ -140,7 +140,7 @@ def data_of(config: finetune.Config):
 
 
 def test_a_text_to_be_read_keeps_what_a_text_to_be_written_loses(tmp_path) -> None:
-    """Case and punctuation tell how a text is said; one normaliser for both tasks took them from TTS too."""
+    """Case and punctuation tell how a text is said: what ASR is not to write, TTS is to read."""
     rows = [row | {"text": f"{row['text'].capitalize()}!"} for row in utterances(4)]
     writer = CodedCorpusWriter(tmp_path / "cased", metadata())
     writer.write_shard("train", 0, 1, rows)

@@ -33,7 +33,7 @@ def test_finetune_recipe_lora(tmp_path) -> None:
     saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     assert plan["trainable parameters"] == sum(tensor.numel() for tensor in saved.values())
     (checkpoint, *_) = (tmp_path / "run" / "checkpoints").glob("checkpoint-*/adapter_model.safetensors")
-    assert load_file(checkpoint).keys() == saved.keys()  # it held the whole embedding table too, of a grown model
+    assert load_file(checkpoint).keys() == saved.keys()  # not the whole embedding table beside it
     assert folder == tmp_path / "run" / "model" and AutoModelForCausalLM.from_pretrained(folder)
     bare = finetune_config(tmp_path, "bare", "lora.rank=4", "lora.merge=false")
     assert finetune.run(bare).name == "adapter" and not (tmp_path / "bare" / "model").exists()
@@ -83,7 +83,7 @@ def test_an_adapters_folder_is_all_that_is_needed_beside_the_base(tmp_path, kind
 
 @pytest.mark.parametrize("lora", [[], ["lora.rank=2"]])
 def test_of_a_multimodal_model_the_text_model_learns_alone(tmp_path, lora: list[str]) -> None:
-    """Adapters lay in the vision tower, which never runs: two fifths of what was trained moved nothing."""
+    """Adapters in the vision tower, which never runs, would be trained and move nothing."""
     config = finetune_config(tmp_path, "run", *lora, "training.learning_rate=1e-2", "training.warmup_steps=0")
     sizes = dict(hidden_size=32, intermediate_size=48, num_attention_heads=2)
     text = Gemma3TextConfig(

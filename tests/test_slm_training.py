@@ -227,7 +227,7 @@ def test_a_training_on_a_gpu_by_number_is_refused(monkeypatch) -> None:
 
 @pytest.mark.parametrize(("wrapper", "deepspeed"), [("DeepSpeedEngine", True), ("DistributedDataParallel", False)])
 def test_an_engine_of_accelerate_launch_is_the_one_asked_for(wrapper: str, deepspeed: bool) -> None:
-    """`accelerate launch` with its own file was refused: the wrapped model was not what the configuration named."""
+    """`accelerate launch` may name an engine in a file of its own, which the configuration does not know of."""
     model = type(wrapper, (), {})()
     trainer = types.SimpleNamespace(model_wrapped=model, is_deepspeed_enabled=deepspeed, is_fsdp_enabled=False)
     arguments = types.SimpleNamespace(world_size=2)

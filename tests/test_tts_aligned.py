@@ -358,7 +358,7 @@ def test_beside_other_tasks_what_is_not_aligned_is_left_out_of_this_one_alone(
     [
         (("asr", "tts", "tts-aligned"), {}, "tts-aligned"),
         (("asr", "tts"), {}, "tts"),
-        ((), {}, "tts"),  # of a model from before
+        ((), {}, "tts"),  # of a model that does not tell its tasks
         (("tts", "tts-aligned"), {"stream": True}, "tts-aligned"),
         (("tts", "tts-aligned"), {"decoding": SynthesizeSettings(guidance=2.0)}, "tts"),
         (("tts", "tts-aligned"), {"task": "tts"}, "tts"),

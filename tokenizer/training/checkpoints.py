@@ -112,7 +112,7 @@ def load_latest_state(state: TrainState, folder: Path, accelerator: Accelerator)
         accelerator.scaler.load_state_dict(optimizers["scaler"])
     if state.audio is not None and "audio" in optimizers:
         state.audio.load_state_dict(optimizers["audio"])
-    state.health.load_state_dict(optimizers.get("health", {}))  # checkpoints of before hold none
+    state.health.load_state_dict(optimizers.get("health", {}))  # none in checkpoints older than the key
     state.step = optimizers["step"]
     if optimizers.get("data_version") != DATA_VERSION:
         state.health.forget_best()
