@@ -77,7 +77,11 @@ def warm_up(codec: Codec, precision: str, device: str) -> None:
 def write_wav(
     path: Path, blocks: Iterable[np.ndarray], sampling_rate: int, most: int | None = None, who: str = ""
 ) -> int:
-    """Write blocks (s,) as one 16-bit WAV of at most `most` samples; returns how many there were."""
+    """Writes blocks (s,) as one 16-bit WAV of at most `most` samples; returns how many it holds.
+
+    Raises:
+        ConfigError: Samples that are not finite, which a tokenizer with broken weights gives; it is called `who`.
+    """
     written = 0
     with disk_errors(path), soundfile.SoundFile(path, "w", sampling_rate, 1, "PCM_16", format="WAV") as file:
         for block in blocks:

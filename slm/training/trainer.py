@@ -111,7 +111,7 @@ class SpeechTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor]:
-        """The step's micro-batches and the sum of their loss weights over all processes."""
+        """The step's micro-batches and the sum of their loss weights over all processes, () fp32."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         total = torch.zeros((), dtype=torch.float64)
         for batch in batches:
@@ -137,7 +137,7 @@ class SpeechTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Weighted cross-entropy; `num_items_in_batch` is the sum of weights over the whole optimizer step."""
+        """Weighted cross-entropy, (); `num_items_in_batch` () is the sum of weights over the whole optimizer step."""
         total, outputs = self._weighted_sum(model, inputs)
         # Engines average gradients over processes: this process's share is scaled up by their number first.
         loss = total / num_items_in_batch.clamp_min(1e-8) * self.accelerator.num_processes

@@ -40,7 +40,11 @@ MACHINE_ERRORS = {
 
 
 def save_state(state: TrainState, folder: Path, keep: int, accelerator: Accelerator) -> None:
-    """Writes `folder/checkpoint-N` and drops all but the newest `keep`. A crash leaves the one before whole."""
+    """Writes `folder/checkpoint-N` and drops all but the newest `keep`. A crash leaves the one before whole.
+
+    Raises:
+        OSError: The machine could not write it (no room, say); nothing half written stays behind.
+    """
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         return

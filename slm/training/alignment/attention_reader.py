@@ -144,7 +144,11 @@ class _Layer:
         del self.module.attention_reader
 
     def own_attention(self, *args: Any, **settings: Any) -> tuple[Tensor, Tensor | None]:
-        """What the model itself would have called."""
+        """What the model itself would have called, with its own arguments and results.
+
+        Raises:
+            TrainingError: The model runs eager attention by a function that its module does not name.
+        """
         written_out = getattr(sys.modules[type(self.module).__module__], "eager_attention_forward", None)
         attend: Callable | None = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, written_out)
         if attend is None:

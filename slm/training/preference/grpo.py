@@ -106,7 +106,11 @@ class GRPOTrainer(PreferenceTrainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
-        """The step's micro-batches, drawn where its turn is, and how many answers they hold."""
+        """The step's micro-batches, drawn where its turn is, and how many answers they hold, ().
+
+        Raises:
+            TrainingError: The training goes on at a step that learns from answers which an earlier step drew.
+        """
         prompts = [batch["prompts"] for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         if self.state.global_step % self.updates == 0:
             self._drawn = self._draw([numbers.cpu().numpy() for numbers in prompts])
