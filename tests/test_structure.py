@@ -121,7 +121,7 @@ def test_the_architecture_page_s_tree_is_the_tree():
         top = top if line.startswith(" ") else folders[0]
         named |= {ROOT / top / name for name in folders} if line.startswith(" ") else {ROOT / name for name in folders}
     there = {file.parent for file in SOURCES}  # and folders that hold no code, where they are of the first rank
-    there |= {folder for package in PACKAGES for folder in (ROOT / package).iterdir() if any(folder.glob("[!_]*"))}
+    there |= {folder for package in PACKAGES for folder in (ROOT / package).glob("[!_]*") if any(folder.glob("[!_]*"))}
     assert there - named == set() and {folder for folder in named if not folder.is_dir()} == set()
 
 
