@@ -40,7 +40,7 @@ from slm.tasks.sequences import IGNORE
 from slm.training.batches import PackedBatches
 from slm.training.config import TrainingConfig
 from slm.training.samples import SpeechSamples
-from slm.training.trainer import train
+from slm.training.train import train
 from slm.vocabulary import add_speech
 
 FRAME_RATE = 12.5

@@ -209,7 +209,11 @@ def resolve_config_path(path: str | Path) -> Path:
 
 
 def read_yaml(path: str | Path, _children: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A YAML mapping with its optional ``base:`` parents merged under it (mappings deeply, lists replaced)."""
+    """A YAML mapping with its optional ``base:`` parents merged under it (mappings deeply, lists replaced).
+
+    Raises:
+        ConfigError: No such file or shipped name, no YAML mapping, or parents that go round in a circle.
+    """
     file = resolve_config_path(path).resolve()
     if file in _children:
         chain = " -> ".join(str(item) for item in (*_children, file))

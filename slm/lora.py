@@ -51,6 +51,9 @@ def add_lora(base: PreTrainedModel, vocabulary: SpeechVocabulary, settings: Lora
 
     Returns:
         A `peft.PeftModel` around `base`.
+
+    Raises:
+        ModelError: `target_modules` names the output head, whose new rows are trained already.
     """
     from peft import LoraConfig, get_peft_model
 

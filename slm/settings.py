@@ -226,7 +226,7 @@ def speech_limits(
         base = 0.0 if measured and text else UNKNOWN_MIN_SECONDS
         characters = max(characters, known.shortest_text) if measured and text else characters
     if per_character is None:
-        # Models of before, which did not note their shortest text, keep the limits that they were made with.
+        # Folders without `shortest_text` are of models that were made with these limits: their answers stay the same.
         slowest = SLOWEST if measured else 2.0
         per_character = slowest / known.characters_per_s[0] if known else UNKNOWN_SECONDS_PER_CHARACTER
     least = settings.min_seconds_per_character

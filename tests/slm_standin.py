@@ -13,7 +13,7 @@ from slm.modeling import load_llm, save_slm
 from slm.speech_rows import extend_with_speech
 from slm.training.config import TrainingConfig
 from slm.training.samples import SpeechSamples
-from slm.training.trainer import train
+from slm.training.train import train
 from slm.vocabulary import add_speech
 
 

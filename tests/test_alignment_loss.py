@@ -11,25 +11,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from finetuning import finetune_config
 from slm_tiny import CODES, tiny_model, tiny_tokenizer, tokens_of, utterances
-from test_finetune import finetune_config
 from test_slm_training import OPTIONS, KillAt, losses, same_weights
 
 from recipes.commands import finetune, train_lm, train_preference
 from recipes.config import ConfigError, load_config
 from slm.tasks import get_task
 from slm.tasks.sequences import Example
-from slm.training.alignment import AlignmentConfig, forward_sum, log_prior
-from slm.training.alignment_trainer import (
+from slm.training.alignment.attention_reader import AttentionReader, heads_of
+from slm.training.alignment.config import AlignmentConfig
+from slm.training.alignment.forward_sum import forward_sum, log_prior
+from slm.training.alignment.trainer import (
     alignment_figures,
     alignment_objective,
     attention_to_text,
 )
-from slm.training.attention_reader import AttentionReader, heads_of
 from slm.training.batches import pack
 from slm.training.config import TrainingConfig, TrainingError
 from slm.training.samples import SpeechSamples
-from slm.training.trainer import train
+from slm.training.train import train
 from slm.vocabulary import add_speech
 
 HEAD = [(1, 0)]

@@ -24,7 +24,7 @@ from slm.lora import keep_tables_whole
 from slm.training import answer_loss
 from slm.training.answer_loss import AnswerLoss
 from slm.training.config import TrainingConfig
-from slm.training.trainer import train
+from slm.training.train import train
 
 ROWS = 96
 IGNORED = -100
@@ -176,10 +176,12 @@ def test_with_autocast_it_is_that_of_whole_logits_up_to_bf16s_rounding(name) -> 
 
 
 def test_without_gradients_none_are_made() -> None:
+    """The value is the same, and no weight gets a gradient."""
     model = tiny_model("qwen2", ROWS)
     with torch.no_grad():
         value = AnswerLoss(model)(model, **batch(), ignored=IGNORED)
-    assert not value.requires_grad
+    assert not value.requires_grad and all(parameter.grad is None for parameter in model.parameters())
+    torch.testing.assert_close(value, of_whole_logits(model, **batch()).detach())
 
 
 def test_a_model_that_changes_its_logits_in_a_way_of_its_own_is_refused() -> None:

@@ -302,7 +302,7 @@ def test_a_recording_read_in_blocks_is_the_recording(tmp_path, monkeypatch, rate
 
 
 def test_blocks_of_an_mp3_are_the_whole_though_its_decoder_has_a_memory(tmp_path, monkeypatch):
-    """Of few bits, which frames lend each other: at every block's begin the sound was lost."""
+    """Frames of few bits lend each other theirs, so that a block cannot be decoded from its own begin."""
     monkeypatch.setattr("tokenizer.long_form.long_audio.BLOCK_S", 0.7)
     samples = np.random.default_rng(0).normal(scale=0.1, size=5 * 24_000)
     settings = {"bitrate_mode": "CONSTANT", "compression_level": 0.95}

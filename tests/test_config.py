@@ -132,7 +132,7 @@ def test_a_missing_file_names_the_shipped_ones():
     ],
 )
 def test_an_override_of_one_key_of_a_mapping_leaves_the_others(tmp_path, text, overrides, wanted):
-    """task_weights.asr=2 once dropped TTS without a word."""
+    """`task_weights.asr=2` weights ASR and leaves TTS in."""
     path = write(tmp_path / "config.yaml", text)
     assert load_config(Config, path, overrides).shares == wanted
     assert load_config(Nested, write(tmp_path / "n.yaml", ""), ["inner.shares.a=2"]).inner.shares == {

@@ -233,7 +233,7 @@ def test_configuration_errors_name_the_key(changes, key):
 
 
 def test_old_configurations_load_and_keep_their_fingerprint(tmp_path):
-    """Checkpoints of before the DAC family: no new key in config.json, a boolean semantic_subtraction."""
+    """config.json without the keys of the DAC family, with a boolean semantic_subtraction."""
     old = {
         "sampling_rate": 16000, "strides": [160, 4, 2], "n_fft": 640, "n_mels": 80, "mel_mean": -6.5, "mel_std": 2.3,
         "latent_dim": 64, "codebook_sizes": [32, 16], "codebook_dim": 8, "semantic_subtraction": True,

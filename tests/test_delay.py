@@ -35,7 +35,7 @@ from slm.training.batches import ONE_ROW, pack
 from slm.training.config import TrainingConfig, TrainingError
 from slm.training.delay import check_delay, delay_objective
 from slm.training.samples import NoiseConfig, SpeechSamples
-from slm.training.trainer import train
+from slm.training.train import train
 from slm.vocabulary import SpeechVocabulary, add_speech
 
 OPTIONS = {"tokens_per_step": 260, "pack_length": 64, "learning_rate": 3e-3, "warmup_steps": 2, "log_steps": 1}

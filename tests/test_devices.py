@@ -31,9 +31,10 @@ from recipes.tokenizer_training.objective import make_objective
 from slm.acoustic.training import AcousticTraining, train_acoustic
 from slm.text_aligned.aggregator import WordQuantizer
 from slm.text_aligned.configuration import TextAlignedConfig
-from slm.training.alignment_trainer import SPOKEN, AlignmentTrainer
+from slm.training.alignment.trainer import SPOKEN, AlignmentTrainer
 from slm.training.config import TrainingConfig
-from slm.training.trainer import SpeechTrainer, train
+from slm.training.train import train
+from slm.training.trainer import SpeechTrainer
 from tokenizer.codecs.supervised import SemanticQuantizer, SemanticQuantizerConfig
 from tokenizer.teacher.recogniser_training import RecogniserTrainingConfig
 from tokenizer.training import parallel
@@ -58,7 +59,7 @@ TENSORS = {
     ("tokenizer/codecs/supervised.py", "maintain", "broadcast"),
     ("slm/training/trainer.py", "get_batch_samples", "reduce"),
     ("slm/training/trainer.py", "_over_processes", "reduce"),
-    ("slm/training/alignment_trainer.py", "get_batch_samples", "reduce"),
+    ("slm/training/alignment/trainer.py", "get_batch_samples", "reduce"),
     ("slm/text_aligned/aggregator.py", "_warm_up", "broadcast"),
 }
 OBJECTS = {  # pickled, and sent from wherever the backend wants the bytes

@@ -342,7 +342,7 @@ def test_the_chain_goes_back_to_where_a_model_began(runs, tmp_path):
 
 
 def test_a_manifest_that_a_run_made_of_data_stands_for_that_data(runs, tmp_path):
-    """`slm align` takes its rows over without licences: they were counted twice, the second time as not stated."""
+    """`slm align` takes its rows over without licences: apart, they would count twice, once as not stated."""
     corpus = yaml.safe_load((runs / "config.yaml").read_text())["data"][0]
     aligned = write_run(tmp_path / "aligned", {"data": [corpus], "aligner": "pocketsphinx"}, recipe="align")
     rows = [json.loads(line) for line in Path(corpus["path"]).read_text().splitlines()]

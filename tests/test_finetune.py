@@ -1,12 +1,10 @@
-"""The recipes finetune and train-lm: corpora, texts, adapters, the best checkpoint, plans that name what is missing."""
+"""``slm finetune`` on tiny models: corpora, texts, the best checkpoint, plans that name what is missing."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 import types
 from pathlib import Path
@@ -14,20 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from finetuning import finetune_config
 from safetensors.torch import load_file
-from slm_tiny import CODES, metadata, save_llm, tiny_tokenizer, utterances, write_corpus
+from slm_tiny import CODES, metadata, utterances, write_corpus
 from transformers import (
     AutoModelForCausalLM,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    Gemma3TextConfig,
-    SiglipVisionConfig,
 )
 from transformers.utils.logging import disable_progress_bar
 
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
-from recipes.commands import finetune, train_lm
+from recipes.commands import finetune
 from recipes.config import ConfigError, load_config
 from recipes.finetuning.corpora import open_corpora
 from recipes.finetuning.data import longest_sequence, make_data
@@ -37,25 +32,12 @@ from recipes.runs.deepspeed import engine_config
 from slm.corpus import CodedCorpusWriter
 from slm.decoding.loops import longest_loop
 from slm.generation import SpeechLM, transcribe_codes
-from slm.lora import LoraSettings
-from slm.modeling import ModelError, describe_llm, load_llm
+from slm.modeling import describe_llm
 from slm.trained_on import TrainedOn
 from slm.training.batches import plan_steps
 from slm.training.config import TrainingConfig, TrainingError
 from slm.vocabulary import SpeechVocabulary
 from tokenizer import load_tokenizer
-
-OPTIONS = {"tokens_per_step": 260, "pack_length": 64, "learning_rate": 3e-3, "warmup_steps": 2, "log_steps": 1}
-
-
-def finetune_config(tmp_path: Path, name: str, *overrides: str) -> finetune.Config:
-    if not (tmp_path / "llm").exists():
-        save_llm(tmp_path / "llm")
-        write_corpus(tmp_path / "codes")
-    settings = ["steps=4", "tokens_per_step=260", "pack_length=64", "save_steps=2", "eval_steps=2", "log_steps=1"]
-    own = [f"run_dir={tmp_path / name}", f"model={tmp_path / 'llm'}", f"corpus={tmp_path / 'codes'}"]
-    own += ["device=cpu", "precision=fp32", *(f"training.{item}" for item in settings)]
-    return load_config(finetune.Config, None, [*own, *overrides])
 
 
 def test_the_longest_loops_of_a_training_are_kept() -> None:
@@ -158,7 +140,7 @@ def data_of(config: finetune.Config):
 
 
 def test_a_text_to_be_read_keeps_what_a_text_to_be_written_loses(tmp_path) -> None:
-    """Case and punctuation tell how a text is said; one normaliser for both tasks took them from TTS too."""
+    """Case and punctuation tell how a text is said: what ASR is not to write, TTS is to read."""
     rows = [row | {"text": f"{row['text'].capitalize()}!"} for row in utterances(4)]
     writer = CodedCorpusWriter(tmp_path / "cased", metadata())
     writer.write_shard("train", 0, 1, rows)
@@ -323,20 +305,6 @@ def test_epochs_are_the_steps_that_they_come_to(tmp_path) -> None:
         finetune_config(tmp_path, "none", "training.epochs=0")
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama"])
-def test_lora_on_a_base_held_in_bf16_trains_and_resumes(tmp_path, kind: str) -> None:
-    """What the shipped recipes do: PEFT holds the new rows in fp32 beside it, and the first step could not multiply."""
-    own = ["lora.rank=4", "weights=bf16", "precision=bf16", "training.learning_rate=1e-2", "training.warmup_steps=0"]
-    config = finetune_config(tmp_path, "run", *own)
-    save_llm(Path(config.model), kind)
-    finetune.run(config)
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if "loss" in row]
-    assert len(losses) == 4 and losses[-1] < losses[0]
-    model, _, _ = load_llm(str(tmp_path / "run" / "adapter"), "bf16")
-    assert model.dtype == torch.bfloat16
-
-
 def test_an_engine_that_would_lose_the_model_is_refused_at_the_start(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
@@ -373,80 +341,6 @@ def test_a_build_that_was_killed_is_told_before_a_training_waits_for_it(tmp_path
     assert f"{lock} is 60 minutes old" in caplog.text and "remove the file" in caplog.text
 
 
-def test_finetune_recipe_lora(tmp_path) -> None:
-    config = finetune_config(tmp_path, "run", "lora.rank=4", "keep=best".replace("keep", "training.keep"))
-    plan = finetune.plan(config)
-    folder = finetune.run(config)
-    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"adapter", "base", "model", "complete.json"}
-    saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
-    assert plan["trainable parameters"] == sum(tensor.numel() for tensor in saved.values())
-    (checkpoint, *_) = (tmp_path / "run" / "checkpoints").glob("checkpoint-*/adapter_model.safetensors")
-    assert load_file(checkpoint).keys() == saved.keys()  # it held the whole embedding table too, of a grown model
-    assert folder == tmp_path / "run" / "model" and AutoModelForCausalLM.from_pretrained(folder)
-    bare = finetune_config(tmp_path, "bare", "lora.rank=4", "lora.merge=false")
-    assert finetune.run(bare).name == "adapter" and not (tmp_path / "bare" / "model").exists()
-
-
-@pytest.mark.parametrize("kind", ["qwen2", "llama"])
-def test_an_adapters_folder_is_all_that_is_needed_beside_the_base(tmp_path, kind: str) -> None:
-    """In another process, without the run's own grown base: the merged model's logits, and commands that take it."""
-    config = finetune_config(tmp_path, "run", "lora.rank=4")
-    save_llm(Path(config.model), kind)
-    merged = finetune.run(config)
-    shutil.rmtree(tmp_path / "run" / "base")
-    adapter = shutil.move(tmp_path / "run" / "adapter", tmp_path / "elsewhere")
-    ids = torch.arange(3, 23)[None]
-    wanted = load_llm(str(merged))[0](input_ids=ids).logits
-    script = (
-        "import sys, torch; from slm.generation import SpeechLM\n"
-        "lm = SpeechLM.load(sys.argv[1])\n"
-        "torch.save(lm.model(input_ids=torch.arange(3, 23)[None]).logits, sys.argv[2])\n"
-    )
-    subprocess.run([sys.executable, "-c", script, str(adapter), str(tmp_path / "logits.pt")], check=True)
-    facts, (model, _, vocabulary) = describe_llm(str(adapter)), load_llm(str(adapter))
-    own = slice(vocabulary.size)  # rows behind it only pad the table
-    got = torch.load(tmp_path / "logits.pt")
-    torch.testing.assert_close(got[..., own], wanted[..., own].detach(), atol=1e-5, rtol=1e-5)
-    assert facts.vocabulary == vocabulary is not None
-    assert facts.n_parameters == sum(p.numel() for p in model.parameters())
-    assert model.generation_config.to_diff_dict() == load_llm(str(merged))[0].generation_config.to_diff_dict()
-    shutil.rmtree(config.model)
-    with pytest.raises(ModelError, match="its base cannot be had"):
-        load_llm(str(adapter))
-
-
-@pytest.mark.parametrize("lora", [[], ["lora.rank=2"]])
-def test_of_a_multimodal_model_the_text_model_learns_alone(tmp_path, lora: list[str]) -> None:
-    """Adapters lay in the vision tower, which never runs: two fifths of what was trained moved nothing."""
-    config = finetune_config(tmp_path, "run", *lora, "training.learning_rate=1e-2", "training.warmup_steps=0")
-    sizes = dict(hidden_size=32, intermediate_size=48, num_attention_heads=2)
-    text = Gemma3TextConfig(
-        **sizes, vocab_size=len(tiny_tokenizer()) + 5, num_hidden_layers=2, num_key_value_heads=1, head_dim=16
-    )
-    vision = SiglipVisionConfig(**sizes, num_hidden_layers=1, image_size=28, patch_size=14)
-    torch.manual_seed(0)
-    both = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
-    shutil.rmtree(config.model)
-    Gemma3ForConditionalGeneration(both).save_pretrained(config.model)
-    tiny_tokenizer().save_pretrained(config.model)
-    plan = finetune.plan(config)
-    folder = finetune.run(config)
-    before, after = load_llm(config.model)[0], load_llm(str(folder))[0]
-    old = dict(before.named_parameters())
-    for name, value in after.named_parameters():
-        if "vision_tower" in name or "projector" in name:
-            assert torch.equal(value, old[name]), name
-        elif name.endswith("proj.weight"):
-            assert not torch.equal(value, old[name]), name
-    if lora:
-        saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
-        assert saved and not [name for name in saved if "vision" in name or "projector" in name]
-        assert plan["trainable parameters"] == sum(value.numel() for value in saved.values())
-    else:
-        towers = sum(v.numel() for n, v in after.named_parameters() if "vision" in n or "projector" in n)
-        assert plan["trainable parameters"] == sum(p.numel() for p in after.parameters()) - towers
-
-
 def test_a_plan_names_all_that_is_missing(tmp_path, monkeypatch) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no network")
@@ -462,41 +356,6 @@ def test_a_plan_names_all_that_is_missing(tmp_path, monkeypatch) -> None:
     assert not (tmp_path / "r").exists()
     with pytest.raises(ConfigError, match="weights"):
         load_config(finetune.Config, None, ["weights=bf16"])
-
-
-def test_train_lm_recipe(tmp_path) -> None:
-    lines = []
-    for split, rows in (("train", utterances(12)), ("valid", utterances(3))):
-        for row in rows:
-            lines.append({"id": f"{split}{row['id']}", "audio": "none.wav", "text": row["text"] + "!", "split": split})
-            lines[-1] |= {"speaker": "s", "duration": 1.0}
-    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    sizes = ["hidden_size=32", "layers=1", "heads=2", "key_value_heads=2", "intermediate_size=48", "vocab_size=280"]
-    settings = ["steps=30", "tokens_per_step=100", "eval_steps=15", "save_steps=15", "learning_rate=0.01"]
-    overrides = [f"run_dir={tmp_path / 'lm'}", f"data=[{{path: {tmp_path / 'manifest.jsonl'}}}]", "device=cpu"]
-    overrides += ["precision=fp32", *(f"lm.{item}" for item in sizes), *(f"training.{item}" for item in settings)]
-    config = load_config(train_lm.Config, None, overrides)
-    plan = train_lm.plan(config)
-    assert plan["sentences (train, valid)"] == [4, 3]
-    folder = train_lm.run(config)
-    assert sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters()) == plan["parameters"]
-    rows = [json.loads(line) for line in (tmp_path / "lm" / "metrics.jsonl").read_text().splitlines()]
-    valid = [row["eval_text_loss"] for row in rows if "eval_text_loss" in row]
-    assert valid[-1] < valid[0] < 6
-    assert train_lm.run(config) == folder
-    next_stage = load_config(finetune.Config, None, [f"model={folder}", f"corpus={write_corpus(tmp_path / 'codes')}"])
-    assert finetune.plan(next_stage)["chat template"] is False
-
-
-def test_the_new_rows_of_an_adapter_have_a_learning_rate_of_their_own(tmp_path) -> None:
-    save_llm(tmp_path / "llm")
-    write_corpus(tmp_path / "codes")
-    own = {"model": str(tmp_path / "llm"), "corpus": str(tmp_path / "codes"), "run_dir": str(tmp_path / "run")}
-    training = OPTIONS | {"steps": 2, "eval_steps": 0, "embedding_learning_rate": 0.0, "weight_decay": 0.0}
-    finetune.run(finetune.Config(**own, lora=LoraSettings(rank=2), training=TrainingConfig(**training), device="cpu"))
-    base, adapted = (load_llm(str(tmp_path / "run" / name))[0] for name in ("base", "model"))
-    assert torch.equal(base.get_input_embeddings().weight, adapted.get_input_embeddings().weight)
-    assert not torch.equal(base.model.layers[0].mlp.up_proj.weight, adapted.model.layers[0].mlp.up_proj.weight)
 
 
 def test_the_control_without_pretraining(tmp_path) -> None:

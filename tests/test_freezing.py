@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 import torch
+from finetuning import finetune_config
 from safetensors.torch import load_file
 from slm_tiny import tiny_model
-from test_finetune import finetune_config
 from test_slm_training import KillAt
 
 from recipes.commands import finetune, train_lm

@@ -53,6 +53,7 @@ def test_several_codebooks_take_turns(tmp_path) -> None:
     settings = SynthesizeSettings(temperature=2.0, top_k=0, min_seconds=1.0, seconds_per_character=0.0)
     for output in synthesize_codes(speech_lm, ["a", "b", "c"], settings):
         assert output.codes.shape[0] == 2 and 1 <= output.codes.shape[1] <= 13
+        assert output.codes.min() >= 0 and output.codes.max() < CODES  # each is of its own book
 
 
 def test_a_text_draws_the_same_whatever_its_batch(untrained_slm: SpeechLM) -> None:
@@ -156,7 +157,7 @@ def test_the_limits_follow_the_training_s_rate_of_speech(untrained_slm) -> None:
     for vocabulary, characters, settings, expected in (
         (told, 40, {}, (1.5 * 40 / 8, 0.5 * 40 / 16)),
         (told, 2, {}, (1.5 * 10 / 8, 0.5 * 2 / 16)),
-        (before, 40, {}, (4 + 40 * 2 / 8, 0)),  # a model folder of before keeps the rule of before
+        (before, 40, {}, (4 + 40 * 2 / 8, 0)),  # without a shortest text: the rule of its making
         (untrained_slm.vocabulary, 40, {}, (4 + 40 * 0.25, 0)),
         (told, 40, {"seconds_per_character": 0.5, "min_seconds": 3.0, "min_seconds_per_character": 0.01}, (23.0, 0.4)),
         (told, 40, {"seconds_per_character": 0.5}, (20.0, 0.5 * 40 / 16)),

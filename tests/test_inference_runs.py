@@ -319,8 +319,8 @@ def test_a_stream_writes_the_file_that_is_written_at_once(job, tmp_path, monkeyp
         job("synthesize", "other", "stream=true")
 
 
-def test_a_folder_of_before_is_still_complete(tmp_path, monkeypatch) -> None:
-    """Its 4 s for any text were the default, which nobody asked for."""
+def test_a_folder_with_an_older_default_is_still_complete(tmp_path, monkeypatch) -> None:
+    """4 s for any text is such a default: nobody asked for it."""
     monkeypatch.setattr(setup, "load_tokenizer", lambda name, device=None: StandIn())
     make_slm(tmp_path)
     manifest = write_manifest(tmp_path, SENTENCES[:1])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from tokenizer.model.cpu_kernels import depthwise
 from tokenizer.model.layers import AttentionLayer, ConvNeXtBlock, FrameConv, LocalAttention, Upsample
-from tokenizer.model.spectral import ISTFTHead, LogMel
+from tokenizer.model.spectral import ISTFTHead, LogMel, hann_window, mel_filters
 
 
 def front_end(mean=0.0, std=1.0):
@@ -39,13 +39,27 @@ def test_log_mel_stays_fp32_under_autocast():
     assert torch.equal(under, front_end()(samples))
 
 
-def test_front_end_constants_serve_training_after_inference_mode():
-    head = ISTFTHead(8, 64, 16)
+@pytest.mark.parametrize(
+    ("module", "shape"), [(ISTFTHead(8, 64, 16), (1, 3, 8)), (LogMel(16_000, 64, 16, 8, 0.0, 1.0), (1, 96))]
+)
+def test_constants_made_in_inference_mode_serve_training(module, shape):
+    """Windows and filters are kept: first made in inference mode, they give the gradient of constants made outside."""
+    x = torch.randn(shape, requires_grad=True)
+
+    def gradient():
+        x.grad = None
+        module(x, None).square().sum().backward()
+        return x.grad.clone()
+
+    for constants in (hann_window, mel_filters):
+        constants.cache_clear()
+    wanted = gradient()
+    for constants in (hann_window, mel_filters):
+        constants.cache_clear()
     with torch.inference_mode():
-        head(torch.randn(1, 3, 8), None)
-    x = torch.randn(1, 3, 8, requires_grad=True)
-    head(x, None).sum().backward()
-    assert x.grad.abs().sum() > 0
+        module(x.detach(), None)
+    torch.testing.assert_close(gradient(), wanted)
+    assert wanted.abs().sum() > 0
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (4, 2), (8, 4), (10, 5)])

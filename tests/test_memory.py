@@ -61,6 +61,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
 def test_large_tables_leave_no_holes() -> None:
-    """A pretrained LLM's step left a hole of 335 MB for a table in bf16: a training grew until the machine was full."""
+    """A hole as large as a table of an LLM (335 MB in bf16) in each step would fill any machine."""
     grown = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True).stdout
     assert int(grown) < 300, f"{grown} MiB for tables of 111"

@@ -41,7 +41,7 @@ from slm.training.config import TrainingConfig, TrainingError
 from slm.training.multi_token import further_places
 from slm.training.objectives import check_objective, finetuning_objective
 from slm.training.samples import NoiseConfig, SpeechSamples
-from slm.training.trainer import train
+from slm.training.train import train
 from slm.vocabulary import add_marks
 
 OPTIONS = {"tokens_per_step": 260, "pack_length": 64, "learning_rate": 3e-3, "warmup_steps": 2, "log_steps": 1}

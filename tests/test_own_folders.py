@@ -220,6 +220,8 @@ def test_a_name_is_no_path(tmp_path, monkeypatch):
 def test_another_process_may_begin_the_run_meanwhile(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     begun(folder)
-    answers = iter([False, True])
+    answers = iter([False, True, False, False])  # begun between the two looks, and never
     monkeypatch.setattr(own_folders, "is_run_folder", lambda folder: next(answers))
     own_folders.refuse_foreign(folder)
+    with pytest.raises(ConfigError, match="no run was begun there"):
+        own_folders.refuse_foreign(folder)

@@ -21,20 +21,13 @@ from slm.tasks.sequences import answer, make_prompt
 from slm.training.answer_loss import AnswerLoss
 from slm.training.batches import pack
 from slm.training.config import TrainingConfig, TrainingError
-from slm.training.preference import (
-    Drawn,
-    GRPOTrainer,
-    Pair,
-    PairBatches,
-    PairSamples,
-    PromptSamples,
-    dpo,
-    grpo,
-)
-from slm.training.preference_losses import clipped_policy_loss, dpo_loss, group_advantages, kl_estimate
-from slm.training.reference import Reference, Scorer, answer_log_probabilities
+from slm.training.preference.dpo import Pair, PairBatches, PairSamples, dpo_objective
+from slm.training.preference.grpo import Drawn, GRPOTrainer, PromptSamples, grpo_objective
+from slm.training.preference.losses import clipped_policy_loss, dpo_loss, group_advantages, kl_estimate
+from slm.training.preference.reference import Reference, Scorer, answer_log_probabilities
 from slm.training.samples import BatchError
-from slm.training.trainer import bare_model, train
+from slm.training.train import train
+from slm.training.trainer import bare_model
 from slm.vocabulary import add_speech
 
 TEXTS = ["bin blue at f two now", "lay red by a nine please", "set white in z four soon"]
@@ -165,7 +158,8 @@ def test_the_margin_of_pairs_grows_in_a_few_steps(tmp_path) -> None:
         slm = tiny_slm()
         pairs = make_pairs(slm)
         config = options(steps=8, tokens_per_step=260, gradient_accumulation=accumulation)
-        trainer = train(slm.model, PairSamples(pairs), None, config, tmp_path / str(accumulation), objective=dpo(0.2))
+        folder, objective = tmp_path / str(accumulation), dpo_objective(0.2)
+        trainer = train(slm.model, PairSamples(pairs), None, config, folder, objective=objective)
         logs[accumulation] = [row for row in trainer.state.log_history if "loss" in row]
         margins = [by_hand(slm.model, p.chosen) - by_hand(slm.model, p.rejected) for p in pairs]
         before = [pair.reference_chosen - pair.reference_rejected for pair in pairs]
@@ -188,7 +182,7 @@ def test_the_sft_term_is_the_mean_loss_of_chosen_tokens(tmp_path) -> None:
     config = options(steps=1, tokens_per_step=whole, gradient_accumulation=2)
     batches = PairBatches(PairSamples(pairs), steps=1, tokens_per_step=whole, micro_batches=2, pack_length=64, seed=0)
     assert sorted(batches.plan[0].tolist()) == list(range(6))
-    trainer = train(slm.model, PairSamples(pairs), None, config, tmp_path, objective=dpo(0.1, sft_weight=0.5))
+    trainer = train(slm.model, PairSamples(pairs), None, config, tmp_path, objective=dpo_objective(0.1, sft_weight=0.5))
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-3)
 
 
@@ -198,7 +192,7 @@ def test_only_what_is_trained_changes_and_the_start_is_the_model_without_adapter
     model = add_lora(slm.model, slm.vocabulary, LoraSettings(rank=4, dropout=0.3))
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     learnt = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
-    trainer = train(model, PairSamples(pairs), None, options(steps=3), tmp_path, objective=dpo(0.2))
+    trainer = train(model, PairSamples(pairs), None, options(steps=3), tmp_path, objective=dpo_objective(0.2))
     # Dropout is off, or the loss would not begin at ln 2.
     assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     after = dict(model.named_parameters())
@@ -271,7 +265,7 @@ def train_groups(slm: SpeechLM, folder: Path, config: TrainingConfig, model=None
     settings |= {name: changes.pop(name) for name in list(changes) if name in settings}
     reference = Reference(lambda: tiny_slm().model, "cpu", "fp32", keep=True)
     samples = PromptSamples([prompt_of(slm, text) for text in TEXTS], [7] * 3, size)
-    objective = grpo(make_rollout(slm, size, **changes), reference, **settings)
+    objective = grpo_objective(make_rollout(slm, size, **changes), reference, **settings)
     return train(slm.model if model is None else model, samples, None, config, folder, objective=objective)
 
 
@@ -321,7 +315,7 @@ def test_a_resumed_training_is_an_unbroken_one(method, tmp_path) -> None:
         slm = tiny_slm()
         config = options(steps=steps, tokens_per_step=300, gradient_accumulation=2 if method == "dpo" else 1)
         if method == "dpo":
-            train(slm.model, PairSamples(make_pairs(slm)), None, config, folder, objective=dpo(0.2, 0.1))
+            train(slm.model, PairSamples(make_pairs(slm)), None, config, folder, objective=dpo_objective(0.2, 0.1))
             return {name: p.detach().clone() for name, p in slm.model.named_parameters()}
         torch.manual_seed(0)
         model = add_lora(slm.model, slm.vocabulary, LoraSettings(rank=2)) if "lora" in method else slm.model

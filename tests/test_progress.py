@@ -33,7 +33,7 @@ def lines(monkeypatch, caplog):
 
 
 def test_a_long_stage_is_told_every_few_per_cent_with_figures_speed_and_time_left(lines, capfd):
-    found = lines(500, 8.0)  # the 66 minutes that were one line of 500 bars
+    found = lines(500, 8.0)  # 66 minutes
     assert found[0] == "finetune: 2 of 500 (0 %), loss 0.01, 8.00 s each, 66 min 24 s left"
     assert found[-1] == "finetune: 500 of 500 (100 %), loss 4.99, 8.00 s each"
     assert 20 <= len(found) <= 23

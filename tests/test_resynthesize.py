@@ -22,8 +22,9 @@ from recipes import cli
 from recipes.commands import resynthesize
 from recipes.commands.resynthesize import Config
 from recipes.config import ConfigError, load_config
-from recipes.scoring import resynthesis
+from recipes.scoring import resynthesis, round_trip
 from recipes.scoring.labels import distinct, labels_of
+from recipes.scoring.round_trip import long_enough
 from tokenizer import load_tokenizer
 from tokenizer.data.utterances import AudioError
 
@@ -248,7 +249,7 @@ def test_half_a_result_is_taken_away_again(config, stereo, monkeypatch):
     config.tokenizers = ["dmel-25hz"]
     resynthesize.run(config)
     page = (Path(config.output) / "index.html").read_bytes()
-    monkeypatch.setattr(resynthesize, "_long_enough", torn)
+    monkeypatch.setattr(round_trip, "long_enough", torn)
     with pytest.raises(AudioError, match="nothing was made"):
         resynthesize.run(config)
     # It had written its recording; the sound of the earlier start it had not come to.
@@ -380,6 +381,6 @@ def test_without_a_word_it_is_the_embedded_tokenizers_and_their_recogniser(
 
 def test_what_is_too_short_for_a_code_is_filled_up():
     def lengths(fewest):
-        return sum(len(block) for block in resynthesize._long_enough([np.ones(3), np.ones(4)], fewest))
+        return sum(len(block) for block in long_enough([np.ones(3), np.ones(4)], fewest))
 
     assert (lengths(1), lengths(7), lengths(10)) == (7, 7, 10)

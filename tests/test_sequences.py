@@ -69,8 +69,12 @@ def test_labels_are_the_answer_and_prompts_the_rest() -> None:
 
 def test_pack_length_0_gives_each_sequence_a_row() -> None:
     short, long = (answer(np.array([5]), np.arange(6, 6 + n)) for n in (1, 5))
-    assert pack([short, short, long], [1.0] * 3, pack_length=1)["input_ids"].shape == (2, 6)
-    assert pack([short, short, long], [1.0] * 3, pack_length=0)["input_ids"].shape == (3, 6)
+
+    def rows(pack_length: int) -> list[list[int]]:
+        return sorted(pack([short, short, long], [1.0] * 3, pack_length, numbered=True)["sequences"].tolist())
+
+    assert rows(1) == [[0, 0, 1, 1, -1, -1], [2] * 6]  # as long as the longest, and the short ones share a row
+    assert rows(0) == [[0, 0, -1, -1, -1, -1], [1, 1, -1, -1, -1, -1], [2] * 6]
 
 
 def test_packed_logits_equal_the_singles() -> None:

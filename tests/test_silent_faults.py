@@ -21,7 +21,7 @@ from slm.tasks.sequences import make_example
 from slm.training.batches import PackedBatches
 from slm.training.config import TrainingConfig
 from slm.training.samples import NoiseConfig, SpeechSamples
-from slm.training.trainer import train
+from slm.training.train import train
 from slm.vocabulary import SpeechVocabulary, add_speech
 
 

@@ -17,7 +17,7 @@ from slm.speech_rows import extend_with_speech
 from slm.training.config import TrainingConfig
 from slm.training.samples import SpeechSamples
 from slm.training.text_lm import TextLMConfig, new_text_lm
-from slm.training.trainer import train, trained_weights
+from slm.training.train import train, trained_weights
 from slm.vocabulary import SpeechVocabulary, add_speech
 
 
@@ -44,7 +44,7 @@ def test_new_rows_start_at_the_mean_of_the_text(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma"])
 def test_grown_tables_outlive_the_library_s_initialisation_and_a_save(tmp_path, kind: str) -> None:
-    """transformers drew an untied head anew where `post_init` came behind a resize (transformers#35141)."""
+    """transformers may draw an untied head anew where `post_init` comes behind a resize (transformers#35141)."""
     model, tokenizer, _ = load_llm(str(save_llm(tmp_path / "llm", kind)))
     text = model.get_output_embeddings().weight[: len(tokenizer)].clone()
     vocabulary = add_speech(tokenizer, [CODES], fingerprint=FINGERPRINT)
@@ -263,7 +263,7 @@ def test_saved_vocabulary_survives(tmp_path) -> None:
 
 
 def test_attention_is_what_the_model_can(tmp_path) -> None:
-    """Gemma 2 has no fused attention: it was refused, after a dry run had said yes."""
+    """Gemma 2 has no fused attention: it gets eager attention, and the dry run says the same."""
     sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, head_dim=16)
     tokenizer = tiny_tokenizer()
     config = Gemma2Config(vocab_size=len(tokenizer), num_key_value_heads=1, **sizes)

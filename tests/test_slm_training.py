@@ -26,7 +26,7 @@ from slm.training.config import TrainingConfig, TrainingError
 from slm.training.finite_steps import FiniteSteps
 from slm.training.packing import packing_leaks
 from slm.training.samples import NoiseConfig
-from slm.training.trainer import _Watch, train
+from slm.training.train import _EngineCheck, train
 
 OPTIONS = {"tokens_per_step": 260, "pack_length": 64, "learning_rate": 3e-3, "warmup_steps": 2, "log_steps": 1}
 
@@ -227,14 +227,14 @@ def test_a_training_on_a_gpu_by_number_is_refused(monkeypatch) -> None:
 
 @pytest.mark.parametrize(("wrapper", "deepspeed"), [("DeepSpeedEngine", True), ("DistributedDataParallel", False)])
 def test_an_engine_of_accelerate_launch_is_the_one_asked_for(wrapper: str, deepspeed: bool) -> None:
-    """`accelerate launch` with its own file was refused: the wrapped model was not what the configuration named."""
+    """`accelerate launch` may name an engine in a file of its own, which the configuration does not know of."""
     model = type(wrapper, (), {})()
     trainer = types.SimpleNamespace(model_wrapped=model, is_deepspeed_enabled=deepspeed, is_fsdp_enabled=False)
     arguments = types.SimpleNamespace(world_size=2)
-    _Watch(trainer, TrainingConfig()).on_train_begin(arguments, None, None)
+    _EngineCheck(trainer, TrainingConfig()).on_train_begin(arguments, None, None)
     trainer.is_fsdp_enabled, trainer.is_deepspeed_enabled = deepspeed, not deepspeed
     with pytest.raises(TrainingError, match=f"asked for .* but the model is wrapped as {wrapper}"):
-        _Watch(trainer, TrainingConfig()).on_train_begin(arguments, None, None)
+        _EngineCheck(trainer, TrainingConfig()).on_train_begin(arguments, None, None)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "unmarked"])

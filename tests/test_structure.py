@@ -121,8 +121,16 @@ def test_the_architecture_page_s_tree_is_the_tree():
         top = top if line.startswith(" ") else folders[0]
         named |= {ROOT / top / name for name in folders} if line.startswith(" ") else {ROOT / name for name in folders}
     there = {file.parent for file in SOURCES}  # and folders that hold no code, where they are of the first rank
-    there |= {folder for package in PACKAGES for folder in (ROOT / package).iterdir() if any(folder.glob("[!_]*"))}
+    there |= {folder for package in PACKAGES for folder in (ROOT / package).glob("[!_]*") if any(folder.glob("[!_]*"))}
     assert there - named == set() and {folder for folder in named if not folder.is_dir()} == set()
+
+
+def test_the_architecture_page_names_the_files_that_lie_in_no_room():
+    tree = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## The tree")[1].split("```")[1]
+    for package in PACKAGES:
+        lines = re.search(rf"^{package}/(.*?)\n  [\w/]+/", tree, re.DOTALL | re.MULTILINE)[1]
+        there = {file.name for file in (ROOT / package).glob("[!_]*.py")}
+        assert set(re.findall(r"\w+\.py", lines)) == there, package
 
 
 def test_a_file_in_an_open_folder_is_found_by_itself():

@@ -5,119 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from slm_tiny import CODES, FINGERPRINT, save_llm, write_corpus
+from preference_tiny import TEXTS, lines
+from slm_tiny import write_corpus
 
-from eval.judges.config import JudgeConfig, JudgeError
+from eval.judges.config import JudgeError
 from recipes.commands import train_preference
-from recipes.config import ConfigError, load_config
-from recipes.inference import batches, setup
+from recipes.config import ConfigError
+from recipes.inference import batches
 from recipes.preference.config import RewardSettings
-from recipes.preference.groups import prompt_samples
 from recipes.preference.pairs import best_and_worst
-from recipes.preference.samples import Sample, Speaker, Spoken, reward_of
+from recipes.preference.samples import Sample, Speaker, reward_of
 from recipes.preference.texts import read_texts
 from recipes.runs.run_folder import RunFolder
-from slm.generation import SaidWord, SpeechLM, synthesize_codes
-from slm.modeling import describe_llm, load_llm, save_slm
-from slm.speech_rows import extend_with_speech
-from slm.tasks import get_task
-from slm.tasks.tts_aligned import TTS_ALIGNED, word_ids
-from slm.trained_on import TrainedOn
-from slm.vocabulary import add_speech
+from slm.generation import SpeechLM, synthesize_codes
+from slm.modeling import describe_llm
 
-TEXTS = ["abcabcab", "bcabcabc", "cabcabca", "aabbccaa", "bbccaabb", "ccaabbcc", "abababab", "bcbcbcbc"]
-FRAME = 1280  # samples at 16 kHz, 12.5 Hz
-
-
-class Codec:
-    """The codec protocol whose every code is a level: what was said can be read off the sound."""
-
-    decode_paths = ("reconstruction", "semantic_reconstruction")
-
-    def __init__(self) -> None:
-        self.config = SimpleNamespace(sampling_rate=16000, frame_rate=12.5, codebook_sizes=[CODES])
-
-    def fingerprint(self, precision: str = "fp32") -> str:
-        return FINGERPRINT
-
-    def decode(self, audio_codes):
-        levels = (audio_codes[:, 0].clamp_min(0) + 1) / (CODES + 1)
-        return SimpleNamespace(audio_values=levels.repeat_interleave(FRAME, dim=-1)[:, None])
-
-
-class Ear:
-    """Hears a letter in each frame: a of the first level, b of the second ..."""
-
-    def __init__(self, config: JudgeConfig, shift: int = 0) -> None:
-        self.identity = {"name": config.name, "kind": "test", "revision": config.name}
-        self.name, self.shift, self.heard = config.name, shift, 0
-
-    def transcribe(self, audios, sampling_rate):
-        assert sampling_rate == 16000
-        self.heard += len(audios)
-        codes = [np.round(audio[FRAME // 2 :: FRAME] * (CODES + 1)).astype(int) - 1 for audio in audios]
-        return ["".join(chr(ord("a") + (code + self.shift) % 26) for code in item) for item in codes]
-
-
-@pytest.fixture
-def ears(monkeypatch) -> list[Ear]:
-    """The judges `ear` and `other`, and the codec; every judge that was loaded, in order."""
-    loaded: list[Ear] = []
-
-    def check(config: JudgeConfig) -> dict:
-        if config.name == "absent":
-            raise JudgeError("judge 'absent' is not there")
-        return {"name": config.name, "kind": "test", "revision": config.name}
-
-    def load(config: JudgeConfig, device: str = "cpu") -> Ear:
-        check(config)
-        if config.name == "torn":
-            raise JudgeError("judge 'torn' is incomplete or damaged")
-        loaded.append(Ear(config, shift=int(config.name == "other")))
-        return loaded[-1]
-
-    monkeypatch.setattr(train_preference, "check_judge", check)
-    monkeypatch.setattr(train_preference, "load_judge", load)
-    monkeypatch.setattr(setup, "load_tokenizer", lambda name, device=None: Codec())
-    return loaded
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory) -> Path:
-    """The folder of a model that speaks at random, six to ten letters for eight."""
-    folder = tmp_path_factory.mktemp("start")
-    model, tokenizer, _ = load_llm(str(save_llm(folder / "llm")))
-    vocabulary = add_speech(tokenizer, [CODES], fingerprint=FINGERPRINT, tokenizer="tiny", normaliser="basic")
-    known = TrainedOn("abc", 8, 1.0, (10.0, 12.5, 16.0), shortest_text=8, longest_loop_s=0.4, longest_text_loop=4)
-    vocabulary = dataclasses.replace(vocabulary, trained_on=known)
-    extend_with_speech(model, vocabulary, seed=0)
-    save_slm(model, tokenizer, vocabulary, folder / "model")
-    (folder / "texts.txt").write_text("\n".join(TEXTS) + "\n\n?!\n", encoding="utf-8")
-    return folder
-
-
-@pytest.fixture
-def configure(start, ears, tmp_path):
-    """A loader of configurations for the tiny model."""
-
-    def config(run: str, *overrides: str):
-        own = [f"run_dir={tmp_path / run}", f"model={start / 'model'}", f"texts={start / 'texts.txt'}"]
-        own += ["judge.name=ear", "second_judge.name=other", "eval_texts=2", "device=cpu", "precision=fp32"]
-        own += ["dpo.samples=4", "dpo.margin=0.05", "grpo.group_size=4", "sampling.batch_size=16"]
-        settings = ["steps=4", "tokens_per_step=160", "pack_length=64", "save_steps=2", "eval_steps=2", "log_steps=1"]
-        own += [f"training.{item}" for item in (*settings, "learning_rate=3e-3", "warmup_steps=1")]
-        return load_config(train_preference.Config, None, [*own, *overrides])
-
-    return config
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+pytest_plugins = ["preference_tiny"]  # its fixtures
 
 
 def weights(folder: Path) -> bytes:
@@ -406,81 +313,3 @@ def test_sampling_follows_from_the_text_and_not_from_its_batch(configure, tmp_pa
     train_preference.run(configure("few", "sampling.batch_size=4"))
     many, few = (lines(tmp_path / name / "pairs.jsonl")[1:] for name in ("many", "few"))
     assert [row["chosen"]["codes"] for row in many] == [row["chosen"]["codes"] for row in few]
-
-
-PHRASES = ["abc cab", "bca abc cab", "aab bcc", "cca abb bb", "abab cc", "bcb cab abc"]
-
-
-@pytest.fixture
-def aligned(start, configure, tmp_path_factory):
-    """A loader of configurations for a model that says word by word, at random."""
-    folder = tmp_path_factory.mktemp("aligned")
-    model, tokenizer, _ = load_llm(str(start / "llm"))
-    vocabulary = add_speech(
-        tokenizer, [CODES], fingerprint=FINGERPRINT, tokenizer="tiny", normaliser="basic", marks=TTS_ALIGNED.marks
-    )
-    known = TrainedOn("abc ", 14, 1.0, (6.0, 7.5, 9.0), 7, 0.4, 4, tasks=("asr", "tts", "tts-aligned"))
-    extend_with_speech(model, dataclasses.replace(vocabulary, trained_on=known), seed=0)
-    save_slm(model, tokenizer, dataclasses.replace(vocabulary, trained_on=known), folder / "model")
-    (folder / "texts.txt").write_text("\n".join(PHRASES) + "\n", encoding="utf-8")
-    own = [f"model={folder / 'model'}", f"texts={folder / 'texts.txt'}", "decoding.max_word_s=0.8"]
-    return lambda run, *overrides: configure(run, *own, "sampling.max_word_s=0.8", *overrides)
-
-
-def test_answers_by_word_are_learnt_from_where_the_model_drew_them(aligned, tmp_path) -> None:
-    """Codes and the ends that it reached count; words, their marks and the end of a word that was cut off are given."""
-    config = aligned("run")
-    assert train_preference.plan(config)["task"] == "tts-aligned"
-    slm = SpeechLM.load(config.model)
-    folder = train_preference.run(config)
-    _, *rows = lines(tmp_path / "run" / "pairs.jsonl")
-    vocabulary, reasons = slm.vocabulary, set()
-    for row in rows:
-        for side in ("chosen", "rejected"):
-            words, codes = row[side]["words"], np.array(row[side]["codes"])
-            reasons |= {reason for _, reason in words}
-            assert len(words) == len(row["said"].split()) and sum(n for n, _ in words) == codes.shape[1]
-            ids, drawn = [*vocabulary.before, vocabulary.mark_id("<|synthesize-aligned|>"), *vocabulary.between], []
-            encode = lambda text: vocabulary.encode_text(slm.text_tokenizer, text)  # noqa: E731
-            frames = np.split(codes, np.cumsum([n for n, _ in words])[:-1], axis=1)
-            for word, said, (_, reason) in zip(word_ids(encode, row["said"]), frames, words, strict=True):
-                ids += [*word, vocabulary.speech_id]
-                own = [*vocabulary.ids_from_codes(said), vocabulary.speech_end_id]
-                drawn += range(len(ids), len(ids) + len(own) - (reason != "stop"))
-                ids += own
-            with torch.no_grad():
-                scores = slm.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-            expected = sum(float(scores[place - 1, ids[place]]) for place in drawn)
-            assert row[side]["reference_log_probability"] == pytest.approx(expected, abs=1e-4)
-    assert {"stop", "length"} <= reasons
-    found = [row for row in lines(tmp_path / "run" / "metrics.jsonl") if "eval_kl" in row]
-    assert found[0]["eval_kl"] == pytest.approx(0, abs=1e-6) and found[-1]["eval_kl"] > 1e-5
-    assert SpeechLM.load(folder).vocabulary.trained_on.tasks == ("asr", "tts", "tts-aligned")
-
-
-def test_groups_by_word_are_planned_as_long_as_they_become(aligned, tmp_path) -> None:
-    settings = ["steps=2", "tokens_per_step=300", "eval_steps=0", "save_steps=2"]
-    config = aligned("run", "method=grpo", *(f"training.{item}" for item in settings))
-    facts = describe_llm(config.model)
-    speaker = Speaker(facts.tokenizer, facts.vocabulary, Codec(), "cpu", get_task("tts-aligned"))
-    text = read_texts(config, facts.vocabulary).train[0]
-    n_words, n_frames = len(text.said.split()), round(speaker.expected_s(text) * 12.5)
-    words = tuple(SaidWord(n, "stop") for n in (n_frames - n_words + 1, *[1] * (n_words - 1)))
-    example = speaker.example(text, Spoken(np.zeros((1, n_frames), dtype=np.int64), "stop", None, words))
-    assert prompt_samples(config, [text], speaker).lengths[0] == config.grpo.group_size * len(example)
-    train_preference.run(config)
-    rows = [row for row in lines(tmp_path / "run" / "metrics.jsonl") if "reward" in row]
-    assert len(rows) == 2 and all(np.isfinite(row["reward"]) and row["grad_norm"] > 0 for row in rows)
-
-
-def test_the_task_is_the_one_that_the_model_learnt_or_that_is_named(aligned, configure, tmp_path) -> None:
-    plain = train_preference.run(aligned("plain", "task=tts"))
-    # What was moved away from is not what `slm synthesize` asks by itself.
-    assert SpeechLM.load(plain).vocabulary.trained_on.tasks == ("asr", "tts")
-    assert train_preference.plan(configure("other"))["task"] == "tts"
-    with pytest.raises(ConfigError, match="has not learnt tts-aligned"):
-        train_preference.run(configure("other", "task=tts-aligned"))
-    with pytest.raises(ConfigError, match="sampling.guidance: tts-aligned gives its words"):
-        train_preference.plan(aligned("other", "sampling.guidance=2"))
-    with pytest.raises(ConfigError, match="task"):
-        configure("other", "task=asr")

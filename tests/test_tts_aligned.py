@@ -42,7 +42,7 @@ from slm.tasks.sequences import example_length, make_example, make_prompt
 from slm.tasks.tts_aligned import word_ids
 from slm.training.config import TrainingConfig
 from slm.training.samples import NoiseConfig, SpeechSamples
-from slm.training.trainer import train
+from slm.training.train import train
 from slm.vocabulary import SpeechVocabulary, add_marks, add_speech
 from tokenizer import load_tokenizer
 
@@ -358,7 +358,7 @@ def test_beside_other_tasks_what_is_not_aligned_is_left_out_of_this_one_alone(
     [
         (("asr", "tts", "tts-aligned"), {}, "tts-aligned"),
         (("asr", "tts"), {}, "tts"),
-        ((), {}, "tts"),  # of a model from before
+        ((), {}, "tts"),  # of a model that does not tell its tasks
         (("tts", "tts-aligned"), {"stream": True}, "tts-aligned"),
         (("tts", "tts-aligned"), {"decoding": SynthesizeSettings(guidance=2.0)}, "tts"),
         (("tts", "tts-aligned"), {"task": "tts"}, "tts"),

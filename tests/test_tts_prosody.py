@@ -31,7 +31,7 @@ from slm.tasks.sequences import example_length, make_example, make_prompt
 from slm.tasks.tts_aligned import word_ids
 from slm.training.config import TrainingConfig
 from slm.training.samples import NoiseConfig, SpeechSamples
-from slm.training.trainer import train
+from slm.training.train import train
 from slm.vocabulary import SpeechVocabulary, VocabularyError, add_marks, add_prosody, add_speech
 
 TASK = get_task("tts-prosody")

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from slm.training.batches import PackedBatches
 from slm.training.samples import NoiseConfig, SpeechSamples
-from slm.training.trainer import _only
+from slm.training.train import _only
 from slm.vocabulary import add_speech
 from tokenizer.data.augmentation import AugmentationConfig
 from tokenizer.data.crops import CropConfig, StepBatches, TrainingCrops

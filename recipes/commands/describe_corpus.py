@@ -143,7 +143,7 @@ def fingerprint_of(config: Config, rows: list[Utterance]) -> str:
 def described(config: Config, rows: list[Utterance], folder: RunFolder) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """The manifest's rows and their counts; answers of an earlier start are kept."""
     record = folder.checkpoints / "answers.jsonl"
-    # Of a folder of before it is not known which were cut off.
+    # Records without `ended` do not tell which answers were cut off: all count as ended.
     answers = {name: TextAnswer(row["answer"], row.get("ended", True)) for name, row in kept_rows(record).items()}
     waiting = [row for row in rows if row.id not in answers]
     if waiting:

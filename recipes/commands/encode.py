@@ -39,9 +39,10 @@ from recipes.encoding.plan import (
     make_items,
     read_splits,
 )
-from recipes.runs.files import atomic_write_text, disk_errors, text_lines, write_jsonl
+from recipes.encoding.skipped import gather_skipped, report_skipped, skipped_path
+from recipes.runs.files import atomic_write_text, disk_errors, write_jsonl
 from recipes.runs.inputs import check_sources
-from recipes.runs.logs import log, the_first
+from recipes.runs.logs import log
 from recipes.runs.machine import resolve_precision, seed_everything
 from recipes.runs.plugins import plugins_key
 from recipes.runs.processes import Processes
@@ -102,8 +103,7 @@ class Config:
     )
     plugins: list[str] = plugins_key()
 
-    # Of finished folders. Memory no longer grows with a recording's length, so the limit went; smaller shards give
-    # several processes something to do.
+    # Of older folders: nobody asked for them, so that these alone are no other configuration.
     former_defaults = {"max_duration_s": 120.0, "shard_size": 2000}
 
     def __post_init__(self) -> None:
@@ -299,7 +299,7 @@ def _refuse_other_inputs(config: Config) -> None:
     changed = []
     if load_tokenizer(config.tokenizer).fingerprint(made.get("precision", "fp32")) != made["fingerprint"]:
         changed.append(f"tokenizer {config.tokenizer}")
-    if "lengths_per_octave" in made["plan"]:  # earlier corpora count their data in another way
+    if "lengths_per_octave" in made["plan"]:  # corpora without it count their data in another way
         try:
             splits = read_splits(config.data, config.splits)
         except (DataError, OSError) as error:
@@ -361,7 +361,7 @@ def _encode_shards(
 
     def write(split: str, index: int, rows: list[dict], skipped: list[dict]) -> None:
         # First what was set aside, then the shard: a shard that is there has its list.
-        write_jsonl(_skipped_path(folder, split, index), skipped)
+        write_jsonl(skipped_path(folder, split, index), skipped)
         with disk_errors(folder.folder):
             writer.write_shard(split, index, n_shards[split], rows)
         return_free_memory()
@@ -384,35 +384,11 @@ def _encode_shards(
 
 def _finish(folder: RunFolder, places: list[tuple[str, int]], total: int, writer: CodedCorpusWriter) -> None:
     """Writes skipped.jsonl and then the index, when all shards are there."""
-    skipped = _gather_skipped(folder, places)
+    skipped = gather_skipped(folder, places)
     if len(skipped) == total:
         raise AudioError(f"none of the {total} recordings could be used; {folder.path('skipped.jsonl')} says why")
     counts = {"n_encoded": total - len(skipped), "n_skipped": len(skipped)}
     with disk_errors(folder.folder):
         writer.finish(counts)
-    _report_skipped(folder, skipped, total)
+    report_skipped(folder, skipped, total)
     folder.mark_complete(counts)
-
-
-def _skipped_path(folder: RunFolder, split: str, index: int) -> Path:
-    return folder.path("checkpoints", f"skipped-{split}-{index:05d}.jsonl")
-
-
-def _gather_skipped(folder: RunFolder, places: list[tuple[str, int]]) -> list[dict]:
-    """All that was set aside, in the shards' order, written to skipped.jsonl."""
-    skipped = []
-    for split, index in places:
-        lines = text_lines(_skipped_path(folder, split, index))
-        skipped += [json.loads(line) | {"split": split} for line in lines]
-    write_jsonl(folder.path("skipped.jsonl"), skipped)
-    return skipped
-
-
-def _report_skipped(folder: RunFolder, skipped: list[dict], total: int) -> None:
-    if not skipped:
-        log.info("all %d recordings were encoded", total)
-        return
-    log.warning("encoded %d of %d; set aside %d:", total - len(skipped), total, len(skipped))
-    for line in the_first(row["reason"] for row in skipped):
-        log.warning("  %s", line)
-    log.warning("all of them: %s (--strict stops at the first)", folder.path("skipped.jsonl"))

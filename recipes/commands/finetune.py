@@ -39,9 +39,9 @@ from slm.lora import add_lora
 from slm.modeling import LLMFacts, describe_llm, load_llm, save_slm
 from slm.multi_token import set_multi_token_heads
 from slm.speech_rows import extend_with_speech
-from slm.training.attention_reader import AttentionReader, heads_of
+from slm.training.alignment.attention_reader import AttentionReader, heads_of
 from slm.training.objectives import check_objective, finetuning_objective
-from slm.training.trainer import train
+from slm.training.train import train
 from slm.vocabulary import SpeechVocabulary
 
 FIGURES = ("loss", "wer", "cer")  # how the names of an evaluation's figures end

@@ -200,7 +200,7 @@ def _splits(count: int, config: Config) -> list[str]:
 def _distinct(splits: list[str], draw: Callable[[], str], never: set[str], said: dict[str, str]) -> dict[str, str]:
     """A different text for each place and its split: none of `never`, and none `said` in another split.
 
-    A text said in the same split may come again: that does no harm, and the corpora made so far hold some.
+    A text said in the same split may come again, which does no harm.
     """
     texts: dict[str, str] = {}
     for _ in range(100 * len(splits)):

@@ -16,13 +16,10 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import soundfile
 import torch
 
@@ -31,9 +28,8 @@ from eval.judges.config import JudgeConfig
 from eval.judges.judge import Judge, check_judge, load_judge
 from eval.speech.measures.registry import Measure, chosen_measures
 from recipes.config import ConfigError, Problems
-from recipes.encoding.encoder import encode_recording
 from recipes.runs.embedded import RECOGNISERS, TOKENIZERS, resolve_judge
-from recipes.runs.files import atomic_write_text, disk_errors
+from recipes.runs.files import atomic_write_text
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device, resolve_precision, seed_everything
 from recipes.runs.plugins import plugins_key
@@ -52,9 +48,10 @@ from recipes.scoring.resynthesis import (
     transcribe_excerpt,
     write_page,
 )
+from recipes.scoring.round_trip import Codec, decode_timed, encode_timed, warm_up, write_wav
 from tokenizer import load_tokenizer
 from tokenizer.data.utterances import AudioError, Utterance
-from tokenizer.long_form.chunking import CHUNK_S, can_chunk, decode_blocks
+from tokenizer.long_form.chunking import CHUNK_S
 from tokenizer.long_form.long_audio import LongAudio
 from tokenizer.precision import exact_fp32
 
@@ -109,23 +106,6 @@ class Config:
     @run_dir.setter
     def run_dir(self, folder: str) -> None:
         self.output = folder
-
-
-@dataclass
-class Codec:
-    """One tokenizer, loaded, with its name in tables and files."""
-
-    name: str
-    label: str
-    model: Any
-    fingerprint: str
-
-    def ways(self) -> Iterator[tuple[str, int, int]]:
-        """(output, books it reads, its sampling rate)."""
-        config = self.model.config
-        for way in self.model.decode_paths:
-            n_books = len(config.codebook_sizes) if way == "reconstruction" else 1
-            yield way, n_books, config.auxiliary_sampling_rate if way == "resynthesis" else config.sampling_rate
 
 
 @dataclass
@@ -233,7 +213,7 @@ def run(config: Config) -> Path:
         atomic_write_text(out / RESULTS_FILE, json.dumps({"recordings": [], "run": describe_run(config)}) + "\n")
     recordings = []
     for codec in job.codecs:
-        _warm_up(codec, job)
+        warm_up(codec, job.precision, job.device)
     for recording, stem in progress(readable, "resynthesize", len(readable)):
         written: list[Path] = []
         try:
@@ -310,7 +290,7 @@ def _one_recording(
     utterance, out, name = recording.utterance, Path(config.output), recording.utterance.id
     original = out / f"{stem}-recording.wav"
     written.append(original)
-    n_samples = _write(original, recording.blocks(), job.recording_hz)
+    n_samples = write_wav(original, recording.blocks(), job.recording_hz)
     info = soundfile.info(name)
     entry: dict[str, Any] = {
         "file": name,
@@ -325,18 +305,16 @@ def _one_recording(
     if alone := [measure for measure in job.measures if not measure.needs_reference]:
         entry["measured"] = scores(original, original, original.name, alone)
     for codec in job.codecs:
-        model = codec.model
-        rate, sizes, frame_rate = model.config.sampling_rate, model.config.codebook_sizes, model.config.frame_rate
-        reading = _Timed(_long_enough(LongAudio(utterance, rate).blocks(), getattr(model, "min_samples", 1)))
-        started = time.perf_counter()
-        codes, _ = encode_recording(model, reading, config.chunk_s, job.precision, job.device)
-        encode_s = time.perf_counter() - started - reading.wall_s
+        codec_config = codec.model.config
+        sizes, frame_rate = codec_config.codebook_sizes, codec_config.frame_rate
+        at_its_rate = LongAudio(utterance, codec_config.sampling_rate)
+        codes, encode_s = encode_timed(codec, at_its_rate, config.chunk_s, job.precision, job.device)
         for way, n_books, way_hz in codec.ways():
             path = out / f"{stem}-{codec.label}-{way.replace('_', '-')}.wav"
             written.append(path)
-            decoding = _Timed(_decoded(model, codes[:n_books], config.chunk_s, way == "resynthesis"))
-            _write(path, decoding, way_hz, math.ceil(n_samples * way_hz / job.recording_hz), codec.name)
-            wall_s = encode_s + decoding.wall_s
+            way_samples = math.ceil(n_samples * way_hz / job.recording_hz)
+            decode_s = decode_timed(codec, codes[:n_books], way, config.chunk_s, path, way_hz, way_samples)
+            wall_s = encode_s + decode_s
             row = {
                 "tokenizer": codec.label,
                 "way": way,
@@ -354,65 +332,6 @@ def _one_recording(
             row |= {"heard": transcript, "heard_cer": cer_to_recording(entry["heard"], transcript)}
             entry["rows"].append(row)
     return entry
-
-
-def _long_enough(blocks: Iterable[np.ndarray], fewest: int) -> Iterator[torch.Tensor]:
-    """The blocks (s,), and silence behind them where all are too short for any code."""
-    n_samples = 0
-    for block in blocks:
-        n_samples += len(block)
-        yield torch.from_numpy(np.asarray(block, np.float32))
-    if n_samples < fewest:
-        yield torch.zeros(fewest - n_samples)
-
-
-class _Timed:
-    """An iterator that adds up the seconds that its items take to come."""
-
-    def __init__(self, items: Iterable[Any]) -> None:
-        self.items, self.wall_s = iter(items), 0.0
-
-    def __iter__(self) -> _Timed:
-        return self
-
-    def __next__(self) -> Any:
-        started = time.perf_counter()
-        try:
-            return next(self.items)
-        finally:
-            self.wall_s += time.perf_counter() - started
-
-
-def _decoded(model: Any, codes: np.ndarray, chunk_s: float, resynthesis: bool) -> Iterator[np.ndarray]:
-    """Samples (s,) of codes (k, F), block by block."""
-    for samples in decode_blocks(model, torch.from_numpy(codes)[None], chunk_s, resynthesis):
-        yield samples[0, 0].float().cpu().numpy()
-
-
-def _write(path: Path, blocks: Iterable[np.ndarray], sampling_rate: int, most: int | None = None, who: str = "") -> int:
-    """Write blocks (s,) as one 16-bit WAV of at most `most` samples; returns how many there were."""
-    written = 0
-    with disk_errors(path), soundfile.SoundFile(path, "w", sampling_rate, 1, "PCM_16", format="WAV") as file:
-        for block in blocks:
-            block = block[: None if most is None else most - written]
-            if not np.isfinite(block).all():
-                raise ConfigError(
-                    f"tokenizer {who} gave NaN or infinite samples for {path.name}: its weights are broken"
-                )
-            file.write(np.clip(block, -1, 1))
-            written += len(block)
-    return written
-
-
-@torch.inference_mode()
-def _warm_up(codec: Codec, job: Job) -> None:
-    """Half a second there and back, so that no recording pays for a model's first call."""
-    noise = 0.1 * torch.randn(codec.model.config.sampling_rate // 2, generator=torch.Generator().manual_seed(0))
-    codes, _ = encode_recording(codec.model, [noise], CHUNK_S, job.precision, job.device)
-    for way, n_books, _ in codec.ways():
-        list(_decoded(codec.model, codes[:n_books], CHUNK_S, way == "resynthesis"))
-    if not can_chunk(codec.model):
-        log.info("%s cannot be cut into chunks: a recording goes through whole, memory grows with it", codec.name)
 
 
 def _outputs(config: Config, job: Job, stem: str) -> list[Path]:

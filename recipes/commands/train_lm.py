@@ -28,7 +28,7 @@ from slm.training.batches import plan_steps, with_steps
 from slm.training.config import TrainingConfig
 from slm.training.samples import TextSamples
 from slm.training.text_lm import TextLMConfig, build_text_tokenizer, new_text_lm
-from slm.training.trainer import train, trained_weights
+from slm.training.train import train, trained_weights
 from tokenizer.data.manifest import read_source, read_sources
 from tokenizer.data.utterances import DataSource
 

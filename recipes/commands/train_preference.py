@@ -22,7 +22,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval.judges.judge import check_judge, load_judge
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from eval.judges.judge import Judge, check_judge, load_judge
 from eval.protocol import pinned_identity
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
@@ -48,9 +51,11 @@ from slm.multi_token import set_multi_token_heads
 from slm.tasks import Task, get_task
 from slm.tasks.tts_aligned import TTS_ALIGNED
 from slm.training.batches import plan_steps
-from slm.training.preference import PairSamples, dpo, grpo
-from slm.training.reference import Reference, Scorer
-from slm.training.trainer import train
+from slm.training.preference.dpo import PairSamples, dpo_objective
+from slm.training.preference.grpo import grpo_objective
+from slm.training.preference.reference import Reference, Scorer
+from slm.training.train import train
+from slm.training.trainer import Objective
 from slm.vocabulary import SpeechVocabulary
 
 __all__ = ["Config", "plan", "run"]
@@ -197,10 +202,6 @@ def run(config: Config) -> Path:
     tokenizer = decoding_tokenizer(config, vocabulary, device)
     folder.start(config, fingerprint)
     seed_everything(config.seed)
-
-    def start() -> Any:
-        return load_llm(config.model, config.weights, config.training.attention)[0]
-
     model, text_tokenizer, vocabulary = load_llm(config.model, config.weights, config.training.attention)
     model = model.to(device).eval()
     speaker = Speaker(text_tokenizer, vocabulary, tokenizer, device, task)
@@ -212,30 +213,13 @@ def run(config: Config) -> Path:
         vocabulary = with_task(vocabulary, task)
     if config.method == "dpo":
         pairs = make_pairs(config, folder, texts.train, speaker, judge, Scorer(model, device, precision))
-        samples = PairSamples(pairs)
-        objective = dpo(config.dpo.beta, config.dpo.sft_weight)
-        reference = Reference(start, device, precision)
+        samples, objective = PairSamples(pairs), dpo_objective(config.dpo.beta, config.dpo.sft_weight)
+        reference = _reference(config, device, precision)
     else:
         samples = prompt_samples(config, texts.train, speaker)
-        reference = Reference(start, device, precision, keep=config.grpo.kl_weight > 0)
-        objective = grpo(
-            make_rollout(config, texts.train, speaker, judge),
-            reference,
-            clip=config.grpo.clip,
-            kl_weight=config.grpo.kl_weight,
-            updates=config.grpo.updates,
-            temperature=config.sampling.temperature,
-        )
-    set_multi_token_heads(model, None)
-    if config.lora is None:
-        freeze_other_towers(model)
-        if config.training.freeze_layers:
-            freeze_lower_layers(model, config.training.freeze_layers)
-            keep_text_rows(model, vocabulary)
-    else:
-        if not folder.path("base").exists():
-            save_slm(model, text_tokenizer, vocabulary, folder.path("base"))
-        model = add_lora(model, vocabulary, config.lora)
+        reference = _reference(config, device, precision, keep=config.grpo.kl_weight > 0)
+        objective = _grpo_objective(config, texts, speaker, judge, reference)
+    model = _made_trainable(config, model, text_tokenizer, vocabulary, folder)
     started = time.perf_counter()
     trainer = train(
         model,
@@ -257,3 +241,41 @@ def run(config: Config) -> Path:
     warn_of_worse(trainer, kept, ("wer", "cer"))
     folder.mark_complete({"steps": trainer.state.global_step, "wall_s": round(wall, 1), **kept})
     return result
+
+
+def _reference(config: Config, device: str, precision: str, keep: bool = False) -> Reference:
+    def load() -> nn.Module:
+        return load_llm(config.model, config.weights, config.training.attention)[0]
+
+    return Reference(load, device, precision, keep)
+
+
+def _grpo_objective(config: Config, texts: Texts, speaker: Speaker, judge: Judge, reference: Reference) -> Objective:
+    return grpo_objective(
+        make_rollout(config, texts.train, speaker, judge),
+        reference,
+        clip=config.grpo.clip,
+        kl_weight=config.grpo.kl_weight,
+        updates=config.grpo.updates,
+        temperature=config.sampling.temperature,
+    )
+
+
+def _made_trainable(
+    config: Config,
+    model: PreTrainedModel,
+    text_tokenizer: PreTrainedTokenizerBase,
+    vocabulary: SpeechVocabulary,
+    folder: RunFolder,
+) -> nn.Module:
+    """The model with what is to learn: all but its frozen layers, or adapters, whose base is then kept in `folder`."""
+    set_multi_token_heads(model, None)
+    if config.lora is not None:
+        if not folder.path("base").exists():
+            save_slm(model, text_tokenizer, vocabulary, folder.path("base"))
+        return add_lora(model, vocabulary, config.lora)
+    freeze_other_towers(model)
+    if config.training.freeze_layers:
+        freeze_lower_layers(model, config.training.freeze_layers)
+        keep_text_rows(model, vocabulary)
+    return model

@@ -104,7 +104,7 @@ class Config:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda"})
     plugins: list[str] = plugins_key()
 
-    former_defaults = {"max_duration_s": 120.0}  # of finished folders; what is long is cut since
+    former_defaults = {"max_duration_s": 120.0}  # of older folders: nobody asked for it
 
     def __post_init__(self) -> None:
         check_inputs(self, "files")

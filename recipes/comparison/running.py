@@ -37,7 +37,7 @@ def make_cells(config: Config, budgets: Mapping[str, Budget] | None = None) -> d
 
 def _steps_of(config: Config, more: Mapping[str, list[str]]) -> dict[str, list[Step]]:
     """Every cell's stages, with what else each sets, cell -> ``STAGE.key=value``."""
-    owners = {} if config.axes else None  # comparisons without axes were begun with a folder for each cell
+    owners = {} if config.axes else None  # without axes each cell has a folder of its own
     return {
         cell.name: make_steps(config, cell.name, [*cell.set, *more.get(cell.name, [])], owners, cell.stages)
         for cell in config.cells

@@ -1,1 +1,3 @@
-"""Continuous-input ASR: how `slm finetune-continuous` trains it, and how `slm transcribe` runs it."""
+"""Continuous-input ASR: a frozen `encoder`, how `slm finetune-continuous` trains an LLM on its features (`training`),
+and how `slm transcribe` runs it (`transcription`).
+"""

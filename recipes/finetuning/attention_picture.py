@@ -13,9 +13,9 @@ from recipes.finetuning.data import Data
 from recipes.runs.files import disk_errors
 from recipes.runs.machine import is_main_process
 from slm.tasks.sequences import Example
-from slm.training.alignment import AlignmentConfig
-from slm.training.alignment_trainer import attention_to_text
-from slm.training.attention_reader import Head, heads_of
+from slm.training.alignment.attention_reader import Head, heads_of
+from slm.training.alignment.config import AlignmentConfig
+from slm.training.alignment.trainer import attention_to_text
 from slm.training.trainer import bare_model
 
 MOST_HEADS, COLUMNS = 24, 4

@@ -49,7 +49,7 @@ class Corpora:
     @property
     def index_text(self) -> str:
         """What stands for their bytes: their indexes hold the hash of every shard."""
-        # One corpus is as it was before there could be several: its runs go on.
+        # One corpus of weight 1 is its index alone: the runs of `corpus=...` go on under `corpora=[...]`.
         weights = [] if self.weights == [1.0] else [json.dumps(self.weights)]
         return "".join([*((c.folder / INDEX_NAME).read_text(encoding="utf-8") for c in self.opened), *weights])
 

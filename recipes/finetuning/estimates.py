@@ -26,7 +26,11 @@ from slm.training.config import TrainingConfig, TrainingError
 def describe_plan(
     config: Config, facts: LLMFacts, corpora: Corpora, data: Data, device: str, precision: str
 ) -> dict[str, object]:
-    """The plan as a table's rows."""
+    """The plan as a table's rows: sizes, tokens, steps and memory of a fine-tuning.
+
+    Raises:
+        TrainingError: A step holds fewer sequences than it has micro-batches.
+    """
     samples = data.all_train
     training = with_steps(config.training, samples)
     steps = plan_steps(samples.lengths, training.tokens_per_step, training.steps, config.seed, samples.repeats)

@@ -12,7 +12,8 @@ from recipes.runs.run_folder import RunFolder
 from slm.lora import LoraSettings, merge_lora, save_adapter
 from slm.modeling import save_slm
 from slm.training.config import TrainingConfig
-from slm.training.trainer import SpeechTrainer, trained_weights
+from slm.training.train import trained_weights
+from slm.training.trainer import SpeechTrainer
 from slm.vocabulary import SpeechVocabulary
 
 

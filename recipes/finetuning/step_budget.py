@@ -27,7 +27,7 @@ from slm.speech_rows import extend_with_speech
 from slm.tasks.registry import UtteranceTokens
 from slm.training.objectives import finetuning_objective
 from slm.training.samples import SpeechSamples
-from slm.training.trainer import train
+from slm.training.train import train
 from slm.vocabulary import add_marks, add_speech
 from tokenizer import load_tokenizer
 
@@ -105,7 +105,11 @@ def choose_steps(budget: StepBudget, tokens_per_step: int, seconds: Mapping[str,
 
 
 def saved_steps(folder: RunFolder) -> ChosenSteps | None:
-    """What an earlier start chose; None before the first."""
+    """What an earlier start chose; None before the first.
+
+    Raises:
+        ConfigError: Its file does not hold what one writes there.
+    """
     values = read_json(folder.path(STEPS_FILE))
     try:
         return from_values(ChosenSteps, values) if values else None

@@ -1,7 +1,9 @@
 """What `slm transcribe` and `slm synthesize` share: the model with its tokenizer, and the predictions they write.
 
-`long_recordings` and `long_texts` cut what is longer than a model was trained on; `batches` deals the work to processes
-and keeps what is done; `speech_checks` looks for text that was not spoken. Of
-`slm synthesize` alone: its keys (`synthesis_config`), the texts that it is to say (`texts_to_say`), what the model is
-asked for each of them (`speech_requests`). Begin with `setup`.
+Begin with `setup`. `tasks` says what is asked; `long_recordings` and `long_texts` cut what is longer than a model was
+trained on; `batches` deals the work to processes and keeps what is done; `predictions` and `transcripts` are written;
+`keys` are those that both commands have.
+Of `slm synthesize` alone: its keys (`synthesis_config`), the texts that it is to say (`texts_to_say`), what becomes of
+each (`scripts`), what the model is asked for it (`speech_requests`, `prosody`), sound from codes (`speech_files`,
+`streaming`, `acoustic`: in the voice of a recording); `speech_checks` looks for text that was not spoken.
 """

@@ -50,7 +50,7 @@ def begun(config: Any, own: Iterable[str | Path]) -> RunFolder | None:
         inputs = [Path(config.corpus)]
     elif config.data:
         inputs = [[" ".join([u.id, u.text, *u.columns.values()]) for u in source_utterances(config)]]
-    # Of synthesis alone; a folder of before holds neither.
+    # Of synthesis alone; a folder whose configuration lacks these keys holds neither.
     voice = [Path(path) for path in (getattr(config, "acoustic", ""), getattr(config, "voice", "")) if path]
     fingerprint = digest(Path(config.model), *inputs, *voice)
     refuse_other_inputs(folder, fingerprint, f"model, {'voice, ' if voice else ''}files, data or corpus")

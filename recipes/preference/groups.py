@@ -13,7 +13,7 @@ from eval.text.normalisers import get_normaliser
 from recipes.preference.config import Config
 from recipes.preference.samples import Speaker, hear, judged
 from recipes.preference.texts import Text
-from slm.training.preference import Drawn, PromptSamples, Rollout
+from slm.training.preference.grpo import Drawn, PromptSamples, Rollout
 
 
 def prompt_samples(config: Config, texts: Sequence[Text], speaker: Speaker) -> PromptSamples:

@@ -12,7 +12,7 @@ from eval.text.normalisers import get_normaliser
 from recipes.preference.config import Config
 from recipes.preference.samples import Speaker, hear, judged
 from recipes.preference.texts import Text
-from slm.training.reference import Reference, answer_logits
+from slm.training.preference.reference import Reference, answer_logits
 
 
 def held_out_figures(

@@ -19,8 +19,8 @@ from recipes.runs.logs import log
 from recipes.runs.processes import Processes
 from recipes.runs.run_folder import RunFolder
 from slm.training.batches import pack
-from slm.training.preference import Pair
-from slm.training.reference import Scorer
+from slm.training.preference.dpo import Pair
+from slm.training.preference.reference import Scorer
 
 FILE = "pairs.jsonl"
 

@@ -35,7 +35,7 @@ def setup_logging(level: int = logging.INFO) -> None:
         for logger in ISLANDS:
             logger.addHandler(handler)
             logger.propagate = False
-        # PEFT asks models by the name that transformers no longer wants to hear; nobody who runs a command can mend it.
+        # PEFT calls transformers by a deprecated name; nobody who runs a command can mend it.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     for logger in ISLANDS:

@@ -53,7 +53,11 @@ def process_count() -> int:
 
 
 def resolve_device(device: str = "auto") -> str:
-    """``auto`` -> ``cuda`` where there is one, else ``cpu``; anything else is checked and returned."""
+    """``auto`` -> ``cuda`` where there is one, else ``cpu``; anything else is checked and returned.
+
+    Raises:
+        ConfigError: torch sees no GPU, or does not know such a device.
+    """
     import torch
 
     if device == "auto":

@@ -80,12 +80,12 @@ class RunFolder:
             before = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:
             raise ConfigError(f"{file} cannot be read ({error}); use another run_dir, or --restart") from error
-        with contextlib.suppress(ConfigError):  # a key that came later holds its default there
+        with contextlib.suppress(ConfigError):  # a key that the folder lacks holds its default there
             before = yaml.safe_load(dump_config(from_values(type(config), before)))
         old, new = flatten(before), flatten(yaml.safe_load(dump_config(config)))
         grows = set(_marked(type(config), "extendable"))
         free = {*_marked(type(config), "adjustable"), *grows}
-        # A default that changed since is no change of configuration: nobody asked for either value.
+        # A folder's older default is no change of configuration: nobody asked for either value.
         former = getattr(type(config), "former_defaults", {})
         defaults = flatten(yaml.safe_load(dump_config(type(config)()))) if former else {}
         for key, value in former.items():

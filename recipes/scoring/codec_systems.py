@@ -76,7 +76,11 @@ class CodecSystems:
         self._decode_s = dict.fromkeys((system.kind for system in self.systems), 0.0)
 
     def audio_batches(self, recordings: dict[str, np.ndarray]) -> Iterator[SystemAudio]:
-        """Each way's audio of one batch of recordings, one way after the other."""
+        """Each way's audio of one batch of recordings, one way after the other.
+
+        Args:
+            recordings: Waveforms (S,) at the tokenizer's rate, by id.
+        """
         rate = self.tokenizer.config.sampling_rate
         started = time.perf_counter()
         waveforms = list(recordings.values())

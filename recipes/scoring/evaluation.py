@@ -169,7 +169,7 @@ class Job:
 
     def fingerprint(self) -> str:
         """Digest of the inputs: the same configuration over other inputs is another evaluation."""
-        # `source` came later than folders that were scored by a hub judge; its revision says the same.
+        # A hub judge's revision says what `source` does, and folders without that key stay the same evaluation.
         judges = [{key: value for key, value in one.items() if key != "source"} for one in self.identities]
         inputs = [self.test_set.sha256, *map(predictions_sha256, self.predictions), judges]
         if self.tokenizer is not None:

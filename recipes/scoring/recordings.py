@@ -37,7 +37,11 @@ class Recordings:
         self.readable = [u.id for u, duration in zip(utterances, self.durations, strict=True) if duration]
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """Waveforms by id, of like length. Raises AudioError with ``strict``."""
+        """Waveforms (S,) by id, of like length, about `batch_seconds` of them together.
+
+        Raises:
+            AudioError: With ``strict``, at the first recording that cannot be read; without, it is noted and left out.
+        """
         most = self.batch_seconds * self.system.sampling_rate
         plan = length_batches(self.durations, self.batch_seconds)
         for planned in progress(plan, "recordings", len(plan)):

@@ -1,4 +1,4 @@
-"""The machine voices of `slm prepare-corpus`: espeak-ng, flite and Piper, and how a line is spoken.
+"""The machine voices of `slm prepare-corpus`: `espeak`, `flite` and `piper`, and how a line is spoken.
 
 Begin with `speaking`. `sentences.txt` holds everyday sentences for the corpus.
 Nothing here needs torch: each voice speaks in a process of its own, which imports this folder anew.

@@ -59,7 +59,21 @@ def speech_prompts(
     settings: SynthesizeSettings,
     keys: Sequence[str],
 ) -> list[np.ndarray | None]:
-    """What stands before the first code of each answer; None where the scores of its prosody were not finite."""
+    """What stands before the first code of each answer: prompts, and prosody that the model writes where none is given.
+
+    Args:
+        speech_lm: Whose vocabulary and answers.
+        task: Whose prompts; without prosody in its answers they are all there is.
+        utterances: What is to be said, one for each answer.
+        settings: How prosody is drawn.
+        keys: One for each answer, which its random stream follows from.
+
+    Returns:
+        (P,) ids for each answer; None where the scores of its prosody were not finite.
+
+    Raises:
+        GenerationError: The model's pattern has books beside the ids, where no prosody is written.
+    """
     vocabulary = speech_lm.vocabulary
     prompts = [make_prompt(vocabulary, task, item) for item in utterances]
     if not task.answer_holds_prosody:

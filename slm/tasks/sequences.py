@@ -146,6 +146,9 @@ def make_example(
         change: What is done to the codes (n, F) of the prompt's speech.
         prompted: What the prompt is made of, where its texts are written otherwise; None: `utterance`.
         bare: As in :func:`make_prompt`.
+
+    Raises:
+        TaskError: An answer of speech that does not begin with speech.
     """
     prompt = make_prompt(vocabulary, task, prompted or utterance, change, bare)
     parts = task.turn(utterance).answer

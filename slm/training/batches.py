@@ -188,7 +188,7 @@ class PackedBatches(Dataset):
         return len(self.plan) * self.micro_batches
 
     def places(self, step: int, micro: int) -> np.ndarray:
-        """Which of the samples `plan[step]` a micro-batch holds, by their places in it."""
+        """Which of the samples `plan[step]` a micro-batch holds: their places in it, rising, int64."""
         members = self.plan[step]
         by_length = np.argsort(-self.samples.lengths[members], kind="stable")
         # Dealt there and back, so that the micro-batches are of about one size.

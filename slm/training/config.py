@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from slm.multi_token import MultiTokenSettings
-from slm.training.alignment import AlignmentConfig
+from slm.training.alignment.config import AlignmentConfig
 
 # Tokens up to which attention written out trains faster than the fused kernel on a CPU, whose backward pass is slow
 # there: in bf16 a step takes 0.7 of the time at 128, 0.8 at 512.
@@ -298,7 +298,7 @@ def training_arguments(
     precision: str,
     processes: int,
 ) -> TrainingArguments:
-    """The Trainer's arguments; the parameters are those of `slm.training.trainer.train`."""
+    """The Trainer's arguments; the parameters are those of `slm.training.train.train`."""
     own = {
         "output_dir": str(folder),
         "max_steps": config.steps,

@@ -97,7 +97,7 @@ def check_delay(pattern: str, config: TrainingConfig) -> None:
 
 
 def delay_objective(vocabulary: SpeechVocabulary, further_weight: float) -> Objective | None:
-    """What `slm.training.trainer.train` minimises with further books; None where a vocabulary has none."""
+    """What `slm.training.train.train` minimises with further books; None where a vocabulary has none."""
     if not vocabulary.further_sizes:
         return None
     return Objective(functools.partial(DelayTrainer, further_weight=further_weight))

@@ -129,5 +129,5 @@ def check_multi_token(config: TrainingConfig, pattern: str) -> None:
 
 
 def multi_token_objective(vocabulary: SpeechVocabulary, settings: MultiTokenSettings) -> Objective:
-    """What `slm.training.trainer.train` minimises for a model with multi-token heads."""
+    """What `slm.training.train.train` minimises for a model with multi-token heads."""
     return Objective(functools.partial(MultiTokenTrainer, vocabulary=vocabulary, loss_weight=settings.loss_weight))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slm.training.alignment_trainer import alignment_objective, check_alignment
+from slm.training.alignment.trainer import alignment_objective, check_alignment
 from slm.training.config import TrainingConfig, TrainingError
 from slm.training.delay import check_delay, delay_objective
 from slm.training.multi_token import check_multi_token, multi_token_objective
@@ -31,7 +31,7 @@ def check_objective(config: TrainingConfig, pattern: str, says_its_prompt: bool)
 def finetuning_objective(
     vocabulary: SpeechVocabulary, config: TrainingConfig, further_weight: float
 ) -> Objective | None:
-    """What `slm.training.trainer.train` minimises; None: the loss of the answers alone.
+    """What `slm.training.train.train` minimises; None: the loss of the answers alone.
 
     Args:
         vocabulary: Of the model that is trained.

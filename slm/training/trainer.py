@@ -1,4 +1,4 @@
-"""Fine-tuning on transformers' Trainer: packed batches, a loss weighted per task, checkpoints that resume bit for bit.
+"""Transformers' Trainer on packed batches: a loss weighted per task, and evaluation of each task.
 
 Shapes: R rows of length L, V ids; `input_ids`, `labels`, `position_ids`, `loss_weights` (R, L); logits (R, L, V).
 """
@@ -6,7 +6,7 @@ Shapes: R rows of length L, V ids; `input_ids`, `labels`, `position_ids`, `loss_
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,26 +17,13 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import SequentialSampler
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import TensorBoardCallback
+from transformers import Trainer
 
 from slm.further_books import further_books_of
-from slm.multi_token import multi_token_heads_of
 from slm.tasks.sequences import IGNORE
 from slm.training.answer_loss import AnswerLoss
-from slm.training.batches import ONE_ROW, Batch, PackedBatches, evaluation_batches, with_steps
-from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
-from slm.training.config import SHORT_ROW, TrainingConfig, TrainingError, training_arguments
-from slm.training.finite_steps import FiniteSteps
-from slm.training.packing import packing_leaks
-from slm.training.samples import Samples
-from slm.training.zero_checkpoints import (
-    UniversalResume,
-    convert_for,
-    read_universal,
-    remove_universal,
-    written_by_others,
-)
+from slm.training.batches import Batch, PackedBatches
+from slm.training.zero_checkpoints import convert_for, read_universal, remove_universal, written_by_others
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +32,9 @@ Measure = Callable[[nn.Module], dict[str, float]]
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised, on what: the answers' loss on packed sequences, or another (`slm.training.preference`).
+    """What is minimised, on what: the answers' loss on packed sequences, or another.
+
+    Others: `slm.training.objectives`, `slm.training.preference`.
 
     Args:
         trainer: The Trainer whose `compute_loss` is minimised; takes what `SpeechTrainer` does.
@@ -122,7 +111,7 @@ class SpeechTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor]:
-        """The step's micro-batches and the sum of their loss weights over all processes."""
+        """The step's micro-batches and the sum of their loss weights over all processes, () fp32."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         total = torch.zeros((), dtype=torch.float64)
         for batch in batches:
@@ -148,7 +137,7 @@ class SpeechTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Weighted cross-entropy; `num_items_in_batch` is the sum of weights over the whole optimizer step."""
+        """Weighted cross-entropy, (); `num_items_in_batch` () is the sum of weights over the whole optimizer step."""
         total, outputs = self._weighted_sum(model, inputs)
         # Engines average gradients over processes: this process's share is scaled up by their number first.
         loss = total / num_items_in_batch.clamp_min(1e-8) * self.accelerator.num_processes
@@ -251,175 +240,3 @@ class SpeechTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 remove_universal(best)
-
-
-class _Watch(TrainerCallback):
-    """Checks that the engine is the one that was asked for."""
-
-    def __init__(self, trainer: SpeechTrainer, config: TrainingConfig) -> None:
-        self.trainer, self.config = trainer, config
-
-    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        wrapper = type(self.trainer.model_wrapped).__name__
-        wanted = None
-        # `accelerate launch` may bring an engine of its own file.
-        if self.config.deepspeed or self.trainer.is_deepspeed_enabled:
-            wanted = "DeepSpeedEngine"
-        elif self.config.fsdp or self.trainer.is_fsdp_enabled:
-            wanted = "FSDP" if wrapper.startswith("FSDP") else "FullyShardedDataParallel"
-        elif args.world_size > 1:
-            wanted = "DistributedDataParallel"
-        if wanted and not wrapper.startswith(wanted):
-            raise TrainingError(
-                f"asked for {wanted} on {args.world_size} processes, but the model is wrapped as {wrapper}"
-            )
-
-
-def train(
-    model: nn.Module,
-    train_samples: Samples,
-    valid_samples: Samples | None,
-    config: TrainingConfig,
-    folder: str | Path,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    precision: str = "fp32",
-    processes: int = 1,
-    callbacks: Sequence[TrainerCallback] = (),
-    tensorboard: str | Path | None = None,
-    measure: Measure | None = None,
-    objective: Objective | None = None,
-    evaluates_first: bool = False,
-) -> SpeechTrainer:
-    """Trains a model, going on from the newest whole checkpoint in `folder` if there is one.
-
-    Args:
-        model: A causal LM or a PeftModel around one.
-        train_samples: What to train on.
-        valid_samples: What the loss is measured on every `eval_steps`; None for no such loss.
-        config: Steps, rates, engine.
-        folder: Where the `checkpoint-N` folders go.
-        seed: Decides data order and noise, and dropout.
-        device: "cpu" or "cuda".
-        precision: "fp32", "bf16" or "fp16": what autocast computes in.
-        processes: How many the launcher was asked for; checked.
-        callbacks: Further Trainer callbacks.
-        tensorboard: Folder of TensorBoard's events.
-        measure: Further figures of each evaluation by name, of the model as it is in eval mode; not of one that an
-            engine has sharded.
-        objective: What is minimised; None: the loss of the answers.
-        evaluates_first: Whether an evaluation comes before the first step too, where there are any; not again after a
-            resume.
-
-    Returns:
-        The trainer, its model trained (with `keep: best`, that of lowest valid loss).
-
-    Raises:
-        TrainingError: Another number of processes or another engine than asked for came up, or the model reads
-            across the borders of packed sequences.
-        FloatingPointError: The gradient was not finite in several steps in a row.
-    """
-    config = with_steps(config, train_samples)
-    objective = objective or Objective(SpeechTrainer)
-    evaluates = (valid_samples is not None or measure is not None) and config.eval_steps > 0
-    if config.keep == "best" and not evaluates:
-        raise TrainingError("training.keep: best needs a valid split; the corpus has none, so take keep: last")
-    arguments = training_arguments(
-        config, folder, evaluates=evaluates, seed=seed, device=device, precision=precision, processes=processes
-    )
-    if not arguments.use_cpu and arguments.world_size == 1:
-        # With several GPUs in one process the Trainer would take that many items as one batch, for DataParallel.
-        arguments._n_gpu = min(1, arguments.n_gpu)
-    bare = bare_model(model)
-    has_parts = further_books_of(bare) is not None or multi_token_heads_of(bare) is not None
-    if has_parts and arguments.ddp_find_unused_parameters is None:
-        # They run beside the model's forward pass, where DistributedDataParallel would take them for unused.
-        arguments.ddp_find_unused_parameters = False
-    if arguments.world_size != processes:
-        raise TrainingError(
-            f"{processes} processes were asked for, {arguments.world_size} came up; start with "
-            f"`torchrun --nproc_per_node {processes} -m recipes.cli finetune ...`"
-        )
-    # transformers tells packed sequences apart for FlashAttention-2 only where a batch is one row.
-    flash = "flash" in bare.config._attn_implementation
-    row_length = ONE_ROW if flash and config.pack_length else config.pack_length
-    batches = objective.batches(
-        train_samples,
-        steps=config.steps,
-        tokens_per_step=config.tokens_per_step,
-        micro_batches=config.gradient_accumulation * processes,
-        pack_length=row_length,
-        seed=seed,
-    )
-    evaluation = {}
-    if evaluates and valid_samples is not None:
-        micro_tokens = max(config.pack_length, config.tokens_per_step // (config.gradient_accumulation * processes))
-        evaluation = evaluation_batches(valid_samples, micro_tokens, row_length)
-    attention = bare.config._attn_implementation
-    if config.attention == "auto" and device == "cpu" and 0 < config.pack_length <= SHORT_ROW:
-        bare.set_attn_implementation("eager")
-    trainer = objective.trainer(
-        model=model,
-        args=arguments,
-        train_dataset=batches,
-        eval_dataset=[0]
-        if evaluates
-        else None,  # evaluate() reads `evaluation`; the Trainer only asks whether there is one
-        data_collator=_only,
-        evaluation=evaluation,
-        task_weights=dict(zip(train_samples.task_names, train_samples.task_weights, strict=True)),
-        embedding_learning_rate=config.embedding_learning_rate,
-        decayed_tables=not config.freeze_layers,
-        measure=measure,
-        callbacks=list(callbacks),
-    )
-    # An engine leaves the model on the CPU until it trains, where flash attention cannot be asked.
-    if row_length and not (flash and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)):
-        _check_packing(trainer.model, train_samples, rows=1 if flash else 2)
-    if measure is not None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
-        raise TrainingError("eval_transcripts: a sharded model writes no transcripts while it trains; set it to 0")
-    trainer.remove_callback(PrinterCallback)
-    if config.patience is not None:
-        trainer.add_callback(EarlyStoppingCallback(config.patience))
-    trainer.add_callback(_Watch(trainer, config))
-    trainer.add_callback(FiniteSteps(trainer))
-    trainer.add_callback(CheckpointMarker())
-    trainer.add_callback(SettingsOfThisRun())
-    if tensorboard is not None and trainer.is_world_process_zero():
-        from torch.utils.tensorboard import SummaryWriter
-
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(tensorboard))))
-    with arguments.main_process_first(desc="looking for checkpoints"):
-        checkpoint = newest_checkpoint(folder)
-    if checkpoint and trainer.is_deepspeed_enabled and written_by_others(checkpoint, processes):
-        convert_for(checkpoint, arguments)
-        trainer.add_callback(UniversalResume(trainer, checkpoint))
-    arguments.eval_on_start |= (objective.evaluates_first or evaluates_first) and evaluates and checkpoint is None
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    bare.set_attn_implementation(attention)
-    return trainer
-
-
-def _check_packing(model: nn.Module, samples: Samples, rows: int) -> None:
-    """Raises TrainingError where the model reads across the borders of packed sequences."""
-    first, second = (samples.example(index, None).input_ids for index in (0, len(samples.lengths) - 1))
-    if packing_leaks(model, first, second, rows):
-        raise TrainingError(
-            f"{type(bare_model(model)).__name__} does not keep packed sequences apart: the second of a row gives other "
-            "logits than alone, so it would learn from what it cannot know. Set training.pack_length=0 (a row for each "
-            "sequence), or take a model whose layers are all attention, in transformers' own code (Qwen2, Llama, ...)"
-        )
-
-
-def trained_weights(trainer: SpeechTrainer) -> tuple[nn.Module, dict[str, torch.Tensor] | None]:
-    """The unwrapped model and its whole weights, gathered where an engine sharded them; call it in every process."""
-    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
-    return trainer.accelerator.unwrap_model(trainer.model), state
-
-
-def _only(items: list[Batch]) -> Batch:
-    """The one item that a batch is: rows are packed already."""
-    (item,) = items
-    return item

@@ -15,7 +15,7 @@ FILE_NAME = "speech_vocabulary.json"
 FORMAT = "lmspt-speech-vocabulary/2"
 # Without groups: four marks and the books, which is what the fields alone give.
 FORMAT_1 = "lmspt-speech-vocabulary/1"
-# With further books beside the LLM's ids: an earlier version would take such a model for one of book 0 alone.
+# With further books beside the LLM's ids, which a reader of the formats above would not see.
 FORMAT_3 = "lmspt-speech-vocabulary/3"
 
 

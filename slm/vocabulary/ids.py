@@ -242,7 +242,7 @@ class SpeechVocabulary:
         return codes
 
     def prosody_ids(self) -> list[np.ndarray]:
-        """The ids of each feature of prosody, in the order of its bins.
+        """The ids of each feature of prosody, (bins,) int64 in the order of its bins.
 
         Raises:
             VocabularyError: The vocabulary has no prosody.

@@ -65,55 +65,17 @@ def config_from_published(values: dict[str, Any], exact_lengths: bool = False) -
     Raises:
         ValueError: a key is missing, unknown, or has a value that this model does not have.
     """
-    missing = [key for key in _REQUIRED if key not in values]
-    unknown = sorted(set(values) - {*_REQUIRED, *_SIZES, *_ONLY, *_IGNORED, "output_sample_rate"})
-    found = [f"{key} is missing" for key in missing] + [f"{key} is unknown" for key in unknown]
-    auxiliary = values.get("aux_decoder")
-    if auxiliary is None:  # the published code then builds a second main decoder
-        auxiliary = {
-            "channels": values.get("decoder_dim"),
-            "rates": values.get("decoder_rates"),
-            "sample_rate": values.get("sample_rate"),
-        }
-    elif isinstance(auxiliary, dict):
-        found += [f"aux_decoder.{key} is unknown" for key in sorted(set(auxiliary) - _AUXILIARY)]
-        found += [
-            f"aux_decoder.{key} is missing" for key in ("channels", "rates", "sample_rate") if key not in auxiliary
-        ]
-    else:
-        found.append(f"aux_decoder must hold its sizes, not {auxiliary!r}")
-        auxiliary = {}
-    for prefix, part in (("", values), ("aux_decoder.", auxiliary)):
-        found += [
-            f"{prefix}{key} must be {allowed[0]}, not {part[key]!r}"
-            for key, allowed in _ONLY.items()
-            if key in part and part[key] not in allowed
-        ]
-    causal, rate = bool(values.get("is_causal")), values.get("sample_rate")
-    if bool(auxiliary.get("is_causal")) != causal:
-        found.append("aux_decoder.is_causal must be what is_causal is")
-    if values.get("output_sample_rate") not in (None, rate):
-        found.append(f"output_sample_rate must be sample_rate ({rate}), not {values['output_sample_rate']!r}")
-    rates = {"encoder_rates": values.get("encoder_rates"), "decoder_rates": values.get("decoder_rates")}
-    rates["aux_decoder.rates"] = auxiliary.get("rates")
-    found += [f"{key} must be a list, not {value!r}" for key, value in rates.items()
-              if not isinstance(value, list) and key not in missing and auxiliary]  # fmt: skip
-    widths = [values.get(f"{part}_encoder_dim") or values.get("encoder_dim") for part in ("semantic", "acoustic")]
-    sizes = [values.get(f"{part}_codebook_size") or values.get("codebook_size") for part in ("semantic", "acoustic")]
-    dims = [values.get(f"{part}_codebook_dim") or values.get("codebook_dim") for part in ("semantic", "acoustic")]
-    for key, pair in (("encoder_dim", widths), ("codebook_size", sizes), ("codebook_dim", dims)):
-        if None in pair:
-            found.append(f"{key} is missing")
-    if values.get("latent_dim") is None and values.get("encoder_dim") is None:
-        found.append("latent_dim is missing (it follows from encoder_dim alone)")
+    auxiliary, found = _auxiliary_of(values)
+    found = _key_problems(values) + found + _value_problems(values, auxiliary)
     if found:
         raise ValueError("published configuration: " + "; ".join(found))
     latent_dim = values.get("latent_dim") or values["encoder_dim"] * 2 ** len(values["encoder_rates"])
     if auxiliary.get("input_channel") not in (None, latent_dim):
         raise ValueError(f"published configuration: aux_decoder.input_channel must be latent_dim ({latent_dim})")
+    widths, sizes, dims = (_of_both_parts(values, key) for key in ("encoder_dim", "codebook_size", "codebook_dim"))
     try:
         return LMSPTConfig(
-            sampling_rate=rate,
+            sampling_rate=values["sample_rate"],
             strides=values["encoder_rates"],
             encoder_architecture="dac",
             decoder_architecture="dac",
@@ -135,11 +97,60 @@ def config_from_published(values: dict[str, Any], exact_lengths: bool = False) -
             auxiliary_strides=auxiliary["rates"][::-1],
             auxiliary_decoder_width=auxiliary["channels"],
             auxiliary_decoder_layers=0,
-            causal=causal,
+            causal=bool(values.get("is_causal")),
             exact_lengths=exact_lengths,
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"published configuration: {error}") from error
+
+
+def _key_problems(values: dict[str, Any]) -> list[str]:
+    missing = [key for key in _REQUIRED if key not in values]
+    unknown = sorted(set(values) - {*_REQUIRED, *_SIZES, *_ONLY, *_IGNORED, "output_sample_rate"})
+    return [f"{key} is missing" for key in missing] + [f"{key} is unknown" for key in unknown]
+
+
+def _auxiliary_of(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The auxiliary decoder's part of a published configuration, and what is wrong with its keys."""
+    auxiliary = values.get("aux_decoder")
+    if auxiliary is None:  # the published code then builds a second main decoder
+        of_decoder = {"channels": "decoder_dim", "rates": "decoder_rates", "sample_rate": "sample_rate"}
+        return {key: values.get(name) for key, name in of_decoder.items()}, []
+    if not isinstance(auxiliary, dict):
+        return {}, [f"aux_decoder must hold its sizes, not {auxiliary!r}"]
+    unknown = [f"aux_decoder.{key} is unknown" for key in sorted(set(auxiliary) - _AUXILIARY)]
+    missing = [f"aux_decoder.{key} is missing" for key in ("channels", "rates", "sample_rate") if key not in auxiliary]
+    return auxiliary, unknown + missing
+
+
+def _value_problems(values: dict[str, Any], auxiliary: dict[str, Any]) -> list[str]:
+    """What published values say that this model does not have; missing keys of `_REQUIRED` are not among it."""
+    found = [
+        f"{prefix}{key} must be {allowed[0]}, not {part[key]!r}"
+        for prefix, part in (("", values), ("aux_decoder.", auxiliary))
+        for key, allowed in _ONLY.items()
+        if key in part and part[key] not in allowed
+    ]
+    if bool(auxiliary.get("is_causal")) != bool(values.get("is_causal")):
+        found.append("aux_decoder.is_causal must be what is_causal is")
+    rate = values.get("sample_rate")
+    if values.get("output_sample_rate") not in (None, rate):
+        found.append(f"output_sample_rate must be sample_rate ({rate}), not {values['output_sample_rate']!r}")
+    rates = {key: values[key] for key in ("encoder_rates", "decoder_rates") if key in values}
+    rates["aux_decoder.rates"] = auxiliary.get("rates")
+    if auxiliary:
+        found += [f"{key} must be a list, not {rate!r}" for key, rate in rates.items() if not isinstance(rate, list)]
+    for key in ("encoder_dim", "codebook_size", "codebook_dim"):
+        if None in _of_both_parts(values, key):
+            found.append(f"{key} is missing")
+    if values.get("latent_dim") is None and values.get("encoder_dim") is None:
+        found.append("latent_dim is missing (it follows from encoder_dim alone)")
+    return found
+
+
+def _of_both_parts(values: dict[str, Any], key: str) -> list[Any]:
+    """What a key says for the semantic and for the acoustic part: the part's own value, or the one for both."""
+    return [values.get(f"{part}_{key}") or values.get(key) for part in ("semantic", "acoustic")]
 
 
 def config_to_published(config: LMSPTConfig) -> dict[str, Any]:

@@ -29,7 +29,11 @@ SEARCH_ROWS = 5000  # among which those of the valid split are looked for: one p
 
 
 def stream_has_split(source: DataSource, split: str) -> bool:
-    """Whether a streamed source may have rows of `split`; nothing is opened to find out."""
+    """Whether a streamed source may have rows of `split`; nothing is opened to find out.
+
+    Raises:
+        DataError: The source's split, or the one asked for, is none of ours.
+    """
     if split not in SPLITS or (source.split is not None and source.split not in SPLITS):
         raise DataError(f"{source.path}: split {source.split or split!r} is not one of {', '.join(SPLITS)}")
     return source.split in (None, split)

@@ -106,7 +106,7 @@ def convolve_over_time(x: Tensor, weight: Tensor, bias: Tensor | None, stride: i
 
 
 def first_largest(scores: Tensor) -> Tensor:
-    """`scores.argmax(dim=-1)` with the first index among equals, several times as fast on a CPU.
+    """`scores.argmax(dim=-1)` with the first index among equals, (..., N) -> (...) int64, faster than it on a CPU.
 
     There argmax reads value by value while amax reads vectors: the largest of each group of entries first, then the
     entry within the first group that has it.

@@ -40,7 +40,11 @@ MACHINE_ERRORS = {
 
 
 def save_state(state: TrainState, folder: Path, keep: int, accelerator: Accelerator) -> None:
-    """Writes `folder/checkpoint-N` and drops all but the newest `keep`. A crash leaves the one before whole."""
+    """Writes `folder/checkpoint-N` and drops all but the newest `keep`. A crash leaves the one before whole.
+
+    Raises:
+        OSError: The machine could not write it (no room, say); nothing half written stays behind.
+    """
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         return
@@ -112,7 +116,7 @@ def load_latest_state(state: TrainState, folder: Path, accelerator: Accelerator)
         accelerator.scaler.load_state_dict(optimizers["scaler"])
     if state.audio is not None and "audio" in optimizers:
         state.audio.load_state_dict(optimizers["audio"])
-    state.health.load_state_dict(optimizers.get("health", {}))  # checkpoints of before hold none
+    state.health.load_state_dict(optimizers.get("health", {}))  # none in checkpoints older than the key
     state.step = optimizers["step"]
     if optimizers.get("data_version") != DATA_VERSION:
         state.health.forget_best()

@@ -89,14 +89,32 @@ Features = list[list[Tensor]]  # per discriminator: the maps after each layer, t
 
 
 def discriminator_loss(real: Features, fake: Features) -> Tensor:
-    """Least squares: real towards 1, fake towards 0, summed over discriminators."""
+    """Least squares (LSGAN, arXiv 1611.04076): real towards 1, fake towards 0, summed over discriminators.
+
+    Args:
+        real: Of each discriminator its layers' outputs for real crops, the last of them the scores.
+        fake: The same for generated crops.
+
+    Returns:
+        () fp32.
+    """
     return sum(
         (1 - r[-1].float()).square().mean() + f[-1].float().square().mean() for r, f in zip(real, fake, strict=True)
     )
 
 
 def generator_losses(real: Features, fake: Features) -> tuple[Tensor, Tensor]:
-    """The adversarial term (fake towards 1) and the feature matching term, each summed over discriminators."""
+    """The adversarial term (fake towards 1) and the feature matching term, each summed over discriminators.
+
+    Feature matching is the L1 distance of all outputs but the scores; no gradient reaches those of real crops.
+
+    Args:
+        real: As in :func:`discriminator_loss`.
+        fake: The same for generated crops.
+
+    Returns:
+        Both (), fp32.
+    """
     adversarial = sum((1 - f[-1].float()).square().mean() for f in fake)
     matching = sum(
         mean_absolute_difference(made, wanted.detach())

@@ -101,6 +101,6 @@ def codec_losses(
 
 
 def split_real_and_generated(features: list[list[Tensor]]) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Feature maps of a batch of real and generated crops, parted."""
+    """Feature maps (2 B, ...) of B real crops and the B generated ones behind them, parted into (B, ...) of each."""
     pairs = [[layer.chunk(2) for layer in part] for part in features]
     return [[a for a, _ in part] for part in pairs], [[b for _, b in part] for part in pairs]

@@ -1,11 +1,6 @@
-"""Preference optimisation of an SLM's speech: DPO on pairs of answers, GRPO on groups that are drawn while it trains.
+"""Group relative policy optimisation: of answers to one prompt, those better than their group become likelier.
 
-Losses of our own on the Trainer of fine-tuning rather than TRL's trainers, because those (version 1.16 was read)
-tokenise texts, where these prompts are ids, draw answers by `generate` from the process's random state, where these are
-held to legal ids and must come out the same after a resume, and lay each sequence in a padded row, where these are
-packed.
-
-Shapes: R rows of length L, P pairs, S sequences and N answer tokens of a micro-batch.
+Shapes: P prompts, and N answer tokens of a micro-batch.
 """
 
 from __future__ import annotations
@@ -19,22 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slm.tasks.sequences import IGNORE, Example, answer
+from slm.tasks.sequences import Example, answer
 from slm.training.batches import Batch, PackedBatches, pack
 from slm.training.config import TrainingError
-from slm.training.preference_losses import clipped_policy_loss, dpo_loss, group_advantages, kl_estimate
-from slm.training.reference import Reference, answer_log_probabilities
-from slm.training.trainer import Objective, SpeechTrainer
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two answers to one prompt, the better one first, and their log-probabilities under the frozen start."""
-
-    chosen: Example
-    rejected: Example
-    reference_chosen: float
-    reference_rejected: float
+from slm.training.preference.losses import clipped_policy_loss, group_advantages, kl_estimate
+from slm.training.preference.reference import Reference, answer_log_probabilities
+from slm.training.preference.trainer import OneTask, PreferenceTrainer
+from slm.training.trainer import Objective
 
 
 @dataclass(frozen=True)
@@ -49,53 +35,7 @@ class Drawn:
 Rollout = Callable[[nn.Module, int, np.ndarray], list[list[Drawn]]]
 
 
-class _OneTask:
-    """Samples of one task: what of the protocol `Samples` is the same for pairs and prompts."""
-
-    task_names: Sequence[str] = ("preference",)
-    task_weights: Sequence[float] = (1.0,)
-    repeats: np.ndarray | None = None
-
-    def __init__(self, lengths: Sequence[int]) -> None:
-        self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.tasks = np.zeros(len(self.lengths), dtype=np.int64)
-
-
-class PairSamples(_OneTask):
-    """Pairs as samples: as long as both answers with their prompts.
-
-    Args:
-        pairs: At least one.
-    """
-
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        super().__init__([len(pair.chosen) + len(pair.rejected) for pair in pairs])
-        self.pairs = list(pairs)
-
-    def example(self, index: int, rng: np.random.Generator | None) -> Example:
-        """The chosen answer of a pair."""
-        return self.pairs[index].chosen
-
-
-class PairBatches(PackedBatches):
-    """Micro-batches of whole pairs: `sequences` 2 i and 2 i + 1 are the chosen and the rejected answer of pair i.
-
-    Beside what `pack` makes: `reference` (P, 2) float32, and `chosen_tokens` (), the answer tokens of chosen answers.
-    """
-
-    samples: PairSamples
-
-    def __getitem__(self, item: int) -> Batch:
-        step, micro = divmod(item, self.micro_batches)
-        pairs = [self.samples.pairs[i] for i in self.plan[step][self.places(step, micro)]]
-        examples = [example for pair in pairs for example in (pair.chosen, pair.rejected)]
-        batch = pack(examples, [1.0] * len(examples), self.pack_length, numbered=True)
-        reference = [(pair.reference_chosen, pair.reference_rejected) for pair in pairs]
-        chosen_tokens = sum(int((pair.chosen.labels != IGNORE).sum()) for pair in pairs)
-        return batch | {"reference": torch.tensor(reference), "chosen_tokens": torch.tensor(chosen_tokens)}
-
-
-class PromptSamples(_OneTask):
+class PromptSamples(OneTask):
     """Prompts as samples: as long as the answers that are drawn for each are expected to be, with their prompts.
 
     Args:
@@ -135,65 +75,6 @@ class PromptBatches(PackedBatches):
         return {"prompts": torch.from_numpy(members[self.places(step // self.updates, micro)])}
 
 
-class PreferenceTrainer(SpeechTrainer):
-    """What DPO and GRPO share: log-probabilities of answers, no dropout."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # Dropout would move the probabilities that two of the same model are compared by.
-        for module in self.model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            elif isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = 0.0
-
-
-class DPOTrainer(PreferenceTrainer):
-    """Direct preference optimisation of `PairBatches`.
-
-    Args:
-        beta: How strongly the start holds the model.
-        sft_weight: Of the chosen answers' mean loss per token, added to DPO's.
-    """
-
-    def __init__(self, *args: Any, beta: float, sft_weight: float = 0.0, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.beta, self.sft_weight = beta, sft_weight
-
-    def get_batch_samples(
-        self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list[Batch], Tensor]:
-        """The step's micro-batches, and how many pairs and chosen tokens they hold, (2,)."""
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        counts = [[len(batch["reference"]), int(batch["chosen_tokens"])] for batch in batches]
-        return batches, torch.tensor(counts, dtype=torch.float32).sum(0).to(device)
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, None]:
-        """The micro-batch's part of the mean over the step's pairs."""
-        values, sequences = answer_log_probabilities(model, inputs, self.answer_loss)
-        n_pairs, chosen_tokens = num_items_in_batch
-        sums = values.new_zeros(2 * len(inputs["reference"])).index_add(0, sequences, values)
-        chosen, rejected = sums.view(-1, 2).unbind(1)
-        of_chosen, of_rejected = inputs["reference"].unbind(1)
-        losses, margins = dpo_loss(chosen, rejected, of_chosen, of_rejected, self.beta)
-        loss = losses.sum() / n_pairs
-        if self.sft_weight:
-            loss = loss - self.sft_weight * chosen.sum() / chosen_tokens
-        self.note(
-            reward_margin=margins,
-            reward_accuracy=margins > 0,
-            reward_chosen=self.beta * (chosen - of_chosen),
-            reward_rejected=self.beta * (rejected - of_rejected),
-        )
-        return (loss, None) if return_outputs else loss
-
-
 class GRPOTrainer(PreferenceTrainer):
     """Group relative policy optimisation of answers to `PromptBatches` (DeepSeekMath, arXiv 2402.03300, eq. 3).
 
@@ -225,7 +106,11 @@ class GRPOTrainer(PreferenceTrainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
-        """The step's micro-batches, drawn where its turn is, and how many answers they hold."""
+        """The step's micro-batches, drawn where its turn is, and how many answers they hold, ().
+
+        Raises:
+            TrainingError: The training goes on at a step that learns from answers which an earlier step drew.
+        """
         prompts = [batch["prompts"] for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         if self.state.global_step % self.updates == 0:
             self._drawn = self._draw([numbers.cpu().numpy() for numbers in prompts])
@@ -285,16 +170,10 @@ class GRPOTrainer(PreferenceTrainer):
         return (loss, None) if return_outputs else loss
 
 
-def dpo(beta: float, sft_weight: float = 0.0) -> Objective:
-    """DPO as `slm.training.trainer.train` takes it, of `PairSamples`."""
-    trainer = functools.partial(DPOTrainer, beta=beta, sft_weight=sft_weight)
-    return Objective(trainer, PairBatches, evaluates_first=True)
-
-
-def grpo(
+def grpo_objective(
     rollout: Rollout, reference: Reference, *, clip: float, kl_weight: float, updates: int, temperature: float
 ) -> Objective:
-    """GRPO as `slm.training.trainer.train` takes it, of `PromptSamples`; the arguments are those of `GRPOTrainer`."""
+    """GRPO as `slm.training.train.train` takes it, of `PromptSamples`; the arguments are those of `GRPOTrainer`."""
     trainer = functools.partial(
         GRPOTrainer,
         rollout=rollout,

@@ -26,7 +26,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from slm.freezing import decoder_layers
-from slm.training.alignment import LOWEST, AlignmentConfig, log_prior
+from slm.training.alignment.config import AlignmentConfig
+from slm.training.alignment.forward_sum import LOWEST, log_prior
 from slm.training.config import TrainingError
 
 KEY = "training.alignment"
@@ -143,7 +144,11 @@ class _Layer:
         del self.module.attention_reader
 
     def own_attention(self, *args: Any, **settings: Any) -> tuple[Tensor, Tensor | None]:
-        """What the model itself would have called."""
+        """What the model itself would have called, with its own arguments and results.
+
+        Raises:
+            TrainingError: The model runs eager attention by a function that its module does not name.
+        """
         written_out = getattr(sys.modules[type(self.module).__module__], "eager_attention_forward", None)
         attend: Callable | None = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, written_out)
         if attend is None:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from slm.patterns import LATE
 from slm.tasks.sequences import Example
-from slm.training.alignment import AlignmentConfig, forward_sum
-from slm.training.attention_reader import KEY, AttentionReader, Head, Reading, heads_of
+from slm.training.alignment.attention_reader import KEY, AttentionReader, Head, Reading, heads_of
+from slm.training.alignment.config import AlignmentConfig
+from slm.training.alignment.forward_sum import forward_sum
 from slm.training.batches import Batch, pack
 from slm.training.config import TrainingError
 from slm.training.trainer import Objective, SpeechTrainer, bare_model
@@ -156,5 +157,5 @@ def check_alignment(config: AlignmentConfig | None, pattern: str, says_its_promp
 
 
 def alignment_objective(config: AlignmentConfig | None) -> Objective | None:
-    """What `slm.training.trainer.train` minimises with an alignment; None where none is asked for."""
+    """What `slm.training.train.train` minimises with an alignment; None where none is asked for."""
     return None if config is None else Objective(functools.partial(AlignmentTrainer, alignment=config))
