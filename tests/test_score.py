@@ -308,6 +308,13 @@ def test_the_plan_says_which_columns_were_taken(files) -> None:
     assert facts["hypothesis asr"].endswith("asr.txt (Kaldi text): 4 of 5 utterances")
 
 
+def test_a_split_that_is_not_there_is_answered_with_those_that_are(files) -> None:
+    rows = [{"id": i, "text": "lay red", "split": split} for i, split in (("u1", "train"), ("u2", "test"))]
+    (files / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match="has no split 'tset'; it has test, train"):
+        text_scores.prepare(configure(files, reference=str(files / "manifest.jsonl"), split="tset"))
+
+
 def test_lines_without_ids_are_told_how_they_were_read(files) -> None:
     """Their first words are taken for ids, as Kaldi's files have them."""
     (files / "ref.txt").write_text("bin blue now\nlay red soon\nset green again\n")

@@ -238,6 +238,8 @@ def _of_rows(
         raise ConfigError(f"reference: {path} holds the splits {', '.join(splits)}: name one, as split={splits[0]}")
     if role == "reference" and split is not None and splits:
         rows = [(number, row) for number, row in rows if row.get("split") == split]
+        if not rows:
+            raise ConfigError(f"reference: {path} has no split {split!r}; it has {', '.join(splits)}")
     id_column = _column(path, role, "id_column", columns.id, ID_COLUMNS, names)
     audio = next((name for name in AUDIO_COLUMNS if name in names), None)
     column = _text_column(path, role, columns, names, audio)
