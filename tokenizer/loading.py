@@ -18,6 +18,7 @@ from tokenizer.codecs.dmel import HOPS, DMel
 from tokenizer.codecs.published import PUBLISHED_REPO, is_published, load_published
 from tokenizer.codecs.registry import CODECS, register_codec
 from tokenizer.embedded import TOKENIZERS, embedded_folder
+from tokenizer.hub import ask_hub
 from tokenizer.model.configuration import LMSPTConfig, preset_config
 from tokenizer.model.modeling import LMSPTModel
 from tokenizer.model.presets import PRESETS
@@ -103,13 +104,14 @@ def _from_folder(folder: Path, num_codebooks: int | None) -> LMSPTModel | Codec:
 
 def _from_hub(name: str, num_codebooks: int | None) -> LMSPTModel | Codec:
     try:
+        ask_hub(name)
         settings, _ = PreTrainedConfig.get_config_dict(name)
         return _build(name, settings.get("model_type"), num_codebooks)
     except OSError as error:
         raise ValueError(
-            f"cannot get tokenizer {name!r} from the hub ({error.__class__.__name__}: no such name, no network, or "
-            f"offline mode). Download it where there is a network (hf download {name} --local-dir FOLDER) and give "
-            f"the folder, or {_choices()}"
+            f"cannot get tokenizer {name!r} from the hub ({type(error).__name__}: no such name, no network, or offline "
+            f"mode; {str(error).partition(chr(10))[0]}). Download it where there is a network (hf download {name} "
+            f"--local-dir FOLDER) and give the folder, or {_choices()}"
         ) from error
 
 
