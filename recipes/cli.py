@@ -155,13 +155,19 @@ def guarded(action: Any, debug: bool, goes_on: bool = True) -> None:
     ) as error:
         if debug:
             raise
-        fail(f"{_message(error)}\n(--debug shows where this was raised)", 2)
+        fail(f"{_message(error)}{_debug_hint(error)}", 2)
     except OSError as error:
         if debug:
             raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT) and "the same command goes on" not in str(error)
         tail = "\nFree some space and start the same command again: what was made so far is kept." if full else ""
         fail(f"{_message(error)}{tail}", 2)
+
+
+def _debug_hint(error: BaseException) -> str:
+    from recipes.runs.named_files import UnusableFiles
+
+    return "" if isinstance(error, UnusableFiles) else "\n(--debug shows where this was raised)"
 
 
 def _message(error: BaseException) -> str:

@@ -7,7 +7,6 @@ reported at once, each problem with its dotted key.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import types
 import typing
@@ -17,6 +16,8 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+
+from recipes.suggestions import did_you_mean
 
 CONFIGS = Path(__file__).parent / "configs"
 ConfigT = TypeVar("ConfigT")
@@ -203,9 +204,10 @@ def resolve_config_path(path: str | Path) -> Path:
     if not given.is_absolute() and shipped.is_file():
         return shipped
     names = sorted(str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.rglob("*.yaml"))
-    close = difflib.get_close_matches(str(path), names, n=1)
-    hint = f" Did you mean `{close[0]}`?" if close else ""
-    raise ConfigError(f"no configuration file {path}.{hint} Give a YAML file or a shipped name: {', '.join(names)}")
+    raise ConfigError(
+        f"no configuration file {path}; {did_you_mean(str(path), names)}give a YAML file, or the name of one of the "
+        f"{len(names)} that lie in {CONFIGS}, without its ending, such as quickstart/encode"
+    )
 
 
 def read_yaml(path: str | Path, _children: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -393,8 +395,7 @@ def _check_dataclass(hint: type, value: dict[str, Any], key: str, problems: list
     for name, item in value.items():
         full = f"{key}.{name}".lstrip(".")
         if name not in fields:
-            close = difflib.get_close_matches(str(name), fields, n=1)
-            guess = f"did you mean `{close[0]}`? " if close else ""
+            guess = did_you_mean(str(name), fields, most=1)
             problems.append(f"{full}: unknown key; {guess}known here: {', '.join(fields)}")
             continue
         default = default_of(fields[name])

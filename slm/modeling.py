@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,6 +34,7 @@ from slm.vocabulary import FILE_NAME, SpeechVocabulary
 
 ADAPTER_FILE = "adapter_config.json"
 BASE_FILE = "base.json"  # beside it: what tells the base's weights from others
+HUB_TIMEOUT_S, HUB_WAIT_S = 5.0, 1.0  # for an answer, and before a second question
 _BLOCK = 1 << 20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -87,15 +90,14 @@ def resolve_model(name: str) -> str:
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
         return name
     try:
-        # One short question: the libraries would retry for half a minute where there is no network.
-        HfApi().model_info(name, timeout=5)
+        _ask_hub(name)
     except Exception as error:  # noqa: BLE001 - every network library raises its own
         missing = "config.json, tokenizer.json, model.safetensors"
         raise ModelError(
             f"model {name}: not a local folder, not in the local Hugging Face cache, and the hub cannot give it "
             f"({type(error).__name__}). Missing: {missing}. Either run `hf download {name}` where there is a "
-            f"network and give the "
-            "folder as model=FOLDER, or log in if the model is gated, or train a small one offline with `slm train-lm`"
+            "network and give the folder as model=FOLDER, or log in if the model is gated, or train a small one "
+            "offline with `slm train-lm`. Where there is never a network, HF_HUB_OFFLINE=1 leaves the asking out"
         ) from error
     return name
 
@@ -178,6 +180,17 @@ def _resolve_base(where: str, base: str) -> str:
         return resolve_model(base)
     except ModelError as error:
         raise ModelError(f"adapter {where}: its base cannot be had: {error}") from error
+
+
+def _ask_hub(name: str) -> None:
+    """Asks for a model, where there is no answer once more: the libraries would go on so for half a minute."""
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+    except (HfHubHTTPError, OfflineModeIsEnabled):  # it will say the same again
+        raise
+    except Exception:  # noqa: BLE001 - every network library raises its own
+        time.sleep(HUB_WAIT_S)
+        HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
 
 
 def base_digest(folder: str | Path) -> str:

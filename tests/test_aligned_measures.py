@@ -10,7 +10,7 @@ import pytest
 from eval.speech.measures import registry
 from eval.speech.measures.aligned import si_sdr_db, stft_distance_db
 from eval.speech.measures.duration import sound_s
-from eval.speech.measures.registry import chosen_measures
+from eval.speech.measures.registry import chosen_measures, measures
 from eval.speech.quality import compare_audio
 
 RATE = 16_000
@@ -118,3 +118,37 @@ def test_synthesised_speech_gets_what_needs_no_step() -> None:
     """By `time_aligned` an evaluation leaves the others out where the audio does not run in step."""
     assert {m.name for m in chosen_measures(NAMES) if not m.time_aligned} == {"duration_ratio"}
     assert not {m.name for m in chosen_measures()} & set(NAMES)  # asked for by name
+
+
+UNTOUCHED_BY_LEVEL = ["stoi", "si_sdr_db", "duration_ratio", "dnsmos", "similarity", *F0]
+
+
+def clip_and_recording() -> tuple[np.ndarray, np.ndarray]:
+    """A recording without silence at its ends, and it with noise."""
+    clean = voice()[round(0.2 * RATE) : -round(0.2 * RATE)]
+    return clean + noise(clean, 0.01), clean
+
+
+@pytest.mark.parametrize("name", list(measures()))
+@pytest.mark.parametrize("zeros", [(0, 3 * RATE), (RATE, 0), (37, 0)], ids=["behind", "before", "a shift"])
+def test_silence_added_to_both_changes_no_verdict(name, zeros) -> None:
+    audio, reference = clip_and_recording()
+    wanted = measured(reference, audio, [name])
+    found = measured(np.pad(reference, zeros), np.pad(audio, zeros), [name])
+    for key, value in wanted.items():  # frames that reach into the zeros count more or less; None: not installed
+        assert found[key] is None if value is None else found[key] == pytest.approx(value, rel=0.03, abs=0.03), key
+
+
+@pytest.mark.parametrize("name", UNTOUCHED_BY_LEVEL)
+def test_the_level_of_a_clip_has_a_measure_of_its_own(name) -> None:
+    audio, reference = clip_and_recording()
+    wanted, found = measured(reference, audio, [name]), measured(reference, 0.3 * audio, [name])
+    for key, value in wanted.items():
+        assert found[key] is None if value is None else found[key] == pytest.approx(value, rel=1e-3, abs=2e-3), key
+
+
+def test_two_silences_have_no_distance() -> None:
+    for name in ("mel_distance_db", "stft_distance_db"):
+        silence = np.zeros(RATE, np.float32)
+        found = compare_audio(silence, silence, RATE, measures=chosen_measures([name]))
+        assert found.values[name] is None and "both are silent" in found.notes[0]

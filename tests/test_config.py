@@ -116,7 +116,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, text, message):
 
 
 def test_a_missing_file_names_the_shipped_ones():
-    with pytest.raises(ConfigError, match="no configuration file quickstart/encod.*Did you mean `quickstart/encode`"):
+    with pytest.raises(ConfigError, match="no configuration file quickstart/encod; did you mean `quickstart/encode`"):
         load_config(Config, "quickstart/encod")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from recipes.encoding.plan import read_splits
 from tokenizer.data.audio import load_audio
 from tokenizer.data.augmentation import AugmentationConfig, augment, move_formants, reverberate
 from tokenizer.data.manifest import read_source, read_sources
@@ -113,8 +114,10 @@ def test_duplicate_ids_and_empty_splits_are_refused(tmp_path):
     path = write_manifest(tmp_path, [{"id": "a", "audio": "a.wav"}, {"id": "a", "audio": "b.wav"}])
     with pytest.raises(DataError, match="ids must differ"):
         read_sources([DataSource(str(path))], "train")
-    with pytest.raises(DataError, match="no utterances in split 'test'"):
+    with pytest.raises(DataError, match=r"no utterances in split 'test' of \S+; there are train \(\d+\)"):
         read_sources([DataSource(str(path))], "test")
+    with pytest.raises(DataError, match=r"no utterances in split 'valid', 'test' of \S+; there are train \(2\)"):
+        read_splits([DataSource(str(path))], ["valid", "test"])
     with pytest.raises(DataError, match="nowhere.jsonl: no such"):
         read_sources([DataSource("nowhere.jsonl")], "train")
 

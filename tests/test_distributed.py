@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from recipes.commands import finetune
 from recipes.config import load_config
 from slm.modeling import load_llm
+from slm.training.trainer import SpeechTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -179,6 +180,32 @@ def test_deepspeed_gives_the_single_losses(tmp_path, stage: int, lora: bool) -> 
     one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name / "model") for name in ("single", "zero"))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def with_a_bad_step(*words: str) -> None:
+    """`slm`, whose third step has a loss that is not a number."""
+    whole = SpeechTrainer.compute_loss
+
+    def compute_loss(self, model, *arguments, **options):
+        loss = whole(self, model, *arguments, **options)
+        return loss * torch.nan if self.state.global_step == 2 and model.training else loss
+
+    SpeechTrainer.compute_loss = compute_loss
+    slm(*words)
+
+
+@pytest.mark.skipif(NO_DEEPSPEED, reason="needs deepspeed (pip install '.[deepspeed]'), g++ and Python's headers")
+def test_a_bad_step_under_deepspeed_reaches_no_checkpoint(tmp_path) -> None:
+    """Each step is saved and none logged: what a log alone would tell comes too late."""
+    own = ["training.deepspeed=deepspeed-zero2", "training.save_steps=1", "training.log_steps=100"]
+    words = arguments(tmp_path, "zero", *own)
+    exit_codes(start(with_a_bad_step, "finetune", *words, log=tmp_path / "log", world=2))
+    saved = sorted((tmp_path / "zero" / "checkpoints").glob("checkpoint-*/model.safetensors"))
+    assert saved, (tmp_path / "log").read_text()[-4000:]
+    assert all(torch.isfinite(values).all() for path in saved for values in load_file(path).values())
+    assert "its gradient is not finite, and the step is left out" in (said := (tmp_path / "log").read_text()) or (
+        "the gradient of step 3 is not finite; the training stops" in " ".join(said.split())
+    )
 
 
 @pytest.mark.slow

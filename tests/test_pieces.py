@@ -193,14 +193,6 @@ def test_damage_is_told_and_decides_the_same_whatever_was_read_before(tmp_path, 
     assert "left out" in caplog.text and "cut.flac" in caplog.text and "hole.flac" in caplog.text
 
 
-def test_an_mp3_cut_off_has_the_samples_that_are_left(tmp_path):
-    cut = write(tmp_path / "cut.mp3", speechlike(90, 16000), 16000, "MPEG_LAYER_III")
-    cut_off(tmp_path / "cut.mp3")
-    whole, recording = load_audio(cut, 16000), Recording(cut, 16000)
-    assert recording.n_samples == len(whole) < 60 * 16000
-    assert np.abs(recording.piece(len(whole) - 900, len(whole)) - whole[-900:]).max() <= 1e-6
-
-
 def test_one_sample_that_is_not_finite_and_silence_from_end_to_end_leave_the_whole_out(tmp_path):
     samples = np.concatenate([np.zeros(3 * 16000, np.float32), speechlike(2, 16000)])
     half_silent = write(tmp_path / "half.wav", samples, 16000, "PCM_16")

@@ -306,3 +306,26 @@ def test_the_plan_says_which_columns_were_taken(files) -> None:
     facts = score.plan(configure(files))
     assert facts["reference"].endswith("ref.jsonl (jsonl, column text)") and facts["reference words"] == 26
     assert facts["hypothesis asr"].endswith("asr.txt (Kaldi text): 4 of 5 utterances")
+
+
+def test_a_split_that_is_not_there_is_answered_with_those_that_are(files) -> None:
+    rows = [{"id": i, "text": "lay red", "split": split} for i, split in (("u1", "train"), ("u2", "test"))]
+    (files / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match="has no split 'tset'; it has test, train"):
+        text_scores.prepare(configure(files, reference=str(files / "manifest.jsonl"), split="tset"))
+
+
+def test_lines_without_ids_are_told_how_they_were_read(files) -> None:
+    """Their first words are taken for ids, as Kaldi's files have them."""
+    (files / "ref.txt").write_text("bin blue now\nlay red soon\nset green again\n")
+    (files / "other.txt").write_text("been blue now\nlay red soon\nsit green again\n")
+    same = configure(files, reference=str(files / "ref.txt"), hypothesis=[str(files / "ref.txt")])
+    (note,) = text_scores.prepare(same).notes
+    assert "ref.txt was read as Kaldi's `id words`: the first word of each line is its id, such as 'bin'" in note
+    assert "nl -ba" in note
+    few = configure(files, reference=str(files / "ref.txt"), hypothesis=[str(files / "other.txt")])
+    assert text_scores.prepare(few).notes[0].startswith("other: its ids hardly meet the reference's: 1 of 3 are among ")
+    assert "other.txt was read as Kaldi's `id words`" in text_scores.prepare(few).notes[0]
+    with pytest.raises(ConfigError, match="(?s)none of the 5 ids.*other.txt was read as Kaldi's `id words`.*jsonl was"):
+        text_scores.prepare(configure(files, hypothesis=[str(files / "other.txt")]))
+    assert not any("was read as" in note for note in text_scores.prepare(configure(files)).notes)

@@ -343,13 +343,29 @@ def test_fp16_s_loss_scale_has_time_to_find_its_place_and_no_more() -> None:
 )
 def test_an_engine_that_has_taken_such_a_step_is_stopped_at_its_log(fp16: bool, norm: float, stops: bool) -> None:
     """Gradients that are sharded are not to be had; those of fp16 overflow until its scale is found."""
-    trainer = types.SimpleNamespace(is_deepspeed_enabled=True, is_fsdp_enabled=False)
+    trainer = types.SimpleNamespace(is_deepspeed_enabled=False, is_fsdp_enabled=True)
     arguments = types.SimpleNamespace(fp16=fp16, bf16=True, output_dir="run/checkpoints")
     state = types.SimpleNamespace(global_step=20)
     watch = FiniteSteps(trainer)
     watch.on_log(arguments, state, None, {"eval_loss": 1.0})
     with pytest.raises(FloatingPointError, match="step 20 is not finite") if stops else contextlib.nullcontext():
         watch.on_log(arguments, state, None, {"loss": 1.0, "grad_norm": norm})
+
+
+@pytest.mark.parametrize(("skipped", "fp16", "steps"), [(False, False, 1), (True, False, 5), (False, True, 30)])
+def test_deepspeed_s_step_is_looked_at_each_time(skipped: bool, fp16: bool, steps: int) -> None:
+    """Not only where it is logged: a step that it took stops the training, those that it left out are counted."""
+    norms = [None, 1.0, *[math.nan] * (steps - 1), 1.0, *[-1.0] * (steps - 1)]
+    told = iter([*norms, math.nan])
+    accelerator = types.SimpleNamespace(clip_grad_norm_=lambda *_: next(told), optimizer_step_was_skipped=skipped)
+    trainer = types.SimpleNamespace(is_deepspeed_enabled=True, is_fsdp_enabled=False, accelerator=accelerator)
+    arguments = types.SimpleNamespace(fp16=fp16, bf16=False, output_dir="run/checkpoints")
+    state = types.SimpleNamespace(global_step=2, is_world_process_zero=True, max_steps=99)
+    watch = FiniteSteps(trainer)
+    for _ in norms:
+        watch.on_pre_optimizer_step(arguments, state, None, model=None)
+    with pytest.raises(FloatingPointError, match="not finite.*run/checkpoints are from before"):
+        watch.on_pre_optimizer_step(arguments, state, None, model=None)
 
 
 def test_bad_settings_are_told(tmp_path) -> None:

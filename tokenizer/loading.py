@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import warnings
@@ -17,6 +18,7 @@ from tokenizer.codecs.dmel import HOPS, DMel
 from tokenizer.codecs.published import PUBLISHED_REPO, is_published, load_published
 from tokenizer.codecs.registry import CODECS, register_codec
 from tokenizer.embedded import TOKENIZERS, embedded_folder
+from tokenizer.hub import ask_hub
 from tokenizer.model.configuration import LMSPTConfig, preset_config
 from tokenizer.model.modeling import LMSPTModel
 from tokenizer.model.presets import PRESETS
@@ -67,7 +69,9 @@ def load_tokenizer(
     elif folder.is_dir():
         model = _from_folder(folder, num_codebooks)
     elif name.count("/") != 1 or name.startswith(("/", ".", "~")):
-        raise ValueError(f"no tokenizer {name!r}: {_choices()}")
+        close = difflib.get_close_matches(name, [*TOKENIZERS, *PRESETS, *HOPS], n=1)
+        guess = f"did you mean `{close[0]}`? " if close else ""
+        raise ValueError(f"no tokenizer {name!r}: {guess}{_choices()}")
     else:
         model = _from_hub(name, num_codebooks)
     if num_codebooks is not None and isinstance(model, LMSPTModel):
@@ -100,13 +104,14 @@ def _from_folder(folder: Path, num_codebooks: int | None) -> LMSPTModel | Codec:
 
 def _from_hub(name: str, num_codebooks: int | None) -> LMSPTModel | Codec:
     try:
+        ask_hub(name)
         settings, _ = PreTrainedConfig.get_config_dict(name)
         return _build(name, settings.get("model_type"), num_codebooks)
     except OSError as error:
         raise ValueError(
-            f"cannot get tokenizer {name!r} from the hub ({error.__class__.__name__}: no such name, no network, or "
-            f"offline mode). Download it where there is a network (hf download {name} --local-dir FOLDER) and give "
-            f"the folder, or {_choices()}"
+            f"cannot get tokenizer {name!r} from the hub ({type(error).__name__}: no such name, no network, or offline "
+            f"mode; {str(error).partition(chr(10))[0]}). Download it where there is a network (hf download {name} "
+            f"--local-dir FOLDER) and give the folder, or {_choices()}"
         ) from error
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -42,6 +43,7 @@ from eval.judges.sphinx import pocketsphinx_reader
 from eval.protocol import pinned_identity
 from eval.speech.audio import length_batches, resample, split_at_quiet
 
+_HUB_TIMEOUT_S, _HUB_WAIT_S = 5.0, 1.0  # for the hub's answer, and before a second question
 _FRAME_S = 0.02  # one frame of a Whisper encoder
 _UNCUT_S = 1e6  # for what cuts long recordings itself
 _SHORTEST_S = 0.1  # shorter clips are padded: convolutional front ends need some input
@@ -136,6 +138,8 @@ def _kind(config: JudgeConfig) -> tuple[str, Any]:
     from transformers import AutoConfig, AutoModelForCTC, AutoModelForSpeechSeq2Seq
 
     try:
+        if not Path(config.name).is_dir():
+            _ask_hub(config.name)
         model_config = AutoConfig.from_pretrained(config.name, revision=config.revision)
     except (OSError, ValueError) as error:
         raise JudgeError(
@@ -162,6 +166,30 @@ def _kind(config: JudgeConfig) -> tuple[str, Any]:
         f"judge {config.name!r} ({model_config.model_type}) cannot be read with decoding={config.decoding}: it is "
         f"{'a CTC model' if ctc else 'a sequence-to-sequence model' if seq2seq else 'not a speech recogniser'}"
     )
+
+
+def _ask_hub(name: str) -> None:
+    """Raises OSError where a model is not in the local cache and the hub does not answer.
+
+    It is asked twice, a second apart; the libraries would go on so for half a minute.
+    """
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    for wait_s in (_HUB_WAIT_S, 0.0):
+        try:
+            HfApi().model_info(name, timeout=_HUB_TIMEOUT_S)
+            return
+        except HfHubHTTPError:  # it answers: what is wrong with the name the library says
+            return
+        except Exception as error:  # every network library raises its own
+            last = error
+            time.sleep(wait_s)
+    raise OSError(
+        f"{type(last).__name__}; where there is never a network, HF_HUB_OFFLINE=1 leaves the asking out"
+    ) from last
 
 
 def _reads_by_ctc_only(folder: Path) -> bool:

@@ -26,6 +26,7 @@ from eval.judges.judge import check_judge
 from eval.judges.sphinx_aligner import SphinxAligner
 from eval.speech.alignment import AlignmentError, word_frames
 from recipes.config import ConfigError
+from recipes.encoding.plan import read_splits
 from recipes.runs.embedded import model_path, resolve
 from recipes.runs.files import disk_errors, write_jsonl
 from recipes.runs.inputs import digest, refuse_other_inputs
@@ -36,8 +37,7 @@ from recipes.runs.progress import Progress
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from slm.corpus import CodedCorpus
 from tokenizer.data.audio import load_audio
-from tokenizer.data.manifest import read_sources
-from tokenizer.data.utterances import SPLITS, AudioError, DataError, DataSource, Utterance
+from tokenizer.data.utterances import SPLITS, AudioError, DataSource, Utterance
 
 SPHINX = "pocketsphinx"
 CHECKED = 5  # utterances that show whether an aligner's times follow the audio
@@ -164,19 +164,11 @@ def run(config: Config) -> Path:
 
 
 def _utterances(config: Config) -> list[Utterance]:
-    found: list[Utterance] = []
-    problems = []
-    for split in config.splits:
-        try:
-            found += read_sources(config.data, split)
-        except DataError as error:
-            problems.append(str(error))
-    if not found:
-        raise ConfigError(problems[0] if problems else "data: nothing to align; give data=[{path: manifest.jsonl}]")
+    if not config.data:
+        raise ConfigError("data: nothing to align; give data=[{path: manifest.jsonl}]")
+    found = [utterance for own in read_splits(config.data, config.splits).values() for utterance in own]
     if strays := [item.id for item in found if not isinstance(item.audio, str)]:
         raise ConfigError(f"data: {strays[0]} lies in a table; align reads files: give a manifest or a folder")
-    if len({item.id for item in found}) < len(found):
-        raise ConfigError("data: an id occurs in two splits; give each utterance an id of its own")
     return found
 
 

@@ -38,6 +38,7 @@ from recipes.scoring.code_measures import TEST, Gap, characters_of, predictabili
 from recipes.scoring.code_robustness import measure_robustness
 from recipes.scoring.labels import model_label
 from recipes.scoring.protocols import made_with
+from recipes.suggestions import did_you_mean
 from slm.corpus import CodedCorpus
 from tokenizer.data.manifest import read_source
 from tokenizer.data.utterances import DataSource
@@ -76,7 +77,8 @@ class Config:
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.measures if name not in MEASURES]:
-            raise ValueError(f"measures: {', '.join(unknown)} unknown; there are {', '.join(MEASURES)}")
+            guess = did_you_mean(unknown[0], MEASURES)
+            raise ValueError(f"measures: {', '.join(unknown)} unknown; {guess}there are {', '.join(MEASURES)}")
         if self.recordings < 1 or self.batch_seconds <= 0 or not self.orders or min(self.orders) < 1:
             raise ValueError("recordings must be at least 1, batch_seconds above 0, orders some numbers from 1")
 

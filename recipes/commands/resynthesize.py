@@ -32,6 +32,7 @@ from recipes.runs.embedded import RECOGNISERS, TOKENIZERS, resolve_judge
 from recipes.runs.files import atomic_write_text
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device, resolve_precision, seed_everything
+from recipes.runs.named_files import UnusableFiles, unusable_files
 from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
 from recipes.runs.run_folder import describe_run
@@ -274,9 +275,8 @@ def _noted(name: str, error: AudioError) -> dict[str, str]:
     return {"file": name, "error": str(error)}
 
 
-def _unusable(config: Config, errors: list[dict[str, str]], rest: str) -> AudioError:
-    head = f"{len(errors)} of {len(config.files)} files could not be used, {rest}"
-    return AudioError("\n  ".join([head, *(error["error"] for error in errors)]))
+def _unusable(config: Config, errors: list[dict[str, str]], rest: str) -> UnusableFiles:
+    return unusable_files({error["file"]: error["error"] for error in errors}, len(config.files), rest)
 
 
 @torch.inference_mode()

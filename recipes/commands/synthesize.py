@@ -43,6 +43,7 @@ from recipes.inference.predictions import (
     log_faults,
     log_speed,
     refuse_unless_one_was_usable,
+    refuse_unusable_files,
     summary_of,
     write_predictions,
 )
@@ -263,6 +264,7 @@ def write_result(
     refuse_unless_one_was_usable(rows, folder, path)
     folder.mark_complete(summary)
     forget_batches(folder)
+    refuse_unusable_files(config, rows, f"the others are in {folder.folder}")
     return path
 
 

@@ -338,7 +338,7 @@ def run(config: Config) -> Path | dict[str, str]:
 
     Raises:
         ConfigError, DataError, CorpusError: something cannot be used; the message says what to do.
-        AudioError: none of the files can be used.
+        UnusableFiles: some of the files could not be used; the others are transcribed.
         ProcessError: another process failed; the message is its own.
     """
     if is_continuous(config.model):

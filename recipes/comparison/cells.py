@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from recipes.config import yaml_scalar
+from recipes.suggestions import did_you_mean
 
 _RATE = "\0"  # stands for a cell's own frame rate in a value
 
@@ -135,8 +136,9 @@ def check_stages(cells: Sequence[Cell], stages: Sequence[str]) -> None:
         if twice := _more_than_once(cell.stages):
             raise ValueError(f"cells: {cell.name}: stages: {', '.join(twice)} stands there twice")
         if unknown := [name for name in cell.stages if name not in stages]:
+            guess = did_you_mean(unknown[0], stages)
             raise ValueError(
-                f"cells: {cell.name}: stages: there is no {', '.join(unknown)}; there are {', '.join(stages)}"
+                f"cells: {cell.name}: stages: there is no {', '.join(unknown)}; {guess}there are {', '.join(stages)}"
             )
         if idle := dict.fromkeys(stage_of(item) for item in cell.set if stage_of(item) not in cell.stages):
             raise ValueError(

@@ -11,6 +11,7 @@ from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
 from recipes.comparison.cells import Axis, Cell, cells_of, check_stages
 from recipes.runs.pipeline import PipelineConfig, stage_override
 from recipes.runs.run_folder import ADJUSTABLE
+from recipes.suggestions import did_you_mean
 
 
 @dataclass
@@ -75,8 +76,9 @@ class Config(PipelineConfig):
         check_stages(self.cells, [stage.name for stage in self.stages])
         for item in [item for axis in self.axes for name in axis.values for item in axis.value(name).set]:
             stage_override(item, [stage.name for stage in self.stages])  # also of what a cell leaves out
-        if unknown := set(self.only or ()) - set(names):
-            raise ValueError(f"only: no cell is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+        if unknown := sorted(set(self.only or ()) - set(names)):
+            guess = did_you_mean(unknown[0], names)
+            raise ValueError(f"only: no cell is called {', '.join(unknown)}; {guess}there are {', '.join(names)}")
 
         in_order(self.text_lengths)
         headings = [contrast.name for contrast in self.contrasts]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from recipes.runs.logs import log
-from tokenizer.data.manifest import read_source
+from tokenizer.data.manifest import no_utterances, read_source
 from tokenizer.data.utterances import DataError, DataSource, RowAudio, Utterance
 from tokenizer.long_form.long_audio import LongAudio
 
@@ -101,7 +101,7 @@ def read_splits(sources: Sequence[DataSource], splits: Iterable[str]) -> dict[st
         else:
             log.info("no utterances in split %s: left out", split)
     if not found:
-        raise DataError(f"no utterances in {', '.join(splits)} of {', '.join(s.path for s in sources)}")
+        raise DataError(no_utterances(list(splits), sources))
     return found
 
 

@@ -11,10 +11,11 @@ from typing import Any
 from recipes.config import ConfigError
 from recipes.inference.batches import Times, forget_batches
 from recipes.inference.setup import source_utterances
-from recipes.runs.files import atomic_write_text, write_jsonl
+from recipes.runs.files import atomic_write_text, text_lines, write_jsonl
 from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log
 from recipes.runs.machine import describe_machine, machine_text
+from recipes.runs.named_files import unusable_files
 from recipes.runs.run_folder import RunFolder
 from slm.tasks import Task
 from slm.vocabulary import SpeechVocabulary
@@ -62,12 +63,26 @@ def finished(config: Any, own: Iterable[str | Path]) -> Path | None:
 
     Raises:
         ConfigError: as `begun`.
+        UnusableFiles: as when the run was completed.
     """
     if not config.run_dir or not RunFolder(config.run_dir).complete:
         return None
-    folder = begun(config, own)
+    path = begun(config, own).path("predictions.jsonl")
     log.info("%s is complete: skipped", config.run_dir)
-    return folder.path("predictions.jsonl")
+    if config.files:
+        refuse_unusable_files(config, [json.loads(line) for line in text_lines(path)], f"the others are in {path}")
+    return path
+
+
+def refuse_unusable_files(config: Any, rows: Sequence[dict[str, Any]], rest: str) -> None:
+    """Ends a command, once all is made, where some of the files that it was given could not be used.
+
+    Raises:
+        UnusableFiles: of a data source or a corpus never; its rows that cannot be used are counted.
+    """
+    failed = {row["id"]: row["error"] for row in rows if row["error"]}
+    if config.files and failed:
+        raise unusable_files(failed, len(rows), rest, told=True)
 
 
 def refuse_unless_one_was_usable(rows: Sequence[dict[str, Any]], folder: RunFolder, path: Path) -> None:

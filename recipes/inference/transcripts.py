@@ -11,13 +11,14 @@ from recipes.inference.predictions import (
     log_faults,
     log_speed,
     refuse_unless_one_was_usable,
+    refuse_unusable_files,
     summary_of,
     write_predictions,
 )
 from recipes.runs.logs import log
+from recipes.runs.named_files import unusable_files
 from recipes.runs.run_folder import RunFolder
 from slm.tasks import Task
-from tokenizer.data.utterances import AudioError
 
 
 def give_transcripts(
@@ -44,15 +45,16 @@ def give_transcripts(
         predictions.jsonl, or None without a folder.
 
     Raises:
-        AudioError: none of the files could be used.
-        ConfigError: nor any utterance of a data source or corpus.
+        UnusableFiles: some of the files could not be used; what was made of the others is printed and written.
+        ConfigError: no utterance of a data source or corpus could be used.
     """
     if config.files and all(row["error"] for row in rows):
-        raise AudioError("\n".join(row["error"] for row in rows))
+        raise unusable_files({row["id"]: row["error"] for row in rows}, len(rows), "nothing was transcribed")
     for row in rows if config.files else ():
         text = (row["hypothesis"] or "") + ("  [cut off]" if row["truncated"] else "")
         print(row["error"] or (text if len(rows) == 1 else f"{row['id']}: {text}"))
     if folder is None:
+        refuse_unusable_files(config, rows, "the others are above")
         return None
     audio_s = sum(row["duration_s"] or 0 for row in rows if row["error"] is None)
     path = write_predictions(config, task, rows, heard, times, audio_s, n_processes)
@@ -64,4 +66,5 @@ def give_transcripts(
     refuse_unless_one_was_usable(rows, folder, path)
     folder.mark_complete(summary)
     forget_batches(folder)
+    refuse_unusable_files(config, rows, f"the others are in {path}")
     return path

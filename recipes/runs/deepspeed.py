@@ -10,6 +10,7 @@ from pathlib import Path
 
 from recipes.config import CONFIGS, ConfigError
 from recipes.runs.logs import log
+from recipes.suggestions import did_you_mean
 from slm.training.config import TrainingConfig
 
 ENGINES = CONFIGS / "engines"
@@ -40,8 +41,11 @@ def deepspeed_file(name: str) -> Path:
     for path in (Path(name), CONFIGS / name, ENGINES / f"{name}.json"):
         if path.is_file():
             return path
-    shipped = ", ".join(sorted(path.stem for path in ENGINES.glob("*.json")))
-    raise ConfigError(f"training.deepspeed: no file {name}; give a JSON or a shipped name ({shipped})")
+    shipped = sorted(path.stem for path in ENGINES.glob("*.json"))
+    guess = did_you_mean(name, shipped)
+    raise ConfigError(
+        f"training.deepspeed: no file {name}; {guess}give a JSON or a shipped name ({', '.join(shipped)})"
+    )
 
 
 def set_deepspeed_device(device: str) -> None:

@@ -12,6 +12,7 @@ import slm.embedded
 import tokenizer.embedded
 from eval.judges.config import JudgeConfig
 from recipes.config import ConfigError
+from recipes.suggestions import did_you_mean
 
 TOKENIZERS = tokenizer.embedded.TOKENIZERS
 RECOGNISERS = tokenizer.embedded.RECOGNISERS
@@ -31,7 +32,8 @@ def resolve(name: str) -> str:
     if not name.startswith("embedded-") or "/" in name or (name not in EMBEDDED and Path(name).exists()):
         return name
     if name not in EMBEDDED:
-        raise EmbeddedError(f"no embedded model is called {name!r}; there are {', '.join(EMBEDDED)}")
+        guess = did_you_mean(name, EMBEDDED)
+        raise EmbeddedError(f"no embedded model is called {name!r}; {guess}there are {', '.join(EMBEDDED)}")
     island = slm.embedded if name in slm.embedded.EMBEDDED else tokenizer.embedded
     try:
         return str(island.embedded_folder(name))

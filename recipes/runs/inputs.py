@@ -10,8 +10,8 @@ from recipes.config import ConfigError, Problems
 from recipes.runs.files import read_json
 from recipes.runs.own_folders import RUN_FILE
 from recipes.runs.run_folder import COMPLETE_FILE, RunFolder
-from tokenizer.data.manifest import read_source
-from tokenizer.data.utterances import DataSource, check_utterances
+from tokenizer.data.manifest import check_utterances, read_source
+from tokenizer.data.utterances import DataSource
 
 HASHED_BYTES, BLOCK_BYTES = 64 << 20, 1 << 20
 

@@ -13,8 +13,8 @@ from recipes.runs.files import text_lines, write_jsonl
 from recipes.runs.inputs import refuse_other_inputs
 from recipes.runs.logs import log
 from recipes.runs.run_folder import RunFolder
-from tokenizer.data.manifest import read_source
-from tokenizer.data.utterances import SPLITS, DataSource, Utterance, check_utterances
+from tokenizer.data.manifest import check_utterances, read_source
+from tokenizer.data.utterances import SPLITS, DataSource, Utterance
 
 Rows = TypeVar("Rows")
 

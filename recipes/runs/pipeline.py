@@ -21,6 +21,7 @@ from recipes.runs.logs import log
 from recipes.runs.plugins import import_plugins
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from recipes.runs.times import clock, read_time
+from recipes.suggestions import did_you_mean
 
 VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
@@ -64,7 +65,8 @@ class PipelineConfig:
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"stages: {', '.join(sorted(twice))} stands there twice; give each a name of its own")
         if self.redo is not None and self.redo not in names:
-            raise ValueError(f"redo={self.redo}: no such stage; there are {', '.join(names)}")
+            guess = did_you_mean(self.redo, names)
+            raise ValueError(f"redo={self.redo}: no such stage; {guess}there are {', '.join(names)}")
         for item in self.set:
             stage_override(item, names)
 
@@ -97,7 +99,10 @@ def stage_override(item: str, names: list[str]) -> tuple[str, str]:
     """``encode.seed=3`` -> ("encode", "seed=3"). Raises ConfigError where no stage is called so."""
     name, dot, override = item.partition(".")
     if name not in names or not dot or "=" not in override:
-        raise ConfigError(f"set: {item!r} is not of the form STAGE.key=value with a stage of {', '.join(names)}")
+        guess = "" if name in names else did_you_mean(name, names)
+        raise ConfigError(
+            f"set: {item!r} is not of the form STAGE.key=value; {guess}there are the stages {', '.join(names)}"
+        )
     return name, override
 
 

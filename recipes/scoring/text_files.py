@@ -19,6 +19,7 @@ from tokenizer.data.utterances import LONE_SURROGATE, DataError, check_duration,
 
 __all__ = ["AUDIO_ENDINGS", "Columns", "Entry", "TextFile", "read_texts"]
 
+KALDI = "Kaldi text"
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 # Names that the field uses, the first that a file has.
 ID_COLUMNS = ("id", "utt_id", "utterance_id", "utt", "key", "uid", "audio_filepath", "file", "path", "audio")
@@ -63,6 +64,11 @@ class TextFile:
     column: str = ""
 
     @property
+    def ids_look_like_words(self) -> bool:
+        """Whether the ids of Kaldi's `id words` may be words of lines that have none: no digit or sign in any."""
+        return self.form == KALDI and all(identity.isalpha() for identity in self.entries)
+
+    @property
     def is_audio(self) -> bool:
         """Whether there is audio and no column of texts: a judge has to read it."""
         return not self.column and any(entry.audio is not None for entry in self.entries.values())
@@ -95,7 +101,7 @@ def read_texts(
     if (read := kinds.get(path.suffix.lower())) is not None:
         return _of_rows(path, role, columns, split, list(read(path, _text(path, role))))
     found = _trn(path, _text(path, role)) if path.suffix.lower() == ".trn" else _kaldi(path, _text(path, role))
-    form = "sclite trn" if path.suffix.lower() == ".trn" else "Kaldi text"
+    form = "sclite trn" if path.suffix.lower() == ".trn" else KALDI
     speakers, durations = (_beside(path, other) for other in ("utt2spk", "utt2dur"))
     entries: dict[str, Entry] = {}
     for number, identity, text in found:
@@ -232,6 +238,8 @@ def _of_rows(
         raise ConfigError(f"reference: {path} holds the splits {', '.join(splits)}: name one, as split={splits[0]}")
     if role == "reference" and split is not None and splits:
         rows = [(number, row) for number, row in rows if row.get("split") == split]
+        if not rows:
+            raise ConfigError(f"reference: {path} has no split {split!r}; it has {', '.join(splits)}")
     id_column = _column(path, role, "id_column", columns.id, ID_COLUMNS, names)
     audio = next((name for name in AUDIO_COLUMNS if name in names), None)
     column = _text_column(path, role, columns, names, audio)

@@ -23,12 +23,13 @@ from recipes.scoring.labels import distinct
 from recipes.scoring.predictions import count_faults
 from recipes.scoring.protocols import Settled, audio_files_sha256, made_with, resampled, settle, unsegmented_note
 from recipes.scoring.recordings import Recordings
-from recipes.scoring.text_files import Entry, TextFile, read_texts
+from recipes.scoring.text_files import KALDI, Entry, TextFile, read_texts
 from tokenizer.data.utterances import Utterance
 
 __all__ = ["Job", "prepare", "score"]
 
 AUDIO_HZ = 16_000  # judges listen at this rate
+HARDLY = 0.5  # of the ids of the smaller file: with fewer in common, a form was likely taken for another
 
 
 @dataclass
@@ -165,16 +166,34 @@ def _joined(name: str, file: TextFile, reference: TextFile, strict: bool) -> lis
     if len(missing) == len(reference.entries):
         raise ConfigError(
             f"hypothesis: {file.path} has none of the {len(reference.entries)} ids of {reference.path}: there they are "
-            f"like {missing[0]!r}, here like {extra[0]!r}"
+            f"like {missing[0]!r}, here like {extra[0]!r}. {_as_read(file)}; {_as_read(reference)}"
         )
     found = []
+    n_shared = len(reference.entries) - len(missing)
+    if n_shared < HARDLY * min(len(reference.entries), len(file.entries)):
+        found.append(
+            f"{name}: its ids hardly meet the reference's: {n_shared} of {len(file.entries)} are among its "
+            f"{len(reference.entries)}. {_as_read(file)}; {_as_read(reference)}"
+        )
+    elif by_word := [one for one in (file, reference) if one.ids_look_like_words]:
+        found.append(f"{name}: {'; '.join(map(_as_read, by_word))}")
     if missing:
         found.append(f"{name}: no answer for {_count(missing)}, counted as failed ({some_of(missing)})")
     if extra:
         found.append(f"{name}: {_count(extra)} beyond the reference, not scored ({some_of(extra)})")
-    if strict and found:
+    if strict and (missing or extra):
         raise ConfigError(f"{'; '.join(found)}; leave --strict out to count them so")
     return found
+
+
+def _as_read(file: TextFile) -> str:
+    """The form that was assumed of a file, and the way out where its lines have no ids."""
+    if file.form != KALDI:
+        return f"{file.path} was read as {file.form}"
+    return (
+        f"{file.path} was read as Kaldi's `id words`: the first word of each line is its id, such as "
+        f"{next(iter(file.entries))!r} (if the lines of both files have no ids, number them: `nl -ba -w1 -s' ' FILE`)"
+    )
 
 
 def _count(ids: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ NaN out of the mean), and the checkpoints from before are soon deleted.
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -23,14 +24,16 @@ class FiniteSteps(TrainerCallback):
     """Leaves out the steps of a training whose gradient is NaN or infinite; five in a row stop it.
 
     With fp16 the loss scale leaves them out itself, some at the start until it has found its place; thirty in a row
-    stop the training. An engine that shards the gradients has taken the step when it is asked, so that the first one
-    stops the training, at the latest where its loss is logged.
+    stop the training. DeepSpeed has taken the step when it is asked: one that it left out counts like ours, the first
+    that it took stops the training, before anything of it is saved. Under FSDP the first one stops the training where
+    its loss is logged.
 
     Args:
         trainer: Of the training, which the callback is then added to.
 
     Raises:
-        FloatingPointError: So many steps in a row, or one under such an engine; the last checkpoint is untouched.
+        FloatingPointError: So many steps in a row, or one that an engine took; under FSDP a checkpoint may have been
+            saved since.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -41,21 +44,40 @@ class FiniteSteps(TrainerCallback):
         self, args: TrainingArguments, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Drops the gradients of a step that is not finite: the optimizer then moves nothing and keeps its state."""
-        if self._is_sharded():
+        if self.trainer.is_deepspeed_enabled:
+            self._look_at_the_engine_s_step(args, state)
+            return
+        if self.trainer.is_fsdp_enabled:
             return
         parameters = list(model.parameters())
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         if bool(torch.isfinite(norm)):
             self.in_a_row = 0
             return
+        self._count(args, state)
+        if not args.fp16:
+            for parameter in parameters:
+                parameter.grad = None
+
+    def _look_at_the_engine_s_step(self, args: TrainingArguments, state: Any) -> None:
+        """What `on_pre_optimizer_step` does where DeepSpeed has made the step; all processes see one norm."""
+        accelerator = self.trainer.accelerator
+        norm = accelerator.clip_grad_norm_((), math.inf)  # clips nothing: DeepSpeed has done so
+        if norm is None or (math.isfinite(norm) and norm >= 0):  # its older versions say -1 of one that is not finite
+            self.in_a_row = 0
+        elif args.fp16 or accelerator.optimizer_step_was_skipped:
+            self._count(args, state)
+        else:
+            raise FloatingPointError(_stopped(f"the gradient of step {state.global_step + 1} is", args))
+
+    def _count(self, args: TrainingArguments, state: Any) -> None:
+        """Counts a step that is left out. Raises FloatingPointError where it is one too many in a row."""
         self.in_a_row, step = self.in_a_row + 1, state.global_step + 1
         limit = FP16_LIMIT if args.fp16 else LIMIT
         if self.in_a_row == limit:
             raise FloatingPointError(_stopped(f"the gradients of {limit} steps in a row, to step {step}, are", args))
-        if args.fp16:
+        if args.fp16:  # its scale leaves the step out, and it is usual
             return
-        for parameter in parameters:
-            parameter.grad = None
         self.left_out += 1
         if self.left_out == 1 and state.is_world_process_zero:
             log.warning(
@@ -67,18 +89,15 @@ class FiniteSteps(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Under an engine that shards the gradients: stops where a step's norm was not finite."""
+        """Under FSDP: stops where a step's norm was not finite."""
         norm = (logs or {}).get("grad_norm")
-        if norm is not None and not args.fp16 and self._is_sharded() and not bool(torch.isfinite(torch.tensor(norm))):
+        if norm is not None and not args.fp16 and self.trainer.is_fsdp_enabled and not math.isfinite(norm):
             raise FloatingPointError(_stopped(f"the gradient of step {state.global_step} is", args))
 
     def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Says how many there were."""
         if self.left_out and state.is_world_process_zero:
             log.warning("%d of %d steps were left out: their gradients were not finite", self.left_out, state.max_steps)
-
-    def _is_sharded(self) -> bool:
-        return self.trainer.is_deepspeed_enabled or self.trainer.is_fsdp_enabled
 
 
 def _stopped(what: str, args: TrainingArguments) -> str:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tokenizer.hub import ask_hub
 from tokenizer.model.configuration import LMSPTConfig, preset_config
 from tokenizer.model.modeling import LMSPTModel
 
@@ -310,12 +311,13 @@ def _files(source: str | Path) -> tuple[Path, Path | None]:
     from huggingface_hub import hf_hub_download
 
     try:
+        ask_hub(PUBLISHED_REPO, PUBLISHED_FILE)
         return Path(hf_hub_download(PUBLISHED_REPO, PUBLISHED_FILE)), None
     except Exception as error:  # the hub's errors and those of the network below it have no common class
         raise ValueError(
             f"cannot get {PUBLISHED_FILE} of {PUBLISHED_REPO} from the hub ({error.__class__.__name__}: no network, or "
-            f"offline mode). Download it where there is a network (hf download {PUBLISHED_REPO} {PUBLISHED_FILE} "
-            "--local-dir FOLDER) and give the file"
+            f"offline mode; {str(error).partition(chr(10))[0]}). Download it where there is a network (hf download "
+            f"{PUBLISHED_REPO} {PUBLISHED_FILE} --local-dir FOLDER) and give the file"
         ) from error
 
 

@@ -16,9 +16,11 @@ import numpy as np
 import soundfile
 import soxr
 
+from tokenizer.data.truncation import check_whole, refuse_cut_off, with_its_length
 from tokenizer.data.utterances import AudioError, RowAudio, Utterance
 
 MIN_DURATION_S = 0.01
+UNKNOWN_FRAMES = 1 << 62  # what libsndfile says of a FLAC that does not tell its length is above
 SILENCE_PEAK = 1e-5  # below the last bit of 16-bit audio
 
 
@@ -36,17 +38,19 @@ def load_audio(
         The waveform (S,).
 
     Raises:
-        AudioError: missing, empty, not audio, shorter than 10 ms, silent, not finite, or too long.
+        AudioError: missing, empty, not audio, cut off, shorter than 10 ms, silent, not finite, or too long.
     """
     if not isinstance(utterance, Utterance):
         utterance = Utterance(id=Path(utterance).stem, audio=str(utterance))
     name = utterance.name
-    with opened_audio(utterance) as file:
+    with opened_audio(utterance, whole=True) as file:
         rate, n_frames = file.samplerate, file.frames
         # of what is too long no more than shows it
         at_most = n_frames if max_duration_s is None else min(n_frames, int(max_duration_s * rate) + 1)
         samples = file.read(at_most, dtype="float32", always_2d=True)
-    n_frames = n_frames if len(samples) == at_most else len(samples)  # a truncated file has fewer than its header says
+    if len(samples) < at_most:
+        refuse_cut_off(name, len(samples) / rate, n_frames / rate)
+        n_frames = len(samples)
     mono = to_mono(samples)
     # Two passes, since all of a corpus goes through: what is not finite in any sample shows in the extremes.
     low, high = float(mono.min(initial=0.0)), float(mono.max(initial=0.0))
@@ -79,16 +83,39 @@ def to_mono(samples: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def opened_audio(utterance: Utterance) -> Iterator[soundfile.SoundFile]:
-    """An utterance's audio, open. Raises AudioError: missing, empty or, then or while it is read, not audio."""
+def opened_audio(utterance: Utterance, whole: bool = False) -> Iterator[soundfile.SoundFile]:
+    """An utterance's audio, open.
+
+    Args:
+        utterance: the recording.
+        whole: refuse a file that is cut off, as far as its header and its end tell; no samples are decoded for it.
+
+    Raises:
+        AudioError: missing, empty, cut off or, then or while it is read, not audio.
+    """
     handle = open_audio(utterance)
     try:
-        with soundfile.SoundFile(handle) as file:
+        with _opened(handle) as file:
+            if file.frames >= UNKNOWN_FRAMES:
+                raise AudioError(
+                    f"{utterance.name}: does not say how long it is, as a FLAC written to a pipe, and libsndfile "
+                    "cannot read such: convert it to WAV"
+                )
+            if whole:
+                check_whole(utterance.name, handle, file.frames / file.samplerate)
             yield file
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         raise AudioError(
             f"{utterance.name}: not audio that libsndfile can read ({error}): convert it to WAV or FLAC"
         ) from None
+
+
+def _opened(handle: str | io.BytesIO) -> soundfile.SoundFile:
+    file = soundfile.SoundFile(handle)
+    if file.frames or (mended := with_its_length(handle)) is None:
+        return file
+    file.close()
+    return soundfile.SoundFile(mended)
 
 
 def open_audio(utterance: Utterance) -> str | io.BytesIO:

@@ -16,7 +16,6 @@ from tokenizer.data.utterances import (
     DataSource,
     Utterance,
     check_duration,
-    check_utterances,
     split_of,
     text_of,
 )
@@ -36,6 +35,38 @@ def read_sources(sources: Sequence[DataSource], split: str, needs_text: bool = T
     utterances = [utterance for source in sources for utterance in read_source(source, split, needs_text)]
     check_utterances(utterances, sources, split)
     return utterances
+
+
+def check_utterances(utterances: Sequence[Utterance], sources: Sequence[DataSource], split: str) -> None:
+    """Raises DataError if there are none, or if two share an id."""
+    if not sources:
+        raise DataError("no data: give at least one source, e.g. data.0.path=corpus/manifest.jsonl")
+    if not utterances:
+        raise DataError(no_utterances([split], sources))
+    seen: set[str] = set()
+    for utterance in utterances:
+        if utterance.id in seen:
+            raise DataError(
+                f"two utterances are called {utterance.id!r} (second: {utterance.name}): ids must differ; where "
+                "they are of two sources, give one of these an id_prefix (data.1.id_prefix=b-)"
+            )
+        seen.add(utterance.id)
+
+
+def no_utterances(splits: Sequence[str], sources: Sequence[DataSource]) -> str:
+    """What is said where sources have nothing of some splits: which splits they have, and how to take one for them.
+
+    Hub sets are not asked, as each of their splits would be fetched; they name theirs when one is missing.
+    """
+    local = [source for source in sources if not source.stream and Path(source.path).expanduser().exists()]
+    counts = {one: sum(len(read_source(source, one, needs_text=False)) for source in local) for one in SPLITS}
+    there = ", ".join(f"{one} ({count})" for one, count in counts.items() if count)
+    return (
+        f"no utterances in split {', '.join(map(repr, splits))} of {', '.join(source.path for source in sources)}"
+        f"{f'; there are {there}' if there else ''}: a manifest's lines and a Parquet file's column `split` carry it, "
+        f"a hub set's own name for it is given by `hub_splits: {{{splits[0]}: NAME}}`, other sources take "
+        f"`split: {splits[0]}`"
+    )
 
 
 def read_source(source: DataSource, split: str, needs_text: bool = True) -> list[Utterance]:

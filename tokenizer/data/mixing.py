@@ -14,10 +14,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from tokenizer.data.manifest import read_source
+from tokenizer.data.manifest import check_utterances, read_source
 from tokenizer.data.pieces import AudioStore, Part, Recording
 from tokenizer.data.streams import Stream, stream_has_split, stream_head
-from tokenizer.data.utterances import AudioError, DataError, DataSource, Utterance, check_utterances
+from tokenizer.data.utterances import AudioError, DataError, DataSource, Utterance
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ import soundfile
 import soxr
 
 from tokenizer.data.audio import SILENCE_PEAK, check_recording, opened_audio, to_mono
+from tokenizer.data.truncation import refuse_cut_off
 from tokenizer.data.utterances import AudioError, Utterance
 
 logger = logging.getLogger(__name__)
@@ -111,11 +112,12 @@ class Recording:
 
     def _survey(self) -> None:
         """Finds rate and number of frames. A file whose header cannot be relied on is gone through once, in blocks."""
-        with opened_audio(self.utterance) as file:
+        with opened_audio(self.utterance, whole=True) as file:
             self.rate, self.n_frames = file.samplerate, file.frames
             finite, peak = True, math.inf
             if file.subtype in ("FLOAT", "DOUBLE") or not _reaches_its_end(file):
                 self.n_frames, finite, peak = _go_through(file)
+                refuse_cut_off(self.utterance.name, self.n_frames / self.rate, file.frames / self.rate)
         check_recording(self.utterance.name, self.n_frames / self.rate, finite, peak, None)
 
     def _checked(self, first: int, last: int) -> np.ndarray:

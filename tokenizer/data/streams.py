@@ -19,6 +19,7 @@ import soundfile
 from tokenizer.data.audio import MIN_DURATION_S, open_audio
 from tokenizer.data.tables import NoSplitError, may_lack, no_split_error
 from tokenizer.data.utterances import SPLITS, AudioError, DataError, DataSource, Utterance
+from tokenizer.hub import ask_hub
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def open_stream(source: DataSource, split: str, search: int | None = None) -> An
                 raise FileNotFoundError(f"no file fits {pattern}")
             rows = load_dataset("parquet", data_files=files, split="train", streaming=True)
         else:
+            ask_hub(source.path, dataset=True)
             rows = load_dataset(source.path, source.subset, split=source.hub_splits.get(split, split), streaming=True)
         if rows.features is None:
             rows = rows._resolve_features()

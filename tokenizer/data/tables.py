@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from tokenizer.data.utterances import DataError, DataSource, RowAudio, Utterance, check_duration, split_of
+from tokenizer.hub import ask_hub
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def read_table(source: DataSource, split: str, local: Path | None, needs_text: b
                 raise FileNotFoundError(f"no such file: {local}")
             table = load_dataset("parquet", data_files=str(local), split="train")
         else:
+            ask_hub(source.path, dataset=True)
             table = load_dataset(source.path, source.subset, split=source.hub_splits.get(split, split))
     except Exception as error:  # datasets raises a dozen kinds: offline, unknown name, unknown split
         if local is None and (missing := no_split_error(source, split, error)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,26 +126,6 @@ class DataSource:
             )
         if self.shuffle_buffer < 1:
             raise ValueError(f"data source {self.path}: shuffle_buffer={self.shuffle_buffer}: must be at least 1")
-
-
-def check_utterances(utterances: Sequence[Utterance], sources: Sequence[DataSource], split: str) -> None:
-    """Raises DataError if there are none, or if two share an id."""
-    if not sources:
-        raise DataError("no data: give at least one source, e.g. data.0.path=corpus/manifest.jsonl")
-    if not utterances:
-        raise DataError(
-            f"no utterances in split {split!r} of {', '.join(source.path for source in sources)}: "
-            f"a manifest's lines and a Parquet file's column `split` carry it, a hub set's own name for it is given by "
-            f"`hub_splits: {{{split}: NAME}}`, other sources take `split: {split}`"
-        )
-    seen: set[str] = set()
-    for utterance in utterances:
-        if utterance.id in seen:
-            raise DataError(
-                f"two utterances are called {utterance.id!r} (second: {utterance.name}): ids must differ; where "
-                "they are of two sources, give one of these an id_prefix (data.1.id_prefix=b-)"
-            )
-        seen.add(utterance.id)
 
 
 def text_of(path: Path) -> str:

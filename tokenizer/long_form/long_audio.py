@@ -12,6 +12,7 @@ import soxr
 
 from tokenizer.data.audio import check_recording, opened_audio
 from tokenizer.data.pieces import blocks_of
+from tokenizer.data.truncation import refuse_cut_off
 from tokenizer.data.utterances import Utterance
 
 BLOCK_S = 10.0
@@ -61,6 +62,9 @@ class LongAudio:
 
     def _read(self) -> Iterator[tuple[np.ndarray, int]]:
         """Blocks of mono samples (s,) and the file's rate."""
-        with opened_audio(self.utterance) as file:
+        n_read = 0
+        with opened_audio(self.utterance, whole=True) as file:
             for mono in blocks_of(file, round(BLOCK_S * file.samplerate)):
+                n_read += len(mono)
                 yield mono, file.samplerate
+            refuse_cut_off(self.utterance.name, n_read / file.samplerate, file.frames / file.samplerate)

@@ -23,6 +23,7 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from tokenizer.embedded import embedded_folder
+from tokenizer.hub import ask_hub
 from tokenizer.model.cpu_kernels import attention_implementation
 from tokenizer.precision import full_precision
 
@@ -142,6 +143,8 @@ def _source(config: TeacherConfig) -> str:
 def _whisper_config(config: TeacherConfig) -> WhisperConfig:
     """A teacher's sizes. Of another kind of model transformers would make a Whisper of random weights."""
     with _named_errors(config):
+        if not Path(_source(config)).is_dir():
+            ask_hub(config.name)
         settings, _ = PreTrainedConfig.get_config_dict(_source(config), revision=config.revision)
         if settings.get("model_type") != WhisperConfig.model_type:
             raise ValueError(

@@ -9,6 +9,7 @@ Shapes: S samples of one mono waveform.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -146,7 +147,9 @@ def chosen_measures(names: Sequence[str] = ()) -> list[Measure]:
     """
     known = measures()
     if unknown := [name for name in names if name not in known]:
-        raise MeasureError(f"measures: {', '.join(unknown)} unknown; there are {', '.join(known)}")
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        guess = f"did you mean `{close[0]}`? " if close else ""
+        raise MeasureError(f"measures: {', '.join(unknown)} unknown; {guess}there are {', '.join(known)}")
     return [measure for name, measure in known.items() if (name in names if names else measure.default)]
 
 

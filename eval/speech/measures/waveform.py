@@ -41,7 +41,12 @@ def log_mel_db(audio: np.ndarray) -> np.ndarray:
 
 
 def _mel_distance_db(audio: np.ndarray, reference: np.ndarray) -> float:
-    return float(np.abs(log_mel_db(reference) - log_mel_db(audio)).mean())
+    """Mean over the frames that are above the floor in one of the two: silence added to both changes nothing."""
+    levels = np.stack([log_mel_db(audio), log_mel_db(reference)])
+    heard = levels.max(axis=(0, 1)) > 10 * np.log10(_FLOOR)
+    if not heard.any():
+        raise MeasureError("both are silent")
+    return float(np.abs(levels[0] - levels[1])[:, heard].mean())
 
 
 def _load_stoi() -> Any:

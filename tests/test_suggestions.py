@@ -1,0 +1,59 @@
+"""A mistyped name is answered with the name that was meant, and never with a page of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from eval.protocol_presets import get_preset
+from eval.speech.measures.registry import chosen_measures
+from eval.text.normalisers import get_normaliser
+from recipes.commands.measure_codes import Config as MeasureCodes
+from recipes.comparison.cells import Cell, check_stages
+from recipes.comparison.config import Config as Comparison
+from recipes.config import load_config, resolve_config_path
+from recipes.runs.deepspeed import deepspeed_file
+from recipes.runs.embedded import resolve
+from recipes.runs.pipeline import PipelineConfig, Stage
+from slm.embedded import embedded_folder
+from slm.tasks import get_task
+from tokenizer import load_tokenizer
+from tokenizer.model.configuration import preset_config
+
+STAGES = [Stage("encode"), Stage("finetune")]
+SLIPS: dict[str, tuple[Callable[[], object], str]] = {
+    "--config": (lambda: resolve_config_path("quickstart/encod"), "quickstart/encode"),
+    "--config without its folder": (lambda: resolve_config_path("quickstrat"), "quickstart/quickstart"),
+    "key": (lambda: load_config(MeasureCodes, None, ["tokeniser=x"]), "tokenizer"),
+    "measures of codes": (lambda: MeasureCodes(measures=["robustnes"]), "robustness"),
+    "measures of audio": (lambda: chosen_measures(["stio"]), "stoi"),
+    "tokenizer": (lambda: load_tokenizer("nano-12hz"), "nano-12.5hz"),
+    "embedded tokenizer": (lambda: load_tokenizer("embedded-12hz"), "embedded-12.5hz"),
+    "embedded LLM": (lambda: embedded_folder("embedded-slm-12hz"), "embedded-slm-12.5hz"),
+    "preset": (lambda: preset_config("nano-6hz"), "nano-6.25hz"),
+    "judge": (lambda: resolve("embedded-recognizer"), "embedded-recogniser"),
+    "task": (lambda: get_task("continuaton"), "continuation"),
+    "protocol": (lambda: get_preset("f5-tts-wer"), "f5-tts"),
+    "normaliser": (lambda: get_normaliser("whisper_english"), "whisper-english"),
+    "deepspeed": (lambda: deepspeed_file("deepspeed-zreo2"), "deepspeed-zero2"),
+    "redo": (lambda: PipelineConfig(stages=STAGES, redo="fintune"), "finetune"),
+    "set": (lambda: PipelineConfig(stages=STAGES, set=["encod.seed=3"]), "encode"),
+    "only": (lambda: Comparison(stages=STAGES, cells=[Cell("12.5hz-s0")], only=["12.5hz-s"]), "12.5hz-s0"),
+    "a cell's stages": (lambda: check_stages([Cell("a", stages=["encod"])], ["encode", "finetune"]), "encode"),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_mistyped_name_is_told_what_was_meant(slip) -> None:
+    mistyped, meant = SLIPS[slip]
+    with pytest.raises(ValueError, match="did you mean") as error:
+        mistyped()
+    assert f"`{meant}`" in str(error.value)
+
+
+def test_a_mistyped_configuration_is_no_page_of_names() -> None:
+    for name in ("quickstart/encod", "nothing-like-it"):
+        with pytest.raises(ValueError, match="no configuration file") as error:
+            resolve_config_path(name)
+        assert len(str(error.value)) < 500 and "configs" in str(error.value)
