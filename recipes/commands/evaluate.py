@@ -119,7 +119,7 @@ def run(config: Config) -> Path:
     playable = set(work.recordings.readable if work.recordings else ())
     playable |= {i for found, _ in work.spoken for i, line in found.lines.items() if line.get("audio")}
     players = Players(folder.path("samples"), spread([i for i in job.texts if i in playable], config.samples))
-    measures = chosen_measures(config.measures) if config.quality else []
+    measures = chosen_measures(config.measures, config.measure_models) if config.quality else []
     listening = Listening(work.systems, judges, players, measures)
     compared = any(measure.needs_reference and not measure.time_aligned for measure in measures)
     for batch in work.audio_batches(job.ids, config.batch_seconds, compared):
