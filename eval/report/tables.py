@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from eval.codes import CodeStatistics, most_frames
 from eval.report.shared import summaries_once
@@ -28,7 +28,7 @@ __all__ = [
 class MeasureTable:
     """One table as text: ``lines`` have one cell for each of ``headings``; the first ``names`` columns are words.
 
-    ``narrow`` are the columns that a terminal shows.
+    ``narrow`` are the columns that a terminal shows, ``below`` lines that it shows beneath, in place of the rest.
     """
 
     title: str
@@ -37,6 +37,7 @@ class MeasureTable:
     lines: list[list[str]]
     names: int
     narrow: list[int]
+    below: list[str] = field(default_factory=list)
 
 
 _CODES: list[tuple[str, Callable[[CodeStatistics], str], bool]] = [
@@ -115,6 +116,7 @@ def quality_table(quality: Sequence[QualitySummary]) -> MeasureTable:
         lines=lines,
         names=first,
         narrow=[0, *([2] if placed else []), first + 1, *judging],
+        below=list(dict.fromkeys(note for item in quality for note in item.notes)),
     )
 
 
