@@ -27,7 +27,7 @@ _SPECIAL = {
     "\u2028": " ",  # a line's end to XeTeX
     "\u2029": " ",
 }
-_OWN = re.compile(r"\d\d-[a-z0-9.-]*\.csv")
+_OWN = re.compile(r"\d+-[a-z0-9.-]*\.csv")
 
 
 def write_documents(results: Results, folder: Path | str) -> list[Path]:
