@@ -64,13 +64,16 @@ def test_the_command_and_what_made_it_stand_on_top(tmp_path: Path) -> None:
 
 def test_players_are_a_grid_with_errors_marked_and_both_sides_named(tmp_path: Path) -> None:
     for number, name in enumerate(("", "c25", "c12")):
-        soundfile.write(tmp_path / f"{name}.flac", (0.1 + 0.1 * number) * np.ones(800), 16_000)
+        soundfile.write(tmp_path / f"clip{name}.flac", (0.1 + 0.1 * number) * np.ones(800), 16_000)
     compared = of({"c25": rows_of("c25", 25.0, 4)}, {"c12": rows_of("c12", 12.5, 1)})
     judge = next(row.protocol.judge["name"] for row in compared.rows if row.protocol.judge)
 
     def clip(cell: str, heard: str) -> Clip:
         return Clip(
-            "tts" if cell else "recording", str(tmp_path / f"{cell}.flac"), {judge: heard, "elsewhere": "<raw>"}, cell
+            "tts" if cell else "recording",
+            str(tmp_path / f"clip{cell}.flac"),
+            {judge: heard, "elsewhere": "<raw>"},
+            cell,
         )
 
     compared.samples = [
