@@ -20,7 +20,7 @@ from eval.text.lengths import LengthBin
 from eval.text.skips import SkipRates, skip_rates
 from eval.text.translation import TranslationScores
 from eval.text.wer import ErrorRates, UtteranceErrors, official_rate
-from eval.trainings import Budget, Configuration, Curve
+from eval.trainings import Budget, Configuration, Cost, Curve
 
 __all__ = [
     "Clip",
@@ -211,6 +211,7 @@ class Results:
     text_lengths: list[LengthBin] = field(default_factory=list)
     without: dict[str, dict[str, str]] = field(default_factory=dict)
     command: str = ""
+    costs: list[Cost] = field(default_factory=list)
 
 
 def make_row(name: str, system: str, model: str, protocol: Protocol, rates: ErrorRates, **facts: Any) -> Row:
