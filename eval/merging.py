@@ -29,6 +29,7 @@ def merge_results(parts: Sequence[Results], title: str) -> Results:
         merged.curves += [curve for curve in part.curves if curve not in merged.curves]
         merged.without |= part.without
         merged.text_lengths += [one for one in part.text_lengths if one not in merged.text_lengths]
+        merged.costs += [cost for cost in part.costs if cost not in merged.costs]
         merged.budgets += [budget for budget in part.budgets if budget not in merged.budgets]
         merged.configurations += [one for one in part.configurations if one not in merged.configurations]
         for name in dict.fromkeys(c.name for c in part.contrasts):

@@ -20,7 +20,7 @@ from eval.text.lengths import LengthBin
 from eval.text.skips import SkipRates, skip_rates
 from eval.text.translation import TranslationScores
 from eval.text.wer import ErrorRates, UtteranceErrors, official_rate
-from eval.trainings import Budget, Configuration, Curve
+from eval.trainings import Budget, Configuration, Cost, Curve
 
 __all__ = [
     "Clip",
@@ -191,6 +191,8 @@ class Sample:
 class Results:
     """Everything that one evaluation, or a comparison of several, found.
 
+    ``command`` is what was typed, empty in older results.
+
     ``without`` says why a cell has no score: cell -> kind of system or task ("asr", "tts", "st") -> reason.
     """
 
@@ -208,6 +210,8 @@ class Results:
     budgets: list[Budget] = field(default_factory=list)
     text_lengths: list[LengthBin] = field(default_factory=list)
     without: dict[str, dict[str, str]] = field(default_factory=dict)
+    command: str = ""
+    costs: list[Cost] = field(default_factory=list)
 
 
 def make_row(name: str, system: str, model: str, protocol: Protocol, rates: ErrorRates, **facts: Any) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Budget", "Configuration", "Curve", "differing_keys", "group_names", "runs_stage"]
+__all__ = ["Budget", "Configuration", "Cost", "Curve", "differing_keys", "group_names", "runs_stage"]
 
 
 @dataclass(frozen=True)
@@ -107,3 +107,19 @@ class Budget:
     audio_seconds: float
     flops: float
     epochs: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one cell's fine-tuning cost, and what its speech costs an LLM that runs.
+
+    ``flops`` are model FLOPs of all steps; ``wall_s`` is the time from start to end, breaks left out, None where it is
+    not known; ``cache_bytes_per_s`` are the keys and values of a second of speech, two bytes a number.
+    """
+
+    cell: str
+    stage: str
+    steps: int
+    flops: float
+    cache_bytes_per_s: float
+    wall_s: float | None = None

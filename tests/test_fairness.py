@@ -215,6 +215,20 @@ def test_cells_train_as_long_as_makes_it_equal_and_the_table_says_so(tmp_path: P
     assert "Training budgets" in results_markdown(load_results(tmp_path / "runs"))
 
 
+def test_what_fine_tunings_cost_stands_beside_the_scores(tmp_path: Path, trained, monkeypatch) -> None:
+    compare.run(comparison(tmp_path, "tokens"))
+    found = load_results(tmp_path / "runs")
+    assert [(c.cell, c.stage, c.steps, c.flops) for c in found.costs] == [
+        (b.cell, "finetune", b.steps, b.flops) for b in found.budgets
+    ]
+    a, b = found.costs
+    assert b.cache_bytes_per_s == 2 * a.cache_bytes_per_s > 0  # twice the frames
+    assert a.wall_s is not None and "KV cache" in results_markdown(found)
+    monkeypatch.setattr("recipes.comparison.costs._counted", lambda *_: 1 / 0)  # what was counted is kept
+    compare.run(comparison(tmp_path, "tokens"))
+    assert load_results(tmp_path / "runs").costs == found.costs
+
+
 def test_without_fairness_stages_say_their_steps(tmp_path: Path, trained) -> None:
     compare.run(comparison(tmp_path, None))
     assert dict(trained) == {"a": 6, "b": 6} and load_results(tmp_path / "runs").budgets == []

@@ -81,6 +81,11 @@ def test_tails_and_gain_leave_what_is_read(gain, tail):
     assert len(middle) == len(voice()) + round(0.6 * RATE)  # a recording's own margins stay
 
 
+def test_a_minute_of_noise_at_minus_70_dbfs_behind_speech_is_not_read():
+    both = active_part(np.concatenate([voice(), noise(60, -70)]), RATE)
+    assert len(voice()) <= len(both) <= len(voice()) + 1.1 * RATE
+
+
 def test_the_rule_off_reads_everything():
     judge = Judge({"name": "j"}, RATE, 30.0, 4, 240.0, lambda pieces: ["word"] * len(pieces))
     assert judge.transcribe(list(NOTHING.values()), RATE) == ["word"] * len(NOTHING)

@@ -81,7 +81,8 @@ def test_counts_are_jiwer_s_and_the_report_is_written(files, capsys) -> None:
     assert "note: asr: 1 utterance beyond the reference, not scored (extra)" in printed
     for line in ("(a->nine)", "s2 ", "under 2 s", "2 to 5 s", "10 to 20 s", "20 s and over"):
         assert line in printed
-    assert {p.name for p in folder.iterdir()} == {"results.json", "results.md", "report.html", "errors-asr.txt"}
+    tables = {"results.md", "results.tex", "results.tables"}
+    assert {p.name for p in folder.iterdir()} == {"results.json", "report.html", "errors-asr.txt", *tables}
     assert "# 1\t(a->nine)\n" in (folder / "errors-asr.txt").read_text()
     page = (folder / "report.html").read_text()
     assert "By speaker" in page and "By length of the recording" in page and "(a-&gt;nine)" in page

@@ -111,7 +111,7 @@ def test_the_overview_is_on_the_page_and_in_results(systems: Results, tmp_path: 
     page = write_report(again, tmp_path).read_text("utf-8")
     assert page.index("<h2>Overview</h2>") < page.index("<h2>Speech as judge") and "no way back to sound" in page
     # Once for each judge, in its scores and in what went wrong.
-    assert page.count('<td class="system">reconstruction of t</td>') == 4
+    assert page.count('<th scope="row" class="system">reconstruction of t</th>') == 4
     one = Results("one", [row for row in systems.rows if row.cell in ("", "ours-s0")])
     assert overview_table(one) is None
     tokenizers = Results("tokenizers", [row for row in systems.rows if "reconstruction" in row.system])
@@ -142,7 +142,8 @@ def test_one_sound_of_several_cells_is_one_player(tmp_path: Path) -> None:
         soundfile.write(tmp_path / f"{name}.flac", tone(0.1, 16_000, pitch), 16_000)
     clips = [Clip("reconstruction", f"{name}.flac", cell=name) for name in ("a", "b", "c")]
     page = write_report(Results("", [], samples=[Sample("u", "said", clips)]), tmp_path).read_text("utf-8")
-    assert "<h3>a and 1 more: reconstruction</h3>" in page and "<h3>c: reconstruction</h3>" in page
+    for label in ("a and 1 more: reconstruction", "c: reconstruction"):
+        assert f'<th scope="row" class="system">{label}</th>' in page
     assert page.count("<audio") == 2
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.report.answer import answers
-from eval.report.columns import DIFFERENCE, NARROW_COLUMNS, columns_of
-from eval.report.groups import caption_of, groups_of, label_of, lengths_of, skips_in
+from eval.report.columns import DIFFERENCE
+from eval.report.groups import groups_of
 from eval.report.overview import overview_table
+from eval.report.scores import group_tables, score_table
 from eval.report.tables import measure_tables
 from eval.schema import Results
 
@@ -23,37 +24,26 @@ _NOTE = (
 
 def results_markdown(results: Results) -> str:
     """Every table of the report: the scores of each judge and test set, the codes, the audio's quality."""
-    text = [f"# {results.title}", "", *(line for answer in answers(results) for line in (answer, "")), _NOTE, ""]
+    command = [f"`{results.command}`", ""] if results.command else []
+    said = [line for answer in answers(results) for line in (answer, "")]
+    text = [f"# {results.title}", "", *command, *said, _NOTE, ""]
     if (overview := overview_table(results)) is not None:
         text += [f"## {overview.title}", "", overview.note, ""]
         text += _table(overview.headings, overview.lines, overview.names)
     for group in groups_of(results.rows):
-        columns = columns_of(group, NARROW_COLUMNS)
-        lines = []
-        for row in group.rows:
-            cells = [text_of(row) for _, text_of, _ in columns]
-            lines.append([label_of(row, group.rows), *cells, row.difference.against if row.difference else ""])
-        headings = ["system", *(heading for heading, _, _ in columns), "against"]
-        if not any(row.difference for row in group.rows):
-            headings, lines = headings[:-1], [line[:-1] for line in lines]
-        text += [f"## {caption_of(group)}", "", f"Judge: {_judge(group.protocol.judge)}.", ""]
-        text += _table(headings, lines, names=1)
+        scores = score_table(group)
+        text += [f"## {scores.title}", "", scores.note, ""]
+        text += _table(scores.headings, scores.lines, scores.names)
         text += [line for note in group.notes for line in (note, "")]
-        for more in (lengths_of(group, results), skips_in(group)):
-            if more is not None:
-                text += [f"### {more.title}", "", more.note, ""]
-                text += _table(more.headings, more.lines, more.names)
+        for more in group_tables(group, results):
+            text += [f"### {more.title}", "", more.note, ""]
+            text += _table(more.headings, more.lines, more.names)
     for measures in measure_tables(results):
         text += [f"## {measures.title}", "", measures.note, ""]
         text += _table(measures.headings, measures.lines, measures.names)
     if results.notes:
         text += ["## Notes", "", *(f"- {note}" for note in results.notes), ""]
     return "\n".join(text)
-
-
-def _judge(judge: dict[str, object]) -> str:
-    known = [f"{key} {judge[key]}" for key in ("decoding", "num_beams", "ctc_weight", "revision") if judge.get(key)]
-    return ", ".join([str(judge.get("name", "none, the system's own transcript")), *known])
 
 
 def _table(headings: Sequence[str], lines: Sequence[Sequence[str]], names: int) -> list[str]:

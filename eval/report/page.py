@@ -22,8 +22,10 @@ from eval.report.plots import book_use_figure, contrast_figure, rate_figure, svg
 from eval.report.shared import summaries_once
 from eval.report.tables import measure_tables
 from eval.report.trainings import DARK, LIGHT, curve_figures, differences_table, trainings_table
-from eval.schema import Clip, Results, Row, Sample
+from eval.schema import Clip, Results, Row
 from eval.systems import system_name, systems_of
+from eval.text.normalisers import get_normaliser
+from eval.text.wer import aligned_words
 
 __all__ = ["REPORT_FILE", "write_report"]
 
@@ -65,17 +67,39 @@ def _pooled(rows: Sequence[Row]) -> str:
     return f"{per_cent(sum(row.wer for row in rows) / len(rows))} (seeds: {each})"
 
 
-def _players(samples: Sequence[Sample], folder: Path) -> list[dict[str, Any]]:
-    """Samples with their audio inlined as data URIs; a sound that several cells have in common once."""
-    shown = []
-    for sample in samples:
+def _players(results: Results, folder: Path) -> list[dict[str, Any]]:
+    """A line for each system, with its clip of each sample or None; a sound that several cells share once."""
+    sides = {cell: side for contrast in results.contrasts[:1] for side in "ab" for cell in getattr(contrast, side)}
+    normalisers = _normalisers(results.rows)
+    lines: dict[str, dict[str, Any]] = {}
+    for place, sample in enumerate(results.samples):
         uris = {id(clip): _audio_uri(folder / clip.audio) for clip in sample.clips}  # an absolute path stays what it is
         same: dict[tuple[str, str], list[Clip]] = {}
         for clip in sample.clips:
             same.setdefault((clip.label, uris[id(clip)]), []).append(clip)
-        clips = [{"label": _clip_label(some), "heard": some[0].heard, "uri": uri} for (_, uri), some in same.items()]
-        shown.append({"id": sample.id, "text": sample.text, "clips": clips})
-    return shown
+        for (_, uri), some in same.items():
+            label, side = _clip_label(some), {sides.get(clip.cell, "") for clip in some}
+            empty = {"label": label, "side": side.pop().upper() if len(side) == 1 else ""}
+            line = lines.setdefault(label, empty | {"clips": [None] * len(results.samples)})
+            heard = {judge: _marked(sample.text, text, normalisers.get(judge)) for judge, text in some[0].heard.items()}
+            line["clips"][place] = {"uri": uri, "heard": heard, "text": sample.text or sample.id}
+    return list(lines.values())
+
+
+def _normalisers(rows: Sequence[Row]) -> dict[str, str]:
+    """The normaliser that what a judge, or a row of its own text, is called by was scored under."""
+    return {str(row.protocol.judge.get("name") or row.label): row.protocol.normaliser for row in rows}
+
+
+def _marked(reference: str, heard: str, normaliser: str | None) -> list[tuple[str, bool]]:
+    """Words of what was heard, (said->heard) where it is wrong, with whether it is; as it came where nothing tells."""
+    try:
+        rules = get_normaliser(normaliser or "")
+    except ValueError:  # of no row, or one that there is no more
+        rules = None
+    if rules is None or not rules(reference):
+        return [(heard, False)] if heard else []
+    return aligned_words(rules(reference), rules(heard)) if heard else []
 
 
 def _audio_uri(path: Path) -> str:
@@ -153,7 +177,10 @@ def write_report(results: Results, folder: Path | str) -> Path:
         contrast_columns=COLUMNS,
         contrast_note=EXPLANATION,
         contrast_plot=_safe(svg_of(contrast_figure(results.contrasts), "contrasts", CONTRAST_TITLE)),
-        samples=_players(results.samples, folder),
+        samples=results.samples,
+        players=_players(results, folder),
+        sides=next(iter(results.contrasts), None),
+        made_by=_made_by(results),
         measures=measure_tables(results),
         curves=[(caption, _safe(svg)) for caption, svg in curve_figures(results.curves)],
         curve_colours={"light": LIGHT, "dark": DARK},
@@ -165,6 +192,13 @@ def write_report(results: Results, folder: Path | str) -> Path:
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, target)
     return target
+
+
+def _made_by(results: Results) -> list[str]:
+    """Commit, machine and training seeds, as far as they are known."""
+    found = [f"{name} {results.versions[name]}" for name in ("commit", "machine") if name in results.versions]
+    seeds = sorted({row.seed for row in results.rows} - {None})
+    return found + ([f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"] if seeds else [])
 
 
 def _protocol_details(group: Group) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from eval.codes import CodeStatistics, most_frames
 from eval.report.shared import summaries_once
@@ -11,12 +11,13 @@ from eval.schema import Results, Row
 from eval.speech.measures.registry import Column, columns_of, explanation_of
 from eval.speech.quality import QualitySummary
 from eval.systems import SYSTEMS
-from eval.trainings import Budget
+from eval.trainings import Budget, Cost
 
 __all__ = [
     "MeasureTable",
     "budget_table",
     "code_table",
+    "cost_table",
     "fitting",
     "measure_tables",
     "quality_table",
@@ -28,7 +29,7 @@ __all__ = [
 class MeasureTable:
     """One table as text: ``lines`` have one cell for each of ``headings``; the first ``names`` columns are words.
 
-    ``narrow`` are the columns that a terminal shows.
+    ``narrow`` are the columns that a terminal shows, ``below`` lines that it shows beneath, in place of the rest.
     """
 
     title: str
@@ -37,6 +38,7 @@ class MeasureTable:
     lines: list[list[str]]
     names: int
     narrow: list[int]
+    below: list[str] = field(default_factory=list)
 
 
 _CODES: list[tuple[str, Callable[[CodeStatistics], str], bool]] = [
@@ -115,6 +117,7 @@ def quality_table(quality: Sequence[QualitySummary]) -> MeasureTable:
         lines=lines,
         names=first,
         narrow=[0, *([2] if placed else []), first + 1, *judging],
+        below=list(dict.fromkeys(note for item in quality for note in item.notes)),
     )
 
 
@@ -193,6 +196,27 @@ def budget_table(budgets: Sequence[Budget]) -> MeasureTable:
     )
 
 
+def cost_table(costs: Sequence[Cost]) -> MeasureTable:
+    """What each fine-tuning computed and how long it took, and the memory that its speech takes of an LLM that runs."""
+    return MeasureTable(
+        title="What it cost",
+        note="Fine-tuning: model FLOPs (6 a parameter and token, 4 where it is frozen, and attention's) and wall time, "
+        "which holds for the machine and what ran beside it. KV cache: keys and values of a second of speech, two "
+        "bytes a number.",
+        headings=["cell", "stage", "steps", "model FLOPs", "wall time, s", "KV cache, KiB a second"],
+        lines=[
+            [
+                *(cost.cell, cost.stage, f"{cost.steps:,}", f"{cost.flops:.3g}"),
+                "" if cost.wall_s is None else f"{cost.wall_s:,.0f}",
+                f"{cost.cache_bytes_per_s / 1024:,.1f}",
+            ]
+            for cost in costs
+        ],
+        names=2,
+        narrow=list(range(6)),
+    )
+
+
 def measure_tables(results: Results, briefly: bool = False) -> list[MeasureTable]:
     """Those of the tables that have a line; ``briefly`` with each tokenizer's largest set of codes alone."""
     translated = [row for row in results.rows if row.translation is not None]
@@ -200,4 +224,5 @@ def measure_tables(results: Results, briefly: bool = False) -> list[MeasureTable
     codes = summaries_once(results.codes)
     tables += [code_table(most_frames(codes) if briefly else codes)] if codes else []
     tables += [quality_table(summaries_once(results.quality))] if results.quality else []
-    return tables + ([budget_table(results.budgets)] if results.budgets else [])
+    tables += [budget_table(results.budgets)] if results.budgets else []
+    return tables + ([cost_table(results.costs)] if results.costs else [])

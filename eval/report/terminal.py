@@ -125,6 +125,10 @@ def _print_table(console: Console, measures: MeasureTable, width: int) -> None:
         for line in measures.lines:
             table.add_row(*(Text(line[i]) for i in columns))
         console.print(table)
+    for line in measures.below:
+        console.print(Text(line))
+    if measures.below:
+        console.print()
 
 
 def _fitting(table: MeasureTable, width: int) -> list[list[int]]:

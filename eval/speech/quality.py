@@ -134,7 +134,7 @@ def _computed(measure: Measure, signals: Sequence[np.ndarray]) -> dict[str, floa
     try:
         needed = []
         if measure.load is not None:
-            model, error = loaded(measure.load)
+            model, error = loaded(measure.load, measure.model)
             if error is not None:
                 raise error.with_traceback(None)  # one error for all clips: its traceback would grow with each
             needed = [model]
@@ -187,10 +187,11 @@ def summarise_quality(
     """
     who = speakers or [""] * len(clips)
     there = [(clip, speaker) for clip, speaker in zip(clips, who, strict=True) if clip is not None]
+    chosen = chosen_measures() if measures is None else measures
     means: dict[str, float | None] = {}
     counts: dict[str, int] = {}
     intervals: dict[str, tuple[float, float]] = {}
-    for column in [c for measure in (chosen_measures() if measures is None else measures) for c in measure.columns]:
+    for column in [column for measure in chosen for column in measure.columns]:
         found = [(v, speaker) for clip, speaker in there if (v := clip.values.get(column.key)) is not None]
         values = [value for value, _ in found]
         counts[column.key] = len(values)
@@ -205,9 +206,14 @@ def summarise_quality(
         len(there),
         means,
         n_measured=counts,
-        notes=[f"{note} ({n} clips)" for note, n in notes.items()],
+        notes=[f"{note} ({n} clips)" for note, n in notes.items()] + _models(chosen, counts),
         intervals=intervals,
         test_set=test_set,
         n_failed=len(clips) - len(there),
         system=system,
     )
+
+
+def _models(measures: Sequence[Measure], counts: Mapping[str, int]) -> list[str]:
+    """Which model each measure used that has one: figures of two models are not of one measure."""
+    return [f"{m.title} by {m.model}" for m in measures if m.model and any(counts[c.key] for c in m.columns)]

@@ -31,6 +31,7 @@ __all__ = [
     "ErrorRates",
     "UtteranceErrors",
     "align_text",
+    "aligned_words",
     "error_listing",
     "official_rate",
     "rates_of",
@@ -235,17 +236,23 @@ def align_text(reference: str, hypothesis: str) -> str:
 
     ``(a->b)`` was heard as something else, ``(a->*)`` was missed, ``(*->b)`` was added.
     """
+    return " ".join(word for word, _ in aligned_words(reference, hypothesis))
+
+
+def aligned_words(reference: str, hypothesis: str) -> list[tuple[str, bool]]:
+    """The words of :func:`align_text`, each with whether it is an error."""
     output = jiwer.process_words([reference], [hypothesis])
     expected, found = output.references[0], output.hypotheses[0]  # split into words
-    parts: list[str] = []
+    words: list[tuple[str, bool]] = []
     for chunk in output.alignments[0]:
         reference_words = expected[chunk.ref_start_idx : chunk.ref_end_idx]
         hypothesis_words = found[chunk.hyp_start_idx : chunk.hyp_end_idx]
         if chunk.type == "equal":
-            parts += reference_words
+            words += [(word, False) for word in reference_words]
         else:
-            parts += [f"({a}->{b})" for a, b in zip_longest(reference_words, hypothesis_words, fillvalue="*")]
-    return " ".join(parts)
+            pairs = zip_longest(reference_words, hypothesis_words, fillvalue="*")
+            words += [(f"({said}->{heard})", True) for said, heard in pairs]
+    return words
 
 
 def error_listing(rates: ErrorRates, title: str = "") -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from eval.report.contrasts import write_contrasts
-from eval.report.markdown import write_markdown
+from eval.report.documents import write_documents
 from eval.report.page import write_report
 from eval.report.terminal import format_table
 from eval.results_file import load_results, save_results
@@ -28,7 +28,7 @@ from recipes.comparison.table import gather
 from recipes.config import ConfigError, Problems
 from recipes.runs.logs import log
 from recipes.runs.pipeline import clock, describe, set_aside_from
-from recipes.runs.run_folder import COMPLETE_FILE, RunFolder
+from recipes.runs.run_folder import COMPLETE_FILE, RunFolder, command_text
 
 
 class CellsFailed(ConfigError):
@@ -87,9 +87,10 @@ def make_table(config: Config, notes: Sequence[str] = ()) -> dict[str, str]:
     failed = early | failed
     results = gather(cells, config, failed)
     results.notes += notes
+    results.command = command_text()
     save_results(results, folder.folder)
     write_report(results, folder.folder)
-    write_markdown(results, folder.folder)
+    write_documents(results, folder.folder)
     if results.contrasts:
         target = write_contrasts(results.contrasts, config.title, folder.folder)
         log.info("contrasts: %s, and .svg and .png beside it", target)

@@ -27,7 +27,7 @@ from typing import Any
 from eval.codes import CodeStatistics, code_statistics
 from eval.differences import difference_of
 from eval.judges.transcripts import CachedJudge
-from eval.report.markdown import write_markdown
+from eval.report.documents import write_documents
 from eval.report.page import write_report
 from eval.report.terminal import format_table
 from eval.rescoring import outdated, up_to_date
@@ -42,7 +42,7 @@ from eval.text.wer import score_pairs
 from recipes.config import ConfigError
 from recipes.runs.files import read_json
 from recipes.runs.logs import log
-from recipes.runs.run_folder import RunFolder
+from recipes.runs.run_folder import RunFolder, command_text
 from recipes.scoring.acoustic import SpeakerVoices
 from recipes.scoring.audio_pass import CLIP_S, Listening, Players, spread, write_listings
 from recipes.scoring.codec_systems import CodecSystems
@@ -119,7 +119,7 @@ def run(config: Config) -> Path:
     playable = set(work.recordings.readable if work.recordings else ())
     playable |= {i for found, _ in work.spoken for i, line in found.lines.items() if line.get("audio")}
     players = Players(folder.path("samples"), spread([i for i in job.texts if i in playable], config.samples))
-    measures = chosen_measures(config.measures) if config.quality else []
+    measures = chosen_measures(config.measures, config.measure_models) if config.quality else []
     listening = Listening(work.systems, judges, players, measures)
     compared = any(measure.needs_reference and not measure.time_aligned for measure in measures)
     for batch in work.audio_batches(job.ids, config.batch_seconds, compared):
@@ -140,6 +140,7 @@ def run(config: Config) -> Path:
         samples=players.samples(job.texts, work.systems, job.test_set.sha256),
         notes=[*job.settled.notes, *notes, *_text_notes(job, rows), *_task_notes(work.systems), *_speed_notes(rows)],
         created=time.strftime("%Y-%m-%d %H:%M"),
+        command=command_text(),
         versions=made_with(config),
         text_lengths=in_order(config.text_lengths),
     )
@@ -160,7 +161,7 @@ def _write(results: Results, folder: RunFolder) -> None:
     """Every form of the results; the tables are printed too."""
     save_results(results, folder.folder)
     write_report(results, folder.folder)
-    write_markdown(results, folder.folder)
+    write_documents(results, folder.folder)
     write_listings(folder.folder, results.rows)
     print(format_table(results), flush=True)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.report.markdown import write_markdown
+from eval.report.documents import write_documents
 from eval.report.page import write_report
 from eval.report.terminal import format_table
 from eval.results_file import load_results
@@ -102,7 +102,7 @@ def run(config: Config) -> Path | None:
     results, page = _check(config), None
     if results is not None:
         page = write_report(results, _folder(config))
-        write_markdown(results, _folder(config))
+        write_documents(results, _folder(config))
         print(format_table(results), flush=True)
     if config.serve:
         log.info("http://%s:%d; ctrl-c ends it", config.host, config.port)

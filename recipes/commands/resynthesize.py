@@ -80,6 +80,9 @@ class Config:
         default_factory=list,
         metadata={"help": "[names,of,measures] of the audio; none: log-mel distance, STOI, PESQ and level"},
     )
+    measure_models: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "{measure: model} in place of its own, as in slm evaluate"}
+    )
     excerpt_s: float = field(
         default=30.0, metadata={"help": "seconds from the start that the page plays and the judge reads"}
     )
@@ -157,7 +160,7 @@ def prepare(config: Config) -> Job:
     device = problems.attempt(resolve_device, config.device)
     precision = problems.attempt(resolve_precision, config.precision, device or "cpu")
     judge = problems.attempt(_judge, config.judge) if config.judge else None
-    measures = problems.attempt(chosen_measures, config.measures)
+    measures = problems.attempt(chosen_measures, config.measures, config.measure_models)
     seed_everything(config.seed)
     models = [problems.attempt(_tokenizer, name, config.allow_untrained) for name in config.tokenizers]
     problems.raise_all()

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from eval.judges.config import JudgeConfig
+from eval.report.documents import write_documents
 from eval.report.errors import format_errors
-from eval.report.markdown import write_markdown
 from eval.report.page import write_report
 from eval.report.terminal import format_table
 from eval.rescoring import rescored
@@ -36,6 +36,7 @@ from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
 from recipes.config import ConfigError
 from recipes.runs.logs import log
 from recipes.runs.own_folders import is_run_folder, refuse_foreign
+from recipes.runs.run_folder import command_text
 from recipes.scoring.audio_pass import write_listings
 from recipes.scoring.protocols import DEFAULT_NORMALISER, made_with, settle
 from recipes.scoring.text_files import Columns
@@ -68,7 +69,7 @@ class Config:
         metadata={"help": "a results.json: score the texts that it holds again, by this normaliser; no files besides"},
     )
     output: str | None = field(
-        default=None, metadata={"help": "folder for results.json, report.html, results.md and listings (-o)"}
+        default=None, metadata={"help": "folder for results.json, .md, .tex, tables as CSV, report.html, listings (-o)"}
     )
     title: str = field(default="Scores", metadata={"help": "heading of the report"})
     protocol: str | None = field(
@@ -161,11 +162,11 @@ def run(config: Config) -> Path | None:
         results = score(config, prepare(config))
     if config.text_lengths:
         results.text_lengths = in_order(config.text_lengths)
-    results.created = time.strftime("%Y-%m-%d %H:%M")
+    results.created, results.command = time.strftime("%Y-%m-%d %H:%M"), command_text()
     if config.output is not None:  # first: whoever reads what is printed may close the pipe
         save_results(results, config.output)
         write_report(results, config.output)
-        write_markdown(results, config.output)
+        write_documents(results, config.output)
         write_listings(Path(config.output), results.rows)
     print(format_table(results), flush=True)
     print(format_errors(results.rows, config.top, config.worst), flush=True)

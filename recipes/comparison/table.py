@@ -17,6 +17,7 @@ from recipes.comparison import fairness
 from recipes.comparison.cell_notes import notes_once
 from recipes.comparison.cells import Identity, identify
 from recipes.comparison.config import Config
+from recipes.comparison.costs import costs_of
 from recipes.comparison.running import make_cells, missing_of
 from recipes.comparison.trainings import configurations_of, curves_of
 from recipes.config import ConfigError
@@ -54,6 +55,7 @@ def gather(cells: dict[str, list[Step]], config: Config, failed: Mapping[str, st
     if config.text_lengths:
         results.text_lengths = in_order(config.text_lengths)
     _add_trainings(results, {cell: cells[cell] for cell in found}, about)
+    results.costs = costs_of({cell: cells[cell] for cell in found}, config.run_dir)
     if config.fairness is not None:
         plain = fairness.trained_cells(make_cells(config, {}))
         budgets = fairness.saved_budgets(config.run_dir, plain, config.fairness)

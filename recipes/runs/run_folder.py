@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import typing
@@ -230,6 +231,11 @@ def describe_run(config: Any) -> dict[str, Any]:
         "machine": describe_machine(),
         "processes": process_count(),
     }
+
+
+def command_text() -> str:
+    """What was typed, as a shell takes it."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def git_commit() -> str | None:

@@ -99,6 +99,13 @@ class Config:
         default_factory=list,
         metadata={"help": "[names,of,measures] of the audio; none: log-mel distance, STOI, PESQ and level"},
     )
+    measure_models: dict[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "help": "{measure: model} where another one or a folder of yours is to be used: of wavlm_similarity an "
+            "x-vector model of transformers, of utmos a repository for torch.hub"
+        },
+    )
     text_lengths: list[LengthBin] = field(default_factory=list, metadata={"help": LENGTHS_HELP})
     seed: int = field(default=0, metadata={"help": "of the bootstrap"})
     bootstrap_samples: int = field(default=10_000, metadata={"help": "resamples of the bootstrap"})
@@ -216,7 +223,7 @@ def _check_parts(config: Config) -> None:
     problems = Problems("slm evaluate")
     problems.attempt(RunFolder(config.run_dir).check, config)
     settled = problems.attempt(settle, config.protocol, config.judges, config.normaliser)
-    problems.attempt(chosen_measures, config.measures)
+    problems.attempt(chosen_measures, config.measures, config.measure_models)
     device = problems.attempt(resolve_device, config.device)
     problems.attempt(resolve_precision, config.precision, device or "cpu")
     for name in config.predictions:

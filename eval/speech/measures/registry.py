@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -75,6 +75,7 @@ class Measure:
             first, where there is a loader. It raises MeasureError where a clip is not one to measure, such as one that
             is too short.
         load: Makes what `function` needs, such as a model; called once, and not before it is needed.
+        model: Which weights `load`, which then takes this name, loads where nobody names others: hub name or folder.
         extra: The extra of this package that installs what `load` imports.
         sampling_rate: Hz of the waveforms that it gets.
         needs_reference: Whether it compares the clip with its recording.
@@ -92,7 +93,8 @@ class Measure:
     explanation: str
     better: Better
     function: Callable[..., float | Mapping[str, float]]
-    load: Callable[[], Any] | None = None
+    load: Callable[..., Any] | None = None
+    model: str = ""
     extra: str = ""
     sampling_rate: int = 16_000
     needs_reference: bool = True
@@ -139,13 +141,21 @@ def measures() -> dict[str, Measure]:
     return dict(sorted(_MEASURES.items(), key=lambda item: (item[1].better == "none", not item[1].default)))
 
 
-def chosen_measures(names: Sequence[str] = ()) -> list[Measure]:
+def chosen_measures(names: Sequence[str] = (), models: Mapping[str, str] | None = None) -> list[Measure]:
     """The measures of these names; without any name those that are computed by default.
 
+    Args:
+        names: of measures.
+        models: name of a measure -> the model that it loads in place of its own.
+
     Raises:
-        MeasureError: there is none of a name; the message lists those there are.
+        MeasureError: there is none of a name, or it takes no model; the message lists those there are.
     """
     known = measures()
+    takes = [name for name, measure in known.items() if measure.model]
+    if odd := [name for name in models or () if name not in takes]:
+        raise MeasureError(f"measure_models: {', '.join(odd)} takes no model; those that do are {', '.join(takes)}")
+    known |= {name: replace(known[name], model=model) for name, model in (models or {}).items()}
     if unknown := [name for name in names if name not in known]:
         close = difflib.get_close_matches(unknown[0], known, n=1)
         guess = f"did you mean `{close[0]}`? " if close else ""
@@ -180,9 +190,9 @@ def explanation_of(keys: Iterable[str]) -> str:
 
 
 @cache
-def loaded(load: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """What a loader returns, or the error that it raised; it is called once, also where it fails."""
+def loaded(load: Callable[..., Any], model: str = "") -> tuple[Any, Exception | None]:
+    """What a loader returns (of this model), or the error that it raised; it is called once, also where it fails."""
     try:
-        return load(), None
+        return (load(model) if model else load()), None
     except Exception as error:  # a measure that cannot be loaded is a gap in the results, whatever the reason
         return None, error
