@@ -103,8 +103,11 @@ def test_it_stands_in_results_table_and_report(tmp_path) -> None:
     assert of_tts[1].startswith(f"{1000 * lost / n_words:.1f} [") and of_tts[3].startswith(f"{1000 / n_words:.1f} [")
     assert of_tts[4:] == ["333.3", "0.0", "666.7"] and of_truth[4:] == ["", "", ""]
     assert skips_in(written) is None
-    for text in (format_table(results), results_markdown(results), write_report(results, tmp_path).read_text()):
-        assert text.count("What went wrong, per 1,000") == 1
+    title = "What went wrong, per 1,000"
+    page = write_report(results, tmp_path).read_text()
+    assert page.count(f"{title}</h") == page.count(f"{title}</caption>") == 1
+    for text in (format_table(results), results_markdown(results)):
+        assert text.count(title) == 1
 
 
 def test_where_there_is_nothing_to_tell_there_is_no_table() -> None:
