@@ -100,7 +100,10 @@ def test_it_goes_on_is_planned_and_runs_again_as_resolved(tmp_path, ran) -> None
     [
         ("{name: a, stages: []}", "cells: a: stages is empty"),
         ("{name: a, stages: [codes, codes]}", "cells: a: stages: codes stands there twice"),
-        ("{name: a, stages: [code]}", "cells: a: stages: there is no code; there are align, codes, "),
+        (
+            "{name: a, stages: [code]}",
+            "cells: a: stages: there is no code; did you mean `codes`. there are align, codes, ",
+        ),
         ("{name: a, stages: [codes], set: [train.rate=2]}", "cells: a sets train, which is not among the stages"),
         ("{name: a, stages: [align, codes, train, evaluate]}", "stages: no cell runs train-other; name it"),
     ],

@@ -150,7 +150,7 @@ def test_what_is_missing_is_a_gap_and_the_rest_stands(recordings, tmp_path) -> N
 def test_what_is_wrong_is_named(recordings, tmp_path) -> None:
     with pytest.raises(ConfigError, match="nothing to measure: give corpus=FOLDER"):
         measure_codes.plan(load_config(measure_codes.Config, None, [f"run_dir={tmp_path / 'x'}"]))
-    with pytest.raises(ConfigError, match="measures: loudness unknown; there are use"):
+    with pytest.raises(ConfigError, match="measures: loudness unknown; did you mean `robustness`. there are use"):
         configured(recordings, "y", "measures=[loudness]")
     with pytest.raises(ConfigError, match=r"probe\.books=9"):
         measure_codes.run(configured(recordings, "z", "tokenizer=embedded-12.5hz", "probe.books=9"))
