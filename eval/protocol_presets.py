@@ -7,7 +7,6 @@ its number is computed as it is published and stands beside ours.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -161,7 +160,5 @@ def get_preset(name: str) -> ProtocolPreset:
     """Look a protocol up by name. Raises ValueError where there is none; the message lists those there are."""
     if name not in PRESETS:
         known = "\n  ".join(f"{preset.name}: {preset.about}" for preset in PRESETS.values())
-        close = difflib.get_close_matches(name, PRESETS, n=1)
-        guess = f"did you mean `{close[0]}`? " if close else ""
-        raise ValueError(f"protocol {name!r} is unknown; {guess}there are\n  {known}")
+        raise ValueError(f"protocol {name!r} is unknown; there are\n  {known}")
     return PRESETS[name]

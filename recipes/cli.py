@@ -165,7 +165,7 @@ def guarded(action: Any, debug: bool, goes_on: bool = True) -> None:
 
 
 def _debug_hint(error: BaseException) -> str:
-    from recipes.runs.named_files import UnusableFiles
+    from recipes.inference.named_files import UnusableFiles
 
     return "" if isinstance(error, UnusableFiles) else "\n(--debug shows where this was raised)"
 

@@ -8,7 +8,6 @@ its model was made from and how it scores.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from slm.vocabulary import FILE_NAME as VOCABULARY_FILE
@@ -36,9 +35,7 @@ def embedded_folder(name: str) -> Path | None:
     if name not in EMBEDDED:
         if Path(name).exists():
             return None
-        close = difflib.get_close_matches(name, EMBEDDED, n=1)
-        guess = f"did you mean `{close[0]}`? " if close else ""
-        raise EmbeddedError(f"no embedded LLM is called {name!r}; {guess}this package has {', '.join(EMBEDDED)}")
+        raise EmbeddedError(f"no embedded LLM is called {name!r}; this package has {', '.join(EMBEDDED)}")
     folder = WEIGHTS / name
     needed = (*_NEEDED, VOCABULARY_FILE) if name in SPEECH_LMS else _NEEDED
     if missing := [file for file in needed if not (folder / file).is_file()]:

@@ -180,7 +180,7 @@ def test_trainings_start_from_names_and_their_digest_follows_the_weights(weights
         (lambda: SpeechTeacher.from_pretrained(TeacherConfig("embedded-12.5hz")), "not a Whisper"),
         (
             lambda: describe_llm("embedded-llm"),
-            "no embedded LLM is called 'embedded-llm'; did you mean `embedded-lm`. this package has embedded-lm",
+            "no embedded LLM is called 'embedded-llm'; this package has embedded-lm",
         ),
         (
             lambda: resolve("embedded-judge"),

@@ -167,8 +167,7 @@ def trained(monkeypatch) -> list[tuple[str, int]]:
             folder.check(config)
             if not folder.done(config):
                 folder.start(config)
-                act(config)
-                folder.mark_complete()
+                folder.mark_complete(act(config))
 
         return types.SimpleNamespace(Config=config_class, run=run, plan=lambda config: {})
 
@@ -177,10 +176,14 @@ def trained(monkeypatch) -> list[tuple[str, int]]:
             raise ValueError("there is no speech")
         write_corpus(Path(config.run_dir), config.n, frame_rate=config.rate, fingerprint=f"{config.rate:g}" * 8)
 
+    def finetune_(config) -> dict[str, float]:
+        ran.append((Path(config.run_dir).parts[-2], config.training.steps))
+        return {"steps": config.training.steps, "flops": 7e9, "cache_bytes_per_s": 2048.0}
+
     acts = {
         "codes": recipe(Codes, encode),
-        "finetune": recipe(FinetuneConfig, lambda c: ran.append((Path(c.run_dir).parts[-2], c.training.steps))),
-        "evaluate": recipe(Scores, lambda c: save_results(Results("", cell(1)), c.run_dir)),
+        "finetune": recipe(FinetuneConfig, finetune_),
+        "evaluate": recipe(Scores, lambda c: save_results(Results("", cell(1)), c.run_dir) and None),
     }
     for name, module in acts.items():
         monkeypatch.setitem(sys.modules, f"recipes.commands.{name}", module)
@@ -215,18 +218,16 @@ def test_cells_train_as_long_as_makes_it_equal_and_the_table_says_so(tmp_path: P
     assert "Training budgets" in results_markdown(load_results(tmp_path / "runs"))
 
 
-def test_what_fine_tunings_cost_stands_beside_the_scores(tmp_path: Path, trained, monkeypatch) -> None:
-    compare.run(comparison(tmp_path, "tokens"))
+def test_what_fine_tunings_cost_stands_beside_the_scores(tmp_path: Path, trained) -> None:
+    compare.run(comparison(tmp_path, None))
     found = load_results(tmp_path / "runs")
-    assert [(c.cell, c.stage, c.steps, c.flops) for c in found.costs] == [
-        (b.cell, "finetune", b.steps, b.flops) for b in found.budgets
-    ]
-    a, b = found.costs
-    assert b.cache_bytes_per_s == 2 * a.cache_bytes_per_s > 0  # twice the frames
-    assert a.wall_s is not None and "KV cache" in results_markdown(found)
-    monkeypatch.setattr("recipes.comparison.costs._counted", lambda *_: 1 / 0)  # what was counted is kept
-    compare.run(comparison(tmp_path, "tokens"))
-    assert load_results(tmp_path / "runs").costs == found.costs
+    told = [(cost.cell, cost.stage, cost.steps, cost.flops, cost.cache_bytes_per_s) for cost in found.costs]
+    assert told == [(name, "finetune", 6, 7e9, 2048.0) for name in ("a", "b")]
+    assert found.costs[0].wall_s is not None and "| 7e+09 |" in results_markdown(found)
+    older = tmp_path / "runs" / "a" / "finetune" / "complete.json"
+    older.write_text(older.read_text().replace('"flops"', '"other"'))
+    compare.run(comparison(tmp_path, None))
+    assert [cost.cell for cost in load_results(tmp_path / "runs").costs] == ["b"]
 
 
 def test_without_fairness_stages_say_their_steps(tmp_path: Path, trained) -> None:

@@ -26,6 +26,7 @@ from recipes.commands import finetune
 from recipes.config import ConfigError, load_config
 from recipes.finetuning.corpora import open_corpora
 from recipes.finetuning.data import longest_sequence, make_data
+from recipes.finetuning.exposure import exposure_of
 from recipes.finetuning.utterances import evaluated
 from recipes.finetuning.vocabulary import codebooks, make_vocabulary
 from recipes.runs.deepspeed import engine_config
@@ -296,7 +297,11 @@ def test_epochs_are_the_steps_that_they_come_to(tmp_path) -> None:
     lengths = data_of(config)[1].train.lengths
     assert plan["steps"] == round(2.5 * lengths.sum() / 260) != 4 and 2.3 < plan["epochs"] < 2.8
     finetune.run(config)
-    assert json.loads((tmp_path / "run" / "complete.json").read_text())["summary"]["steps"] == plan["steps"]
+    summary = json.loads((tmp_path / "run" / "complete.json").read_text())["summary"]
+    assert summary["steps"] == plan["steps"]
+    assert summary["flops"] == exposure_of(config).amounts(plan["steps"]).flops > 0
+    in_fp32 = 1024 * plan["patterns"]["semantic"]["KV cache KiB per s"]
+    assert summary["cache_bytes_per_s"] == pytest.approx(in_fp32 / 2, rel=0.02)  # bf16; the plan's figure is rounded
     twice = finetune_config(
         tmp_path, "twice", "training.epochs=2.5", f"corpora=[{{path: {tmp_path / 'codes'}, weight: 2}}]", "corpus=''"
     )

@@ -83,3 +83,19 @@ def test_what_the_hub_answers_is_left_to_the_library(hub, kind) -> None:
     with pytest.raises(ValueError, match=r"the library was asked|\(OSError"):
         ASKED[kind]()
     assert not hub
+
+
+@pytest.mark.parametrize("kind", ["teacher", "judge"])
+def test_a_revision_that_is_in_the_cache_is_not_asked_for(hub, kind, monkeypatch, tmp_path) -> None:
+    """A model that was fetched by its commit has no branch in the cache."""
+    commit = "0123456789" * 4
+    snapshot = tmp_path / "models--owner--pinned" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    pinned = {
+        "teacher": lambda: teacher_width(TeacherConfig(name="owner/pinned", revision=commit)),
+        "judge": lambda: check_judge(JudgeConfig(name="owner/pinned", revision=commit)),
+    }
+    with pytest.raises(ValueError, match="the library was asked"):  # and the hub was not: it has no answer
+        pinned[kind]()

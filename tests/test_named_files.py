@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from recipes import cli
 from recipes.commands import align
 from recipes.config import load_config
-from recipes.runs.named_files import unusable_files
+from recipes.inference.named_files import unusable_files
 from slm.tasks import Task, register, registry
 from slm.tasks.registry import Mark, Speech, Turn
 from slm.vocabulary import SYNTHESIZE

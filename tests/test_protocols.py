@@ -107,7 +107,7 @@ def test_a_protocol_takes_a_judge_s_place_and_no_other_reading() -> None:
             preset.apply(wrong)
     with pytest.raises(
         ValueError,
-        match="'whisper' is unknown; did you mean `whisper-base`. there are\n  librispeech-hubert: [^$]*f5-tts",
+        match="'whisper' is unknown; there are\n  librispeech-hubert: [^$]*f5-tts",
     ):
         get_preset("whisper")
     assert settle("f5-tts", [], "basic").normaliser.name == "f5-tts"

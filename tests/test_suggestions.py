@@ -1,7 +1,8 @@
-"""A mistyped name is answered with the name that was meant, and never with a page of names."""
+"""A mistyped name is answered with the name that was meant, among few or as a guess, and never with a page of names."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -22,34 +23,44 @@ from tokenizer import load_tokenizer
 from tokenizer.model.configuration import preset_config
 
 STAGES = [Stage("encode"), Stage("finetune")]
-SLIPS: dict[str, tuple[Callable[[], object], str]] = {
+Slips = dict[str, tuple[Callable[[], object], str]]
+GUESSED: Slips = {
     "--config": (lambda: resolve_config_path("quickstart/encod"), "quickstart/encode"),
     "--config without its folder": (lambda: resolve_config_path("quickstrat"), "quickstart/quickstart"),
     "key": (lambda: load_config(MeasureCodes, None, ["tokeniser=x"]), "tokenizer"),
     "measures of codes": (lambda: MeasureCodes(measures=["robustnes"]), "robustness"),
-    "measures of audio": (lambda: chosen_measures(["stio"]), "stoi"),
-    "tokenizer": (lambda: load_tokenizer("nano-12hz"), "nano-12.5hz"),
-    "embedded tokenizer": (lambda: load_tokenizer("embedded-12hz"), "embedded-12.5hz"),
-    "embedded LLM": (lambda: embedded_folder("embedded-slm-12hz"), "embedded-slm-12.5hz"),
-    "preset": (lambda: preset_config("nano-6hz"), "nano-6.25hz"),
     "judge": (lambda: resolve("embedded-recognizer"), "embedded-recogniser"),
-    "task": (lambda: get_task("continuaton"), "continuation"),
-    "protocol": (lambda: get_preset("f5-tts-wer"), "f5-tts"),
-    "normaliser": (lambda: get_normaliser("whisper_english"), "whisper-english"),
     "deepspeed": (lambda: deepspeed_file("deepspeed-zreo2"), "deepspeed-zero2"),
     "redo": (lambda: PipelineConfig(stages=STAGES, redo="fintune"), "finetune"),
     "set": (lambda: PipelineConfig(stages=STAGES, set=["encod.seed=3"]), "encode"),
     "only": (lambda: Comparison(stages=STAGES, cells=[Cell("12.5hz-s0")], only=["12.5hz-s"]), "12.5hz-s0"),
     "a cell's stages": (lambda: check_stages([Cell("a", stages=["encod"])], ["encode", "finetune"]), "encode"),
 }
+LISTED: Slips = {
+    "measures of audio": (lambda: chosen_measures(["stio"]), "stoi"),
+    "tokenizer": (lambda: load_tokenizer("nano-12hz"), "nano-12.5hz"),
+    "embedded tokenizer": (lambda: load_tokenizer("embedded-12hz"), "embedded-12.5hz"),
+    "embedded LLM": (lambda: embedded_folder("embedded-slm-12hz"), "embedded-slm-12.5hz"),
+    "preset": (lambda: preset_config("nano-6hz"), "nano-6.25hz"),
+    "task": (lambda: get_task("continuaton"), "continuation"),
+    "protocol": (lambda: get_preset("f5-tts-wer"), "f5-tts"),
+    "normaliser": (lambda: get_normaliser("whisper_english"), "whisper-english"),
+}
 
 
-@pytest.mark.parametrize("slip", SLIPS)
+@pytest.mark.parametrize("slip", GUESSED)
 def test_a_mistyped_name_is_told_what_was_meant(slip) -> None:
-    mistyped, meant = SLIPS[slip]
+    mistyped, meant = GUESSED[slip]
     with pytest.raises(ValueError, match="did you mean") as error:
         mistyped()
     assert f"`{meant}`" in str(error.value)
+
+
+@pytest.mark.parametrize("slip", LISTED)
+def test_of_a_few_names_the_message_holds_all(slip) -> None:
+    mistyped, meant = LISTED[slip]
+    with pytest.raises(ValueError, match=re.escape(meant)):
+        mistyped()
 
 
 def test_a_mistyped_configuration_is_no_page_of_names() -> None:

@@ -57,6 +57,22 @@ def test_half_a_file_is_refused_and_the_whole_is_read(tmp_path, reader, ending, 
         reader(half)
 
 
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("held_in_memory", [False, True], ids=["file", "bytes"])
+def test_an_mp3_without_a_header_promises_nothing(tmp_path, reader, held_in_memory):
+    """Its first frames are silent; from their size libsndfile guesses a recording of several times the length."""
+    path = tmp_path / "quiet.mp3"
+    settings = {"bitrate_mode": "VARIABLE", "compression_level": 0.3}
+    with soundfile.SoundFile(path, "w", RATE, 1, "MPEG_LAYER_III", format="MP3", **settings) as file:
+        for block in (np.zeros(8 * RATE, np.float32), *np.split(sweep(4.0), 4)):
+            file.write(block)
+    content = path.read_bytes()
+    content = content[content.index(content[:2], 4) :]  # without the frame that is the header
+    path.write_bytes(content)
+    assert soundfile.info(path).duration > 20
+    reader(Utterance("quiet.mp3", content if held_in_memory else str(path)))
+
+
 @pytest.mark.parametrize("seconds", [0.5, 3.9])
 def test_the_message_tells_how_much_is_there(tmp_path, seconds):
     path = write(tmp_path / "a.wav", "WAV", "PCM_16")

@@ -6,7 +6,6 @@ with in fp32, with a README.md that says what it was made from and how it scores
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -31,9 +30,7 @@ def embedded_folder(name: str) -> Path | None:
     if name not in EMBEDDED:
         if Path(name).exists():
             return None
-        close = difflib.get_close_matches(name, EMBEDDED, n=1)
-        guess = f"did you mean `{close[0]}`? " if close else ""
-        raise EmbeddedError(f"no embedded model is called {name!r}; {guess}this package has {', '.join(EMBEDDED)}")
+        raise EmbeddedError(f"no embedded model is called {name!r}; this package has {', '.join(EMBEDDED)}")
     folder = WEIGHTS / name
     if missing := [file for file in _NEEDED if not (folder / file).is_file()]:
         there = ", ".join(installed()) or "none"

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 TIMEOUT_S, WAIT_S = 5.0, 1.0
 
 
-def ask_hub(name: str, file: str = "config.json", *, dataset: bool = False) -> None:
+def ask_hub(name: str, file: str = "config.json", *, revision: str | None = None, dataset: bool = False) -> None:
     """Returns where a name's files are in the local cache, the hub answers, or offline mode lets nobody ask it.
 
     What is wrong with the name itself the libraries say, and at once.
@@ -23,12 +23,13 @@ def ask_hub(name: str, file: str = "config.json", *, dataset: bool = False) -> N
     Args:
         name: `owner/name`.
         file: one whose presence in the cache tells that the model is there.
+        revision: of the model, a commit say; None: the newest.
         dataset: whether it names a data set, not a model.
 
     Raises:
         OSError: the hub cannot be reached; the message says what to do.
     """
-    if constants.HF_HUB_OFFLINE or _is_cached(name, file, dataset):
+    if constants.HF_HUB_OFFLINE or _is_cached(name, file, revision, dataset):
         return
     try:
         _ask(name, dataset)
@@ -50,9 +51,9 @@ def _ask(name: str, dataset: bool) -> None:
         ) from error
 
 
-def _is_cached(name: str, file: str, dataset: bool) -> bool:
+def _is_cached(name: str, file: str, revision: str | None, dataset: bool) -> bool:
     if not dataset:
-        return isinstance(try_to_load_from_cache(name, file), str)
+        return isinstance(try_to_load_from_cache(name, file, revision=revision), str)
     from datasets import config
 
     return Path(config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir()

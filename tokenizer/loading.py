@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import warnings
@@ -69,9 +68,7 @@ def load_tokenizer(
     elif folder.is_dir():
         model = _from_folder(folder, num_codebooks)
     elif name.count("/") != 1 or name.startswith(("/", ".", "~")):
-        close = difflib.get_close_matches(name, [*TOKENIZERS, *PRESETS, *HOPS], n=1)
-        guess = f"did you mean `{close[0]}`? " if close else ""
-        raise ValueError(f"no tokenizer {name!r}: {guess}{_choices()}")
+        raise ValueError(f"no tokenizer {name!r}: {_choices()}")
     else:
         model = _from_hub(name, num_codebooks)
     if num_codebooks is not None and isinstance(model, LMSPTModel):

@@ -139,7 +139,7 @@ def _kind(config: JudgeConfig) -> tuple[str, Any]:
 
     try:
         if not Path(config.name).is_dir():
-            _ask_hub(config.name)
+            _ask_hub(config.name, config.revision)
         model_config = AutoConfig.from_pretrained(config.name, revision=config.revision)
     except (OSError, ValueError) as error:
         raise JudgeError(
@@ -168,7 +168,7 @@ def _kind(config: JudgeConfig) -> tuple[str, Any]:
     )
 
 
-def _ask_hub(name: str) -> None:
+def _ask_hub(name: str, revision: str | None) -> None:
     """Raises OSError where a model is not in the local cache and the hub does not answer.
 
     It is asked twice, a second apart; the libraries would go on so for half a minute.
@@ -176,7 +176,7 @@ def _ask_hub(name: str) -> None:
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
-    if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json"), str):
+    if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
         return
     for wait_s in (_HUB_WAIT_S, 0.0):
         try:

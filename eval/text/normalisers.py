@@ -19,7 +19,6 @@ Change a rule and the version goes up; rows of different versions are then no lo
 
 from __future__ import annotations
 
-import difflib
 import re
 import string
 import unicodedata
@@ -162,11 +161,7 @@ def get_normaliser(name: str) -> Normaliser:
     base, _, language = name.partition(":")
     if base != "basic" or not language:
         known = ", ".join(sorted(NORMALISERS))
-        close = difflib.get_close_matches(name, NORMALISERS, n=1)
-        guess = f"did you mean `{close[0]}`? " if close else ""
-        raise ValueError(
-            f"normaliser {name!r} is unknown: {guess}choose one of {known}, or basic:LANGUAGE such as basic:de"
-        )
+        raise ValueError(f"normaliser {name!r} is unknown: choose one of {known}, or basic:LANGUAGE such as basic:de")
     if language in ("any", "zh", "yue"):  # num2words knows no Chinese
         function = partial(normalise_basic, language=None)
     else:

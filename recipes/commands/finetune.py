@@ -24,7 +24,9 @@ from recipes.finetuning.config import Config
 from recipes.finetuning.corpora import Corpora, columns_of, open_corpora, used_tasks
 from recipes.finetuning.data import longest_sequence, make_data
 from recipes.finetuning.estimates import describe_plan
+from recipes.finetuning.exposure import exposure_of_data
 from recipes.finetuning.measure import measured_names, word_errors
+from recipes.finetuning.pattern_costs import cache_bytes_per_second
 from recipes.finetuning.results import kept_figures, save_result, warn_of_worse
 from recipes.finetuning.vocabulary import codebooks, make_vocabulary
 from recipes.runs.deepspeed import engine_config, set_deepspeed_device
@@ -127,6 +129,9 @@ def run(config: Config) -> Path:
     callbacks = [MetricsCallback(folder.metrics), TrainerProgress("finetune")]
     if config.training.alignment:
         callbacks.append(AttentionPicture(config.training.alignment, data, tokenizer, folder.path("plots")))
+    # Before it trains: what is read of the model now may be out of reach when it has trained for days.
+    facts = describe_llm(config.model, config.training.attention)
+    exposure = exposure_of_data(config, corpora, facts, data)
     started = time.perf_counter()
     trainer = train(
         model,
@@ -150,6 +155,11 @@ def run(config: Config) -> Path:
     if is_main_process():
         kept = kept_figures(trainer, config.training, FIGURES)
         warn_of_worse(trainer, kept, FIGURES)
-        folder.mark_complete({"steps": trainer.state.global_step, "wall_s": round(wall, 1), **kept})
+        steps = trainer.state.global_step
+        cost = {
+            "flops": exposure.amounts(steps).flops,
+            "cache_bytes_per_s": cache_bytes_per_second(facts, data.vocabulary),
+        }
+        folder.mark_complete({"steps": steps, "wall_s": round(wall, 1), **cost, **kept})
     trainer.accelerator.wait_for_everyone()
     return result

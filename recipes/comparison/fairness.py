@@ -86,17 +86,16 @@ def saved_budgets(folder: Path | str, cells: Mapping[str, Sequence[Step]], equal
 
 def _still_holds(entry: Mapping[str, Any], config: FinetuneConfig) -> bool:
     """Whether a budget is of these settings and this corpus; a corpus that is gone has not changed."""
-    return entry["settings"] == settings_digest(config) and corpus_digest(config) in (entry["corpus"], None)
+    return entry["settings"] == _settings(config) and _corpus(config) in (entry["corpus"], None)
 
 
-def settings_digest(config: FinetuneConfig, *without: str) -> str:
+def _settings(config: FinetuneConfig, *without: str) -> str:
     """A hash of a fine-tuning's settings but for its folder."""
     values = {key: value for key, value in asdict(config).items() if key not in ("run_dir", *without)}
     return digest(json.dumps(values, sort_keys=True, default=str))
 
 
-def corpus_digest(config: FinetuneConfig) -> str | None:
-    """A digest of the corpora that a fine-tuning learns from; None where they are gone."""
+def _corpus(config: FinetuneConfig) -> str | None:
     try:
         return digest(open_corpora(config).index_text)
     except (ConfigError, CorpusError):
@@ -115,7 +114,7 @@ def find_budgets(cells: Mapping[str, Sequence[Step]], chosen: Iterable[str], equ
     known: dict[str, Exposure] = {}  # seeds see the same samples in other orders
     for cell in dict.fromkeys([reference, *chosen]):
         config: FinetuneConfig = training_of(cells[cell], cell).config
-        if (key := settings_digest(config, "seed")) not in known:
+        if (key := _settings(config, "seed")) not in known:
             known[key] = exposure_of(config)
         exposures[cell] = replace(known[key], seed=config.seed)
     try:
@@ -131,7 +130,7 @@ def save_budgets(folder: Path | str, cells: Mapping[str, Sequence[Step]], budget
     kept = {}
     for cell, budget in budgets.items():
         config = training_of(cells[cell], cell).config
-        kept[cell] = {"settings": settings_digest(config), "corpus": corpus_digest(config), "budget": asdict(budget)}
+        kept[cell] = {"settings": _settings(config), "corpus": _corpus(config), "budget": asdict(budget)}
     values = {"equal": first.equal, "reference": first.reference, "cells": kept}
     atomic_write_text(Path(folder, FAIRNESS_FILE), json.dumps(values, indent=2) + "\n")
 

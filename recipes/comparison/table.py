@@ -17,9 +17,8 @@ from recipes.comparison import fairness
 from recipes.comparison.cell_notes import notes_once
 from recipes.comparison.cells import Identity, identify
 from recipes.comparison.config import Config
-from recipes.comparison.costs import costs_of
 from recipes.comparison.running import make_cells, missing_of
-from recipes.comparison.trainings import configurations_of, curves_of
+from recipes.comparison.trainings import configurations_of, costs_of, curves_of
 from recipes.config import ConfigError
 from recipes.runs.logs import log
 from recipes.runs.pipeline import Step, results_folders
@@ -55,7 +54,7 @@ def gather(cells: dict[str, list[Step]], config: Config, failed: Mapping[str, st
     if config.text_lengths:
         results.text_lengths = in_order(config.text_lengths)
     _add_trainings(results, {cell: cells[cell] for cell in found}, about)
-    results.costs = costs_of({cell: cells[cell] for cell in found}, config.run_dir)
+    results.costs = [cost for cell in found for cost in costs_of(cells[cell], cell)]
     if config.fairness is not None:
         plain = fairness.trained_cells(make_cells(config, {}))
         budgets = fairness.saved_budgets(config.run_dir, plain, config.fairness)

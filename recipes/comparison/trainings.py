@@ -1,4 +1,4 @@
-"""What a cell of `slm compare` leaves of its trainings: learning curves from ``metrics.jsonl``, and its settings."""
+"""What a cell of `slm compare` leaves of its trainings: learning curves from ``metrics.jsonl``, cost, settings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 
 import yaml
 
-from eval.trainings import Configuration, Curve, group_names
+from eval.trainings import Configuration, Cost, Curve, group_names
 from recipes.comparison.cells import Identity
 from recipes.config import dump_config, flatten, yaml_scalar
-from recipes.runs.files import text_lines
+from recipes.runs.files import read_json, text_lines
 from recipes.runs.pipeline import Step
+from recipes.runs.run_folder import COMPLETE_FILE
 
 MOST_POINTS = 200  # of a curve on the page; a longer one is shown by the means of equal stretches
 _TRAIN = {"loss": "loss", "loss/total": "loss"}  # of transformers' Trainer, and of a tokenizer's training
@@ -86,6 +87,18 @@ def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     size = -(-len(points) // MOST_POINTS)
     stretches = [points[start : start + size] for start in range(0, len(points), size)]
     return [(some[-1][0], sum(value for _, value in some) / len(some)) for some in stretches]
+
+
+def costs_of(steps: Sequence[Step], cell: str) -> list[Cost]:
+    """What each of a cell's fine-tunings says that it cost; those of older folders say nothing."""
+    found = []
+    for step in steps:
+        summary = step.folder.summary
+        if "flops" in summary:
+            wall_s = read_json(step.folder.path(COMPLETE_FILE)).get("wall_s")
+            told = (summary["steps"], summary["flops"], summary["cache_bytes_per_s"])
+            found.append(Cost(cell, step.stage.name, *told, wall_s=wall_s))
+    return found
 
 
 def configurations_of(

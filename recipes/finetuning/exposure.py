@@ -13,12 +13,12 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from recipes.finetuning.config import Config
-from recipes.finetuning.corpora import open_corpora
-from recipes.finetuning.data import longest_sequence, make_data
+from recipes.finetuning.corpora import Corpora, open_corpora
+from recipes.finetuning.data import Data, longest_sequence, make_data
 from recipes.finetuning.estimates import lora_parameters
 from recipes.finetuning.vocabulary import make_vocabulary
 from slm.freezing import decoder_layers, freeze_other_towers
-from slm.modeling import describe_llm
+from slm.modeling import LLMFacts, describe_llm
 from slm.speech_rows import rows_needed
 from slm.training.batches import plan_steps, with_steps
 from slm.training.samples import Samples, SpeechSamples
@@ -187,6 +187,11 @@ def exposure_of(config: Config) -> Exposure:
     corpora, facts = open_corpora(config), describe_llm(config.model, config.training.attention)
     vocabulary = make_vocabulary(config, corpora, facts.tokenizer, facts.vocabulary)
     data = make_data(config, corpora, facts.tokenizer, vocabulary, longest_sequence(config, facts.config))
+    return exposure_of_data(config, corpora, facts, data)
+
+
+def exposure_of_data(config: Config, corpora: Corpora, facts: LLMFacts, data: Data) -> Exposure:
+    """`exposure_of` where the corpora are open and their sequences made."""
     splits = [corpus.index["splits"]["train"] for corpus in corpora.opened]
     seconds_per_frame = sum(split["duration_s"] for split in splits) / sum(split["frames"] for split in splits)
     samples: Samples = data.all_train

@@ -44,7 +44,7 @@ def pattern_costs(
             "vocabulary rows": rows_needed(_text_rows(facts), other),
             "rows beside it": sum(further),
             "GFLOPs per s": round(per_second * _flops(facts, other) / 1e9, 3),
-            "KV cache KiB per s": round(per_second * cache_bytes(facts, precision) / 1024, 1),
+            "KV cache KiB per s": round(cache_bytes_per_second(facts, other, precision) / 1024, 1),
         }
     return shown
 
@@ -64,7 +64,12 @@ def _flops(facts: LLMFacts, vocabulary: SpeechVocabulary) -> int:
     return 2 * (layers + rows * table.weight.shape[1])
 
 
-def cache_bytes(facts: LLMFacts, precision: str) -> int:
+def cache_bytes_per_second(facts: LLMFacts, vocabulary: SpeechVocabulary, precision: str = "bf16") -> float:
+    """Keys and values that a second of speech takes of an LLM that runs."""
+    return vocabulary.frame_rate * vocabulary.ids_per_frame * _cache_bytes(facts, precision)
+
+
+def _cache_bytes(facts: LLMFacts, precision: str) -> int:
     """Of one position: a key and a value of each layer."""
     sizes = facts.config.get_text_config()
     heads = getattr(sizes, "num_attention_heads", None)

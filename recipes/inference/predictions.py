@@ -10,12 +10,12 @@ from typing import Any
 
 from recipes.config import ConfigError
 from recipes.inference.batches import Times, forget_batches
+from recipes.inference.named_files import unusable_files
 from recipes.inference.setup import source_utterances
 from recipes.runs.files import atomic_write_text, text_lines, write_jsonl
 from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log
 from recipes.runs.machine import describe_machine, machine_text
-from recipes.runs.named_files import unusable_files
 from recipes.runs.run_folder import RunFolder
 from slm.tasks import Task
 from slm.vocabulary import SpeechVocabulary

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.inference.batches import Times, forget_batches
+from recipes.inference.named_files import unusable_files
 from recipes.inference.predictions import (
     log_faults,
     log_speed,
@@ -16,7 +17,6 @@ from recipes.inference.predictions import (
     write_predictions,
 )
 from recipes.runs.logs import log
-from recipes.runs.named_files import unusable_files
 from recipes.runs.run_folder import RunFolder
 from slm.tasks import Task
 

@@ -7,7 +7,6 @@ when the model generates and where it stops (:mod:`slm.generation`).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -196,7 +195,5 @@ def get_task(name: str) -> Task:
         TaskError: there is none; the message lists those there are.
     """
     if name not in _TASKS:
-        close = difflib.get_close_matches(name, tasks(), n=1)
-        guess = f"did you mean `{close[0]}`? " if close else ""
-        raise TaskError(f"task {name!r} is unknown; {guess}there are {', '.join(tasks())}")
+        raise TaskError(f"task {name!r} is unknown; there are {', '.join(tasks())}")
     return _TASKS[name]

@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from tokenizer.data.truncation import check_whole, refuse_cut_off, with_its_length
+from tokenizer.data.truncation import check_whole, refuse_short_read, with_its_length
 from tokenizer.data.utterances import AudioError, RowAudio, Utterance
 
 MIN_DURATION_S = 0.01
@@ -48,9 +48,9 @@ def load_audio(
         # of what is too long no more than shows it
         at_most = n_frames if max_duration_s is None else min(n_frames, int(max_duration_s * rate) + 1)
         samples = file.read(at_most, dtype="float32", always_2d=True)
-    if len(samples) < at_most:
-        refuse_cut_off(name, len(samples) / rate, n_frames / rate)
-        n_frames = len(samples)
+        if len(samples) < at_most:
+            refuse_short_read(name, file, len(samples))
+            n_frames = len(samples)
     mono = to_mono(samples)
     # Two passes, since all of a corpus goes through: what is not finite in any sample shows in the extremes.
     low, high = float(mono.min(initial=0.0)), float(mono.max(initial=0.0))

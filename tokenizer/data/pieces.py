@@ -15,7 +15,7 @@ import soundfile
 import soxr
 
 from tokenizer.data.audio import SILENCE_PEAK, check_recording, opened_audio, to_mono
-from tokenizer.data.truncation import refuse_cut_off
+from tokenizer.data.truncation import refuse_short_read
 from tokenizer.data.utterances import AudioError, Utterance
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class Recording:
             finite, peak = True, math.inf
             if file.subtype in ("FLOAT", "DOUBLE") or not _reaches_its_end(file):
                 self.n_frames, finite, peak = _go_through(file)
-                refuse_cut_off(self.utterance.name, self.n_frames / self.rate, file.frames / self.rate)
+                refuse_short_read(self.utterance.name, file, self.n_frames)
         check_recording(self.utterance.name, self.n_frames / self.rate, finite, peak, None)
 
     def _checked(self, first: int, last: int) -> np.ndarray:

@@ -13,6 +13,8 @@ import struct
 from contextlib import nullcontext
 from typing import BinaryIO
 
+import soundfile
+
 from tokenizer.data.utterances import AudioError
 
 MISSING_S = 0.01  # what may be missing: some writers count a few bytes too many
@@ -28,6 +30,15 @@ def refuse_cut_off(name: str, held_s: float, promised_s: float, tolerance_s: flo
             f"{name}: cut off: it holds {held_s:.2f} s of the {promised_s:.2f} s that its header promises: copy it "
             "again, or write what there is of it to a new file"
         )
+
+
+def refuse_short_read(name: str, file: soundfile.SoundFile, n_read: int) -> None:
+    """Raises AudioError where fewer frames were decoded of an open file than its header promises.
+
+    An MP3 without a header of its own promises nothing: libsndfile guesses its length from the first frame.
+    """
+    if n_read < file.frames and (file.format != "MP3" or _mp3_has_header(file.name)):
+        refuse_cut_off(name, n_read / file.samplerate, file.frames / file.samplerate)
 
 
 def check_whole(name: str, source: str | io.BytesIO, duration_s: float) -> None:
@@ -129,6 +140,20 @@ def _find(
             return length, first + head_bytes
         first += head_bytes + math.ceil(max(0, length) / step) * step
     return 0, size
+
+
+def _mp3_has_header(source: str | io.BytesIO) -> bool:
+    with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
+        position = file.tell()
+        file.seek(0)
+        head = file.read(10)
+        if head[:3] == b"ID3":  # seven bits of the tag's length in each byte
+            file.seek(10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)))
+        else:
+            file.seek(0)
+        first_frame = file.read(256)
+        file.seek(position)
+    return any(mark in first_frame for mark in (b"Xing", b"Info", b"VBRI"))
 
 
 def _ogg_ends_within_a_page(file: BinaryIO, size: int) -> bool:

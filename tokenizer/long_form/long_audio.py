@@ -12,7 +12,7 @@ import soxr
 
 from tokenizer.data.audio import check_recording, opened_audio
 from tokenizer.data.pieces import blocks_of
-from tokenizer.data.truncation import refuse_cut_off
+from tokenizer.data.truncation import refuse_short_read
 from tokenizer.data.utterances import Utterance
 
 BLOCK_S = 10.0
@@ -67,4 +67,4 @@ class LongAudio:
             for mono in blocks_of(file, round(BLOCK_S * file.samplerate)):
                 n_read += len(mono)
                 yield mono, file.samplerate
-            refuse_cut_off(self.utterance.name, n_read / file.samplerate, file.frames / file.samplerate)
+            refuse_short_read(self.utterance.name, file, n_read)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import Any
 
@@ -205,9 +204,7 @@ def preset_config(name: str, **overrides: Any) -> LMSPTConfig:
         ValueError: the name is no preset, or an override cannot work.
     """
     if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS, n=1)
-        guess = f"did you mean `{close[0]}`? " if close else ""
-        raise ValueError(f"no preset {name!r}; {guess}presets: {', '.join(sorted(PRESETS))}")
+        raise ValueError(f"no preset {name!r}; presets: {', '.join(sorted(PRESETS))}")
     return LMSPTConfig(**{**PRESETS[name], **overrides})
 
 

@@ -144,7 +144,7 @@ def _whisper_config(config: TeacherConfig) -> WhisperConfig:
     """A teacher's sizes. Of another kind of model transformers would make a Whisper of random weights."""
     with _named_errors(config):
         if not Path(_source(config)).is_dir():
-            ask_hub(config.name)
+            ask_hub(config.name, revision=config.revision)
         settings, _ = PreTrainedConfig.get_config_dict(_source(config), revision=config.revision)
         if settings.get("model_type") != WhisperConfig.model_type:
             raise ValueError(

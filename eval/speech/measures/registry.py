@@ -9,7 +9,6 @@ Shapes: S samples of one mono waveform.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -157,9 +156,7 @@ def chosen_measures(names: Sequence[str] = (), models: Mapping[str, str] | None 
         raise MeasureError(f"measure_models: {', '.join(odd)} takes no model; those that do are {', '.join(takes)}")
     known |= {name: replace(known[name], model=model) for name, model in (models or {}).items()}
     if unknown := [name for name in names if name not in known]:
-        close = difflib.get_close_matches(unknown[0], known, n=1)
-        guess = f"did you mean `{close[0]}`? " if close else ""
-        raise MeasureError(f"measures: {', '.join(unknown)} unknown; {guess}there are {', '.join(known)}")
+        raise MeasureError(f"measures: {', '.join(unknown)} unknown; there are {', '.join(known)}")
     return [measure for name, measure in known.items() if (name in names if names else measure.default)]
 
 
