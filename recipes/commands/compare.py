@@ -83,7 +83,7 @@ def make_table(config: Config, notes: Sequence[str] = ()) -> dict[str, str]:
     if config.fairness is not None:
         cells, early = with_budgets(config, cells)
         chosen = {cell: steps for cell, steps in cells.items() if config.runs(cell) and cell not in early}
-    seconds, failed = run_cells(chosen)
+    seconds, failed = run_cells(chosen, config)
     failed = early | failed
     results = gather(cells, config, failed)
     results.notes += notes

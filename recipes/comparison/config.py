@@ -9,6 +9,7 @@ from typing import Literal
 
 from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
 from recipes.comparison.cells import Axis, Cell, cells_of, check_stages
+from recipes.comparison.workers import LOGS
 from recipes.runs.pipeline import PipelineConfig, stage_override
 from recipes.runs.run_folder import ADJUSTABLE
 from recipes.suggestions import did_you_mean
@@ -48,6 +49,14 @@ class Config(PipelineConfig):
             **ADJUSTABLE,
         },
     )
+    parallel_cells: int = field(
+        default=1,
+        metadata={
+            "help": "so many cells at once, each in a process of its own, on one of the GPUs or its part of the CPU's "
+            "threads; what they say goes to run_dir/logs",
+            **ADJUSTABLE,
+        },
+    )
     contrasts: list[Contrasted] = field(
         default_factory=list, metadata={"help": "differences between groups of cells, seeds pooled", **ADJUSTABLE}
     )
@@ -71,8 +80,12 @@ class Config(PipelineConfig):
         names = [cell.name for cell in self.cells]
         if not names or len(set(names)) != len(names):
             raise ValueError("cells: give at least one, each with a name of its own")
+        if self.parallel_cells < 1:
+            raise ValueError(f"parallel_cells={self.parallel_cells}: give at least 1")
         if clash := set(names) & {stage.name for stage in self.stages}:
             raise ValueError(f"cells: {', '.join(sorted(clash))} is a stage's name too; rename the cell")
+        if clash := set(names) & {LOGS, "transcripts"}:
+            raise ValueError(f"cells: {', '.join(sorted(clash))} is a folder of the comparison itself; rename the cell")
         check_stages(self.cells, [stage.name for stage in self.stages])
         for item in [item for axis in self.axes for name in axis.values for item in axis.value(name).set]:
             stage_override(item, [stage.name for stage in self.stages])  # also of what a cell leaves out

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from eval.trainings import Budget
 from recipes.comparison import fairness
 from recipes.comparison.config import Config
+from recipes.comparison.workers import LOGS, run_with_workers
 from recipes.config import ConfigError
 from recipes.runs.embedded import check_embedded
 from recipes.runs.logs import log
@@ -78,7 +80,7 @@ def with_budgets(config: Config, cells: dict[str, list[Step]]) -> tuple[dict[str
     if not chosen or all(cell in kept and _has_codes(plain[cell], cell) for cell in [reference, *chosen]):
         return cells, {}
     early = {cell: fairness.before_training(cells[cell], cell) for cell in dict.fromkeys([reference, *chosen])}
-    _, failed = run_cells(early)
+    _, failed = run_cells(early, config)
     if reference in failed:
         raise ConfigError(
             f"fairness: {reference}, whose fine-tuning the others' steps follow from, failed: {failed[reference]}"
@@ -91,8 +93,8 @@ def with_budgets(config: Config, cells: dict[str, list[Step]]) -> tuple[dict[str
     return make_cells(config, budgets), failed
 
 
-def run_cells(cells: dict[str, list[Step]]) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Run the cells one after the other; one that fails does not keep the others from running.
+def run_cells(cells: dict[str, list[Step]], config: Config) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Run the cells, one after the other or several at once; one that fails does not keep the others from running.
 
     Returns:
         cell -> stage -> seconds of what ran, and cell -> why it failed.
@@ -100,6 +102,8 @@ def run_cells(cells: dict[str, list[Step]]) -> tuple[dict[str, dict[str, float]]
     Raises:
         Exception: what a shared stage raised, without which no cell can run.
     """
+    if config.parallel_cells > 1:
+        return run_with_workers(cells, config.parallel_cells, Path(config.run_dir, LOGS))
     seconds, failed = {}, {}
     for cell, steps in cells.items():
         try:
