@@ -47,17 +47,17 @@ class Job:
         file = logs / f"{cell}-{step.stage.name}.log"
         return cls(step.stage, step.recipe.__name__, step.config, step.inputs, f"{cell}: ", file)
 
-    def run(self) -> float:
-        """Run it here; returns the seconds it took, 0 where it was complete. Raises StageError."""
+    def run(self) -> float | None:
+        """Run it here; returns the seconds it took, None where it was complete. Raises StageError."""
         step = Step(self.stage, importlib.import_module(self.recipe), self.config, self.inputs)
-        return sum(run_steps([step], label=self.label).values())
+        return run_steps([step], label=self.label).get(self.stage.name)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: seconds, or why it failed."""
+    """What became of a job: the seconds it took, None where it was complete before, or why it failed."""
 
-    seconds: float = 0.0
+    seconds: float | None = None
     why: str | None = None
     trace: str = ""  # of what no user can have caused
 
@@ -85,7 +85,8 @@ def run_with_workers(
     seconds: dict[str, dict[str, float]] = {cell: {} for cell in cells}
     failed: dict[str, str] = {}
     busy: dict[Worker, str] = {}
-    shown = Progress("stages", sum(map(len, waiting.values())))
+    left = {step.folder.folder for steps in waiting.values() for step in steps if not step.folder.complete}
+    shown = Progress("stages", len(left))
     with _workers(n_workers) as workers:
         while waiting:
             for worker in workers:
@@ -101,11 +102,10 @@ def run_with_workers(
                     raise ConfigError(outcome.why)
                 if outcome.why is not None:
                     failed[cell] = outcome.why
-                    shown.update(len(waiting[cell]))
                     waiting[cell] = []
-                elif outcome.seconds:
+                elif outcome.seconds is not None:
                     seconds[cell][step.stage.name] = outcome.seconds
-                shown.update()
+                    shown.update()
                 if not waiting[cell]:
                     del waiting[cell]
     shown.close()
@@ -121,7 +121,7 @@ def _next(waiting: Mapping[str, Sequence[Step]], busy: Collection[str]) -> str |
 def _tell(cell: str, step: Step, outcome: Outcome, logs: Path) -> None:
     if outcome.why is not None:
         log.error("%s failed, %s (%s)%s", cell, outcome.why, logs / f"{cell}-{step.stage.name}.log", outcome.trace)
-    elif outcome.seconds:
+    elif outcome.seconds is not None:
         log.info("%s: %s: done in %s", cell, step.stage.name, clock(outcome.seconds))
 
 

@@ -20,6 +20,7 @@ from recipes.config import ConfigError, Problems, load_config
 from recipes.runs.logs import log
 from recipes.runs.plugins import import_plugins
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
+from recipes.runs.run_lock import unlock
 from recipes.runs.times import clock, read_time
 from recipes.suggestions import did_you_mean
 
@@ -279,6 +280,8 @@ def run_steps(steps: list[Step], redo: str | None = None, label: str = "") -> di
             step.recipe.run(step.config)
         except Exception as error:
             raise StageError(step.stage, error) from error
+        finally:
+            unlock(step.folder.folder)  # of a stage that failed, which another process may try
         seconds[step.stage.name] = round(time.perf_counter() - began, 1)
         log.info("%s: done in %s", heading, clock(seconds[step.stage.name]))
         gc.collect()  # one stage's model should not stand in memory beside the next one's

@@ -25,6 +25,7 @@ from recipes.config import ConfigError, dump_config, flatten, from_values
 from recipes.runs.files import atomic_write_text, disk_errors, read_json
 from recipes.runs.machine import describe_machine, is_main_process, process_count, resolve_device
 from recipes.runs.own_folders import CONFIG_FILE, RUN_FILE, refuse_foreign, refuse_to_set_aside
+from recipes.runs.run_lock import LOCK_FILE, lock, unlock
 from recipes.runs.times import now, wall_seconds
 
 COMPLETE_FILE = "complete.json"
@@ -111,7 +112,7 @@ class RunFolder:
 
     def has_results(self) -> bool:
         """Whether it holds more than a record: a run that its data stopped at once has made nothing to be kept."""
-        record = {self.path(CONFIG_FILE), self.path(RUN_FILE)}
+        record = {self.path(CONFIG_FILE), self.path(RUN_FILE), self.path(LOCK_FILE)}
         return any(path.is_file() and path not in record for path in self.folder.rglob("*"))
 
     def _check_length(self, key: str, before: int, now: int) -> None:
@@ -148,8 +149,8 @@ class RunFolder:
             itself.
 
         Raises:
-            ConfigError: the folder was begun with a different configuration (the message says which keys differ), or
-                holds what no run of ours put there.
+            ConfigError: the folder was begun with a different configuration (the message says which keys differ),
+                holds what no run of ours put there, or another process is at work in it.
         """
         self.check(config)
         if not is_main_process():
@@ -157,6 +158,7 @@ class RunFolder:
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self.done(config):
+                lock(self.folder)
                 atomic_write_text(self.path(CONFIG_FILE), dump_config(config))
                 record = describe_run(config) | {"data_fingerprint": data_fingerprint}
                 previous = read_json(self.path(RUN_FILE))
@@ -187,6 +189,7 @@ class RunFolder:
             starts = read_json(self.path(RUN_FILE)).get("starts", [])
             marker |= {"wall_s": wall_seconds(starts, self.metrics, marker["finished"]), "summary": summary or {}}
             atomic_write_text(self.path(COMPLETE_FILE), json.dumps(marker, indent=2) + "\n")
+            unlock(self.folder)
 
     def set_aside(self, own_files: Iterable[str] = (), timeout_s: float = PROCESS_TIMEOUT_S) -> Path | None:
         """Move the whole folder to ``<name>.old-N``; returns where, or None if there was nothing.
@@ -195,12 +198,15 @@ class RunFolder:
         `timeout_s` is the run's own: who asks for the processes first decides how long they wait for each other.
 
         Raises:
-            ConfigError: the folder is none of ours (`refuse_to_set_aside`, which explains `own_files`).
+            ConfigError: the folder is none of ours (`refuse_to_set_aside`, which explains `own_files`), or another
+                process is at work in it.
         """
         if is_main_process():
             refuse_to_set_aside(self.folder, own_files)
         target = None
         if is_main_process() and self.folder.exists():
+            lock(self.folder)
+            unlock(self.folder)  # from here on it is no run of ours
             number = 1
             while (target := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
                 number += 1
