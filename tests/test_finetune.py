@@ -185,6 +185,46 @@ def test_several_corpora_are_seen_by_their_weights(tmp_path) -> None:
         finetune_config(tmp_path, "both", *mixed)
 
 
+def test_a_corpus_is_learnt_in_its_own_tasks_alone(tmp_path) -> None:
+    """Voices to be heard and not to be spoken with; what another task reads need not be in that corpus."""
+    clean = CodedCorpusWriter(tmp_path / "clean", metadata(columns=["translation"]))
+    for split, n in (("train", 6), ("valid", 4)):
+        clean.write_shard(split, 0, 1, [row | {"columns": {"translation": "ja"}} for row in utterances(n)])
+    clean.finish()
+    write_corpus(tmp_path / "noisy", n=12)
+    noisy = f"{{path: {tmp_path}/noisy, tasks: [asr]}}"
+    sources = [f"corpora=[{{path: {tmp_path}/clean}}, {noisy}]", 'corpus=""', "training.steps=2"]
+    config = finetune_config(tmp_path, "run", *sources, "task_weights={asr: 1, tts: 1, st: 1}")
+    _, data = data_of(config)
+    for samples, clean, heard in ((data.train, 6, 12), (data.valid, 4, 4)):
+        of = {name: samples.members[samples.tasks == n] for n, name in enumerate(samples.task_names)}
+        assert len(of["asr"]) == clean + heard
+        assert sorted(of["tts"]) == sorted(of["st"]) == list(range(clean))
+    finetune.run(config)
+    with pytest.raises(ConfigError, match="corpora"):  # the same corpus for other tasks is other data
+        finetune.run(
+            finetune_config(
+                tmp_path,
+                "run",
+                sources[0].replace("[asr]", "[asr, tts]"),
+                *sources[1:],
+                "task_weights={asr: 1, tts: 1, st: 1}",
+            )
+        )
+    with pytest.raises(ConfigError, match="tasks of .*noisy: asr is not trained; task_weights has tts"):
+        open_corpora(finetune_config(tmp_path, "other", *sources, "task_weights={tts: 1}"))
+    with pytest.raises(ConfigError, match="corpora: none is for tts of task_weights"):
+        open_corpora(finetune_config(tmp_path, "other", f"corpora=[{noisy}]", 'corpus=""'))
+    with pytest.raises(ConfigError, match="st reads translation, and corpus .*noisy has no such column"):
+        finetune.plan(
+            finetune_config(
+                tmp_path, "other", sources[0].replace("[asr]", "[asr, st]"), 'corpus=""', "task_weights={asr: 1, st: 1}"
+            )
+        )
+    with pytest.raises(ConfigError, match="tasks: of corpus .*noisy empty"):
+        finetune_config(tmp_path, "other", f"corpora=[{{path: {tmp_path}/noisy, tasks: []}}]", 'corpus=""')
+
+
 def test_the_best_checkpoint_may_go_by_word_errors_and_the_training_end_when_they_rise(tmp_path) -> None:
     """The transcripts move nothing: the same weights as without; the checkpoint of fewest errors is what is saved."""
     own = ["training.steps=12", "training.learning_rate=3e-3", "training.warmup_steps=0", "task_weights={asr: 1}"]

@@ -22,8 +22,17 @@ class CorpusSource:
     weight: float = field(
         default=1.0, metadata={"help": "how often an epoch sees each of its utterances: 0.5 every other time, 3 thrice"}
     )
+    tasks: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "those of task_weights that are learnt from it, such as [asr] where its voices are not to be "
+            "learnt to speak with; null: all"
+        },
+    )
 
     def __post_init__(self) -> None:
+        if self.tasks == []:
+            raise ValueError(f"tasks: of corpus {self.path} empty; name some, or leave the corpus out")
         if not self.weight > 0:
             raise ValueError(f"weight: {self.weight} of corpus {self.path} must be above 0; leave it out instead")
 

@@ -11,6 +11,7 @@ from recipes.encoding.copies import copies_have_own_times
 from recipes.finetuning.config import Config, CorpusSource
 from recipes.finetuning.prosody import PROSODY
 from recipes.finetuning.words import WORDS
+from recipes.suggestions import did_you_mean
 from slm.corpus import INDEX_NAME, CodedCorpus, CodedRow, CorpusMetadata
 from slm.patterns import LATE
 from slm.tasks import Task, TaskError, get_task
@@ -25,6 +26,7 @@ class Corpora:
 
     opened: list[CodedCorpus]
     weights: list[float]
+    tasks: list[list[str] | None]  # those that each is for; None: all
 
     @property
     def metadata(self) -> CorpusMetadata:
@@ -40,31 +42,55 @@ class Corpora:
         """Utterances of a split."""
         return sum(corpus.count(split) for corpus in self.opened)
 
-    def rows(self, split: str) -> Iterator[tuple[CodedRow, float]]:
-        """Every utterance of a split, with the weight of its corpus."""
-        for corpus, weight in zip(self.opened, self.weights, strict=True):
+    def rows(self, split: str) -> Iterator[tuple[CodedRow, float, list[str] | None]]:
+        """Every utterance of a split, with the weight of its corpus and the tasks that this is for."""
+        for corpus, weight, tasks in zip(self.opened, self.weights, self.tasks, strict=True):
             for row in corpus.rows(split) if corpus.count(split) else ():
-                yield row, weight
+                yield row, weight, tasks
+
+    def are_for(self, task: str) -> list[CodedCorpus]:
+        """Those that a task is learnt from."""
+        return [c for c, tasks in zip(self.opened, self.tasks, strict=True) if tasks is None or task in tasks]
 
     @property
     def index_text(self) -> str:
         """What stands for their bytes: their indexes hold the hash of every shard."""
         # One corpus of weight 1 is its index alone: the runs of `corpus=...` go on under `corpora=[...]`.
         weights = [] if self.weights == [1.0] else [json.dumps(self.weights)]
-        return "".join([*((c.folder / INDEX_NAME).read_text(encoding="utf-8") for c in self.opened), *weights])
+        tasks = [] if set(map(type, self.tasks)) == {type(None)} else [json.dumps(self.tasks)]
+        return "".join([*((c.folder / INDEX_NAME).read_text(encoding="utf-8") for c in self.opened), *weights, *tasks])
 
 
 def open_corpora(config: Config) -> Corpora:
-    """The corpora, checked. Raises ConfigError, CorpusError."""
+    """The corpora, checked, and that each is for tasks that are trained. Raises ConfigError, CorpusError."""
     sources = config.corpora or [CorpusSource(config.corpus)]
     if not all(source.path for source in sources):
         raise ConfigError("corpus: not set; give the run_dir of `slm encode`, e.g. corpus=runs/codes")
-    corpora = Corpora([CodedCorpus.open(source.path) for source in sources], [source.weight for source in sources])
+    corpora = Corpora(
+        [CodedCorpus.open(source.path) for source in sources],
+        [source.weight for source in sources],
+        [source.tasks for source in sources],
+    )
+    _check_tasks(config, corpora)
     for corpus in corpora.opened:
         if not corpus.count("train"):
             raise ConfigError(f"corpus {corpus.folder}: no train split (it has {', '.join(corpus.splits)})")
         corpus.check_fingerprint(corpora.metadata.fingerprint)
     return corpora
+
+
+def _check_tasks(config: Config, corpora: Corpora) -> None:
+    """Raises ConfigError where a corpus is for a task that is not trained, or a task is learnt from none."""
+    used = [task.name for task in used_tasks(config)]
+    for corpus, tasks in zip(corpora.opened, corpora.tasks, strict=True):
+        if unknown := [name for name in tasks or () if name not in used]:
+            guess = did_you_mean(unknown[0], used)
+            raise ConfigError(
+                f"corpora: tasks of {corpus.folder}: {', '.join(unknown)} is not trained; {guess}task_weights has "
+                f"{', '.join(used)}"
+            )
+    if idle := [name for name in used if not corpora.are_for(name)]:
+        raise ConfigError(f"corpora: none is for {', '.join(idle)} of task_weights; add it to the tasks of one")
 
 
 def used_tasks(config: Config) -> list[Task]:
@@ -92,7 +118,8 @@ def columns_of(config: Config, corpora: Corpora) -> list[str]:
     _check_columns("task_weights", tasks, corpora)
     for readers, name in ((by_word, WORDS), (with_prosody, PROSODY)):
         # What one corpus cannot give a task, another may: its words are aligned, theirs are not.
-        holders = [corpus for corpus in corpora.opened if name in corpus.metadata.columns]
+        able = [corpus for corpus in corpora.opened if any(corpus in corpora.are_for(task) for task in readers)]
+        holders = [corpus for corpus in able if name in corpus.metadata.columns]
         if not holders:
             _check_columns("task_weights", {task: [name] for task in readers}, corpora)
         if readers:
@@ -102,9 +129,10 @@ def columns_of(config: Config, corpora: Corpora) -> list[str]:
 
 
 def _check_columns(key: str, columns: dict[str, list[str]], corpora: Corpora) -> None:
-    """Raises ConfigError where a corpus lacks a column that a task reads."""
+    """Raises ConfigError where a corpus lacks a column that a task of its reads."""
     for corpus in corpora.opened:
-        lacking = {task: [n for n in names if n not in corpus.metadata.columns] for task, names in columns.items()}
+        mine = {task: names for task, names in columns.items() if corpus in corpora.are_for(task)}
+        lacking = {task: [n for n in names if n not in corpus.metadata.columns] for task, names in mine.items()}
         if missing := list(dict.fromkeys(name for names in lacking.values() for name in names)):
             has = ", ".join(corpus.metadata.columns) or "none beside the text"
             readers = ", ".join(task for task, names in lacking.items() if names)

@@ -66,7 +66,8 @@ def make_data(
         repeats = split.weights if set(split.weights) != {1.0} and name == "train" else None
         styles = PromptStyles(wordings, split.languages, config.prompts.share)
         weights, noise = config.task_weights, config.noise
-        made = SpeechSamples(vocabulary, split.written, weights, noise, longest, split.prompts, repeats, styles)
+        tasks = split.tasks if any(some is not None for some in split.tasks) else None
+        made = SpeechSamples(vocabulary, split.written, weights, noise, longest, split.prompts, repeats, styles, tasks)
         if made.n_too_long:
             log.warning("%s: %d utterances longer than %d tokens are left out", name, made.n_too_long, longest)
         return made

@@ -34,6 +34,7 @@ class Split:
         written: Codes and ids, the texts as the model writes them.
         prompts: The same as it reads them; the very object of `written` where that is alike.
         weights: Of their corpora.
+        tasks: Those that their corpora are for; None: all.
         languages: Task -> the mark of each answer's language.
         spoken: The text that each says, and its seconds.
     """
@@ -41,6 +42,7 @@ class Split:
     written: list[UtteranceTokens] = field(default_factory=list)
     prompts: list[UtteranceTokens] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+    tasks: list[list[str] | None] = field(default_factory=list)
     languages: dict[str, list[str | None]] = field(default_factory=dict)
     spoken: list[tuple[str, float]] = field(default_factory=list)
 
@@ -64,7 +66,7 @@ class UtteranceReader:
         self.config, self.corpora, self.vocabulary = config, corpora, vocabulary
         self.columns, self.tasks = columns_of(config, corpora), used_tasks(config)
         self.word_columns = _word_columns(self.tasks)
-        self._needed = ["text", *self.columns] if any(task.holds_text for task in self.tasks) else []
+        self._holds_text = any(task.holds_text for task in self.tasks)
         self._write = get_normaliser(vocabulary.normaliser)
         self._read = get_normaliser(vocabulary.normaliser_of_prompts)
         self._as_written = vocabulary.normaliser == vocabulary.normaliser_of_prompts
@@ -80,33 +82,39 @@ class UtteranceReader:
         n_empty, n_without = 0, dict.fromkeys((task.name for task in self.tasks), 0)
         count = self.corpora.count(name)
         chosen = evaluated(count, self.config.eval_utterances) if name == "valid" else None
-        for number, (row, weight) in enumerate(self.corpora.rows(name)):
+        for number, (row, weight, own_tasks) in enumerate(self.corpora.rows(name)):
             if chosen is not None and number not in chosen:
                 continue
             texts, asked = self._texts(row)
-            if not all(texts[column] and asked[column] for column in self._needed):
+            own = [task for task in self.tasks if own_tasks is None or task.name in own_tasks]
+            if not all(texts[column] and asked[column] for column in self._needed(own)):
                 n_empty += 1
                 continue
             words = self._words(row, asked["text"])
             codes = row["audio_codes"].astype(np.int32)
             tokens = self._tokens(codes, texts, words)
-            without = [task.name for task in self.tasks if not task.answers_from(tokens)]
+            without = [task.name for task in own if not task.answers_from(tokens)]
             n_without |= {task: n_without[task] + 1 for task in without}
-            if len(without) == len(self.tasks):
+            if len(without) == len(own):
                 continue
             found.written.append(tokens)
             found.prompts.append(tokens if asked == texts else self._tokens(codes, asked, words))
             found.weights.append(weight)
+            found.tasks.append(own_tasks)
             for task, column in self.config.prompts.languages.items():
-                language = row["columns"][column]
+                language = row["columns"].get(column)
                 found.languages[task].append(language_mark(language) if language else None)
             found.spoken.append((asked["text"], codes.shape[1] / self.vocabulary.frame_rate))
         self._tell(name, n_empty, n_without)
         return found
 
+    def _needed(self, tasks: list[Task]) -> list[str]:
+        """The texts without which an utterance says nothing to these tasks; none where no task at all holds text."""
+        return ["text", *dict.fromkeys(c for task in tasks for c in task.columns)] if self._holds_text else []
+
     def _texts(self, row: CodedRow) -> tuple[dict[str, str], dict[str, str]]:
         """The text and the columns that tasks read, as the model writes them and as it reads them."""
-        plain = {"text": row["text"]} | {name: row["columns"][name] for name in self.columns}
+        plain = {"text": row["text"]} | {name: row["columns"].get(name, "") for name in self.columns}
         texts = {name: self._write(text) for name, text in plain.items()}
         return texts, texts if self._as_written else {name: self._read(text) for name, text in plain.items()}
 
@@ -131,7 +139,8 @@ class UtteranceReader:
 
     def _tell(self, name: str, n_empty: int, n_without: dict[str, int]) -> None:
         if n_empty:
-            log.warning("%s: %d utterances without %s are left out", name, n_empty, " or ".join(self._needed))
+            named = " or ".join(self._needed(self.tasks))
+            log.warning("%s: %d utterances without %s are left out", name, n_empty, named)
         for task, n in n_without.items():
             if n:
                 log.warning(

@@ -6,7 +6,7 @@ Shapes: N samples; codes (n, F) of n books in F frames.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -89,6 +89,7 @@ class SpeechSamples:
         prompts: The same utterances with their texts as the model reads them; None: as it writes them.
         repeats: How often an epoch sees each utterance, on average: 0.5 every other time; None: once each.
         styles: How the tasks are asked for, beside their marks.
+        tasks_of: The tasks that each utterance is learnt in, by name; None: all.
 
     Raises:
         BatchError: Unknown tasks, or nothing is left.
@@ -104,6 +105,7 @@ class SpeechSamples:
         prompts: Sequence[UtteranceTokens] | None = None,
         repeats: Sequence[float] | None = None,
         styles: PromptStyles | None = None,
+        tasks_of: Sequence[Collection[str] | None] | None = None,
     ) -> None:
         try:
             self._tasks = [get_task(name) for name in sorted(task_weights)]
@@ -124,6 +126,8 @@ class SpeechSamples:
         used = [number for number, weight in enumerate(self.task_weights) if weight > 0]
         tasks = [self._tasks[number] for number in used]
         has = np.array([[task.answers_from(one) for one in self.utterances] for task in tasks])
+        if tasks_of is not None:
+            has &= np.array([[names is None or task.name in names for names in tasks_of] for task in tasks])
         lengths = np.zeros(has.shape, dtype=np.int64)
         for row, member in zip(*np.nonzero(has), strict=True):
             lengths[row, member] = self._length(tasks[row], member)
