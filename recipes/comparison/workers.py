@@ -27,6 +27,7 @@ from recipes.runs.run_folder import RunFolder
 from recipes.runs.times import clock
 
 LOGS = "logs"
+_LAST_S = 10.0  # that a process may take to end when there are no more jobs
 VISIBLE_GPUS, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
 
 
@@ -155,18 +156,23 @@ class Worker:
 
     def outcome(self) -> Outcome:
         """What became of its job."""
+        job, self._job = self._job, None
         with contextlib.suppress(EOFError, ConnectionError):
             return self._jobs.recv()
         self._process.join()
         code = self._process.exitcode
         how = f"signal {-code}, as by the system where memory ran out" if code < 0 else f"exit status {code}"
-        return Outcome(why=f"stage {self._job.stage.name}: its process was ended from outside ({how})")
+        return Outcome(why=f"stage {job.stage.name}: its process was ended from outside ({how})")
 
     def end(self) -> None:
-        """End it, whatever it is at."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.join()
+        """End it, whatever it is at; an idle one ends by itself, and leaves nothing behind."""
+        if self._process is None:
+            return
+        self._jobs.close()
+        if self._job is None:
+            self._process.join(_LAST_S)
+        self._process.terminate()
+        self._process.join()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
@@ -213,7 +219,7 @@ def _work(jobs: Connection, n_threads: int) -> None:
     import torch
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(EOFError):  # no more jobs
+    with contextlib.suppress(EOFError, ConnectionError):  # no more jobs
         while True:
             job: Job = jobs.recv()
             _write_to(job.log_file)
