@@ -19,7 +19,7 @@ from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.runs.inputs import refuse_other_inputs
 from recipes.runs.lineage import PastRun, data_rows
 from recipes.runs.machine import resolve_device, resolve_precision
-from recipes.runs.run_folder import ADJUSTABLE, EXTENDABLE, NULL_MEANS, RunFolder
+from recipes.runs.run_folder import ADJUSTABLE, EXTENDABLE, NULL_MEANS, RunFolder, command_text
 from recipes.runs.times import read_time
 from recipes.runs.tracking import append_metrics, drop_metrics_after
 from recipes.scoring.predictions import read_predictions
@@ -60,6 +60,13 @@ def test_a_run_is_recorded_completed_and_recognised(tmp_path):
     folder.mark_complete({"wer": 0.5})
     again = RunFolder(config.run_dir).start(config)
     assert again.complete and again.summary == {"wer": 0.5}
+
+
+def test_a_command_is_shown_as_a_user_types_it(monkeypatch):
+    """Also where torchrun or `python -m recipes.cli` started it."""
+    for program in ("/somewhere/bin/slm", "/a checkout/recipes/cli.py"):
+        monkeypatch.setattr("sys.argv", [program, "compare", "title=two words"])
+        assert command_text() == "slm compare 'title=two words'"
 
 
 def test_another_configuration_is_refused_naming_the_keys(tmp_path):

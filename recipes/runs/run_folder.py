@@ -227,7 +227,7 @@ def describe_run(config: Any) -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
     return {
         "recipe": getattr(config, "recipe", type(config).__module__.rsplit(".", 1)[-1].replace("_", "-")),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": _command(),
         "started": now(),
         "seed": getattr(config, "seed", None),
         "commit": git_commit(),
@@ -241,7 +241,12 @@ def describe_run(config: Any) -> dict[str, Any]:
 
 def command_text() -> str:
     """What was typed, as a shell takes it."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join(_command())
+
+
+def _command() -> list[str]:
+    name = Path(sys.argv[0]).name
+    return ["slm" if name == "cli.py" else name, *sys.argv[1:]]  # `python -m recipes.cli`, as torchrun takes it
 
 
 def git_commit() -> str | None:
