@@ -85,9 +85,8 @@ def _repeated(inserted: Mapping[int, int], reference: Sequence[str], hypothesis:
         for words in (reference, hypothesis)
     )
     waiting = list(inserted)  # those that are in no such run so far, in order
-    stands = np.ones(
-        len(heard), bool
-    )  # whether the run that starts there may stand in the text; if not, no longer one does
+    # Whether the run that starts there may stand in the text. Once it does not, no longer one does.
+    stands = np.ones(len(heard), bool)
     hashes_said, hashes_heard = np.zeros(len(said) + 1, np.uint64), np.zeros(len(heard) + 1, np.uint64)
     # One said again has all its words inserted, so no run is longer than there are insertions.
     for size in range(1, min(len(inserted), len(said), len(heard) // 2) + 1):
