@@ -40,6 +40,9 @@ $(VENV)/.setup-done: pyproject.toml Makefile
 	@$(PIP) install "$(or $(TORCH),$(TESTED_TORCH))"
 	@echo "$(TORCH)" > $(VENV)/.torch-asked
 	@$(PIP) install -e ".[dev,eval,synthesis]"
+	@# Source only: without a C compiler all else is there, and what measures names PESQ as missing.
+	@$(PIP) install -e ".[pesq]" >$(VENV)/pesq.log 2>&1 || \
+	  echo "Without PESQ: its package did not build ($(VENV)/pesq.log). With a C compiler: $(BIN)/pip install -e '.[pesq]'"
 	@touch $@
 
 quickstart: setup

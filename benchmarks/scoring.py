@@ -34,6 +34,7 @@ from eval.report.page import write_report
 from eval.results_file import save_results
 from eval.schema import Results, make_row
 from eval.text.normalisers import get_normaliser
+from eval.text.skips import skip_rates
 from eval.text.wer import score_pairs
 from recipes.scoring.text_files import read_texts
 
@@ -125,6 +126,7 @@ def rest(options: argparse.Namespace, folder: Path) -> str:
             for name, role in (("ref", "reference"), ("hyp", "hypothesis"))
         ],
         "matched pairs of two systems": lambda: compare_segments(*rows),
+        "words skipped and repeated of one row": lambda: skip_rates(rows[0].utterances, samples=options.resamples),
         "tables of errors of one row": lambda: error_tables(rows[0]),
         "results.json of two rows": lambda: save_results(results, folder),
         "the page of two rows": lambda: write_report(results, folder),

@@ -35,6 +35,10 @@ from slm.vocabulary import FILE_NAME, SpeechVocabulary
 ADAPTER_FILE = "adapter_config.json"
 BASE_FILE = "base.json"  # beside it: what tells the base's weights from others
 HUB_TIMEOUT_S, HUB_WAIT_S = 5.0, 1.0  # for an answer, and before a second question
+HUB_BELIEVED_S = (
+    60.0  # so long a hub that could not be reached is not asked again: a comparison may hold dozens of names
+)
+_unreached: list[tuple[float, Exception]] = []  # when it could not be reached last, and the error
 _BLOCK = 1 << 20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -183,14 +187,24 @@ def _resolve_base(where: str, base: str) -> str:
 
 
 def _ask_hub(name: str) -> None:
-    """Asks for a model, where there is no answer once more: the libraries would go on so for half a minute."""
+    """Asks for a model, where there is no answer once more, and then not for a minute: the libraries would go on so
+    for half a minute.
+    """
+    if _unreached and time.monotonic() - _unreached[0][0] < HUB_BELIEVED_S:
+        raise _unreached[0][1]
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
     except (HfHubHTTPError, OfflineModeIsEnabled):  # it will say the same again
         raise
     except Exception:  # noqa: BLE001 - every network library raises its own
         time.sleep(HUB_WAIT_S)
-        HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+        try:
+            HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+        except HfHubHTTPError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            _unreached[:] = [(time.monotonic(), error)]
+            raise
 
 
 def base_digest(folder: str | Path) -> str:

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from conftest import tone
 from slm_tiny import SENTENCES, save_llm
-from test_codecs import dac, encodec, mimi, xcodec
+from test_codecs import dac, encodec, mimi, xcodec, xcodec2
 from test_librispeech_configs import LIBRISPEECH, LIBRITTS, cell_config, hub_row, load
 from transformers import DacModel, EncodecModel, HubertConfig, MimiModel, WhisperConfig, XcodecModel
 
@@ -36,6 +36,7 @@ BOOKS = {
     "descript/dac_16khz": 12,
     "facebook/encodec_24khz": 32,
     "hf-audio/xcodec-hubert-librispeech": 8,
+    "HKUSTAudio/xcodec2-hf": 1,
 }
 
 
@@ -53,6 +54,8 @@ def codec(name: str) -> Any:
         config = dac().config
         config.n_codebooks = n
         return DacModel(config)
+    if "xcodec2" in name:
+        return xcodec2()
     # The other two count their books in kbit/s: 4.8 and 0.2 a book at these sizes.
     config, a_book, kind = xcodec().config, 0.2, XcodecModel
     if "encodec" in name:

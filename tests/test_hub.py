@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import huggingface_hub
@@ -52,6 +53,7 @@ def hub(monkeypatch, tmp_path) -> list[Exception | None]:
         monkeypatch.setattr(name, fetches)
     for module, name in ((tokenizer.hub, "WAIT_S"), (slm.modeling, "HUB_WAIT_S"), (eval.judges.judge, "_HUB_WAIT_S")):
         monkeypatch.setattr(module, name, 0.0)
+        monkeypatch.setattr(module, "_unreached", [])
     return answers
 
 
@@ -62,6 +64,23 @@ def test_without_a_network_two_questions_are_enough(hub, kind) -> None:
         ASKED[kind]()
     assert not hub and "HF_HUB_OFFLINE=1" in str(error.value) and "folder" in str(error.value)
     assert "the library was asked" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_a_hub_that_was_not_reached_is_not_asked_again_for_a_minute(hub, kind, monkeypatch) -> None:
+    hub += [ConnectionError("no network"), TimeoutError("nor now")]
+    for _ in range(5):  # cells of a comparison
+        with pytest.raises(ValueError, match="TimeoutError"):
+            ASKED[kind]()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+    hub.append(None)
+    if kind == "LLM":
+        assert resolve_model("owner/llm") == "owner/llm"
+    else:
+        with pytest.raises(ValueError, match=r"the library was asked|\(OSError"):
+            ASKED[kind]()
+    assert not hub
 
 
 @pytest.mark.parametrize("kind", sorted(set(ASKED) - {"LLM"}))

@@ -44,3 +44,16 @@ def test_a_set_up_that_failed_keeps_the_torch_that_was_asked_for(tmp_path: Path)
     assert make("setup", venv, "TORCH=torch==2.12.0").returncode == 2
     assert '"torch==2.12.0"' in make("-n", "setup", venv).stdout
     assert 'install "torch==2.13.0"' in make("-n", "setup", venv, "TORCH=").stdout
+
+
+@pytest.mark.parametrize("builds", [True, False])
+def test_set_up_tries_pesq_and_says_where_it_does_not_build(tmp_path: Path, builds: bool) -> None:
+    """It is source only. Without a C compiler the set-up is complete all the same."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *pesq*) echo no compiler >&2; exit {0 if builds else 1};; esac\n')
+    python.chmod(0o755)
+    done = make("setup", f"VENV={tmp_path}")
+    assert done.returncode == 0 and (tmp_path / ".setup-done").is_file()
+    assert ("Without PESQ" in done.stdout and ".[pesq]" in done.stdout) is not builds
+    assert "no compiler" in (tmp_path / "pesq.log").read_text() and "no compiler" not in done.stdout + done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -181,3 +182,14 @@ def test_batching_changes_nothing_with_whispers_probabilities(spoken):
     name = whisper("whisper-tiny.en")
     together, alone = (load_judge(JudgeConfig(name=name, batch_size=n)).transcribe(clips, RATE) for n in (4, 1))
     assert together == alone and alone[1] == alone[3] == "" and alone[0] and alone[2]
+
+
+def test_levels_of_a_long_recording_take_no_more_than_the_recording() -> None:
+    recording = np.tile(np.concatenate([silence(30.0), voice(), silence(29.0)]).astype(np.float32), 5)
+    tracemalloc.start()
+    part = active_part(recording, RATE)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < recording.nbytes + 64 * RATE * 50  # beside it a minute in doubles, a few times
+    # Frames at the seams of the blocks count as others do: what is left out is the silence at both ends.
+    assert len(part) / RATE == pytest.approx(5 * 60.5 - (30.0 - 0.5) - (29.1 - 0.5), abs=0.05)

@@ -80,3 +80,23 @@ def test_the_page_has_a_player_and_a_text_for_each_model(kept: Path) -> None:
     assert "Report" in {label for one, label in labels if one is gradio.Tab}
     with pytest.raises(gradio.Error, match="give a sentence first"):
         next(f for f in page.fns.values() if f.api_name == "speak").fn(" ")
+
+
+def test_a_model_that_cannot_answer_stops_no_other(monkeypatch) -> None:
+    gradio = pytest.importorskip("gradio", reason="gradio is not installed (extra serve)")
+    warned = []
+    monkeypatch.setattr(gradio, "Warning", warned.append)
+
+    def say(model: str, *_: object) -> str:
+        if model != MODEL:
+            raise ValueError("too <long>")
+        return "spoken.wav"
+
+    monkeypatch.setattr(report, "say", say)
+    for models, answer in ((["embedded-slm-25hz", MODEL], [None, "spoken.wav"]), ([MODEL], "spoken.wav")):
+        page = report.make_page(report.Config(serve=True, models=models))
+        assert next(f for f in page.fns.values() if f.api_name == "speak").fn("a text") == answer
+    assert warned == ["25hz: too &lt;long&gt;"]
+    page = report.make_page(report.Config(serve=True, models=["embedded-slm-25hz"]))
+    with pytest.raises(gradio.Error, match="25hz: too"):
+        next(f for f in page.fns.values() if f.api_name == "speak").fn("a text")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
+import tracemalloc
 from dataclasses import replace
 
+import jiwer
 import numpy as np
 import pytest
 import soundfile
@@ -21,7 +24,7 @@ from eval.rescoring import rescored
 from eval.results_file import load_results, save_results
 from eval.schema import Results
 from eval.text.normalisers import get_normaliser
-from eval.text.skips import skip_rates
+from eval.text.skips import skip_rates, skips_of
 from eval.text.wer import score_pairs
 from recipes.commands import evaluate, score, synthesize
 from recipes.config import ConfigError, from_values
@@ -76,6 +79,63 @@ def test_a_long_babble_is_counted_soon() -> None:
     heard = " ".join(f"w{number}" for number in rng.integers(0, 40, 800))
     found = skip_rates(score_pairs([said], [heard], AS_WRITTEN).utterances, samples=20)
     assert found.skipped + found.repeated < 800
+
+
+def repeated_by_definition(said: list[str], heard: list[str], place: int, where: int, longest: int) -> bool:
+    """Whether the word heard at ``place`` was said again, read off the definition: run by run, place by place."""
+    for size in range(1, longest + 1):
+        near = said[max(0, where - size) : where + size]
+        runs = [near[first : first + size] for first in range(len(near) - size + 1)]
+        for start in range(max(0, place - 2 * size + 1), min(place, len(heard) - 2 * size) + 1):
+            run = heard[start : start + size]
+            if run == heard[start + size : start + 2 * size] and run in runs:
+                return True
+    return False
+
+
+def test_words_said_again_are_those_of_the_definition() -> None:
+    rng, several = random.Random(0), 0
+    for _ in range(1000):
+        words = "abcdefghij"[: rng.choice([1, 2, 3, 10])]
+        said = rng.choices(words, k=rng.randint(1, 20))
+        heard = [word for word in said for _ in range(rng.choice([0, 1, 1, 1, 2]))] or ["a"]
+        for _ in range(rng.randint(0, 2)):  # a phrase is said again
+            end = rng.randint(0, len(heard))
+            heard[end:end] = heard[max(0, end - rng.randint(1, 6)) : end]
+        (chunks,) = jiwer.process_words([" ".join(said)], [" ".join(heard)]).alignments
+        inserted = [
+            (place, chunk.ref_start_idx)
+            for chunk in chunks
+            if chunk.type == "insert"
+            for place in range(chunk.hyp_start_idx, chunk.hyp_end_idx)
+        ]
+        expected = sum(repeated_by_definition(said, heard, *one, len(inserted)) for one in inserted)
+        assert skips_of(said, heard, chunks).repeated == expected, (said, heard)
+        several += expected > 1
+    assert several > 200
+
+
+def test_an_utterance_of_hours_takes_memory_by_its_length_alone() -> None:
+    """26,000 words, a fifth of them wrong, as one utterance: the counts are jiwer's, and no table of pairs is held."""
+    rng = random.Random(0)
+    known = [f"{first}{number}" for number in range(300) for first in "abcdefghij"]
+    said = rng.choices(known, k=26_000)
+    heard = []
+    for word in said:
+        draw = rng.random()
+        heard += [] if draw < 0.05 else [rng.choice(known)] if draw < 0.15 else [word, word] if draw < 0.2 else [word]
+    heard[9000:9000] = ["thank", "you"] * 1000  # as recognisers do in silence
+    text, answer = " ".join(said), " ".join(heard)
+    jiwer_counts = jiwer.process_words([text], [answer])
+    tracemalloc.start()
+    rates = score_pairs([text], [answer], AS_WRITTEN)
+    skips = skip_rates(rates.utterances, samples=20)
+    peak = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    counted = (rates.substitutions, rates.deletions, rates.insertions)
+    assert counted == (jiwer_counts.substitutions, jiwer_counts.deletions, jiwer_counts.insertions)
+    assert skips.skipped == rates.deletions and 900 < skips.repeated < 1500
+    assert peak < 64, peak  # one byte for each pair of words would be 700 MiB
 
 
 def some_results() -> Results:

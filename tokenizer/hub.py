@@ -1,7 +1,8 @@
 """Whether the Hugging Face hub can be asked for a name, found out in seconds.
 
 Its libraries repeat each question for about half a minute where there is no network. Here it is asked twice, a second
-apart, which a network that fails now and then gets through; one that is slow has five seconds for each answer.
+apart, which a network that fails now and then gets through; one that is slow has five seconds for each answer. A hub
+that could not be reached is not asked again, for any name, for a minute: a plan may hold dozens.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 
-TIMEOUT_S, WAIT_S = 5.0, 1.0
+TIMEOUT_S, WAIT_S, BELIEVED_S = 5.0, 1.0, 60.0
+_unreached: list[tuple[float, str]] = []  # when the hub could not be reached last, and the kind of the error
 
 
 def ask_hub(name: str, file: str = "config.json", *, revision: str | None = None, dataset: bool = False) -> None:
@@ -31,24 +33,28 @@ def ask_hub(name: str, file: str = "config.json", *, revision: str | None = None
     """
     if constants.HF_HUB_OFFLINE or _is_cached(name, file, revision, dataset):
         return
-    try:
-        _ask(name, dataset)
-    except OSError:
-        time.sleep(WAIT_S)
-        _ask(name, dataset)
-
-
-def _ask(name: str, dataset: bool) -> None:
-    api = HfApi()
-    try:
-        (api.dataset_info if dataset else api.model_info)(name, timeout=TIMEOUT_S)
-    except HfHubHTTPError:  # it answers
-        return
-    except Exception as error:  # every network library raises its own
+    if not (_unreached and time.monotonic() - _unreached[0][0] < BELIEVED_S):
+        _unreached[:] = [] if (kind := _error_of(name, dataset)) is None else [(time.monotonic(), kind)]
+    if _unreached:
         raise OSError(
-            f"the Hugging Face hub cannot be reached ({type(error).__name__}) and {name} is not in the local cache: "
+            f"the Hugging Face hub cannot be reached ({_unreached[0][1]}) and {name} is not in the local cache: "
             "give a local folder. Where there is never a network, HF_HUB_OFFLINE=1 leaves the asking out"
-        ) from error
+        )
+
+
+def _error_of(name: str, dataset: bool) -> str | None:
+    """The kind of error that asking twice ended in; None where the hub answered."""
+    api, kind = HfApi(), None
+    for wait_s in (0.0, WAIT_S):
+        time.sleep(wait_s)
+        try:
+            (api.dataset_info if dataset else api.model_info)(name, timeout=TIMEOUT_S)
+            return None
+        except HfHubHTTPError:  # it answers
+            return None
+        except Exception as error:  # every network library raises its own
+            kind = type(error).__name__
+    return kind
 
 
 def _is_cached(name: str, file: str, revision: str | None, dataset: bool) -> bool:

@@ -44,6 +44,10 @@ from eval.protocol import pinned_identity
 from eval.speech.audio import length_batches, resample, split_at_quiet
 
 _HUB_TIMEOUT_S, _HUB_WAIT_S = 5.0, 1.0  # for the hub's answer, and before a second question
+_HUB_BELIEVED_S = (
+    60.0  # so long a hub that could not be reached is not asked again: a comparison may hold dozens of names
+)
+_unreached: list[tuple[float, str]] = []  # when it could not be reached last, and the kind of the error
 _FRAME_S = 0.02  # one frame of a Whisper encoder
 _UNCUT_S = 1e6  # for what cuts long recordings itself
 _SHORTEST_S = 0.1  # shorter clips are padded: convolutional front ends need some input
@@ -171,25 +175,26 @@ def _kind(config: JudgeConfig) -> tuple[str, Any]:
 def _ask_hub(name: str, revision: str | None) -> None:
     """Raises OSError where a model is not in the local cache and the hub does not answer.
 
-    It is asked twice, a second apart; the libraries would go on so for half a minute.
+    It is asked twice, a second apart, and after that not for a minute; the libraries would go on for half a minute.
     """
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
     if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
         return
-    for wait_s in (_HUB_WAIT_S, 0.0):
-        try:
-            HfApi().model_info(name, timeout=_HUB_TIMEOUT_S)
-            return
-        except HfHubHTTPError:  # it answers: what is wrong with the name the library says
-            return
-        except Exception as error:  # every network library raises its own
-            last = error
+    if not (_unreached and time.monotonic() - _unreached[0][0] < _HUB_BELIEVED_S):
+        for wait_s in (0.0, _HUB_WAIT_S):
             time.sleep(wait_s)
-    raise OSError(
-        f"{type(last).__name__}; where there is never a network, HF_HUB_OFFLINE=1 leaves the asking out"
-    ) from last
+            try:
+                HfApi().model_info(name, timeout=_HUB_TIMEOUT_S)
+            except HfHubHTTPError:  # it answers: what is wrong with the name the library says
+                pass
+            except Exception as error:  # every network library raises its own
+                _unreached[:] = [(time.monotonic(), type(error).__name__)]
+                continue
+            _unreached.clear()
+            return
+    raise OSError(f"{_unreached[0][1]}; where there is never a network, HF_HUB_OFFLINE=1 leaves the asking out")
 
 
 def _reads_by_ctc_only(folder: Path) -> bool:

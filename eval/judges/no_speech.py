@@ -37,6 +37,7 @@ NoSpeechRule = Literal["v2", "off"]
 FLOOR_DBFS, BELOW_LOUDEST_DB = -60.0, 40.0
 FRAME_S, HOP_S = 0.025, 0.010
 SHORTEST_RUN_S, MARGIN_S = 0.08, 0.5
+_BLOCK_FRAMES = 6000  # a minute at a time: the sums of hours in double precision would take many times the recording
 NO_SPEECH_PROBABILITY, MEAN_LOG_PROBABILITY = 0.6, -1.0
 COMPRESSION_RATIO = 2.4
 REPEATED_TOKENS, REPEATED_TIMES, LONGEST_PHRASE = 24, 4, 12
@@ -61,16 +62,17 @@ def active_part(audio: np.ndarray, sampling_rate: int) -> np.ndarray | None:
 
 def _frame_levels(audio: np.ndarray, frame: int, hop: int) -> np.ndarray:
     """RMS of each frame of a waveform (S,), around the frame's own mean."""
-    sums, squares = (
-        np.concatenate([[0.0], np.cumsum(values)]) for values in (audio.astype(np.float64), _squared(audio))
-    )
     starts = np.arange(0, len(audio) - frame + 1, hop)
+    blocks = (starts[first : first + _BLOCK_FRAMES] for first in range(0, len(starts), _BLOCK_FRAMES))
+    return np.concatenate([_levels(audio[block[0] : block[-1] + frame], block - block[0], frame) for block in blocks])
+
+
+def _levels(audio: np.ndarray, starts: np.ndarray, frame: int) -> np.ndarray:
+    """RMS of the frames that begin at ``starts``, by running sums in double precision."""
+    audio = audio.astype(np.float64)
+    sums, squares = (np.concatenate([[0.0], np.cumsum(values)]) for values in (audio, np.square(audio)))
     mean, power = ((s[starts + frame] - s[starts]) / frame for s in (sums, squares))
     return np.sqrt(np.maximum(power - mean**2, 0.0))
-
-
-def _squared(audio: np.ndarray) -> np.ndarray:
-    return np.square(audio, dtype=np.float64)
 
 
 def without_repetition(text: str) -> str:

@@ -14,15 +14,19 @@ A recogniser mishears too: read these beside those of the recordings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jiwer
+import numpy as np
 
 from eval.stats import bootstrap_interval
 from eval.text.wer import UtteranceErrors
 
 __all__ = ["SkipRates", "Skips", "skip_rates", "skips_of"]
+
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, and its bits as if drawn
 
 
 @dataclass(frozen=True)
@@ -55,34 +59,56 @@ def skips_of(reference: Sequence[str], hypothesis: Sequence[str], alignment: Seq
         alignment: of the two, as jiwer gives it.
     """
     deleted = [chunk.ref_end_idx - chunk.ref_start_idx for chunk in alignment if chunk.type == "delete"]
-    inserted = [
-        (place, chunk.ref_start_idx)
+    inserted = {
+        place: chunk.ref_start_idx
         for chunk in alignment
         if chunk.type == "insert"
         for place in range(chunk.hyp_start_idx, chunk.hyp_end_idx)
-    ]
-    repeated = sum(_is_repeated(place, where, len(inserted), reference, hypothesis) for place, where in inserted)
-    return Skips(sum(deleted), sum(count > 1 for count in deleted), repeated)
+    }
+    return Skips(sum(deleted), sum(count > 1 for count in deleted), _repeated(inserted, reference, hypothesis))
 
 
-def _is_repeated(place: int, where: int, longest: int, reference: Sequence[str], hypothesis: Sequence[str]) -> bool:
-    """Whether an inserted word is in a run of words that is heard twice in a row and stands in the text there.
+def _repeated(inserted: Mapping[int, int], reference: Sequence[str], hypothesis: Sequence[str]) -> int:
+    """How many inserted words are in a run of words that is heard twice in a row and stands in the text there.
+
+    A run of s words stands there where it is found among the s words before and the s words behind the insertion. Runs
+    of one length are looked for in the whole utterance at once: it may be hours long.
 
     Args:
-        place: of the word in what was heard.
-        where: how many words of the text are before it.
-        longest: words of the longest run that is looked for: one said again has all its words inserted.
-        reference: words of the text.
-        hypothesis: words heard.
+        inserted: place in what was heard -> how many words of the text are before it; in order of the places.
+        reference: words of the text (N,).
+        hypothesis: words heard (M,).
     """
-    for size in range(1, min(longest, len(reference), len(hypothesis) // 2) + 1):
-        near = reference[max(0, where - size) : where + size]
-        for start in range(max(0, place - 2 * size + 1), min(place, len(hypothesis) - 2 * size) + 1):
-            run = hypothesis[start : start + size]
-            twice = run == hypothesis[start + size : start + 2 * size]
-            if twice and any(run == near[first : first + size] for first in range(len(near) - size + 1)):
-                return True
-    return False
+    numbers: dict[str, int] = {}
+    said, heard = (
+        np.array([numbers.setdefault(word, len(numbers)) for word in words], dtype=np.uint64)
+        for words in (reference, hypothesis)
+    )
+    waiting = list(inserted)  # those that are in no such run so far, in order
+    # Whether the run that starts there may stand in the text. Once it does not, no longer one does.
+    stands = np.ones(len(heard), bool)
+    hashes_said, hashes_heard = np.zeros(len(said) + 1, np.uint64), np.zeros(len(heard) + 1, np.uint64)
+    # One said again has all its words inserted, so no run is longer than there are insertions.
+    for size in range(1, min(len(inserted), len(said), len(heard) // 2) + 1):
+        # A polynomial of each run's words modulo 2^64: runs of different hashes differ.
+        hashes_said = hashes_said[:-1] * _BASE + said[size - 1 :]
+        hashes_heard = hashes_heard[:-1] * _BASE + heard[size - 1 :]
+        twice = np.flatnonzero(hashes_heard[:-size] == hashes_heard[size:])
+        twice = twice[stands[twice]]
+        if not (waiting and twice.size):
+            continue
+        stands[twice] = np.isin(hashes_heard[twice], hashes_said)
+        for start in twice[stands[twice]].tolist():
+            run = heard[start : start + size]
+            first = bisect_left(waiting, start)
+            for place in waiting[first : bisect_left(waiting, start + 2 * size, first)]:
+                near = max(0, inserted[place] - size)
+                alike = near + np.flatnonzero(hashes_said[near : inserted[place] + 1] == hashes_heard[start])
+                if np.array_equal(run, heard[start + size : start + 2 * size]) and any(
+                    np.array_equal(run, said[at : at + size]) for at in alike.tolist()
+                ):
+                    waiting.remove(place)
+    return len(inserted) - len(waiting)
 
 
 def skip_rates(

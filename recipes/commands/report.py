@@ -106,7 +106,7 @@ def run(config: Config) -> Path | None:
         print(format_table(results), flush=True)
     if config.serve:
         log.info("http://%s:%d; ctrl-c ends it", config.host, config.port)
-        make_page(config, page).launch(server_name=config.host, server_port=config.port, quiet=True)
+        launch(make_page(config, page), config)
     return page
 
 
@@ -138,6 +138,23 @@ def label_of(model: str) -> str:
     return "-".join(parts[-2:]) or model
 
 
+# gradio's white on its buttons, and its greys and accents on white, have contrasts of 1.9 to 3.7; 4.5 is needed.
+_READABLE = """
+body {--button-primary-background-fill: #1d4ed8; --button-primary-background-fill-hover: #1e40af}
+body:not(.dark) {--neutral-400: #6b6b76; --body-text-color-subdued: #6b6b76; --color-accent: #1d4ed8}
+"""
+
+
+def launch(page: Any, config: Config, **settings: Any) -> Any:
+    """Serves a page of `make_page` until interrupted. Returns what gradio's ``launch`` does, whose other settings may
+    be given.
+    """
+    import gradio
+
+    look = {"theme": gradio.themes.Default(primary_hue="blue"), "css": _READABLE}
+    return page.launch(server_name=config.host, server_port=config.port, quiet=True, **look, **settings)
+
+
 def make_page(config: Config, report: Path | None = None) -> Any:
     """The page, not served yet: a gradio Blocks.
 
@@ -149,19 +166,27 @@ def make_page(config: Config, report: Path | None = None) -> Any:
 
     folder = tempfile.mkdtemp(prefix="slm-report-")
 
-    def answers(one: Any, given: Any, what: str) -> list[Any]:
+    def answers(one: Any, given: Any, what: str) -> Any:
         """Each model's answer; what a user can mend is shown on the page."""
         if not given or (isinstance(given, str) and not given.strip()):
             raise gradio.Error(f"give {what} first", print_exception=False)
-        try:
-            return [one(model, given) for model in config.models]
-        except (ValueError, OSError) as error:
-            raise gradio.Error(str(error), print_exception=False) from error
+        found, errors = [], []
+        for model in config.models:
+            try:
+                found.append(one(model, given))
+            except (ValueError, OSError) as error:  # the others answer all the same
+                found.append(None)
+                errors.append(f"{label_of(model)}: {error}")
+        if len(errors) == len(found):
+            raise gradio.Error(html.escape(errors[0]), print_exception=False)
+        for error in errors:
+            gradio.Warning(html.escape(error))
+        return found if len(found) > 1 else found[0]  # to gradio the value of a single output is no list
 
-    def on_hear(recording: str | None) -> list[str]:
+    def on_hear(recording: str | None) -> Any:
         return answers(lambda model, given: hear(model, given, config.device), recording, "a recording")
 
-    def on_say(text: str) -> list[str]:
+    def on_say(text: str) -> Any:
         return answers(lambda model, given: say(model, given, folder, config.device), text, "a sentence")
 
     labels = [label_of(model) for model in config.models]
@@ -169,13 +194,15 @@ def make_page(config: Config, report: Path | None = None) -> Any:
         gradio.Markdown("# Speech language models side by side")
         with gradio.Tab("Speak"):
             sentence = gradio.Textbox(label="What to say", value="the weather is fine today")
-            start = gradio.Button("Speak")
+            start = gradio.Button("Speak", variant="primary")
             with gradio.Row():
-                spoken = [gradio.Audio(label=label, type="filepath", interactive=False) for label in labels]
+                player = {"type": "filepath", "interactive": False, "buttons": ["download"]}  # and no sharing elsewhere
+                spoken = [gradio.Audio(label=label, **player) for label in labels]
             start.click(on_say, sentence, spoken, api_name="speak")
         with gradio.Tab("Transcribe"):
-            recording = gradio.Audio(label="Recording", sources=["microphone", "upload"], type="filepath")
-            begin = gradio.Button("Transcribe")
+            given = {"type": "filepath", "sources": ["upload", "microphone"], "buttons": ["download"]}
+            recording = gradio.Audio(label="Recording", **given)
+            begin = gradio.Button("Transcribe", variant="primary")
             with gradio.Row():
                 heard = [gradio.Textbox(label=label, interactive=False) for label in labels]
             begin.click(on_hear, recording, heard, api_name="transcribe")
