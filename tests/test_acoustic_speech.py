@@ -118,9 +118,9 @@ def test_a_stage_of_latents_is_heard_too(job, tmp_path, tiny_tokenizer_folder, m
     stage = f"acoustic={save_latent_stage(tmp_path / 'latent', tiny_tokenizer_folder)}"
     given, whole = [], acoustic.complete
 
-    def noted(tokenizer, codes, filled):
+    def noted(stage, decoder, codes, filled):
         given.extend(codes)
-        return whole(tokenizer, codes, filled)
+        return whole(stage, decoder, codes, filled)
 
     monkeypatch.setattr(acoustic, "complete", noted)
     low = said(job(stage))

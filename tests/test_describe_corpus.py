@@ -18,7 +18,7 @@ from slm.corpus import CodedCorpusWriter
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, make_example, make_prompt
-from slm.text_answers import TextAnswer, answer_requests, request_ids
+from slm.text_answers import Request, TextAnswer, answer_requests, request_ids
 from slm.vocabulary import add_speech
 from tokenizer.data.manifest import read_source
 from tokenizer.data.utterances import DataSource, Utterance
@@ -111,22 +111,77 @@ def test_answers_that_are_cut_off_are_counted_and_told(tmp_path, manifest, monke
     assert "4 of 4 answers were cut off at 6 tokens" in caplog.text and "max_new_tokens" in caplog.text
     tokenizer = tiny_tokenizer()
     model = tiny_model("qwen2", len(tokenizer), seed=3)
-    assert [answer.ended for answer in answer_requests(model, tokenizer, ["bin", "lay red"], 5)] == [False, False]
+    assert [answer.ended for answer in answer_requests(model, tokenizer, [Request("bin"), Request("lay red")], 5)] == [
+        False,
+        False,
+    ]
     end = torch.tensor([tokenizer.eos_token_id])
     model.lm_head.register_forward_hook(lambda module, inputs, scores: scores.index_fill(-1, end, 1e4))
-    assert answer_requests(model, tokenizer, ["bin"], 5) == [TextAnswer("", True)]
+    assert answer_requests(model, tokenizer, [Request("bin")], 5) == [TextAnswer("", True)]
 
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_batches_answer_as_singles_do(chat: bool) -> None:
     tokenizer = tiny_tokenizer(chat)
     model = tiny_model("qwen2", len(tokenizer), seed=3)
-    requests = ["bin", "lay red by a nine please lay red", "set white"]
+    requests = [Request("bin"), Request("lay red by a nine please lay red"), Request("set white", (("lay", "red"),))]
     together = answer_requests(model, tokenizer, requests, 5)
     assert together == [answer_requests(model, tokenizer, [request], 5)[0] for request in requests]
     assert len(set(map(len, (request_ids(tokenizer, request) for request in requests)))) > 1
     with pytest.raises(ValueError, match="256 positions; lower max_new_tokens"):
         answer_requests(model, tokenizer, requests, 250)
+
+
+def test_examples_stand_in_front_and_a_base_llm_s_answer_ends_with_its_line(tmp_path, manifest, monkeypatch) -> None:
+    asked, whole = [], answer_requests
+
+    def noted(model, tokenizer, requests, *rest):
+        asked.extend(requests)
+        assert rest == (6, True)
+        return whole(model, tokenizer, requests, *rest)
+
+    monkeypatch.setattr(describe_corpus, "answer_requests", noted)
+    colour, digit = "Which colour?", "Which digit?"
+    example = describe_corpus.Example("u0", colour, "blue")
+    changes = {"instructions": [colour, digit], "examples": [example], "seed": 3}
+    config = configured(manifest, tmp_path / "out", save_llm(tmp_path / "llm"), **changes)
+    rows = rows_of(describe_corpus.run(config))
+    assert {row["instruction"] for row in rows} == {colour, digit} and len(asked) == 4
+    for row, request in zip(rows, asked, strict=True):
+        shown = ((f"{rows[0]['text']}"), "blue") if row["instruction"] == colour else None
+        assert bool(request.examples) == (shown is not None)
+        if shown:
+            ((text, answer),) = request.examples
+            assert shown[0] in text and text.endswith(f"\n{colour}") and answer == shown[1]
+    for changes, message in (
+        ({"examples": [describe_corpus.Example("u0", "What?", "blue")]}, "examples.0: needs the id"),
+        ({"examples": [describe_corpus.Example("u9", colour, "blue")]}, "has no utterance 'u9'"),
+        ({"examples": [describe_corpus.Example("u4", colour, "blue")]}, "'u4' has no transcript"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            describe_corpus.plan(configured(manifest, tmp_path / "no", "embedded-lm", instructions=[colour], **changes))
+
+
+def test_a_line_break_ends_an_answer_of_one_line_alone() -> None:
+    tokenizer = tiny_tokenizer()
+    line = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    word = tokenizer("bin", add_special_tokens=False)["input_ids"][0]
+    model = tiny_model("qwen2", len(tokenizer), seed=3)
+    steps = iter([word, line[0], word, word] * 2)
+    model.lm_head.register_forward_hook(
+        lambda module, inputs, scores: scores.index_fill(-1, torch.tensor([next(steps)]), 1e4)
+    )
+    assert answer_requests(model, tokenizer, [Request("lay")], 4, one_line=True)[0].ended
+    assert not answer_requests(model, tokenizer, [Request("lay")], 4)[0].ended
+
+
+def test_examples_are_turns_of_a_chat() -> None:
+    tokenizer = tiny_tokenizer(chat=True)
+    ids = request_ids(tokenizer, Request("lay red", (("set white", "white"),)))
+    turns = [("user", "set white"), ("assistant", "white"), ("user", "lay red")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    wanted = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True)
+    assert ids == list(wanted["input_ids"])
 
 
 def test_bad_settings_are_refused_with_the_way_out(tmp_path, manifest) -> None:

@@ -1,5 +1,8 @@
 """The codec protocol: configuration, outputs and checks of input that LM-SPT and the other codecs share.
 
+`encode(input_values, padding_mask)` gives codes, `decode(audio_codes, lengths, reference)` a waveform. `reference` is a
+recording of the voice to speak in, for a codec with a second stage behind it; others refuse it.
+
 Shapes: B items, S samples, k books (k <= K), F code frames.
 """
 
@@ -136,6 +139,15 @@ def code_mask(codes: Tensor, sizes: Sequence[int]) -> Tensor | None:
     if bool((mask[:, 1:] & ~mask[:, :-1]).any()) or not bool(mask[:, 0].all()):
         raise ValueError("audio_codes: -1 may stand only past an item's last code, and each item needs one code")
     return mask
+
+
+def refuse_reference(reference: Tensor | None) -> None:
+    """Raises ValueError where a codec that decodes codes alone is given a voice to speak in."""
+    if reference is not None:
+        raise ValueError(
+            "reference: this codec decodes codes as they are, whoever said them. A voice is given by a second stage "
+            "behind it: `slm train-acoustic` trains one, recipes.inference.voiced_codec loads it as a codec"
+        )
 
 
 def trim(samples: Tensor, mask: Tensor | None, lengths: Tensor | None, hop: int) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,13 @@ import torch
 
 from eval.judges.config import JudgeConfig, JudgeError
 from eval.judges.judge import check_judge
-from eval.judges.readers import OPEN_WINDOW_S, CTCHead
-from eval.speech.alignment import AlignmentError, ctc_align
+from eval.judges.readers import CTC_HEAD_FILE, OPEN_WINDOW_S, CTCHead
+from eval.judges.whisper_aligner import WhisperAligner, is_whisper
+from eval.speech.alignment import Alignment, AlignmentError, ctc_align
 from eval.speech.audio import split_at_quiet
 from eval.text.normalisers import normalise_basic
 
 _FRAME_S = 0.02  # of a Whisper encoder
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """`words` and `characters` of one utterance, each with its start and end in seconds; `phones` where known."""
-
-    words: list[dict[str, Any]]
-    characters: list[dict[str, Any]]
-    phones: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -94,23 +86,6 @@ class Aligner:
             found[owner]["end"] = max(found[owner]["end"], end)
         return Alignment(found, characters)
 
-    def delay_error(self, audio: np.ndarray, text: str, delay_s: float = 0.4) -> float:
-        """How far the words do not move with the audio: silence is put in front, and all starts should be later by it.
-
-        An encoder that sees the whole window may write a text correctly at places of its own choice; CTC does not
-        forbid it, and such times say nothing about the audio.
-
-        Returns:
-            Median over the words of |shift - delay_s|, in seconds.
-
-        Raises:
-            AlignmentError: as :meth:`align`.
-        """
-        silence = np.zeros(round(delay_s * self.sampling_rate), dtype=np.float32)
-        before = self.align(audio, text).words
-        after = self.align(np.concatenate([silence, audio]), text).words
-        return float(np.median([abs(b["start"] - a["start"] - delay_s) for a, b in zip(before, after, strict=True)]))
-
     def _id(self, letter: str) -> int | None:
         if letter == " ":  # inside a word: a numeral that is read as several
             return self.separator
@@ -128,19 +103,45 @@ class Aligner:
         return np.concatenate(scores), np.concatenate(times)
 
 
-def load_aligner(config: JudgeConfig, device: str = "cpu") -> Aligner:
-    """Load a recogniser that has CTC scores: our recogniser's folder, or any `AutoModelForCTC` of characters.
+def delay_error(aligner: Any, audio: np.ndarray, text: str, delay_s: float = 0.4) -> float:
+    """How far an aligner's words do not move with the audio: all should be later by the silence put in front.
+
+    An encoder that sees the whole window may write a text correctly at places of its own choice; CTC does not
+    forbid it, and such times say nothing about the audio.
+
+    Returns:
+        Median over the words of |shift - delay_s|, in seconds.
 
     Raises:
-        JudgeError: there is none of that name, or it cannot be read by CTC.
+        AlignmentError: as `aligner.align`.
+    """
+    silence = np.zeros(round(delay_s * aligner.sampling_rate), dtype=np.float32)
+    before = aligner.align(audio, text).words
+    after = aligner.align(np.concatenate([silence, audio]), text).words
+    return float(np.median([abs(b["start"] - a["start"] - delay_s) for a, b in zip(before, after, strict=True)]))
+
+
+def aligner_config(name: str, label: str | None = None, revision: str | None = None) -> JudgeConfig:
+    """A recogniser as a judge that aligns: by CTC where it has a head for that, else by what it was made for."""
+    by_head = (Path(name) / CTC_HEAD_FILE).is_file()
+    return JudgeConfig(name=name, label=label, decoding="ctc" if by_head else "auto", revision=revision)
+
+
+def load_aligner(config: JudgeConfig, device: str = "cpu") -> Aligner | WhisperAligner:
+    """Load a recogniser of `aligner_config`: our recogniser's folder, a Whisper, any `AutoModelForCTC` of characters.
+
+    Raises:
+        JudgeError: there is none of that name, or it has neither CTC scores nor attention that is known to align.
     """
     identity = check_judge(config)
     from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoModelForSpeechSeq2Seq, AutoTokenizer
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": config.name, "revision": config.revision}
     if identity["kind"] not in ("ctc", "ctc-head"):
+        if identity["kind"] == "seq2seq" and is_whisper(config):
+            return WhisperAligner(config, identity, device)
         raise JudgeError(
-            f"aligner {config.name!r} has no CTC scores: name a CTC model, or a recogniser with a CTC head"
+            f"aligner {config.name!r} has no CTC scores: name a CTC model, a recogniser with a CTC head, or a Whisper"
         )
     by_head = identity["kind"] == "ctc-head"
     auto = AutoModelForSpeechSeq2Seq if by_head else AutoModelForCTC

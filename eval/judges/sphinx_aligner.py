@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.judges.aligner import Alignment
 from eval.judges.config import JudgeError
-from eval.speech.alignment import AlignmentError
+from eval.speech.alignment import Alignment, AlignmentError, even_characters
 from eval.text.normalisers import normalise_basic
 
 __all__ = ["SphinxAligner"]
@@ -70,10 +69,7 @@ class SphinxAligner:
             start, end = own[0][1], own[-1][2]
             alignment.words.append({"word": word, "start": start, "end": end})
             alignment.phones.extend(phone for _, _, _, phones in own for phone in phones)
-            letters = "".join(parts)
-            edges = np.linspace(start, end, len(letters) + 1).round(4).tolist()
-            spans = zip(letters, edges, edges[1:], strict=False)
-            alignment.characters.extend({"character": c, "start": a, "end": b} for c, a, b in spans)
+            alignment.characters.extend(even_characters("".join(parts), start, end))
         return alignment
 
     def _spoken(self, audio: np.ndarray, words: list[str]) -> list[tuple[str, float, float, list[dict[str, Any]]]]:

@@ -1,6 +1,6 @@
-"""CTC forced alignment: where in the audio each character of a known text stands.
+"""Forced alignment: where in the audio each character or token of a known text stands, by the best path.
 
-The best path through the CTC trellis of the text (Graves et al. 2006, section 4.1; the path in place of the sum, as in
+Of CTC scores through the trellis of the text (Graves et al. 2006, section 4.1; the path in place of the sum, as in
 Kürzinger et al. 2020, "CTC-Segmentation").
 
 Shapes: T frames of a recogniser, V its vocabulary, L tokens of the text; S = 2 L + 1 states, a blank around each token.
@@ -9,10 +9,29 @@ Shapes: T frames of a recogniser, V its vocabulary, L tokens of the text; S = 2 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-__all__ = ["AlignmentError", "ctc_align", "frames_needed", "word_frames"]
+__all__ = [
+    "Alignment",
+    "AlignmentError",
+    "ctc_align",
+    "even_characters",
+    "frames_needed",
+    "monotonic_spans",
+    "word_frames",
+]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """`words` and `characters` of one utterance, each with its start and end in seconds; `phones` where known."""
+
+    words: list[dict[str, Any]]
+    characters: list[dict[str, Any]]
+    phones: list[dict[str, Any]] = field(default_factory=list)
 
 
 class AlignmentError(ValueError):
@@ -73,6 +92,38 @@ def ctc_align(log_probs: np.ndarray, tokens: Sequence[int], blank: int) -> np.nd
             spans[token, 1] = spans[token, 1] or t + 1
         state -= int(steps[t, state])
     return spans
+
+
+def monotonic_spans(weights: np.ndarray) -> np.ndarray:
+    """The tokens' frames in order, each frame of one token, that have the greatest weight together.
+
+    Args:
+        weights: (L, T) of each token and frame, T >= L.
+
+    Returns:
+        (L, 2) int64: first frame of each token and the one behind its last; none is empty and none is left out.
+    """
+    n_tokens, n_frames = weights.shape
+    score = np.full(n_tokens, -np.inf)
+    score[0] = weights[0, 0]
+    moved = np.zeros((n_frames, n_tokens), dtype=bool)  # whether the best path into it came from the token before
+    for t in range(1, n_frames):
+        before = np.concatenate([[-np.inf], score[:-1]])
+        moved[t] = before > score
+        score = np.maximum(score, before) + weights[:, t]
+    spans, token = np.zeros((n_tokens, 2), dtype=np.int64), n_tokens - 1
+    spans[token, 1] = n_frames
+    for t in range(n_frames - 1, 0, -1):
+        if moved[t, token]:
+            spans[token, 0] = spans[token - 1, 1] = t
+            token -= 1
+    return spans
+
+
+def even_characters(letters: str, start: float, end: float) -> list[dict[str, Any]]:
+    """Characters of which only their word's time is known, in seconds: each has an even share of it."""
+    edges = np.linspace(start, end, len(letters) + 1).round(4).tolist()
+    return [{"character": c, "start": a, "end": b} for c, a, b in zip(letters, edges[:-1], edges[1:], strict=True)]
 
 
 def word_frames(spans_s: Sequence[tuple[float, float]], frame_rate: float, n_frames: int) -> list[list[int]]:

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from eval.judges.aligner import Aligner, load_aligner
+from eval.judges.aligner import Aligner, aligner_config, delay_error, load_aligner
 from eval.judges.config import JudgeConfig, JudgeError
 from eval.judges.judge import check_judge
 from eval.judges.sphinx_aligner import SphinxAligner
+from eval.judges.whisper_aligner import WhisperAligner
 from eval.speech.alignment import AlignmentError, word_frames
 from recipes.config import ConfigError
 from recipes.encoding.plan import read_splits
@@ -54,8 +55,9 @@ class Config:
     aligner: str = field(
         default=SPHINX,
         metadata={
-            "help": "pocketsphinx (extra eval; American English, phones too), or a CTC model of characters by folder "
-            "or hub name (facebook/wav2vec2-base-960h); one whose times do not follow the audio is refused"
+            "help": "pocketsphinx (extra eval; American English, phones too), or by folder or hub name a Whisper "
+            "(openai/whisper-base) or a CTC model of characters (facebook/wav2vec2-base-960h); one whose times do not "
+            "follow the audio is refused"
         },
     )
     revision: str | None = field(default=None, metadata={"help": "commit or tag of a hub model"})
@@ -78,10 +80,10 @@ class Config:
 
     @property
     def judge(self) -> JudgeConfig:
-        """The aligner as a judge, one that reads by CTC where it is a model."""
+        """The aligner as a judge."""
         if self.aligner == SPHINX:
             return JudgeConfig(name=SPHINX)
-        return JudgeConfig(name=resolve(self.aligner), label=self.aligner, decoding="ctc", revision=self.revision)
+        return aligner_config(resolve(self.aligner), self.aligner, self.revision)
 
 
 def plan(config: Config) -> dict[str, object]:
@@ -179,7 +181,7 @@ def _fingerprint(config: Config, utterances: list[Utterance], folder: RunFolder)
     return digest(rows, aligner, *([Path(config.corpus).expanduser()] if config.corpus else []))
 
 
-def _load(config: Config, utterances: list[Utterance]) -> Aligner | SphinxAligner:
+def _load(config: Config, utterances: list[Utterance]) -> Aligner | SphinxAligner | WhisperAligner:
     if config.aligner == SPHINX:
         return SphinxAligner()
     aligner = load_aligner(config.judge, resolve_device(config.device))
@@ -187,19 +189,19 @@ def _load(config: Config, utterances: list[Utterance]) -> Aligner | SphinxAligne
     return aligner
 
 
-def _check_times(config: Config, aligner: Aligner, utterances: list[Utterance]) -> None:
+def _check_times(config: Config, aligner: Aligner | WhisperAligner, utterances: list[Utterance]) -> None:
     """Raises ConfigError where the words do not move with the audio in the median of the first few utterances."""
     errors: list[float] = []
     for utterance in utterances:
         if len(errors) == CHECKED:
             break
         with contextlib.suppress(AudioError, AlignmentError):  # each is named when its turn comes
-            errors.append(aligner.delay_error(load_audio(utterance, aligner.sampling_rate), utterance.text))
+            errors.append(delay_error(aligner, load_audio(utterance, aligner.sampling_rate), utterance.text))
     if errors and (error := float(np.median(errors))) > MOST_DELAY_ERROR_S:
         raise ConfigError(
             f"aligner {config.aligner}: its times do not follow the audio. With 0.4 s of silence put in front, words "
             f"move by another amount, {error:.2f} s off in the median of {len(errors)} utterances (at most "
-            f"{MOST_DELAY_ERROR_S}); name another aligner, such as aligner=facebook/wav2vec2-base-960h"
+            f"{MOST_DELAY_ERROR_S}); name another aligner, such as pocketsphinx"
         )
 
 

@@ -31,7 +31,7 @@ from recipes.runs.progress import Progress
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from slm.modeling import DTYPES, describe_llm, load_llm
 from slm.tasks.instruct import ANSWER, INSTRUCTION
-from slm.text_answers import TextAnswer, answer_requests
+from slm.text_answers import Request, TextAnswer, answer_requests
 from tokenizer.data.utterances import DataSource, Utterance
 
 MESSAGES = "messages"
@@ -43,6 +43,15 @@ def _instructions() -> list[str]:
         "Describe the speech in one sentence.",
         "What does the speaker say?",
     ]
+
+
+@dataclass
+class Example:
+    """A recording of the data that is asked about, and how it is to be answered."""
+
+    id: str = field(default="", metadata={"help": "the utterance's"})
+    instruction: str = field(default="", metadata={"help": "one of `instructions`; its rows are shown this example"})
+    answer: str = field(default="", metadata={"help": "what should be said"})
 
 
 @dataclass
@@ -63,6 +72,13 @@ class Config:
     instructions: list[str] = field(
         default_factory=_instructions, metadata={"help": "what is asked; one is drawn for each row by seed and id"}
     )
+    examples: list[Example] = field(
+        default_factory=list,
+        metadata={
+            "help": "answered requests shown in front of each row with the same instruction: for a base LLM, which "
+            "without a chat template goes on with a text rather than answers it; all its answers then are one line"
+        },
+    )
     max_new_tokens: int = field(default=64, metadata={"help": "tokens after which an answer is cut"})
     batch_size: int = field(default=8, metadata={"help": "rows answered together", **ADJUSTABLE})
     weights: str = field(default="fp32", metadata={"help": "how the LLM is held: fp32, bf16, fp16"})
@@ -76,6 +92,12 @@ class Config:
             raise ValueError("max_new_tokens, batch_size and limit must be at least 1")
         if self.weights not in DTYPES:
             raise ValueError(f"weights: {self.weights!r} is not one of {', '.join(DTYPES)}")
+        for number, example in enumerate(self.examples):
+            if not (example.id and example.answer.strip() and example.instruction in self.instructions):
+                raise ValueError(
+                    f"examples.{number}: needs the id of an utterance, one of `instructions` as its instruction, "
+                    "and an answer"
+                )
         if taken := {INSTRUCTION, ANSWER, MESSAGES} & set(self.facts):
             raise ValueError(f"facts: {', '.join(sorted(taken))} is a column that this command writes")
 
@@ -106,6 +128,8 @@ def drawn_instruction(utterance: Utterance, config: Config) -> str:
 def read_rows(config: Config) -> list[Utterance]:
     """The recordings with a transcript. Raises DataError, ConfigError."""
     rows = all_utterances(_with_facts(config), config.limit)
+    if strays := [one.id for one in config.examples if one.id not in {row.id for row in rows}]:
+        raise ConfigError(f"examples: the data (or what limit leaves of it) has no utterance {strays[0]!r}")
     spoken = [row for row in rows if row.text.strip()]
     if not spoken:
         raise ConfigError("data: none of the utterances has a transcript, which a description is made of")
@@ -125,7 +149,7 @@ def plan(config: Config) -> dict[str, object]:
         "utterances": len(rows),
         "model": config.model,
         "chat template": "yes" if facts.tokenizer.chat_template else "none: the request as plain text",
-        "first request": _request(rows[0], config),
+        "first request": _requests(rows, config)[rows[0].id].text,
         "result": str(RunFolder(config.run_dir).path("manifest.jsonl")),
     }
 
@@ -137,7 +161,9 @@ def run(config: Config) -> Path:
 
 def fingerprint_of(config: Config, rows: list[Utterance]) -> str:
     """A hash of the requests and the LLM."""
-    return digest([_request(row, config) for row in rows], model_path(config.model))
+    asked = [[request.text, *request.examples] for request in _requests(rows, config).values()]
+    plain = [json.dumps(one) if len(one) > 1 else one[0] for one in asked]  # as before there were examples
+    return digest(plain, model_path(config.model))
 
 
 def described(config: Config, rows: list[Utterance], folder: RunFolder) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -145,7 +171,8 @@ def described(config: Config, rows: list[Utterance], folder: RunFolder) -> tuple
     record = folder.checkpoints / "answers.jsonl"
     # Records without `ended` do not tell which answers were cut off: all count as ended.
     answers = {name: TextAnswer(row["answer"], row.get("ended", True)) for name, row in kept_rows(record).items()}
-    waiting = [row for row in rows if row.id not in answers]
+    requests = _requests(rows, config)
+    waiting = {name: request for name, request in requests.items() if name not in answers}
     if waiting:
         _answer(config, waiting, answers, record, len(rows))
     empty = sum(not answers[row.id].text for row in rows)
@@ -172,31 +199,53 @@ def _with_facts(config: Config) -> list[DataSource]:
     ]
 
 
-def _request(row: Utterance, config: Config) -> str:
-    return f"{describe(row, config.facts)}\n{drawn_instruction(row, config)}"
+def _asked(row: Utterance, instruction: str, config: Config) -> str:
+    return f"{describe(row, config.facts)}\n{instruction}"
+
+
+def _requests(rows: list[Utterance], config: Config) -> dict[str, Request]:
+    """What the LLM is asked of each row, by its id."""
+    by_id, shown = {row.id: row for row in rows}, {}
+    for one in config.examples:
+        if one.id not in by_id:  # the rows have a transcript each
+            raise ConfigError(f"examples: utterance {one.id!r} has no transcript")
+        shown.setdefault(one.instruction, []).append((_asked(by_id[one.id], one.instruction, config), one.answer))
+    found = {}
+    for row in rows:
+        instruction = drawn_instruction(row, config)
+        found[row.id] = Request(_asked(row, instruction, config), tuple(shown.get(instruction, ())))
+    return found
 
 
 def _columns(row: Utterance, config: Config, answer: str) -> dict[str, Any]:
-    exchange = [{"role": "user", "content": _request(row, config)}, {"role": "assistant", "content": answer}]
-    return {INSTRUCTION: drawn_instruction(row, config), ANSWER: answer, MESSAGES: exchange}
+    instruction = drawn_instruction(row, config)
+    asked = {"role": "user", "content": _asked(row, instruction, config)}
+    exchange = [asked, {"role": "assistant", "content": answer}]
+    return {INSTRUCTION: instruction, ANSWER: answer, MESSAGES: exchange}
 
 
-def _answer(config: Config, waiting: list[Utterance], answers: dict[str, TextAnswer], record: Path, total: int) -> None:
+def _answer(
+    config: Config, waiting: dict[str, Request], answers: dict[str, TextAnswer], record: Path, total: int
+) -> None:
     """Fills `answers` batch by batch; each is on disk before the next begins."""
     model, tokenizer, _ = load_llm(config.model, config.weights)
-    if not tokenizer.chat_template:
+    if not tokenizer.chat_template and not config.examples:
         log.warning(
-            "model %s has no chat template: a base LLM goes on with the text rather than answers it", config.model
+            "model %s has no chat template: a base LLM goes on with the text rather than answers it; show it examples",
+            config.model,
         )
     model.to(resolve_device(config.device)).eval()
     shown = Progress("describe-corpus", total, total - len(waiting))
-    for start in range(0, len(waiting), config.batch_size):
-        batch = waiting[start : start + config.batch_size]
-        made = answer_requests(model, tokenizer, [_request(row, config) for row in batch], config.max_new_tokens)
+    names = list(waiting)
+    one_line = bool(config.examples) and not tokenizer.chat_template
+    for start in range(0, len(names), config.batch_size):
+        batch = names[start : start + config.batch_size]
+        requests = [waiting[name] for name in batch]
+        made = answer_requests(model, tokenizer, requests, config.max_new_tokens, one_line)
         with record.open("a", encoding="utf-8") as stream:
-            for row, answer in zip(batch, made, strict=True):
-                answers[row.id] = answer
-                line = {"id": row.id, "answer": answer.text, "ended": answer.ended}
+            for name, answer in zip(batch, made, strict=True):
+                answers[name] = answer
+                line = {"id": name, "answer": answer.text, "ended": answer.ended}
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")
         shown.update(len(batch))
     shown.close()

@@ -80,8 +80,7 @@ def plan(config: Config) -> dict[str, object]:
 
 
 def _check_objective(config: Config) -> None:
-    says_its_prompt = any(task.says_its_prompt for task in used_tasks(config))
-    check_objective(config.training, config.pattern, says_its_prompt)
+    check_objective(config.training, config.pattern, used_tasks(config))
 
 
 def build_model(config: Config, folder: RunFolder, corpora: Corpora) -> tuple[Any, Any, SpeechVocabulary]:

@@ -143,7 +143,7 @@ def prepare(config: Config, with_files: bool = False) -> Setup:
 def plan(config: Config) -> dict[str, object]:
     """What would be said; raises all that would stop it, together."""
     setup = prepare(config, with_files=True)
-    task, vocabulary, tokenizer = setup.task, setup.vocabulary, setup.tokenizer
+    task, vocabulary = setup.task, setup.vocabulary
     scripts = read_scripts(config, task, vocabulary, describe_llm(config.model).tokenizer)
     parts = [part for script in scripts for part in script.parts]
     limits = [limits_of(config, task, script, part, vocabulary) for script in scripts for part in script.parts]
@@ -163,7 +163,7 @@ def plan(config: Config) -> dict[str, object]:
     return facts | {
         "speech tokens at most": int(budget * vocabulary.frame_rate * vocabulary.n_codebooks),
         "cannot be said": the_first(f"{s.place}{line}" for s in scripts for line in s.unsayable) or "nothing",
-        "sampling rate (Hz)": tokenizer.config.sampling_rate,
+        "sampling rate (Hz)": setup.decoder.config.sampling_rate,
         "device": setup.device,
         "result": config.run_dir or config.output_file,
     }
@@ -272,7 +272,7 @@ def say_scripts(
     config: Config, setup: Setup, speech_lm: SpeechLM, scripts: Mapping[int, Script], where: Path
 ) -> Outcome:
     """Draws the codes of some texts, decodes and writes them; they are given by their numbers."""
-    vocabulary, tokenizer, device = setup.vocabulary, setup.tokenizer, setup.device
+    vocabulary, decoder, device = setup.vocabulary, setup.decoder, setup.device
     started = time.perf_counter()
     encode_recordings(config, setup, scripts.values())
     encoded = time.perf_counter()
@@ -289,9 +289,9 @@ def say_scripts(
     codes = (script.outputs[number].codes for script, number in parts)
     if setup.acoustic is not None:
         codes = setup.acoustic.filled(codes, [script.key(number, not config.run_dir) for script, number in parts])
-    waveforms = decoded(tokenizer, codes, device)
+    waveforms = decoded(decoder, codes, device)
     for script in sayable:
-        write_speech(script, waveforms, tokenizer.config.sampling_rate, vocabulary, where, config.pause_s)
+        write_speech(script, waveforms, decoder.config.sampling_rate, vocabulary, where, config.pause_s)
     n_tokens = sum(script.n_codes for script in sayable)
     times = Times(encoded - started, drawn - encoded, time.perf_counter() - drawn, n_tokens)
     for script in scripts.values():

@@ -4,9 +4,11 @@ A small bidirectional transformer learns from book 0 and the whole codes of anot
 fill codebooks 1..K-1, by masked prediction (``objective=masked``; SoundStorm, Borsos et al. 2023), or what these add to
 the tokenizer's latents, which its main decoder turns into sound: by flow matching (``flow``; CosyVoice, Du et al.
 2024), by diffusion (``diffusion``; Diff-LM-Speech, Qiang et al. 2023) or as the mean (``regression``). It learns
-from a coded corpus alone, no audio and no text; all but masked read the tokenizer's codebooks too. Checkpoints and
-resume as in ``slm finetune``. The result, ``run_dir/model``, is what ``slm synthesize acoustic=... voice=...`` and
-``slm evaluate acoustic=...`` take; it remembers whose codes it fills and refuses others.
+from a coded corpus alone, no audio and no text; all but masked read the tokenizer's codebooks too. Codes of a
+tokenizer without a decoder (supervised tokens) are lent one: ``decoder_corpus`` holds the same recordings in an LM-SPT
+tokenizer's codes, all of which are then predicted. Checkpoints and resume as in ``slm finetune``. The result,
+``run_dir/model``, is what ``slm synthesize acoustic=... voice=...`` and ``slm evaluate acoustic=...`` take; it
+remembers whose codes it fills and refuses others.
 
 Raises: AcousticError, CorpusError, ConfigError, TrainingError, all ValueErrors that name the key or the file.
 """
@@ -23,6 +25,7 @@ from transformers import TrainerCallback
 
 from recipes.encoding.books import tokenizer_of_corpus
 from recipes.encoding.copies import varied_copies
+from recipes.encoding.joined import decoder_facts, decoder_metadata, given_sizes, joined_rows
 from recipes.runs.logs import log
 from recipes.runs.small_models import SmallModelRun, open_training_corpus
 from recipes.runs.tracking import TrainerProgress
@@ -52,6 +55,13 @@ class Config:
 
     run_dir: str = field(default="runs/acoustic", metadata={"help": "run folder; the model goes to run_dir/model"})
     corpus: str = field(default="", metadata={"help": "coded corpus: the run_dir of `slm encode`, of all books"})
+    decoder_corpus: str = field(
+        default="",
+        metadata={
+            "help": "coded corpus of the same recordings by an LM-SPT tokenizer of the same frame rate, whose decoder "
+            "then makes sound of codes that have none, such as supervised tokens; all its books are predicted"
+        },
+    )
     objective: Objective = field(
         default=MASKED,
         metadata={
@@ -108,14 +118,15 @@ def open_corpus(config: Config) -> CodedCorpus:
 
 def model_facts(config: Config, corpus: CodedCorpus) -> dict[str, Any]:
     """What the stage's configuration says: the sizes that are asked for, and the codec whose codes the corpus holds."""
-    facts = corpus.metadata
+    facts, decoder = corpus.metadata, decoder_metadata(config, corpus)
     return {
-        "codebook_sizes": facts.codebook_sizes,
+        "codebook_sizes": facts.codebook_sizes if decoder is None else given_sizes(facts, decoder),
         "frame_rate": facts.frame_rate,
         "sampling_rate": facts.sampling_rate,
         "fingerprint": facts.fingerprint,
         "precision": facts.precision,
         "tokenizer": facts.tokenizer,
+        "decoder": None if decoder is None else decoder_facts(decoder),
         "objective": config.objective,
         "min_prompt_s": config.min_prompt_s,
         "max_prompt_s": config.max_prompt_s,
@@ -132,14 +143,18 @@ def latent_parts(config: Config, corpus: CodedCorpus) -> tuple[LatentConfig, Lat
         ConfigError: The corpus's tokenizer is no LM-SPT tokenizer, or is another by now.
     """
     facts, settings = model_facts(config, corpus), config.latents
-    n_books = settings.books or corpus.metadata.n_codebooks - 1
-    if n_books > corpus.metadata.n_codebooks - 1:
-        raise AcousticError(f"latents.books: {n_books}: the tokenizer has {corpus.metadata.n_codebooks - 1} of them")
+    sizes, decoder = facts["codebook_sizes"], CodedCorpus.open(config.decoder_corpus or corpus.folder)
+    n_books = settings.books or len(sizes) - 1
+    if n_books > len(sizes) - 1:
+        raise AcousticError(f"latents.books: {n_books}: the tokenizer has {len(sizes) - 1} of them")
     way_out = "or take objective=masked, which learns from the codes alone"
-    tokenizer = tokenizer_of_corpus(corpus.metadata, str(corpus.folder), f"objective={config.objective}", way_out)
-    entries = tokenizer.quantizer.entries(1 + n_books)[1:]
-    rows = (row["audio_codes"][: 1 + n_books] for row in corpus.rows("train"))
-    space = fit_latent_space(corpus.metadata.codebook_sizes[0], entries, rows, settings.variance)
+    tokenizer = tokenizer_of_corpus(decoder.metadata, str(decoder.folder), f"objective={config.objective}", way_out)
+    first = (
+        0 if config.decoder_corpus else 1
+    )  # of the decoder's own books: book 0 is predicted too where it is not given
+    entries = tokenizer.quantizer.entries(first + n_books)[first:]
+    rows = (row["audio_codes"][: 1 + n_books] for row in joined_rows(config, corpus, "train"))
+    space = fit_latent_space(sizes[0], entries, rows, settings.variance)
     model = LatentConfig(
         n_added_books=n_books,
         latent_dim=space.directions.shape[1],
@@ -161,7 +176,7 @@ def read_data(config: Config, corpus: CodedCorpus) -> Data:
         varied = varied_copies(corpus, split)
         if varied:
             log.warning("corpus %s: %d varied copies are left out: a speed is no voice", corpus.folder, len(varied))
-        yield from (row for row in corpus.rows(split) if row["id"] not in varied)
+        yield from (row for row in joined_rows(config, corpus, split) if row["id"] not in varied)
 
     train, valid = VoicedUtterances(plain("train"), model), []
     if train.n_left_out:
@@ -186,6 +201,7 @@ def facts_of(config: Config, data: Data) -> dict[str, object]:
     facts = data.model
     return {
         "codes": f"{facts.tokenizer}, {facts.frame_rate:g} Hz, books {facts.codebook_sizes}",
+        **({} if facts.other_decoder is None else {"decoder": facts.other_decoder.tokenizer}),
         "objective": config.objective,
         **({} if data.space is None else {"latents": f"{facts.space_dim} of {facts.latent_dim} directions"}),
         "utterances (train, valid)": [len(data.train), len(data.valid)],
@@ -226,7 +242,12 @@ def tell_book_scores(found: dict[str, float], n_books: int) -> None:
         )
 
 
-RUN = SmallModelRun("train-acoustic", open_corpus, read_data, new_model, facts_of, train, scores_of)
+def further_corpora(config: Config) -> list[str]:
+    """What the training reads beside `corpus`."""
+    return [config.decoder_corpus] if config.decoder_corpus else []
+
+
+RUN = SmallModelRun("train-acoustic", open_corpus, read_data, new_model, facts_of, train, scores_of, further_corpora)
 
 
 def plan(config: Config) -> dict[str, object]:

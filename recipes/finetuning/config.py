@@ -164,6 +164,8 @@ class Config:
             raise ValueError(f"task_weights: {self.task_weights} must not fall below 0, and one must be above")
         if self.random_weights and self.lora is not None:
             raise ValueError("random_weights: adapters on a base that knows nothing learn little; train in full")
+        if self.training.shared_codebook and self.lora is not None:
+            raise ValueError("training.shared_codebook: trained in full; leave lora out")
         if self.training.freeze_layers and self.lora is not None:
             raise ValueError("training.freeze_layers: adapters leave every layer's own weights as they are; drop one")
         resolve_pattern(self.pattern, self.n_codebooks)

@@ -78,6 +78,11 @@ class Setup:
     tokenizer: Any
     acoustic: AcousticVoice | None = None
 
+    @property
+    def decoder(self) -> Any:
+        """The codec that makes sound of the answers."""
+        return self.tokenizer if self.acoustic is None else self.acoustic.decoder
+
 
 def check_setup(
     problems: Problems, config: Any, answers: Modality, tokenizer_of: Callable[..., Any] | None
@@ -130,11 +135,12 @@ def model_vocabulary(config: Any) -> SpeechVocabulary:
 
 
 def decoding_tokenizer(config: Any, vocabulary: SpeechVocabulary, device: str) -> Any:
-    """The speech tokenizer the model was trained with. Raises ConfigError where it has no decoder."""
+    """The speech tokenizer the model was trained with. Raises ConfigError where nothing makes sound of its codes."""
     tokenizer = speech_tokenizer(config, vocabulary, device)
-    if not tokenizer.decode_paths:
+    if not tokenizer.decode_paths and not getattr(config, "acoustic", ""):  # which may bring a decoder along
         raise ConfigError(
             f"the model speaks the codes of {config.tokenizer or vocabulary.tokenizer}, which has no decoder to make "
-            "sound of them: it can transcribe, not synthesize. Fine-tune a model on codes of a tokenizer with a decoder"
+            "sound of them: it can transcribe, not synthesize. Fine-tune a model on codes of a tokenizer with a "
+            "decoder, or give them one: `slm train-acoustic decoder_corpus=...`, then acoustic=... --voice"
         )
     return tokenizer

@@ -76,7 +76,7 @@ class PastRun:
         for value in (settings.get("init_from"), *names):
             if value:
                 yield value
-        for key in ("model", "corpus", "tokenizer", "acoustic"):
+        for key in ("model", "corpus", "decoder_corpus", "tokenizer", "acoustic"):
             if isinstance(settings.get(key), str) and settings[key]:
                 yield settings[key]
         for source in (*(settings.get("data") or []), *(settings.get("corpora") or [])):

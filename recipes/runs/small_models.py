@@ -57,6 +57,7 @@ class SmallModelRun(Generic[C, D]):
         train: Trains a model on data; the keywords are the folder of checkpoints, seed, device, precision, processes,
             callbacks and tensorboard.
         scores_of: The trained model's figures of the valid split.
+        further_corpora: Folders of coded corpora that it learns from beside `corpus`.
     """
 
     command: str
@@ -66,6 +67,7 @@ class SmallModelRun(Generic[C, D]):
     facts: Callable[[C, D], dict[str, object]]
     train: Callable[..., SmallModelTrainer]
     scores_of: Callable[[Any, D], dict[str, float]]
+    further_corpora: Callable[[C], Sequence[str]] = lambda config: ()
 
     def plan(self, config: C) -> dict[str, object]:
         """What a training would do; raises all that would stop it, together."""
@@ -92,7 +94,8 @@ class SmallModelRun(Generic[C, D]):
         folder = RunFolder(config.run_dir)
         folder.check(config)
         corpus = self.open_corpus(config)
-        fingerprint = digest((corpus.folder / INDEX_NAME).read_text(encoding="utf-8"))
+        folders = [corpus.folder, *(CodedCorpus.open(path).folder for path in self.further_corpora(config))]
+        fingerprint = digest(*((one / INDEX_NAME).read_text(encoding="utf-8") for one in folders))
         refuse_other_inputs(folder, fingerprint, "corpus")
         if folder.done(config):
             log.info("%s is complete: skipped", config.run_dir)

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from recipes.config import ConfigError
-from recipes.encoding.encoder import encode_batch
-from recipes.inference.acoustic import complete, read_voice
+from recipes.inference.acoustic import complete, load_decoder, read_voice, voice_codes
 from recipes.runs.logs import log
 from slm.acoustic.pieces import AcousticDecoding
 from slm.acoustic.stages import fill_speech, load_acoustic_model
@@ -52,6 +51,7 @@ class SpeakerVoices:
         self.model = load_acoustic_model(folder, device)
         self.model.config.check_fingerprint(tokenizer.fingerprint(precision), "the tokenizer of this evaluation")
         self.tokenizer, self.settings, self.precision, self.device = tokenizer, settings, precision, device
+        self.decoder = load_decoder(self.model.config, tokenizer, device)
         self.seed = seed
         self.by_speaker: dict[str, list[Utterance]] = {}
         self.speakers = {utterance.id: utterance.speaker for utterance in utterances}
@@ -80,8 +80,8 @@ class SpeakerVoices:
                 waveform = read_voice(utterance, self.model.config, self.tokenizer.config.sampling_rate)
             except AudioError:
                 continue
-            codes = encode_batch(self.tokenizer, [waveform], self.precision, self.device)[0]
-            found.append((utterance.id, codes))
+            parts = (self.model.config, self.tokenizer, self.decoder, waveform, self.precision)
+            found.append((utterance.id, voice_codes(*parts)))
             if len(found) == 2:
                 break
         return found
@@ -97,4 +97,4 @@ class SpeakerVoices:
             return {}
         given = list(kept.values())
         filled = fill_speech(self.model, given, list(voices.values()), list(kept), self.settings, self.seed)
-        return dict(zip(kept, complete(self.tokenizer, given, filled), strict=True))
+        return dict(zip(kept, complete(self.model.config, self.decoder, given, filled), strict=True))

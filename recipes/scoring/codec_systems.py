@@ -60,12 +60,15 @@ class CodecSystems:
         self.tokenizer, self.chunk_s, self.precision, self.device = tokenizer, chunk_s, precision, device
         config, fingerprint = tokenizer.config, tokenizer.fingerprint(precision)
         kinds = ("reconstruction", "semantic_reconstruction", "acoustic_stage", "resynthesis")
+        rates = {"resynthesis": getattr(config, "auxiliary_sampling_rate", None)}
+        if voices is not None:
+            rates["acoustic_stage"] = voices.decoder.config.sampling_rate
         self.systems = [
             System(
                 kind.replace("_", " "),
                 kind,
                 label,
-                config.auxiliary_sampling_rate if kind == "resynthesis" else config.sampling_rate,
+                rates.get(kind, config.sampling_rate),
                 fingerprint=fingerprint,
             )
             for kind in kinds
@@ -122,10 +125,12 @@ class CodecSystems:
     def _decode_filled(self, filled: Sequence[np.ndarray]) -> np.ndarray:
         """All codes (K, F), or the latents (D, F) in their place, of what a stage filled, to waveforms (B, S)."""
         frames, mask = padded(filled)
+        decoder = self.voices.decoder
         if frames.is_floating_point():
-            output = decode_latents_long(self.tokenizer, frames, mask, self.chunk_s)
-            return output.audio_values[:, 0].float().cpu().numpy()
-        return self._decode("acoustic_stage", frames)
+            output = decode_latents_long(decoder, frames, mask, self.chunk_s)
+        else:
+            output = decode_long(decoder, frames, self.chunk_s)
+        return output.audio_values[:, 0].float().cpu().numpy()
 
     def finish(self) -> None:
         """Fill in each system's cost, when every batch went through."""

@@ -16,6 +16,21 @@ class AcousticError(ValueError):
     """An acoustic stage that cannot be built, loaded or used with a codec; the message says why, and the way out."""
 
 
+@dataclass(frozen=True)
+class DecoderFacts:
+    """The codec that makes sound, where it is another than the one whose codes are given.
+
+    Args:
+        tokenizer: Name or folder that it was loaded from.
+        fingerprint: Its own.
+        precision: Arithmetic that the fingerprint is of.
+    """
+
+    tokenizer: str
+    fingerprint: str
+    precision: str
+
+
 @dataclass
 class AcousticSizes:
     """Sizes of the transformer."""
@@ -69,12 +84,14 @@ class AcousticConfig(PreTrainedConfig):
     """The config.json of an acoustic stage that fills codebooks by masked prediction.
 
     Args:
-        codebook_sizes: Entries of each of the codec's K books, book 0 (semantic) first.
+        codebook_sizes: Entries of each of the codec's K books, book 0 (semantic) first. With `decoder` of the book that
+            is given, of a codec that has no decoder of its own, and then of all books of the decoder's.
         frame_rate: The codec's frames per second.
         sampling_rate: The codec's Hz.
         fingerprint: The codec's; other codes are refused.
         precision: Arithmetic that the fingerprint is of.
         tokenizer: Name or folder that the codec was loaded from, for messages.
+        decoder: The fields of :class:`DecoderFacts`; None where the codec has a decoder of its own.
         objective: What it was trained by: `masked`, or of a :class:`LatentConfig` another one.
         min_prompt_s: Seconds of a reference voice at least, as the training drew them.
         max_prompt_s: Seconds of it that are read at most.
@@ -92,6 +109,7 @@ class AcousticConfig(PreTrainedConfig):
         fingerprint: str = "",
         precision: str = "fp32",
         tokenizer: str = "",
+        decoder: dict[str, str] | None = None,
         objective: Objective = MASKED,
         min_prompt_s: float = 1.0,
         max_prompt_s: float = 3.0,
@@ -110,11 +128,17 @@ class AcousticConfig(PreTrainedConfig):
         self.fingerprint = fingerprint
         self.precision = precision
         self.tokenizer = tokenizer
+        self.decoder = decoder
         self.objective = objective
         self.min_prompt_s, self.max_prompt_s, self.window_s = min_prompt_s, max_prompt_s, window_s
         self.hidden_size, self.layers, self.heads = hidden_size, layers, heads
         self.intermediate_size, self.code_dim, self.dropout = intermediate_size, code_dim, dropout
         super().__init__(**kwargs)
+
+    @property
+    def other_decoder(self) -> DecoderFacts | None:
+        """The codec that makes sound; None where it is the one whose codes are given."""
+        return None if self.decoder is None else DecoderFacts(**self.decoder)
 
     @property
     def n_codebooks(self) -> int:
@@ -135,6 +159,10 @@ class AcousticConfig(PreTrainedConfig):
 
     def check_given(self, n_books: int) -> None:
         """Raises AcousticError where a stage of this kind cannot go on from so many books."""
+        if self.decoder is not None and n_books != 1:
+            raise AcousticError(
+                f"acoustic: {n_books} books are given; the stage goes on from one of {self.tokenizer!r}"
+            )
         if not 1 <= n_books < self.n_codebooks:
             raise AcousticError(
                 f"acoustic: {n_books} of the tokenizer's {self.n_codebooks} books are given: the stage fills the rest "

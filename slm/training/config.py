@@ -13,6 +13,7 @@ from transformers.training_args import OptimizerNames
 
 from slm.multi_token import MultiTokenSettings
 from slm.training.alignment.config import AlignmentConfig
+from slm.training.shared_codebook.config import SharedCodebookConfig
 
 # Tokens up to which attention written out trains faster than the fused kernel on a CPU, whose backward pass is slow
 # there: in bf16 a step takes 0.7 of the time at 128, 0.8 at 512.
@@ -146,6 +147,13 @@ class TrainingConfig:
         metadata={
             "help": "attention heads that learn to go through the text once and in order (tasks whose speech says the "
             "prompt's text, such as tts), e.g. training.alignment.heads=[[3,0]]; null: none"
+        },
+    )
+    shared_codebook: SharedCodebookConfig | None = field(
+        default=None,
+        metadata={
+            "help": "a codebook in which recordings and their transcripts (task asr) are to have the same units "
+            "(DCMA), e.g. training.shared_codebook.layer=3; the trained model has none; null: none"
         },
     )
     deepspeed: str | None = field(

@@ -20,7 +20,15 @@ from torch.nn.functional import pad
 
 from tokenizer.fingerprint import add_weights
 from tokenizer.precision import full_precision
-from tokenizer.protocol import CodecConfig, LMSPTDecoderOutput, LMSPTEncoderOutput, code_mask, item_lengths, trim
+from tokenizer.protocol import (
+    CodecConfig,
+    LMSPTDecoderOutput,
+    LMSPTEncoderOutput,
+    code_mask,
+    item_lengths,
+    refuse_reference,
+    trim,
+)
 
 
 class Codec(nn.Module):
@@ -77,8 +85,11 @@ class Codec(nn.Module):
         return LMSPTEncoderOutput(audio_codes=codes, audio_codes_mask=mask)
 
     @torch.no_grad()
-    def decode(self, audio_codes: Tensor, lengths: Tensor | None = None) -> LMSPTDecoderOutput:
+    def decode(
+        self, audio_codes: Tensor, lengths: Tensor | None = None, reference: Tensor | None = None
+    ) -> LMSPTDecoderOutput:
         """Samples (B, 1, F * hop) or the largest of `lengths`; arguments and errors as `LMSPTModel.decode`."""
+        refuse_reference(reference)
         mask = code_mask(audio_codes, self.config.codebook_sizes)
         batch, _, n_frames = audio_codes.shape
         hop = self.config.hop_length

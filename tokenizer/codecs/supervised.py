@@ -277,12 +277,15 @@ class SupervisedCodec(Codec):
     def encode_frames(self, samples: Tensor) -> Tensor:
         return self.model.codes(samples[:, 0], self.log_mel)[:, None]
 
-    def decode(self, audio_codes: Tensor, lengths: Tensor | None = None) -> LMSPTDecoderOutput:
+    def decode(
+        self, audio_codes: Tensor, lengths: Tensor | None = None, reference: Tensor | None = None
+    ) -> LMSPTDecoderOutput:
         """Raises ValueError: there is no decoder."""
         raise ValueError(
             "supervised semantic tokens have no decoder: they hold what was said, not how it sounded. Use them for "
             "recognition (slm encode, finetune, transcribe); to make speech take a tokenizer with a decoder, such as "
-            "one of `slm train-tokenizer`"
+            "one of `slm train-tokenizer`, or lend them its decoder by a second stage (`slm train-acoustic "
+            "decoder_corpus=...`), which recipes.inference.voiced_codec loads as a codec"
         )
 
 

@@ -35,6 +35,7 @@ from tokenizer.protocol import (
     check_lengths,
     code_mask,
     item_lengths,
+    refuse_reference,
     trim,
 )
 
@@ -162,13 +163,16 @@ class LMSPTModel(PreTrainedModel):
         return LMSPTEncoderOutput(audio_codes=codes, audio_codes_mask=full)
 
     @exact_fp32()
-    def decode(self, audio_codes: Tensor, lengths: Tensor | None = None) -> LMSPTDecoderOutput:
+    def decode(
+        self, audio_codes: Tensor, lengths: Tensor | None = None, reference: Tensor | None = None
+    ) -> LMSPTDecoderOutput:
         """Turns codes into waveforms with the main decoder.
 
         Args:
             audio_codes: (B, k, F) int64 with the first k <= K books, -1 past an item's length. k = 1 is the semantic
                 reconstruction.
             lengths: (B,) samples to keep of each item; None keeps all frames.
+            reference: for codecs with a second stage behind them; refused here.
 
         Returns:
             `audio_values` (B, 1, S): S = F * hop, or the largest of `lengths`; zero past each item's length. Without
@@ -178,6 +182,7 @@ class LMSPTModel(PreTrainedModel):
             ValueError: a wrong shape, more books than K, a code out of its book's range, -1 before a valid frame, or a
                 length that the codes do not reach.
         """
+        refuse_reference(reference)
         mask = self._check_codes(audio_codes)
         return self._decoded(self.quantizer.look_up(audio_codes, mask), mask, lengths)
 
