@@ -100,6 +100,15 @@ def sharding_stage(training: TrainingConfig) -> int:
     return {0: 0, 3: 3}.get(zero.get("stage", 0), 2)
 
 
+def _has_whole_logits(config: Config) -> bool:
+    """Whether an engine holds the head so that the loss takes the logits of a whole micro-batch."""
+    training = config.training
+    if training.fsdp:
+        settings = training.trainer.get("fsdp_config")
+        return isinstance(settings, dict) and settings.get("version") == 1
+    return config.lora is not None and sharding_stage(training) == 3
+
+
 def lora_parameters(model: nn.Module, settings: LoraSettings) -> int:
     """Parameters of the adapters (without the new rows)."""
     head, others, count = model.get_output_embeddings(), set(other_towers(model)), 0
@@ -131,8 +140,8 @@ def estimate_memory(
         "weights": total * (4 if config.weights == "fp32" else 2) / (processes if stage == 3 else 1),
         "gradients and optimizer": trainable * 12 / (processes if stage else 1),
         "activations": activations,
-        # Of a chunk of answer tokens, softmax and slope in fp32; engines that hold the head in parts take them all.
-        "logits": (micro if training.deepspeed or training.fsdp else min(micro, CHUNK_ELEMENTS / rows)) * rows * 12,
+        # Of a chunk of answer tokens, softmax and slope in fp32; of them all where `SpeechTrainer` cannot have chunks.
+        "logits": (micro if _has_whole_logits(config) else min(micro, CHUNK_ELEMENTS / rows)) * rows * 12,
     }
     mib = {name: int(value / 2**20) for name, value in parts.items()}
     return mib | {"together": sum(mib.values())}
