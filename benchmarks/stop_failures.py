@@ -124,7 +124,9 @@ def wilson(count: int, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def rows(name: str, texts: Sequence[str], seeds: Sequence[int], temperature: float) -> Iterator[str]:
+def rows(
+    name: str, texts: Sequence[str], ways: Sequence[str], seeds: Sequence[int], temperature: float
+) -> Iterator[str]:
     """The table's lines of one model."""
     speech_lm = SpeechLM.load(name)
     known = speech_lm.vocabulary.trained_on
@@ -134,7 +136,8 @@ def rows(name: str, texts: Sequence[str], seeds: Sequence[int], temperature: flo
     usual = [said for said in map(normalise, texts) if said]
     twice = long_texts(usual, 2 * known.longest_text)
     for kind, said in (("as they are", usual), (f"above {2 * known.longest_text} characters", twice)):
-        for way, (task, changes) in WAYS.items():
+        for way in ways:
+            task, changes = WAYS[way]
             if task not in (known.tasks or ("tts",)):
                 continue
             counts = [
@@ -159,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--texts", type=Path, required=True, help="a text a line, or a manifest")
     parser.add_argument("--model", nargs="+", default=list(SPEECH_LMS), help="embedded names or folders")
     parser.add_argument("--limit", type=int, default=64, help="texts")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -175,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     print("\n".join(lines), flush=True)
     for name in options.model:
-        for row in rows(name, texts, options.seeds, options.temperature):
+        for row in rows(name, texts, options.ways, options.seeds, options.temperature):
             lines.append(row)
             print(row, flush=True)
     if options.output:

@@ -11,7 +11,7 @@ from torch import nn
 from recipes.finetuning.config import Config
 from recipes.finetuning.corpora import Corpora
 from recipes.finetuning.data import Data
-from recipes.finetuning.pattern_costs import pattern_costs
+from recipes.finetuning.pattern_costs import costs_at_rates, pattern_costs
 from recipes.runs.deepspeed import deepspeed_file
 from recipes.runs.machine import process_count
 from slm.freezing import freeze_lower_layers, freeze_other_towers, other_towers
@@ -76,6 +76,7 @@ def describe_plan(
         "embedding rows": f"{table.shape[0]} -> {rows}",
         "pattern": data.vocabulary.pattern.name,
         "patterns": pattern_costs(facts, data.vocabulary, corpora.metadata.codebook_sizes, precision),
+        "patterns at": costs_at_rates(facts, data.vocabulary, corpora.metadata.codebook_sizes, precision),
         "tokens": tokens,
         "steps": training.steps,
         "tokens a step": int(np.mean([samples.lengths[step].sum() for step in steps])),
