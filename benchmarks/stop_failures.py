@@ -3,17 +3,19 @@
     python benchmarks/stop_failures.py --texts MANIFEST [--model NAME_OR_FOLDER ...] [--limit 64] [--seeds 0 1]
 
 Texts of a manifest's test split (or of a file, one a line) and, of the same sentences put together, texts twice as long
-as the longest that the model's training knew, in one go, which `slm synthesize` would cut. Each is spoken with every
-seed in these ways:
+as the longest that the model's training knew. Each is spoken with every seed in these ways:
 
-- `before`: at most 4 s and 0.25 s a character, no least duration, no guard against loops;
-- `limits`: the limits that follow from the training's own rate of speech, and the guard (the defaults);
+- `before`: in one go, at most 4 s and 0.25 s a character, no least duration, no guard against loops;
+- `limits`: the limits that follow from the training's own rate of speech, and the guard;
 - `limits, 2 retries`: an answer that did not end is drawn again, at most twice;
-- `word by word`: `tts-aligned`, where the model has learnt it.
+- `in parts`: with the limits, a text that is longer than those of the training cut as `slm synthesize task=tts` does;
+- `word by word`: the same with `tts-aligned`, what `slm synthesize` asks where the model has learnt it.
 
 All are looked at alike, whatever guard they had: an answer is cut off (it did not end), a loop (codes repeat themselves
 for longer than the guard allows), too short (half of what the training's fastest took, or less), or its scores were not
-finite. Wilson intervals of 95 %, answers taken as independent.
+finite; of a text in parts what is wrong with any of them. Beside it the length: seconds of speech over those that the
+text's characters take at the training's median rate. Far below 1 words are missing, which no limit sees. Wilson
+intervals of 95 %, answers taken as independent.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from eval.text.normalisers import get_normaliser
+from recipes.inference.long_texts import cut_text
 from slm.decoding.loops import longest_loop
 from slm.embedded import SPEECH_LMS
 from slm.generation import SpeechLM, SynthesizeOutput
@@ -40,11 +44,23 @@ from slm.tasks.registry import UtteranceTokens
 from slm.tasks.tts_aligned import word_ids
 
 UNGUARDED = {"min_seconds": 4.0, "seconds_per_character": 0.25, "min_seconds_per_character": 0.0, "loop_s": 0.0}
-WAYS: dict[str, tuple[str, dict[str, float]]] = {
-    "before": ("tts", UNGUARDED),
-    "limits": ("tts", {}),
-    "limits, 2 retries": ("tts", {"retries": 2}),
-    "word by word": ("tts-aligned", {}),
+
+
+@dataclass(frozen=True)
+class Way:
+    """A task, what is set otherwise than by default, and whether long texts are cut."""
+
+    task: str
+    settings: dict[str, float] = field(default_factory=dict)
+    in_parts: bool = False
+
+
+WAYS = {
+    "before": Way("tts", UNGUARDED),
+    "limits": Way("tts"),
+    "limits, 2 retries": Way("tts", {"retries": 2}),
+    "in parts": Way("tts", in_parts=True),
+    "word by word": Way("tts-aligned", in_parts=True),
 }
 KINDS = ("cut off", "loop", "too short", "not finite")
 
@@ -78,25 +94,30 @@ def long_texts(texts: Sequence[str], longer_than: int) -> list[str]:
     return found
 
 
-def speak(speech_lm: SpeechLM, texts: Sequence[str], way: str, settings: SynthesizeSettings) -> Counts:
+def speak(speech_lm: SpeechLM, texts: Sequence[str], way: Way, settings: SynthesizeSettings) -> Counts:
     """Says each text once and looks at what came of it."""
-    task, vocabulary, tokenizer = get_task(WAYS[way][0]), speech_lm.vocabulary, speech_lm.text_tokenizer
+    task, vocabulary, tokenizer = get_task(way.task), speech_lm.vocabulary, speech_lm.text_tokenizer
+    longest = vocabulary.trained_on.longest_text
+    parts, whose = [], []
+    for number, text in enumerate(texts):
+        own = [part.said for part in cut_text(text, str, longest)] if way.in_parts else [text]
+        parts += own
+        whose += [number] * len(own)
 
-    def encode(text: str) -> list[int]:
+    def encode(text: str) -> np.ndarray:
         return vocabulary.encode_text(tokenizer, text)
 
-    asked = [UtteranceTokens(text=encode(t), words=word_ids(encode, t) if task.by_word else None) for t in texts]
+    asked = [UtteranceTokens(text=encode(t), words=word_ids(encode, t) if task.by_word else None) for t in parts]
     limits = [
-        word_limits(vocabulary, settings) if task.by_word else speech_limits(vocabulary, t, settings) for t in texts
+        word_limits(vocabulary, settings) if task.by_word else speech_limits(vocabulary, t, settings) for t in parts
     ]
     started = time.perf_counter()
-    answers = generate_speech(speech_lm, task, asked, limits, settings, texts)
-    wall_s = time.perf_counter() - started
-    return Counts(
-        [failures(speech_lm, text, answer) for text, answer in zip(texts, answers, strict=True)],
-        [answer.codes.shape[1] / vocabulary.frame_rate for answer in answers],
-        wall_s,
-    )
+    answers = generate_speech(speech_lm, task, asked, limits, settings, parts)
+    counts = Counts([set() for _ in texts], [0.0] * len(texts), time.perf_counter() - started)
+    for number, part, answer in zip(whose, parts, answers, strict=True):
+        counts.failures[number] |= failures(speech_lm, part, answer)
+        counts.seconds[number] += answer.codes.shape[1] / vocabulary.frame_rate
+    return counts
 
 
 def failures(speech_lm: SpeechLM, text: str, answer: SynthesizeOutput) -> set[str]:
@@ -137,11 +158,11 @@ def rows(
     twice = long_texts(usual, 2 * known.longest_text)
     for kind, said in (("as they are", usual), (f"above {2 * known.longest_text} characters", twice)):
         for way in ways:
-            task, changes = WAYS[way]
-            if task not in (known.tasks or ("tts",)):
+            asked = WAYS[way]
+            if asked.task not in (known.tasks or ("tts",)):
                 continue
             counts = [
-                speak(speech_lm, said, way, SynthesizeSettings(temperature=temperature, seed=seed, **changes))
+                speak(speech_lm, said, asked, SynthesizeSettings(temperature=temperature, seed=seed, **asked.settings))
                 for seed in seeds
             ]
             found = [kinds for one in counts for kinds in one.failures]
@@ -150,9 +171,10 @@ def rows(
             each = " | ".join(f"{1000 * sum(kind in kinds for kinds in found) / n:.0f}" for kind in KINDS)
             by_seed = ", ".join(f"{1000 * sum(map(bool, one.failures)) / len(one.failures):.0f}" for one in counts)
             seconds, wall = sum(sum(one.seconds) for one in counts), sum(one.wall_s for one in counts)
+            length = seconds / (len(seeds) * sum(map(len, said)) / known.characters_per_s[1])
             yield (
                 f"| {name} | {kind} | {way} | {n} | {each} | {1000 * failed / n:.0f} [{low:.0f}, {high:.0f}] | "
-                f"{by_seed} | {seconds / n:.1f} | {wall / n:.2f} |"
+                f"{by_seed} | {length:.2f} | {seconds / n:.1f} | {wall / n:.2f} |"
             )
 
 
@@ -174,8 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{len(texts)} texts, seeds {', '.join(map(str, options.seeds))}, temperature {options.temperature:g}, "
         f"{options.threads} threads, torch {torch.__version__}; failures in 1,000 answers",
         "",
-        f"| model | texts | way | answers | {' | '.join(KINDS)} | any [95 %] | any, by seed | s of speech | s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| model | texts | way | answers | {' | '.join(KINDS)} | any [95 %] | by seed | length | s of speech | s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
     for name in options.model:

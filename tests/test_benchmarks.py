@@ -247,7 +247,7 @@ def test_answers_that_go_wrong_at_their_end_are_counted_by_kind(tmp_path, monkey
     model = str(save_slm(*parts, tmp_path / "model"))
     module.main(["--texts", str(texts), "--model", model, "--threads", "1", "--output", str(table)])
     rows = [line.strip("| ").split(" | ") for line in table.read_text().splitlines()[4:]]
-    assert [row[2] for row in rows] == ["before", "limits", "limits, 2 retries"] * 2
+    assert [row[2] for row in rows] == ["before", "limits", "limits, 2 retries", "in parts"] * 2
     assert all(row[3] == "4" for row in rows)  # two texts, two seeds
 
 
