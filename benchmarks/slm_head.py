@@ -6,8 +6,8 @@
 The loss and its gradients for a batch of which two fifths are answers: `whole`, logits of all positions, as a plain
 transformers training makes them, and `answers`, `slm.training.answer_loss`; full training (a tied table that learns),
 with four layers and random weights; and `answers, frozen table`, as under adapters. Each in a process of its own: the
-peak is that process's memory beyond what it had before the first step. With --model, a LoRA step of that causal LM with
-2,048 new rows too: as PEFT does it (a copy of the table in each pass, whole logits), and as `slm finetune` does.
+peak is that process's memory beyond what it had before the first step (Linux). With --model, a LoRA step of that causal
+LM with 2,048 new rows too: as PEFT does it (a copy of the table in each pass, whole logits), and as `slm finetune` does.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import argparse
 import gc
 import multiprocessing
 import os
-import resource
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -72,6 +72,12 @@ def make_model(kind: str, options: argparse.Namespace, rows: int) -> nn.Module:
     return model
 
 
+def resident_kib(name: str) -> int:
+    """Memory of this process as Linux tells it: VmRSS, now, or VmHWM, at most."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
 def measure(kind: str, options: argparse.Namespace, rows: int, results: Any) -> None:
     """Seconds of a step (median of the rounds) and MiB beyond the model's own, of one way."""
     torch.set_num_threads(options.threads)
@@ -82,13 +88,14 @@ def measure(kind: str, options: argparse.Namespace, rows: int, results: Any) -> 
     for parameter in model.parameters():  # gradients exist from the first step on, and are not the head's matter
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     gc.collect()
-    before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: making the model has had one of its own
+    before, seconds = resident_kib("VmRSS"), []
     for _ in range(options.rounds + 1):
         started = time.perf_counter()
         value = whole_logits(model, **data) if loss is None else loss(model, **data, ignored=IGNORED)
         value.backward()
         seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    peak = resident_kib("VmHWM") - before
     results.put((median(seconds[1:]), peak / 1024, float(value.detach())))
 
 
