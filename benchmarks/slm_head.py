@@ -6,8 +6,9 @@
 The loss and its gradients for a batch of which two fifths are answers: `whole`, logits of all positions, as a plain
 transformers training makes them, and `answers`, `slm.training.answer_loss`; full training (a tied table that learns),
 with four layers and random weights; and `answers, frozen table`, as under adapters. Each in a process of its own: the
-peak is that process's memory beyond what it had before the first step (Linux). With --model, a LoRA step of that causal
-LM with 2,048 new rows too: as PEFT does it (a copy of the table in each pass, whole logits), and as `slm finetune` does.
+peak is that process's memory beyond what it had before the first step (Linux). With --model, a LoRA step of that
+causal LM with 2,048 new rows too: as PEFT does it (a copy of the table in each pass, whole logits), and as `slm
+finetune` does.
 """
 
 from __future__ import annotations
