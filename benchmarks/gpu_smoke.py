@@ -4,15 +4,17 @@
 
 Tiny models on generated sounds go through the commands as a user gives them, each in a process of its own: training a
 tokenizer (discriminators, averaged weights, accumulation), encoding, fine-tuning, speaking and transcribing, in fp32,
-bf16 and fp16, on one GPU and on two; a compiled training, a resumed one, and codes compared with the CPU's. One line a
-check: ok, failed with the error, or skipped with the reason. Exits with 1 where one failed.
+bf16 and fp16, on one GPU and on two; a compiled training, a resumed one, and codes compared with the CPU's; FSDP2,
+ZeRO-2 and ZeRO-3 on two GPUs, in full and with adapters, compared with one GPU's losses. One line a check: ok, failed
+with the error, or skipped with the reason. Exits with 1 where one failed.
 
-Without a GPU it says so and ends; `--device cpu` runs the same checks on the CPU, all but fp16's.
+Without a GPU it says so and ends; `--device cpu` runs the same checks on the CPU, all but fp16's and the engines'.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -46,6 +48,12 @@ STEPS = (
     "ema_decay: 0.9}"
 )
 LLM_STEPS = "training={steps: 4, tokens_per_step: 512, pack_length: 128, log_steps: 1, eval_steps: 2, save_steps: 2}"
+FSDP2 = "training.trainer={fsdp_config: {version: 2, reshard_after_forward: true, state_dict_type: FULL_STATE_DICT}}"
+ENGINES = {
+    "fsdp2": ["training.fsdp=full_shard auto_wrap", FSDP2],
+    "zero2": ["training.deepspeed=deepspeed-zero2"],
+    "zero3": ["training.deepspeed=deepspeed-zero3"],
+}
 SAME_CODES = 0.995  # of book 0 in fp32, GPU beside CPU: sums are made in another order, nothing else differs
 ERROR = re.compile(r"^(?:\[rank\d+\]: ?)?(?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt)\b.*")
 
@@ -87,6 +95,7 @@ class Smoke:
             half = "fp16 needs a GPU" if precision == "fp16" and self.device == "cpu" else ""
             found += self.in_precision(precision, 1, half)
             found += self.in_precision(precision, 2, half or self.too_few)
+        found += [self.sharded(engine, lora) for engine in ENGINES for lora in (False, True)]
         found += [
             Check("resume", self.resume, ("train fp32",)),
             Check("compile", self.compile, ("train fp32",), compiler),
@@ -116,6 +125,32 @@ class Smoke:
         if processes == 1:
             found.append(check("generate", self.generate, tuned))
         return found
+
+    def sharded(self, engine: str, lora: bool) -> Check:
+        """A fine-tuning on two GPUs that share weights or moments out."""
+        skip = self.too_few
+        if self.device == "cpu":
+            skip = "tests/test_fsdp2.py and tests/test_distributed.py run it on CPUs"
+        elif engine != "fsdp2" and importlib.util.find_spec("deepspeed") is None:
+            skip = "needs DeepSpeed (pip install '.[deepspeed]')"
+        name = f"finetune {engine}{' lora' if lora else ''} x2"
+        return Check(name, lambda: self.compare_engine(engine, lora), ("encode fp32", "train-lm"), skip)
+
+    def compare_engine(self, engine: str, lora: bool) -> None:
+        """The same training alone and under an engine, in fp32."""
+        kind = ["lora"] if lora else []
+        runs = [self.run_dir("finetune", "alone", *kind), self.run_dir("finetune", engine, *kind)]
+        for run, processes, own in ((runs[0], 1, []), (runs[1], 2, ENGINES[engine])):
+            if not (run / "complete.json").is_file():
+                settings = [
+                    f"model={self.run_dir('lm') / 'model'}",
+                    f"corpus={self.run_dir('codes', 'fp32')}",
+                    LLM_STEPS,
+                ]
+                settings += [f"run_dir={run}", "precision=fp32", *own, *(["lora.rank=4"] if lora else [])]
+                self.slm(run.name, "finetune", *settings, processes=processes)
+        for alone, together in zip(*(losses(run, "loss") for run in runs), strict=True):
+            near("a step's loss", together, alone, 1e-3)
 
     def make_inputs(self) -> None:
         """Recordings of voiced tones with noise, and a small recogniser of random weights to teach."""

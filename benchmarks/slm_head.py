@@ -1,12 +1,14 @@
 """Memory and time of the SLM's loss as the vocabulary grows: ``python benchmarks/slm_head.py [--model FOLDER]``.
 
     python benchmarks/slm_head.py [--rows 32000 151936 263232] [--tokens 512] [--width 640] [--rounds 3] [--threads N]
+                                  [--plot FILE.svg]
 
 The loss and its gradients for a batch of which two fifths are answers: `whole`, logits of all positions, as a plain
 transformers training makes them, and `answers`, `slm.training.answer_loss`; full training (a tied table that learns),
-with four layers and random weights. Each in a process of its own: the peak is that process's memory beyond what it had
-before the first step. With --model, a LoRA step of that causal LM with 2,048 new rows too: as PEFT does it (a copy of
-the table in each pass, whole logits), and as `slm finetune` does.
+with four layers and random weights; and `answers, frozen table`, as under adapters. Each in a process of its own: the
+peak is that process's memory beyond what it had before the first step (Linux). With --model, a LoRA step of that
+causal LM with 2,048 new rows too: as PEFT does it (a copy of the table in each pass, whole logits), and as `slm
+finetune` does.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import argparse
 import gc
 import multiprocessing
 import os
-import resource
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -30,6 +32,7 @@ from slm.training.trainer import bare_model
 
 IGNORED = -100
 NEW_ROWS = 2048
+KINDS = ("whole", "answers", "answers, frozen table")
 
 
 def batch(rows: int, tokens: int) -> dict[str, Tensor]:
@@ -54,7 +57,9 @@ def make_model(kind: str, options: argparse.Namespace, rows: int) -> nn.Module:
     if not kind.startswith("LoRA"):
         sizes = {"hidden_size": options.width, "intermediate_size": 3 * options.width, "num_hidden_layers": 4}
         heads = {"num_attention_heads": options.width // 64, "num_key_value_heads": 2}
-        return Qwen2ForCausalLM(Qwen2Config(vocab_size=rows, **sizes, **heads, tie_word_embeddings=True))
+        model = Qwen2ForCausalLM(Qwen2Config(vocab_size=rows, **sizes, **heads, tie_word_embeddings=True))
+        model.lm_head.weight.requires_grad_("frozen" not in kind)
+        return model
     from peft import LoraConfig, get_peft_model
 
     from slm.lora import keep_tables_whole
@@ -68,6 +73,12 @@ def make_model(kind: str, options: argparse.Namespace, rows: int) -> nn.Module:
     return model
 
 
+def resident_kib(name: str) -> int:
+    """Memory of this process as Linux tells it: VmRSS, now, or VmHWM, at most."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
 def measure(kind: str, options: argparse.Namespace, rows: int, results: Any) -> None:
     """Seconds of a step (median of the rounds) and MiB beyond the model's own, of one way."""
     torch.set_num_threads(options.threads)
@@ -78,14 +89,30 @@ def measure(kind: str, options: argparse.Namespace, rows: int, results: Any) -> 
     for parameter in model.parameters():  # gradients exist from the first step on, and are not the head's matter
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     gc.collect()
-    before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: making the model has had one of its own
+    before, seconds = resident_kib("VmRSS"), []
     for _ in range(options.rounds + 1):
         started = time.perf_counter()
         value = whole_logits(model, **data) if loss is None else loss(model, **data, ignored=IGNORED)
         value.backward()
         seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    peak = resident_kib("VmHWM") - before
     results.put((median(seconds[1:]), peak / 1024, float(value.detach())))
+
+
+def draw(found: dict[tuple[str, int], float], tokens: int, path: str) -> None:
+    """Memory against the vocabulary, a line for each way."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for kind in dict.fromkeys(kind for kind, _ in found):
+        points = sorted((rows, peak) for (one, rows), peak in found.items() if one == kind)
+        axes.plot(*zip(*points, strict=True), marker="o", label=kind)
+    axes.set(xlabel="rows of the vocabulary", ylabel="MiB beyond the model and its gradients", ylim=(0, None))
+    axes.set_title(f"A step's loss and gradients, {tokens} tokens, two fifths of them answers")
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
@@ -97,12 +124,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--model", help="folder of a causal LM, for a LoRA step")
+    parser.add_argument("--plot", help="an SVG of memory against the vocabulary")
     options = parser.parse_args()
-    runs = [(kind, rows) for rows in options.rows for kind in ("whole", "answers")]
+    runs = [(kind, rows) for rows in options.rows for kind in KINDS]
     runs += [(kind, 0) for kind in ("LoRA, PEFT's way", "LoRA, answers") if options.model]
     print(f"{options.tokens} tokens, {options.threads} threads, torch {torch.__version__}\n")
     print("| vocabulary | loss | seconds | MiB beyond the model | value |\n|---|---|---|---|---|")
-    context = multiprocessing.get_context("spawn")
+    context, found = multiprocessing.get_context("spawn"), {}
     for kind, rows in runs:
         results = context.SimpleQueue()
         process = context.Process(target=measure, args=(kind, options, rows, results))
@@ -113,6 +141,10 @@ def main() -> None:
             continue
         seconds, peak, value = results.get()
         print(f"| {rows or os.path.basename(options.model)} | {kind} | {seconds:.2f} | {peak:,.0f} | {value:.2f} |")
+        if rows:
+            found[kind, rows] = peak
+    if options.plot and found:
+        draw(found, options.tokens, options.plot)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ Shapes: R rows of length L, D width, V rows of the embedding table, N of them ne
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -139,6 +141,23 @@ def keep_tables_whole(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, TrainableTokensLayer):
             module.forward_adapters = MethodType(_with_rows_apart, module)
+
+
+@contextmanager
+def tables_without_their_rows() -> Iterator[None]:
+    """Lets `weight` of a table with trained rows be the frozen table, not a new copy that the rows are written into.
+
+    accelerate tells by `weight` whether embedding and head are one table, before FSDP2 shards them. Copies never are,
+    and a table that is shared would be sharded twice, which torch refuses.
+    """
+    from peft.utils.other import TrainableTokensWrapper
+
+    own = TrainableTokensWrapper._getattr_wrapped
+    TrainableTokensWrapper._getattr_wrapped = lambda self, name, modules: modules["token_adapter"].base_layer.weight
+    try:
+        yield
+    finally:
+        TrainableTokensWrapper._getattr_wrapped = own
 
 
 def _with_rows_apart(layer: Any, x: Tensor, active_adapters: list[str], *args: Any, **kwargs: Any) -> Tensor:

@@ -218,6 +218,39 @@ def test_multi_token_heads_are_timed_beside_a_token_a_pass(tmp_path, monkeypatch
     assert all(row[-1] == "2 of 2" for row in rows if "verified" in row[0])
 
 
+def test_answers_that_go_wrong_at_their_end_are_counted_by_kind(tmp_path, monkeypatch):
+    from test_delay import grown
+
+    from slm.generation import SynthesizeOutput
+    from slm.modeling import save_slm
+    from slm.trained_on import TrainedOn
+
+    module, speech_lm = load("stop_failures"), grown(1, pattern="semantic")
+    known = TrainedOn("bin", 12, 2.0, (8.0, 10.0, 12.0), 4, 0.2, 0, tasks=("tts",))
+    speech_lm.vocabulary = dataclasses.replace(speech_lm.vocabulary, trained_on=known)
+    speech = np.random.default_rng(0).permutation(200)[None]
+    looped = np.concatenate([speech[:, :5], np.tile([[3, 4]], 30)], axis=1)
+    for codes, reason, kind in (
+        (speech[:, :30], "stop", set()),
+        (speech, "length", {"cut off"}),
+        (looped, "stop", {"loop"}),  # drawn without a guard, and ended by the model at last
+        (looped, "loop", {"loop"}),
+        (speech[:, :2], "stop", {"too short"}),
+        (speech[:, :0], "non_finite", {"not finite"}),
+    ):
+        answer = SynthesizeOutput(codes, reason)
+        assert module.failures(speech_lm, "bin blue at f two now", answer) == kind
+    assert module.long_texts(["a b", "c"], 6) == ["a b c a b", "c a b c"]
+    parts = (speech_lm.model, speech_lm.text_tokenizer, speech_lm.vocabulary)
+    texts, table = tmp_path / "texts", tmp_path / "table.md"
+    texts.write_text("bin blue\nlay red\n")
+    model = str(save_slm(*parts, tmp_path / "model"))
+    module.main(["--texts", str(texts), "--model", model, "--threads", "1", "--output", str(table)])
+    rows = [line.strip("| ").split(" | ") for line in table.read_text().splitlines()[4:]]
+    assert [row[2] for row in rows] == ["before", "limits", "limits, 2 retries", "in parts"] * 2
+    assert all(row[3] == "4" for row in rows)  # two texts, two seeds
+
+
 def test_an_engine_that_takes_ids_and_limits_gives_the_answers_of_this_package(tmp_path, monkeypatch):
     """vLLM is not installed here: its place takes a loop over the plain model, by what the engine is told alone."""
     from slm_tiny import FINGERPRINT, write_corpus

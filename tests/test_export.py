@@ -327,6 +327,43 @@ def test_an_export_is_replaced_whole_or_not_at_all(runs, tmp_path, monkeypatch):
     assert not (out / "stale.json").exists() and not list(tmp_path.glob(".out*"))
 
 
+def test_a_folder_goes_to_the_hub_once_it_is_whole(runs, tmp_path, monkeypatch, caplog):
+    sent = []
+
+    class Hub:
+        def create_repo(self, name, private, exist_ok):
+            sent.append((name, private, exist_ok))
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            sent.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
+            if repo_id == "mine/refused":
+                raise ConnectionError("no route\nmore")
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr("recipes.exporting.hub.HfApi", Hub)
+    monkeypatch.setattr("recipes.exporting.hub.get_token", lambda: "token")
+    monkeypatch.setattr("recipes.exporting.hub.constants.HF_HUB_OFFLINE", False)
+    caplog.set_level("INFO")
+    export.run(Config(str(runs), str(tmp_path / "out"), push_to_hub="mine/tokenizer"))
+    files = ["README.md", "config.json", "model.safetensors", "training.yaml"]
+    assert sent == [("mine/tokenizer", True, True), ("mine/tokenizer", files)]
+    assert "sent to https://hub/mine/tokenizer" in caplog.text
+    with pytest.raises(
+        ConfigError, match=r"mine/refused was not sent \(ConnectionError: no route\).*hf upload mine/ref"
+    ):
+        export.run(Config(str(runs), str(tmp_path / "second"), push_to_hub="mine/refused", private=False))
+    assert (tmp_path / "second" / "model.safetensors").is_file() and sent[-2] == ("mine/refused", False, True)
+    # What would only show at the end is refused at the start.
+    for name, way, message in (
+        ("mine", "x", "is no name of a repository"),
+        ("mine/third", None, "nobody is logged in"),
+    ):
+        monkeypatch.setattr("recipes.exporting.hub.get_token", lambda way=way: way)
+        with pytest.raises(ConfigError, match=message):
+            export.run(Config(str(runs), str(tmp_path / "third"), push_to_hub=name))
+    assert not (tmp_path / "third").exists() and len(sent) == 4
+
+
 def test_the_chain_goes_back_to_where_a_model_began(runs, tmp_path):
     slm = write_run(
         tmp_path / "slm",

@@ -14,10 +14,8 @@ import pytest
 import torch
 from finetuning import finetune_config
 from safetensors.torch import load_file
-from slm_tiny import CODES, metadata, utterances, write_corpus
-from transformers import (
-    AutoModelForCausalLM,
-)
+from slm_tiny import CODES, metadata, save_llm, tiny_tokenizer, utterances, write_corpus
+from transformers import AutoModelForCausalLM, Lfm2Config, MambaConfig
 from transformers.utils.logging import disable_progress_bar
 
 from eval.text.normalisers import get_normaliser
@@ -26,6 +24,7 @@ from recipes.commands import finetune
 from recipes.config import ConfigError, load_config
 from recipes.finetuning.corpora import open_corpora
 from recipes.finetuning.data import longest_sequence, make_data
+from recipes.finetuning.estimates import estimate_memory
 from recipes.finetuning.exposure import exposure_of
 from recipes.finetuning.utterances import evaluated
 from recipes.finetuning.vocabulary import codebooks, make_vocabulary
@@ -37,6 +36,7 @@ from slm.modeling import describe_llm
 from slm.trained_on import TrainedOn
 from slm.training.batches import plan_steps
 from slm.training.config import TrainingConfig, TrainingError
+from slm.training.packing import check_architecture
 from slm.vocabulary import SpeechVocabulary
 from tokenizer import load_tokenizer
 
@@ -401,6 +401,42 @@ def test_a_plan_names_all_that_is_missing(tmp_path, monkeypatch) -> None:
     assert not (tmp_path / "r").exists()
     with pytest.raises(ConfigError, match="weights"):
         load_config(finetune.Config, None, ["weights=bf16"])
+
+
+def test_a_plan_refuses_the_packing_that_its_run_would(tmp_path) -> None:
+    """A convolution reads across packed sequences; the plan knows its architecture alone. Mamba has a state."""
+    tokenizer = tiny_tokenizer()
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 4}
+    kinds = ["full_attention", "full_attention", "conv", "full_attention"]
+    attention = {"intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1, "layer_types": kinds}
+    hybrid, state = Lfm2Config(**sizes, **attention), MambaConfig(**sizes, state_size=4)
+    for name, config in (("Lfm2", hybrid), ("Mamba", state)):
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        asked = f"model={tmp_path / name}"
+        with pytest.raises(TrainingError, match=rf"{name}ForCausalLM does not keep(.|\n)*pack_length=0"):
+            finetune.plan(finetune_config(tmp_path, "run", asked))
+        assert finetune.plan(finetune_config(tmp_path, "run", asked, "training.pack_length=0"))["training"] == "full"
+    for kind in ("qwen2", "llama", "gemma"):
+        check_architecture(describe_llm(str(save_llm(tmp_path / kind, kind))).skeleton)
+
+
+@pytest.mark.parametrize(
+    ("engine", "in_chunks"),
+    [
+        ([], True),
+        (["training.deepspeed=deepspeed-zero2", "lora.rank=4"], True),
+        (["training.deepspeed=deepspeed-zero3"], True),
+        (["training.deepspeed=deepspeed-zero3", "lora.rank=4"], False),
+        (["training.fsdp=full_shard", "training.trainer={fsdp_config: {version: 2}}"], True),
+        (["training.fsdp=full_shard", "training.trainer={fsdp_config: {version: 1}}"], False),
+    ],
+)
+def test_a_plan_knows_which_engines_make_whole_logits(tmp_path, engine: list[str], in_chunks: bool) -> None:
+    config = finetune_config(tmp_path, "run", "training.tokens_per_step=65536", *engine)
+    facts = describe_llm(config.model)
+    logits = estimate_memory(config, facts, total=1, trainable=1, rows=263_232, precision="fp32")["logits"]
+    assert logits == (384 if in_chunks else 65_536 * 263_232 * 12 // 2**20)
 
 
 def test_the_control_without_pretraining(tmp_path) -> None:

@@ -221,6 +221,14 @@ def test_a_plan_shows_the_patterns_side_by_side(tmp_path) -> None:
     own = [f"run_dir={tmp_path / 'run'}", f"model={tmp_path / 'llm'}", f"corpus={tmp_path / 'codes'}", "device=cpu"]
     plan = finetune.plan(load_config(finetune.Config, None, own))
     assert plan["pattern"] == "semantic" and list(plan["patterns"]) == list(PATTERNS)
+    own_rate, half = plan["patterns at"]["12.5 Hz"], plan["patterns at"]["6.25 Hz"]
+    cost = plan["patterns"]["flatten"]
+    assert own_rate["flatten"].startswith(f"{cost['positions per s']:g} positions, {cost['GFLOPs per s']:g} GFLOPs")
+    assert half["semantic"].startswith("6.25 positions") and list(plan["patterns at"]) == [
+        "25 Hz",
+        "12.5 Hz",
+        "6.25 Hz",
+    ]
     delayed = finetune.plan(load_config(finetune.Config, None, [*own, "n_codebooks=2", "pattern=delay"]))
     assert delayed["pattern"] == "delay" and delayed["patterns"] == plan["patterns"]
     assert delayed["trainable parameters"] == plan["trainable parameters"] + 2 * CODES * 32

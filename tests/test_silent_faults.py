@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from slm_tiny import CODES, FINGERPRINT, metadata, save_llm, tiny_tokenizer, tokens_of, utterances
+from slm_tiny import CODES, FINGERPRINT, metadata, save_llm, tiny_model, tiny_tokenizer, tokens_of, utterances
 from test_sequences import speech_samples
 from test_slm_training import OPTIONS, KillAt, fit
 from torch.nn import functional as F
@@ -74,7 +74,7 @@ def test_after_a_step_all_that_trains_has_moved_and_nothing_else(tmp_path, kind:
 
 
 def test_the_order_of_keys_changes_nothing(tmp_path) -> None:
-    """A vocabulary and task weights whose mappings are written in another order are the same vocabulary and batches."""
+    """A vocabulary and task weights written in another order: the same vocabulary, ids and losses."""
     tokenizer = tiny_tokenizer()
     vocabulary = add_speech(tokenizer, [CODES], fingerprint=FINGERPRINT)
     vocabulary.save(tmp_path)
@@ -89,6 +89,13 @@ def test_the_order_of_keys_changes_nothing(tmp_path) -> None:
     settings = dict(steps=3, tokens_per_step=260, micro_batches=2, pack_length=64, seed=3)
     for a, b in zip(PackedBatches(one, **settings), PackedBatches(other, **settings), strict=True):
         assert all(torch.equal(a[key], b[key]) for key in a)
+    losses = []
+    for name, samples in (("one", one), ("other", other)):
+        model = tiny_model("qwen2", samples.vocabulary.size)
+        config = TrainingConfig(**OPTIONS | {"steps": 2, "eval_steps": 0, "log_steps": 1})
+        trainer = train(model, samples, None, config, tmp_path / name, seed=0)
+        losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    assert losses[0] == losses[1] and len(losses[0]) == 2
     assert metadata().as_dict() == metadata(**dict(reversed(metadata().as_dict().items()))).as_dict()
 
 

@@ -343,7 +343,8 @@ def test_fp16_s_loss_scale_has_time_to_find_its_place_and_no_more() -> None:
 )
 def test_an_engine_that_has_taken_such_a_step_is_stopped_at_its_log(fp16: bool, norm: float, stops: bool) -> None:
     """Gradients that are sharded are not to be had; those of fp16 overflow until its scale is found."""
-    trainer = types.SimpleNamespace(is_deepspeed_enabled=False, is_fsdp_enabled=True)
+    version_1 = types.SimpleNamespace(is_fsdp2=False)
+    trainer = types.SimpleNamespace(is_deepspeed_enabled=False, is_fsdp_enabled=True, accelerator=version_1)
     arguments = types.SimpleNamespace(fp16=fp16, bf16=True, output_dir="run/checkpoints")
     state = types.SimpleNamespace(global_step=20)
     watch = FiniteSteps(trainer)

@@ -43,10 +43,12 @@ def test_a_text_is_cut_into_sentences_and_no_word_is_lost() -> None:
     assert parts[0].written == "Dr. Smith paid $3.50 on Jan. 5," and not parts[0].ends_sentence
 
 
+@pytest.mark.parametrize("text", [LONG, LONG * 5], ids=["some lines", "2,000 characters"])
 @pytest.mark.parametrize("longest", [20, 61, 500])
-def test_no_word_is_lost_whatever_the_length(longest: int) -> None:
-    parts = cut_text(LONG, normalise_basic, longest)
-    assert " ".join(part.said for part in parts) == normalise_basic(LONG)
+def test_no_word_is_lost_whatever_the_length(text: str, longest: int) -> None:
+    parts = cut_text(text, normalise_basic, longest)
+    assert " ".join(part.said for part in parts) == normalise_basic(text)
+    assert text == LONG or len(text) > 2000
     assert all(len(part.said) <= longest or len(part.written.split()) == 1 for part in parts)
 
 

@@ -8,7 +8,8 @@ fp16 halves the file; all our loaders compute with fp32. Of an LLM take bf16, wh
 their range: the folder is a plain one of transformers that says which type it holds, and other engines serve it. The
 new weights are other weights: a tokenizer's fingerprint is that of the exported folder, and `check` tells how many
 codes the rounding changes. `discriminators=true` adds those that a tokenizer was trained against, in a folder of their
-own, so that others can go on adversarially with `init_discriminators`. Not here: what else only a training needs
+own, so that others can go on adversarially with `init_discriminators`. `push_to_hub=owner/name` sends the folder to the
+Hugging Face hub once it is whole. Not here: what else only a training needs
 (averaged weights, projections, optimizers).
 """
 
@@ -31,6 +32,7 @@ from recipes.config import ConfigError, Problems
 from recipes.exporting.card import CARD_FILE, Export, model_card, own_results
 from recipes.exporting.check import Agreement, compare_codes, compare_transcripts
 from recipes.exporting.discriminators import DISCRIMINATOR_WEIGHTS, DISCRIMINATORS, discriminator_file
+from recipes.exporting.hub import check_push, push
 from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.runs.lineage import PastRun, run_of
 from recipes.runs.logs import log
@@ -82,6 +84,12 @@ class Config:
         default=False, metadata={"help": "add a tokenizer's discriminators, as of the last checkpoint, to go on with"}
     )
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier export"})
+    push_to_hub: str = field(
+        default="", metadata={"help": "send the folder to the Hugging Face hub too, as this owner/name"}
+    )
+    private: bool = field(
+        default=True, metadata={"help": "whether a repository that push_to_hub makes is seen by its owner alone"}
+    )
 
     def __post_init__(self) -> None:
         if self.check_limit < 1:
@@ -117,6 +125,8 @@ def prepare(config: Config) -> Job:
     problems.attempt(_check_output, config, found[0] if found else Path(config.source).expanduser())
     if found is not None:
         problems.attempt(_check_kind, config, found[0], found[2])
+    if config.push_to_hub:
+        problems.attempt(check_push, config.push_to_hub)
     problems.raise_all()
     folder, settings, kind, run = found
     job = Job(folder, kind, run, settings, discriminator_file(folder) if config.discriminators else None)
@@ -207,6 +217,7 @@ def plan(config: Config) -> dict[str, object]:
         "made by": job.run.command if job.run else "unknown: no run folder beside it",
         "weights": config.dtype,
         "result": config.output,
+        "sent to": config.push_to_hub or "nowhere",
     }
 
 
@@ -244,6 +255,8 @@ def run(config: Config) -> Path:
         log.info("fingerprint of its codes in fp32: %s", fingerprint)
     if agreement:
         log.info("%s", agreement.text())
+    if config.push_to_hub:
+        log.info("sent to %s", push(out, config.push_to_hub, config.private))
     return out
 
 

@@ -43,6 +43,7 @@ from slm.multi_token import set_multi_token_heads
 from slm.speech_rows import extend_with_speech
 from slm.training.alignment.attention_reader import AttentionReader, heads_of
 from slm.training.objectives import check_objective, finetuning_objective
+from slm.training.packing import check_architecture
 from slm.training.train import train
 from slm.vocabulary import SpeechVocabulary
 
@@ -62,6 +63,8 @@ def plan(config: Config) -> dict[str, object]:
     attempt(get_normaliser, config.prompt_normaliser or config.normaliser)
     facts: LLMFacts | None = attempt(describe_llm, config.model, config.training.attention)
     attempt(measured_names, config)
+    if facts is not None and config.training.pack_length:
+        attempt(check_architecture, facts.skeleton)
     if facts is not None and config.training.freeze_layers:
         attempt(freeze_lower_layers, facts.skeleton, config.training.freeze_layers)
     if facts is not None and config.training.alignment:

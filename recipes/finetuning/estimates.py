@@ -11,7 +11,7 @@ from torch import nn
 from recipes.finetuning.config import Config
 from recipes.finetuning.corpora import Corpora
 from recipes.finetuning.data import Data
-from recipes.finetuning.pattern_costs import pattern_costs
+from recipes.finetuning.pattern_costs import costs_at_rates, pattern_costs
 from recipes.runs.deepspeed import deepspeed_file
 from recipes.runs.machine import process_count
 from slm.freezing import freeze_lower_layers, freeze_other_towers, other_towers
@@ -76,6 +76,7 @@ def describe_plan(
         "embedding rows": f"{table.shape[0]} -> {rows}",
         "pattern": data.vocabulary.pattern.name,
         "patterns": pattern_costs(facts, data.vocabulary, corpora.metadata.codebook_sizes, precision),
+        "patterns at": costs_at_rates(facts, data.vocabulary, corpora.metadata.codebook_sizes, precision),
         "tokens": tokens,
         "steps": training.steps,
         "tokens a step": int(np.mean([samples.lengths[step].sum() for step in steps])),
@@ -98,6 +99,15 @@ def sharding_stage(training: TrainingConfig) -> int:
         return 0
     zero = json.loads(Path(deepspeed_file(training.deepspeed)).read_text(encoding="utf-8")).get("zero_optimization", {})
     return {0: 0, 3: 3}.get(zero.get("stage", 0), 2)
+
+
+def _has_whole_logits(config: Config) -> bool:
+    """Whether an engine holds the head so that the loss takes the logits of a whole micro-batch."""
+    training = config.training
+    if training.fsdp:
+        settings = training.trainer.get("fsdp_config")
+        return isinstance(settings, dict) and settings.get("version") == 1
+    return config.lora is not None and sharding_stage(training) == 3
 
 
 def lora_parameters(model: nn.Module, settings: LoraSettings) -> int:
@@ -131,8 +141,8 @@ def estimate_memory(
         "weights": total * (4 if config.weights == "fp32" else 2) / (processes if stage == 3 else 1),
         "gradients and optimizer": trainable * 12 / (processes if stage else 1),
         "activations": activations,
-        # Of a chunk of answer tokens, softmax and slope in fp32; engines that hold the head in parts take them all.
-        "logits": (micro if training.deepspeed or training.fsdp else min(micro, CHUNK_ELEMENTS / rows)) * rows * 12,
+        # Of a chunk of answer tokens, softmax and slope in fp32; of them all where `SpeechTrainer` cannot have chunks.
+        "logits": (micro if _has_whole_logits(config) else min(micro, CHUNK_ELEMENTS / rows)) * rows * 12,
     }
     mib = {name: int(value / 2**20) for name, value in parts.items()}
     return mib | {"together": sum(mib.values())}

@@ -14,6 +14,8 @@ from slm.patterns import LATE, PATTERNS, resolve_pattern
 from slm.speech_rows import rows_needed
 from slm.vocabulary import SpeechVocabulary
 
+RATES_HZ = (25.0, 12.5, 6.25)
+
 
 def pattern_costs(
     facts: LLMFacts, vocabulary: SpeechVocabulary, sizes: Sequence[int], precision: str
@@ -45,6 +47,21 @@ def pattern_costs(
             "rows beside it": sum(further),
             "GFLOPs per s": round(per_second * _flops(facts, other) / 1e9, 3),
             "KV cache KiB per s": round(cache_bytes_per_second(facts, other, precision) / 1024, 1),
+        }
+    return shown
+
+
+def costs_at_rates(
+    facts: LLMFacts, vocabulary: SpeechVocabulary, sizes: Sequence[int], precision: str
+) -> dict[str, dict[str, str]]:
+    """A line for each frame rate of the embedded tokenizers and each pattern; arguments as of `pattern_costs`."""
+    shown = {}
+    for rate in RATES_HZ:
+        of_rate = pattern_costs(facts, dataclasses.replace(vocabulary, frame_rate=rate), sizes, precision)
+        shown[f"{rate:g} Hz"] = {
+            name: f"{cost['positions per s']:g} positions, {cost['GFLOPs per s']:g} GFLOPs, "
+            f"{cost['KV cache KiB per s']:g} KiB of cache a second"
+            for name, cost in of_rate.items()
         }
     return shown
 

@@ -166,8 +166,15 @@ def chunked_loss(
     `linear` may be some rows of one: what has their `weight` (C, D) and `bias`. `after` is done to the logits.
     """
     chunk, head = max(1, CHUNK_ELEMENTS // len(linear.weight)), LinearHead(linear, after or AfterHead())
-    parameters = [p for p in (linear.weight, linear.bias) if p is not None]
-    return _ChunkedLoss.apply(states, head, labels, weights, chunk, *parameters)
+    return _chunked(states, head, labels, weights, chunk, _weights(linear))
+
+
+def _chunked(
+    states: Tensor, head: Head, labels: Tensor, weights: Tensor, chunk: int, parameters: list[Tensor]
+) -> Tensor:
+    # An evaluation asks for no gradients, and the table's would be as large as the table.
+    learnt = parameters if torch.is_grad_enabled() else []
+    return _ChunkedLoss.apply(states, head, labels, weights, chunk, *learnt)
 
 
 class AnswerLoss:
@@ -182,7 +189,6 @@ class AnswerLoss:
         weight = getattr(self.head, "weight", None)
         self.rows = model.config.get_text_config().vocab_size if weight is None else weight.shape[0]
         self.after = AfterHead.of(model.config.get_text_config())
-        self.parameters = _leaves(self.head, model.get_input_embeddings().weight)
 
     def __call__(
         self, model: nn.Module, input_ids: Tensor, position_ids: Tensor, labels: Tensor, weights: Tensor, ignored: int
@@ -201,18 +207,22 @@ class AnswerLoss:
         targets, counts = labels[:, 1:][answered], weights[:, 1:][answered]
         chunk = max(1, CHUNK_ELEMENTS // self.rows)
 
-        own, after = self.head.forward, self.after
-        plain = type(self.head) is nn.Linear and "forward" not in self.head.__dict__
-        found: list[Tensor] = []
+        own, after, plain = self.head.forward, self.after, self.is_plain
 
         def loss(hidden: Tensor) -> Tensor:
             head = LinearHead(self.head, after) if plain else Head(lambda states: after(own(states)))
-            found.append(_ChunkedLoss.apply(hidden[:, :-1][answered], head, targets, counts, chunk, *self.parameters))
-            return found[-1]  # the model may go on with it as with logits: what comes of that is not used
+            # Of now: FSDP2 puts other tensors in their place when it gathers what it shards.
+            parameters = _weights(self.head) if plain else _leaves(own, hidden)
+            return _chunked(hidden[:, :-1][answered], head, targets, counts, chunk, parameters)
 
-        with _in_place_of(self.head, loss):
+        with _in_place_of(self.head, loss) as found:
             model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
         return found[-1]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the head is a linear layer and nothing else: no adapters, no rows beside it."""
+        return type(self.head) is nn.Linear and "forward" not in self.head.__dict__
 
     def log_probabilities(
         self,
@@ -238,7 +248,6 @@ class AnswerLoss:
         answered = labels[:, 1:] != ignored
         targets, chunk = labels[:, 1:][answered], max(1, CHUNK_ELEMENTS // self.rows)
         own, after = self.head.forward, self.after
-        found: list[Tensor] = []
 
         def of_chunk(states: Tensor, targets: Tensor) -> Tensor:
             return label_log_probabilities(after(own(states)), targets, temperature)
@@ -246,10 +255,9 @@ class AnswerLoss:
         def log_probabilities(hidden: Tensor) -> Tensor:
             states = hidden[:, :-1][answered]
             parts = zip(states.split(chunk), targets.split(chunk), strict=True)
-            found.append(torch.cat([checkpoint(of_chunk, *part, use_reentrant=False) for part in parts]))
-            return found[-1]
+            return torch.cat([checkpoint(of_chunk, *part, use_reentrant=False) for part in parts])
 
-        with _in_place_of(self.head, log_probabilities):
+        with _in_place_of(self.head, log_probabilities) as found:
             model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
         return found[-1]
 
@@ -281,10 +289,14 @@ class AnswerLoss:
         return got.ndim == 0 and bool((got - wanted).abs() <= TOLERANCE * wanted.abs())
 
 
-def _leaves(head: nn.Module, like: Tensor) -> list[Tensor]:
-    """The trainable tensors behind a head's output, those that it shares with other modules too."""
+def _weights(linear: nn.Linear) -> list[Tensor]:
+    return [p for p in (linear.weight, linear.bias) if p is not None]
+
+
+def _leaves(head: Callable[[Tensor], Tensor], states: Tensor) -> list[Tensor]:
+    """The trainable tensors behind a head's output, those that it shares with other modules too; states (..., D)."""
     with torch.enable_grad():
-        output = head(torch.zeros(1, like.shape[-1], dtype=like.dtype, device=like.device))
+        output = head(torch.zeros(1, states.shape[-1], dtype=states.dtype, device=states.device))
     leaves: dict[int, Tensor] = {}
     nodes, seen = [output.grad_fn], set()
     while nodes:
@@ -299,13 +311,19 @@ def _leaves(head: nn.Module, like: Tensor) -> list[Tensor]:
 
 
 @contextmanager
-def _in_place_of(head: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Lets a function stand for the head's forward pass, inside the hooks of engines."""
-    own = head.__dict__.get("forward")
+def _in_place_of(head: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
+    """Lets a function stand for the head's forward pass, inside the hooks of engines; gives what comes out of them.
+
+    The model may go on with it as with logits: what comes of that is not used.
+    """
+    own, found = head.__dict__.get("forward"), []
     head.forward = function
+    # Behind the hooks that are there: DeepSpeed's gives another tensor, by which it knows when to gather weights again.
+    handle = head.register_forward_hook(lambda module, inputs, output: found.append(output))
     try:
-        yield
+        yield found
     finally:
+        handle.remove()
         if own is None:
             del head.forward
         else:

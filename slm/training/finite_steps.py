@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -25,15 +26,15 @@ class FiniteSteps(TrainerCallback):
 
     With fp16 the loss scale leaves them out itself, some at the start until it has found its place; thirty in a row
     stop the training. DeepSpeed has taken the step when it is asked: one that it left out counts like ours, the first
-    that it took stops the training, before anything of it is saved. Under FSDP the first one stops the training where
-    its loss is logged.
+    that it took stops the training, before anything of it is saved. Under FSDP's version 1 the first one stops the
+    training where its loss is logged.
 
     Args:
         trainer: Of the training, which the callback is then added to.
 
     Raises:
-        FloatingPointError: So many steps in a row, or one that an engine took; under FSDP a checkpoint may have been
-            saved since.
+        FloatingPointError: So many steps in a row, or one that an engine took; under FSDP's version 1 a checkpoint may
+            have been saved since.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -47,10 +48,12 @@ class FiniteSteps(TrainerCallback):
         if self.trainer.is_deepspeed_enabled:
             self._look_at_the_engine_s_step(args, state)
             return
-        if self.trainer.is_fsdp_enabled:
+        if self._is_fsdp_1:
             return
         parameters = list(model.parameters())
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if isinstance(norm, DTensor):  # FSDP2: of all processes' parts
+            norm = norm.full_tensor()
         if bool(torch.isfinite(norm)):
             self.in_a_row = 0
             return
@@ -58,6 +61,10 @@ class FiniteSteps(TrainerCallback):
         if not args.fp16:
             for parameter in parameters:
                 parameter.grad = None
+
+    @property
+    def _is_fsdp_1(self) -> bool:
+        return self.trainer.is_fsdp_enabled and not self.trainer.accelerator.is_fsdp2
 
     def _look_at_the_engine_s_step(self, args: TrainingArguments, state: Any) -> None:
         """What `on_pre_optimizer_step` does where DeepSpeed has made the step; all processes see one norm."""
@@ -89,9 +96,9 @@ class FiniteSteps(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Under FSDP: stops where a step's norm was not finite."""
+        """Under FSDP's version 1: stops where a step's norm was not finite."""
         norm = (logs or {}).get("grad_norm")
-        if norm is not None and not args.fp16 and self.trainer.is_fsdp_enabled and not math.isfinite(norm):
+        if norm is not None and not args.fp16 and self._is_fsdp_1 and not math.isfinite(norm):
             raise FloatingPointError(_stopped(f"the gradient of step {state.global_step} is", args))
 
     def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:

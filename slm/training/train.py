@@ -20,7 +20,7 @@ from slm.training.batches import ONE_ROW, Batch, evaluation_batches, with_steps
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
 from slm.training.config import SHORT_ROW, TrainingConfig, TrainingError, training_arguments
 from slm.training.finite_steps import FiniteSteps
-from slm.training.packing import packing_leaks
+from slm.training.packing import packing_leaks, refuse_leaks
 from slm.training.samples import Samples
 from slm.training.trainer import Measure, Objective, SpeechTrainer, bare_model
 from slm.training.zero_checkpoints import UniversalResume, convert_for, written_by_others
@@ -160,12 +160,7 @@ def _check_packing(trainer: SpeechTrainer, samples: Samples, row_length: int) ->
         return
     first, second = (samples.example(index, None).input_ids for index in (0, len(samples.lengths) - 1))
     if packing_leaks(trainer.model, first, second, rows=1 if one_row else 2):
-        raise TrainingError(
-            f"{type(bare_model(trainer.model)).__name__} does not keep packed sequences apart: the second of a row "
-            "gives other logits than alone, so it would learn from what it cannot know. Set training.pack_length=0 (a "
-            "row for each sequence), or take a model whose layers are all attention, in transformers' own code (Qwen2, "
-            "Llama, ...)"
-        )
+        raise refuse_leaks(bare_model(trainer.model))
 
 
 def _add_callbacks(trainer: SpeechTrainer, config: TrainingConfig, tensorboard: str | Path | None) -> None:

@@ -6,7 +6,8 @@ Shapes: R rows of length L, V ids; `input_ids`, `labels`, `position_ids`, `loss_
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
 from slm.further_books import further_books_of
+from slm.lora import tables_without_their_rows
 from slm.tasks.sequences import IGNORE
 from slm.training.answer_loss import AnswerLoss
 from slm.training.batches import Batch, PackedBatches
@@ -52,6 +54,28 @@ def bare_model(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+@contextmanager
+def _attention_of_the_cpu(model: nn.Module) -> Iterator[None]:
+    """Attention that a CPU can compute, where an engine leaves the model until it trains."""
+    own = model.config._attn_implementation
+    changes = "flash" in own and next(model.parameters()).device.type == "cpu"
+    if changes:
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if changes:
+            model.set_attn_implementation(own)
+
+
+def _sharding_one_table_once(prepare: Callable[..., Any]) -> Callable[..., Any]:
+    def prepared(*args: Any, **kwargs: Any) -> Any:
+        with tables_without_their_rows():
+            return prepare(*args, **kwargs)
+
+    return prepared
+
+
 class SpeechTrainer(Trainer):
     """A Trainer whose loss is divided by all weighted answer tokens of the optimizer step, wherever they are."""
 
@@ -70,6 +94,8 @@ class SpeechTrainer(Trainer):
         self.evaluation, self.task_weights = evaluation, task_weights
         self.embedding_learning_rate, self.decayed_tables = embedding_learning_rate, decayed_tables
         self.answer_loss = self._answer_loss()
+        if self.is_fsdp_enabled and bare_model(self.model) is not self.model:
+            self.accelerator.prepare = _sharding_one_table_once(self.accelerator.prepare)
         # Of the newest batch outside of training what an objective takes beside its loss: sums and their weights.
         self._beside: torch.Tensor | None = None
         self._figures: dict[str, tuple[float, int]] = {}
@@ -145,15 +171,23 @@ class SpeechTrainer(Trainer):
 
     def _answer_loss(self) -> AnswerLoss | None:
         """The loss that makes no logits of the whole batch; None where the model or its engine cannot have it."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return None  # they hold parts of the head's weights, and only while the model itself runs
         bare = bare_model(self.model)
-        if (loss := AnswerLoss.of(bare, self.model)) is not None:
+        with _attention_of_the_cpu(bare):
+            loss = AnswerLoss.of(bare, self.model)
+        if loss is None:
+            why = f"{type(bare).__name__} changes its logits after the head"
+        elif self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            # It gathers a layer's weights while the layer runs: those of several layers are there one by one.
+            why = "" if loss.is_plain else "ZeRO-3 holds the rows of adapters' heads in parts"
+        else:
+            version_1 = self.is_fsdp_enabled and not self.accelerator.is_fsdp2
+            why = "FSDP's version 1 holds the head's weights in one with others'" if version_1 else ""
+        if not why:
             return loss
         log.warning(
-            "%s changes its logits after the head: the loss takes those of whole micro-batches, 12 bytes a token and "
-            "row of the vocabulary; where memory runs out, raise training.gradient_accumulation",
-            type(bare).__name__,
+            "%s: the loss takes the logits of whole micro-batches, 12 bytes a token and row of the vocabulary; where "
+            "memory runs out, raise training.gradient_accumulation",
+            why,
         )
         return None
 
