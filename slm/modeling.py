@@ -35,9 +35,8 @@ from slm.vocabulary import FILE_NAME, SpeechVocabulary
 ADAPTER_FILE = "adapter_config.json"
 BASE_FILE = "base.json"  # beside it: what tells the base's weights from others
 HUB_TIMEOUT_S, HUB_WAIT_S = 5.0, 1.0  # for an answer, and before a second question
-HUB_BELIEVED_S = (
-    60.0  # so long a hub that could not be reached is not asked again: a comparison may hold dozens of names
-)
+# So long a hub that could not be reached is not asked again: a comparison may hold dozens of names.
+HUB_BELIEVED_S = 60.0
 _unreached: list[tuple[float, Exception]] = []  # when it could not be reached last, and the error
 _BLOCK = 1 << 20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

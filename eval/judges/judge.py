@@ -44,9 +44,8 @@ from eval.protocol import pinned_identity
 from eval.speech.audio import length_batches, resample, split_at_quiet
 
 _HUB_TIMEOUT_S, _HUB_WAIT_S = 5.0, 1.0  # for the hub's answer, and before a second question
-_HUB_BELIEVED_S = (
-    60.0  # so long a hub that could not be reached is not asked again: a comparison may hold dozens of names
-)
+# So long a hub that could not be reached is not asked again: a comparison may hold dozens of names.
+_HUB_BELIEVED_S = 60.0
 _unreached: list[tuple[float, str]] = []  # when it could not be reached last, and the kind of the error
 _FRAME_S = 0.02  # one frame of a Whisper encoder
 _UNCUT_S = 1e6  # for what cuts long recordings itself
