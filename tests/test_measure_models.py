@@ -103,3 +103,40 @@ def test_a_short_clip_is_a_gap_and_a_wrong_name_is_refused(models) -> None:
         ]
     with pytest.raises(MeasureError, match=r"stoi takes no model; those that do are .*utmos"):
         chosen_measures(["stoi"], {"stoi": "x"})
+
+
+# Their code as far as it is called: a voice is where its energy lies.
+VERIFICATION = """
+import torch
+from neighbour import BANDS
+
+
+def init_model(model_name, checkpoint=None):
+    assert model_name == "wavlm_large"
+    gain = torch.load(checkpoint)["model"]["gain"]
+
+    class Network(torch.nn.Module):
+        def forward(self, wave):
+            assert wave.ndim == 2
+            spectrum = torch.fft.rfft(wave).abs().square() * gain
+            return torch.stack([band.sum(-1) for band in spectrum.chunk(BANDS, -1)], -1)
+
+    return Network()
+"""
+
+
+def test_the_network_of_seed_tts_eval_is_loaded_by_its_own_code_or_named_as_missing(tmp_path) -> None:
+    def measured(audio: np.ndarray):
+        (measure,) = chosen_measures(["wavlm_ecapa_similarity"], {"wavlm_ecapa_similarity": str(tmp_path)})
+        registry.loaded.cache_clear()
+        return compare_audio(tone(150), audio, RATE, RATE, [measure])
+
+    (tmp_path / "verification.py").write_text(VERIFICATION, "utf-8")
+    gap = measured(tone(150))
+    assert gap.values["wavlm_ecapa_similarity"] is None
+    assert "no wavlm_large_finetune.pth there" in gap.notes[0] and "speaker_verification" in gap.notes[0]
+    torch.save({"model": {"gain": torch.tensor(2.0)}}, tmp_path / "wavlm_large_finetune.pth")
+    assert "No module named 'neighbour'" in measured(tone(150)).notes[0]
+    (tmp_path / "neighbour.py").write_text("BANDS = 256", "utf-8")
+    same, other = (measured(tone(hz)).values["wavlm_ecapa_similarity"] for hz in (150, 400))
+    assert same == pytest.approx(1.0) and other < 0.9
