@@ -39,10 +39,14 @@ def test_the_loss_is_least_where_pairs_agree_and_differ_from_each_other():
     apart, same = one_hot([0, 1], [2, 3]), one_hot([0, 1], [0, 1])
     swapped = one_hot([2, 3], [0, 1])
     even = torch.full((2, 2, 4), 0.25).log()
-    assert alignment_loss(apart, apart).tolist() == pytest.approx([0, 0], abs=1e-3)
-    assert alignment_loss(same, same).tolist() == pytest.approx([0.693, 0.693], abs=1e-3)  # none told apart: log 2
-    assert alignment_loss(even, even).tolist() == pytest.approx([1.386 + 0.693] * 2, abs=1e-3)  # log 4 units, log 2
-    assert (alignment_loss(apart, swapped) > 10).all()
+    for speech, text, loss, matched in (
+        (apart, apart, 0.0, 1.0),
+        (same, same, 0.693, 0.0),  # one unit for all agrees and tells nothing: log 2 pairs, no better than chance
+        (even, even, 0.693, 0.0),
+    ):
+        found = alignment_loss(speech, text)
+        assert found[0].tolist() == pytest.approx([loss] * 2, abs=1e-3) and found[1].tolist() == [matched] * 2
+    assert (alignment_loss(apart, swapped)[0] > 10).all()
     assert agreement(apart, apart).tolist() == [1, 1] and agreement(apart, swapped).tolist() == [0, 0]
 
 
@@ -97,7 +101,9 @@ def test_gradients_reach_both_sides_and_packing_changes_no_state():
     table = model.get_input_embeddings().weight
     for side, own in ((speech, pairs[0].speech), (text, None)):
         model.zero_grad(), codebook.zero_grad()
-        alignment_loss(*((side, text.detach()) if own else (speech.detach(), side))).sum().backward(retain_graph=True)
+        alignment_loss(*((side, text.detach()) if own else (speech.detach(), side)))[0].sum().backward(
+            retain_graph=True
+        )
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in codebook.parameters())
         used = table.grad.abs().sum(1)
         assert (used[int(vocabulary.offsets[0]) :].sum() > 0) == (own is not None)
@@ -120,9 +126,12 @@ def test_a_tiny_overfit_agrees_and_leaves_no_codebook_in_the_model(tmp_path):
     model = tiny_model("qwen2", drawn.vocabulary.size)
     names = set(model.state_dict())
     trainer = trained(tmp_path, model, drawn, 60)
-    told = [line["shared_codebook_agreement"] for line in trainer.state.log_history if "loss" in line]
-    lost = [line["shared_codebook_loss"] for line in trainer.state.log_history if "loss" in line]
-    assert lost[-1] < 0.5 * lost[0] and told[-1] > told[0] and told[-1] > 0.8, (lost, told)
+    told = [line for line in trainer.state.log_history if "loss" in line]
+    first, last = ({name: line[f"shared_codebook_{name}"] for name in ("loss", "matched", "agreement")}
+                   for line in (told[0], told[-1]))  # fmt: skip
+    # Collapsed, the loss would be log N; several recordings of one sentence lie in a batch, so not all find their own.
+    assert last["loss"] < 0.5 * first["loss"] and last["matched"] > first["matched"] + 0.2, (first, last)
+    assert last["agreement"] > 0.5, (first, last)
     assert set(model.state_dict()) == names and not hasattr(model, NAME)
 
 

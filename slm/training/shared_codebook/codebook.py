@@ -41,21 +41,26 @@ class SharedCodebook(nn.Module):
         return (vectors @ F.normalize(self.entries.float(), dim=-1).T / TEMPERATURE).log_softmax(-1)
 
 
-def alignment_loss(speech: Tensor, text: Tensor) -> Tensor:
-    """How far the two sides of each pair are from the same units, and from being told apart from the others', (N,).
+def alignment_loss(speech: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """How badly the two sides of each pair find each other in the batch by their units.
 
-    The first is the mean of both cross-entropies, each side the other's target, as DCMA has it. By itself it is least
-    where all have one unit; the second, InfoNCE (arXiv 1807.03748) over the batch with minus these cross-entropies as
-    scores, is log N there and 0 where each finds its own.
+    DCMA takes the cross-entropy between both sides, each the other's target. By itself it is least where all pairs have
+    one unit, and so it ends. Here minus that cross-entropy is the score of InfoNCE (arXiv 1807.03748): a pair has to be
+    nearer to its own other side than to those of the other pairs.
 
     Args:
         speech, text: Log probabilities (N, M, V).
+
+    Returns:
+        The loss (N,), log N at chance, and whether the text's nearest recording is its own, (N,) float.
     """
     slots = speech.shape[1]
     of_text = torch.einsum("nmv,kmv->nk", text.exp(), speech) / slots  # minus the cross-entropy of each two
     of_speech = torch.einsum("nmv,kmv->nk", speech.exp(), text) / slots
-    apart = -0.5 * (of_text.log_softmax(1) + of_speech.log_softmax(1)).diagonal()
-    return apart - 0.5 * (of_text + of_speech).diagonal()
+    losses = -0.5 * (of_text.log_softmax(1) + of_speech.log_softmax(1)).diagonal()
+    own = of_text.diagonal()
+    others = of_text.detach().masked_fill(torch.eye(len(own), dtype=torch.bool, device=own.device), -torch.inf)
+    return losses, (own.detach() > others.amax(1)).float()
 
 
 @torch.no_grad()

@@ -91,19 +91,21 @@ class SharedCodebookTrainer(SpeechTrainer):
         codebook: SharedCodebook = getattr(self.bare, NAME)
         speech = codebook(*speech_states(states[0], pairs))
         text = codebook(*text_states(self.bare, self.vocabulary, pairs, self.shared.layer))
-        losses, agreed = alignment_loss(speech, text), agreement(speech, text)
+        (losses, matched), agreed = alignment_loss(speech, text), agreement(speech, text)
         self._summed = losses.sum()
         if model.training:
-            self.note(shared_codebook_loss=losses, shared_codebook_agreement=agreed)
+            self.note(shared_codebook_loss=losses, shared_codebook_matched=matched, shared_codebook_agreement=agreed)
         else:
-            sums = torch.stack([losses.sum(), agreed.sum()])
+            sums = torch.stack([losses.sum(), matched.sum(), agreed.sum()])
             self._beside = torch.stack([sums, torch.full_like(sums, len(pairs))]).double().cpu()
         return found
 
     def _further_figures(self, beside: Tensor) -> dict[str, float]:
-        """The mean loss of a pair, and the share of slots that have the same unit on both sides."""
-        loss, agreed = (beside[0] / beside[1]).tolist()
-        return {"shared_codebook_loss": loss, "shared_codebook_agreement": agreed}
+        """Means over pairs: the loss, whether the text finds its recording, slots with one unit on both sides."""
+        if not beside[1, 0]:  # another task
+            return {}
+        names = ("loss", "matched", "agreement")
+        return {f"shared_codebook_{name}": x for name, x in zip(names, (beside[0] / beside[1]).tolist(), strict=True)}
 
 
 def check_shared_codebook(config: TrainingConfig, pattern: str, tasks: set[str]) -> None:
