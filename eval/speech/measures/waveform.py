@@ -72,6 +72,11 @@ def _load_pesq() -> Any:
 
 
 def _pesq(pesq: Any, audio: np.ndarray, reference: np.ndarray) -> float:
+    # The ITU's code counts silence at the ends as speech where it is long: what is silent in both there is left out.
+    heard = np.flatnonzero(np.maximum(np.abs(audio), np.abs(reference)) > _FLOOR**0.5)
+    if not heard.size:
+        raise MeasureError(_TOO_LITTLE)
+    audio, reference = (signal[heard[0] : heard[-1] + 1] for signal in (audio, reference))
     try:
         return float(pesq.pesq(_HZ, reference, audio, "wb"))
     except (pesq.PesqError, ValueError, ZeroDivisionError) as error:
