@@ -149,9 +149,8 @@ def latent_parts(config: Config, corpus: CodedCorpus) -> tuple[LatentConfig, Lat
         raise AcousticError(f"latents.books: {n_books}: the tokenizer has {len(sizes) - 1} of them")
     way_out = "or take objective=masked, which learns from the codes alone"
     tokenizer = tokenizer_of_corpus(decoder.metadata, str(decoder.folder), f"objective={config.objective}", way_out)
-    first = (
-        0 if config.decoder_corpus else 1
-    )  # of the decoder's own books: book 0 is predicted too where it is not given
+    # Of the decoder's own books; book 0 is predicted too where it is not given.
+    first = 0 if config.decoder_corpus else 1
     entries = tokenizer.quantizer.entries(first + n_books)[first:]
     rows = (row["audio_codes"][: 1 + n_books] for row in joined_rows(config, corpus, "train"))
     space = fit_latent_space(sizes[0], entries, rows, settings.variance)
