@@ -89,9 +89,8 @@ def measure(kind: str, options: argparse.Namespace, rows: int, results: Any) -> 
     for parameter in model.parameters():  # gradients exist from the first step on, and are not the head's matter
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     gc.collect()
-    Path("/proc/self/clear_refs").write_text(
-        "5", encoding="utf-8"
-    )  # the peak begins anew: making the model has had one of its own
+    # The peak begins anew: making the model has had one of its own.
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before, seconds = resident_kib("VmRSS"), []
     for _ in range(options.rounds + 1):
         started = time.perf_counter()
