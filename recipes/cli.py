@@ -103,8 +103,8 @@ def execute(
     voice: str | None = None,
 ) -> None:
     """Run one command, or print its plan."""
+    from recipes.plugins import import_plugins
     from recipes.runs.logs import hide_loading_bars, log, setup_logging
-    from recipes.runs.plugins import import_plugins
     from recipes.runs.process_settings import keep_compiled_kernels, keep_freed_memory
     from recipes.runs.restart import start_over
 

@@ -40,11 +40,11 @@ from recipes.encoding.plan import (
     read_splits,
 )
 from recipes.encoding.skipped import gather_skipped, report_skipped, skipped_path
+from recipes.plugins import plugins_key
 from recipes.runs.files import atomic_write_text, disk_errors, write_jsonl
 from recipes.runs.inputs import check_sources
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_precision, seed_everything
-from recipes.runs.plugins import plugins_key
 from recipes.runs.processes import Processes
 from recipes.runs.progress import progress
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder

@@ -20,7 +20,7 @@ from recipes.commands import synthesize, transcribe
 from recipes.config import ConfigError, from_values
 from recipes.inference.keys import language_key, model_key, wording_key
 from recipes.inference.tasks import COMMANDS
-from recipes.runs.plugins import plugins_key
+from recipes.plugins import plugins_key
 from recipes.runs.run_folder import ADJUSTABLE
 from slm.tasks import Task, TaskError, get_task, tasks
 from tokenizer.data.utterances import DataSource

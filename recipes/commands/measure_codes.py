@@ -28,11 +28,11 @@ from eval.report.terminal import format_measures
 from eval.text.normalisers import get_normaliser
 from recipes.commands import encode
 from recipes.config import ConfigError, Problems
+from recipes.plugins import plugins_key
 from recipes.runs.files import atomic_write_text, read_json
 from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device
-from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import RunFolder
 from recipes.scoring.code_measures import TEST, Gap, characters_of, predictability_of, probe_of, use_of
 from recipes.scoring.code_robustness import measure_robustness

@@ -29,11 +29,11 @@ from eval.judges.judge import Judge, check_judge, load_judge
 from eval.speech.measures.registry import Measure, chosen_measures
 from recipes.config import ConfigError, Problems
 from recipes.inference.named_files import UnusableFiles, unusable_files
+from recipes.plugins import plugins_key
 from recipes.runs.embedded import RECOGNISERS, TOKENIZERS, resolve_judge
 from recipes.runs.files import atomic_write_text
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device, resolve_precision, seed_everything
-from recipes.runs.plugins import plugins_key
 from recipes.runs.progress import progress
 from recipes.runs.run_folder import describe_run
 from recipes.scoring.labels import distinct, file_name, labels_of

@@ -62,8 +62,8 @@ from recipes.inference.setup import (
 )
 from recipes.inference.tasks import Style, prompt_utterance, reference_of, style_of, warn_of_no_language
 from recipes.inference.transcripts import give_transcripts
+from recipes.plugins import plugins_key
 from recipes.runs.logs import log
-from recipes.runs.plugins import plugins_key
 from slm.continuous import is_continuous
 from slm.generation import SpeechLM, generate_text
 from slm.settings import TranscribeSettings

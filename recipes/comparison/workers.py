@@ -87,8 +87,7 @@ def run_with_workers(
     failed: dict[str, str] = {}
     busy: dict[Worker, str] = {}
     left = {step.folder.folder for steps in waiting.values() for step in steps if not step.folder.complete}
-    shown = Progress("stages", len(left))
-    with _workers(n_workers) as workers:
+    with contextlib.closing(Progress("stages", len(left))) as shown, _workers(n_workers) as workers:
         while waiting:
             for worker in workers:
                 if worker not in busy and (cell := _next(waiting, busy.values())) is not None:
@@ -109,7 +108,6 @@ def run_with_workers(
                     shown.update()
                 if not waiting[cell]:
                     del waiting[cell]
-    shown.close()
     return {cell: seconds[cell] for cell in cells if cell not in failed}, failed
 
 

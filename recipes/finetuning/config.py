@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from recipes.runs.plugins import plugins_key
+from recipes.plugins import plugins_key
 from recipes.runs.run_folder import ADJUSTABLE
 from slm.lora import LoraSettings
 from slm.patterns import resolve_pattern

@@ -8,7 +8,7 @@ from pathlib import Path
 from recipes.inference.keys import language_key, model_key, wording_key
 from recipes.inference.setup import check_inputs
 from recipes.inference.speech_files import audio_format
-from recipes.runs.plugins import plugins_key
+from recipes.plugins import plugins_key
 from recipes.runs.run_folder import ADJUSTABLE
 from slm.acoustic.pieces import AcousticDecoding
 from slm.prosody import ProsodyControl

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from eval.judges.config import JudgeConfig
-from recipes.runs.plugins import plugins_key
+from recipes.plugins import plugins_key
 from slm.lora import LoraSettings
 from slm.settings import SynthesizeSettings
 from slm.training.config import TrainingConfig

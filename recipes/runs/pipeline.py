@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.config import ConfigError, Problems, load_config
+from recipes.plugins import import_plugins
 from recipes.runs.logs import log
-from recipes.runs.plugins import import_plugins
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from recipes.runs.run_lock import unlock
 from recipes.runs.times import clock, read_time

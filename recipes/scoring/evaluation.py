@@ -18,10 +18,10 @@ from eval.stats import ENOUGH_SPEAKERS
 from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
 from eval.text.normalisers import Normaliser
 from recipes.config import ConfigError, Problems
+from recipes.plugins import plugins_key
 from recipes.runs.embedded import resolve_judge
 from recipes.runs.inputs import check_sources, digest, source_name
 from recipes.runs.machine import resolve_device, resolve_precision
-from recipes.runs.plugins import plugins_key
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
 from recipes.scoring.code_use import corpus_code_statistics
 from recipes.scoring.codec_systems import precision_of

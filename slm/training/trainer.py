@@ -167,7 +167,13 @@ class SpeechTrainer(Trainer):
         total, outputs = self._weighted_sum(model, inputs)
         # Engines average gradients over processes: this process's share is scaled up by their number first.
         loss = total / num_items_in_batch.clamp_min(1e-8) * self.accelerator.num_processes
+        if (added := self._added_loss()) is not None:
+            loss = loss + added
         return (loss, outputs) if return_outputs else loss
+
+    def _added_loss(self) -> torch.Tensor | None:
+        """What an objective adds to the loss of the micro-batch that `_weighted_sum` has just seen, (); None: 0."""
+        return None
 
     def _answer_loss(self) -> AnswerLoss | None:
         """The loss that makes no logits of the whole batch; None where the model or its engine cannot have it."""

@@ -52,19 +52,12 @@ class AlignmentTrainer(SpeechTrainer):
             self._step_frames = self.accelerator.reduce(self._step_frames, reduction="sum")
         return batches, total
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Any]:
-        """The answers' loss and that of the alignment, each over the whole optimizer step."""
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if self._summed is not None and self.alignment.loss_weight:
-            share = self._summed / self._step_frames.clamp_min(1) * self.accelerator.num_processes
-            loss = loss + self.alignment.loss_weight * share
-        return (loss, outputs) if return_outputs else loss
+    def _added_loss(self) -> Tensor | None:
+        """That of the alignment, over the whole optimizer step."""
+        if self._summed is None or not self.alignment.loss_weight:
+            return None
+        share = self._summed / self._step_frames.clamp_min(1) * self.accelerator.num_processes
+        return self.alignment.loss_weight * share
 
     def _weighted_sum(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Any]:
         self._summed = self._beside = None

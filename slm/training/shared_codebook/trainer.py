@@ -68,18 +68,9 @@ class SharedCodebookTrainer(SpeechTrainer):
         self._step_pairs = max(1, sum(len(pairs_of(batch, self.vocabulary)) for batch in batches))
         return batches, total
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Any]:
-        """The answers' loss and that of the pairs, each over the whole optimizer step."""
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if self._summed is not None:
-            loss = loss + self.shared.loss_weight * self._summed / self._step_pairs
-        return (loss, outputs) if return_outputs else loss
+    def _added_loss(self) -> Tensor | None:
+        """That of the pairs, over the whole optimizer step."""
+        return None if self._summed is None else self.shared.loss_weight * self._summed / self._step_pairs
 
     def _weighted_sum(self, model: nn.Module, inputs: Batch) -> tuple[Tensor, Any]:
         self._summed = self._beside = None
