@@ -57,7 +57,7 @@ class Corpora:
         """What stands for their bytes: their indexes hold the hash of every shard."""
         # One corpus of weight 1 is its index alone: the runs of `corpus=...` go on under `corpora=[...]`.
         weights = [] if self.weights == [1.0] else [json.dumps(self.weights)]
-        tasks = [] if set(map(type, self.tasks)) == {type(None)} else [json.dumps(self.tasks)]
+        tasks = [] if all(some is None for some in self.tasks) else [json.dumps(self.tasks)]
         return "".join([*((c.folder / INDEX_NAME).read_text(encoding="utf-8") for c in self.opened), *weights, *tasks])
 
 
