@@ -106,31 +106,49 @@ def test_each_kind_reaches_the_semantic_encoder_by_its_own_way(tmp_path, tiny_te
     }
 
 
-def test_the_teacher_hears_what_the_main_decoder_makes_of_book_0(tmp_path, tiny_teacher):
-    """It moves that decoder alone, counts each item once whatever micro-batch it is in, and needs none to be there."""
+@pytest.mark.parametrize("name", ["semantic_reconstruction", "reconstruction"])
+def test_the_teacher_hears_what_the_main_decoder_makes(tmp_path, tiny_teacher, name):
+    """Of book 0, or of more books, each in items of its own; it counts an item once whatever micro-batch it is in."""
     settings = cell("", tmp_path / "run", tiny_teacher, "resynthesis", False)
-    settings.distillation.semantic_reconstruction = 0.5
+    setattr(settings.distillation, name, 0.5)
     accelerator = Accelerator(cpu=True)
     state = new_state(settings, accelerator)
     objective = make_objective(settings, accelerator)
     objective.distillation_weight = 8.0
-    assert loss_weights(objective)["semantic_reconstruction"] == 4.0
-    values, chosen = torch.randn(4, 1, 8000), torch.tensor([True, False, False, True])
+    assert loss_weights(objective)[name] == 4.0
+    values, semantic_only = torch.randn(4, 1, 8000), torch.tensor([True, False, False, True])
+    of_book_0 = name == "semantic_reconstruction"
 
     def term(items: slice) -> torch.Tensor:
-        output = state.model(values[items], semantic_only=chosen[items])
-        found = codec_losses(objective, output, values[items], state.model.config, None, None, chosen[items])
-        return found["semantic_reconstruction"]
+        output = state.model(values[items], semantic_only=semantic_only[items])
+        found = codec_losses(objective, output, values[items], state.model.config, None, None, semantic_only[items])
+        assert {"semantic_reconstruction", "reconstruction"} & set(found) == {name}
+        return found[name]
 
     whole = term(slice(0, 4))
     whole.backward()
-    moved = {name.split(".")[0] for name, p in state.model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert moved == {"decoder"} and all(p.grad is None for p in objective.teacher.parameters())
+    moved = {part.split(".")[0] for part, p in state.model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == ({"decoder"} if of_book_0 else {"decoder", "acoustic_encoder", "quantizer", "semantic_encoder"})
+    assert all(p.grad is None for p in objective.teacher.parameters())
     halves = torch.stack([term(slice(0, 2)), term(slice(2, 4))])
     torch.testing.assert_close(halves.mean(), whole, rtol=1e-4, atol=1e-6)
-    assert float(term(slice(1, 3))) == 0.0
-    with pytest.raises(ValueError, match="goes with kind=resynthesis"):
-        DistillationConfig("pooled", semantic_reconstruction=1.0)
+    assert (float(term(slice(1, 3)).detach()) == 0.0) == of_book_0
+    with pytest.raises(ValueError, match=f"{name} goes with kind=resynthesis"):
+        DistillationConfig("pooled", **{name: 1.0})
+
+
+def test_the_teacher_hears_a_reconstruction_of_all_books(tmp_path, tiny_teacher):
+    """Its loss is the mean square error of the two encodings, of a batch without items of book 0 alone too."""
+    settings = cell("", tmp_path / "run", tiny_teacher, "resynthesis", False)
+    settings.distillation.reconstruction = 1.0
+    accelerator = Accelerator(cpu=True)
+    state = new_state(settings, accelerator)
+    objective = make_objective(settings, accelerator)
+    values = torch.randn(2, 1, 8000)
+    output = state.model(values)
+    found = codec_losses(objective, output, values, state.model.config, None)["reconstruction"]
+    encodings = [objective.teacher(waveforms[:, 0, :8000]).float() for waveforms in (output.audio_values, values)]
+    torch.testing.assert_close(found, (encodings[0] - encodings[1]).square().mean())
 
 
 def test_semantic_reconstruction_needs_items_of_book_0_alone() -> None:

@@ -56,12 +56,21 @@ class DistillationConfig:
             "spectrum alone. Moves the main decoder only; costs half a teacher's pass more at crops.semantic_only=0.3"
         },
     )
+    reconstruction: float = field(
+        default=0.0,
+        metadata={
+            "help": "the same loss, with this weight, on what the main decoder makes of more books (ours; the items that "
+            "semantic_reconstruction leaves out). Moves the acoustic encoder and books too where they are not in `freeze`"
+        },
+    )
 
     def __post_init__(self) -> None:
-        if self.semantic_reconstruction < 0:
-            raise ValueError(f"distillation.semantic_reconstruction={self.semantic_reconstruction}: not below 0")
-        if self.semantic_reconstruction and self.kind != "resynthesis":
-            raise ValueError("distillation.semantic_reconstruction goes with kind=resynthesis, whose loss it is")
+        for name in ("semantic_reconstruction", "reconstruction"):
+            weight = getattr(self, name)
+            if weight < 0:
+                raise ValueError(f"distillation.{name}={weight}: not below 0")
+            if weight and self.kind != "resynthesis":
+                raise ValueError(f"distillation.{name} goes with kind=resynthesis, whose loss it is")
 
     @property
     def probes(self) -> bool:
@@ -222,8 +231,8 @@ def distillation_losses(
     config: LMSPTConfig,
     semantic_only: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The terms that a teacher gives, unweighted: `distillation` of the kind in use and `probe`, each with a `_share`,
-    and `semantic_reconstruction`.
+    """The terms that a teacher gives, unweighted: `distillation` of the kind in use and `probe`, each with a `_share`;
+    `semantic_reconstruction` and `reconstruction` where they have a weight.
 
     Args:
         distillation: which terms.
@@ -251,25 +260,35 @@ def distillation_losses(
         if mask is not None:
             mask = teacher_frames(mask.sum(1) * config.hop_length, wanted.shape[1], config.sampling_rate)
         losses[name], losses[f"{name}_share"] = resynthesis_distillation(teacher, resampled, resynthesis, wanted, mask)
-    if distillation.semantic_reconstruction and semantic_only is not None:
-        losses["semantic_reconstruction"] = _semantic_reconstruction(
-            teacher, at_teacher_rate(output.audio_values, config.sampling_rate), wanted, semantic_only
-        )
+    if semantic_only is None:
+        semantic_only = torch.zeros(len(target), dtype=torch.bool, device=target.device)
+    chosen = {
+        name: items
+        for name, items in (("semantic_reconstruction", semantic_only), ("reconstruction", ~semantic_only))
+        if getattr(distillation, name)
+    }
+    if chosen:
+        made = at_teacher_rate(output.audio_values, config.sampling_rate)
+        errors = _encoding_errors(teacher, made, wanted, torch.stack(list(chosen.values())).any(0))
+        # Over the whole batch, so that micro-batches of equal size add up to it, whichever items they hold.
+        losses |= {name: (errors * items).mean() for name, items in chosen.items()}
     return losses
 
 
-def _semantic_reconstruction(teacher: SpeechTeacher, made: Tensor, wanted: Tensor, semantic_only: Tensor) -> Tensor:
-    """MSE between encodings of waveforms (B, S') and those `wanted` (B, E, D) over the chosen items (B,), 0 for others.
+def _encoding_errors(teacher: SpeechTeacher, made: Tensor, wanted: Tensor, chosen: Tensor) -> Tensor:
+    """MSE between the encodings of waveforms (B, S') and those `wanted` (B, E, D) of the chosen items; 0 for others.
 
-    A mean over the whole batch, so that micro-batches of equal size add up to it, whichever items they hold.
+    Returns:
+        (B,), in the graph of `made` even where none is chosen: processes reduce the same gradients.
     """
-    chosen = semantic_only.nonzero()[:, 0]
-    if not len(chosen):
-        return made.sum() * 0.0  # in the graph all the same: processes reduce the same gradients
-    encoded = teacher(made[chosen]).float()
+    errors = made.flatten(1).sum(1).float() * 0.0
+    items = chosen.nonzero()[:, 0]
+    if not len(items):
+        return errors
+    encoded = teacher(made[items]).float()
     frames = min(encoded.shape[1], wanted.shape[1])
-    errors = (encoded[:, :frames] - wanted[chosen][:, :frames].float()).square().mean(dim=(1, 2))
-    return errors.sum() / len(made)
+    squares = (encoded[:, :frames] - wanted[items][:, :frames].float()).square()
+    return errors.index_add(0, items, squares.mean(dim=(1, 2)))
 
 
 def clip_groups(model: nn.Module, projection: nn.Module | None, probes: bool) -> list[list[nn.Parameter]]:

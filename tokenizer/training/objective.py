@@ -49,6 +49,7 @@ def loss_weights(objective: Objective) -> dict[str, float]:
         "probe": objective.probe_weight,
         "invariance": objective.invariance.weight,
         "semantic_reconstruction": objective.distillation_weight * objective.distillation.semantic_reconstruction,
+        "reconstruction": objective.distillation_weight * objective.distillation.reconstruction,
     }
 
 
