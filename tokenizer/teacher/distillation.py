@@ -59,8 +59,8 @@ class DistillationConfig:
     reconstruction: float = field(
         default=0.0,
         metadata={
-            "help": "the same loss, with this weight, on what the main decoder makes of more books (ours; the items that "
-            "semantic_reconstruction leaves out). Moves the acoustic encoder and books too where they are not in `freeze`"
+            "help": "the same loss, with this weight, on what the main decoder makes of more books (ours; all other "
+            "items). Moves encoders and books too where they are not in `freeze`"
         },
     )
 
@@ -239,7 +239,8 @@ def distillation_losses(
         teacher: the frozen encoder.
         projection: FeatureProjection, for `pooled`.
         output: of the tokenizer: `auxiliary_values` (B, 1, S') for resynthesis and probe, `quantized_semantic`
-            (B, D, F) for pooled; `audio_codes_mask` (B, F), None where every crop is whole.
+            (B, D, F) for pooled; `audio_values` (B, 1, S') for what the main decoder makes, None where that is not
+            asked for; `audio_codes_mask` (B, F), None where every crop is whole.
         target: original waveforms (B, 1, S).
         config: the tokenizer's sizes.
         semantic_only: (B,) bool, the items that the main decoder made of book 0 alone; None where there are none.
@@ -267,7 +268,7 @@ def distillation_losses(
         for name, items in (("semantic_reconstruction", semantic_only), ("reconstruction", ~semantic_only))
         if getattr(distillation, name)
     }
-    if chosen:
+    if chosen and output.audio_values is not None:
         made = at_teacher_rate(output.audio_values, config.sampling_rate)
         errors = _encoding_errors(teacher, made, wanted, torch.stack(list(chosen.values())).any(0))
         # Over the whole batch, so that micro-batches of equal size add up to it, whichever items they hold.

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tokenizer.model.code_use import CodeCounts, count_codes
 from tokenizer.model.modeling import LMSPTModel, LMSPTOutput
-from tokenizer.teacher.distillation import distillation_losses
+from tokenizer.teacher.distillation import distillation_losses, resynthesis_distillation
+from tokenizer.teacher.whisper import at_teacher_rate
 from tokenizer.training.objective import Objective
 
 
@@ -37,9 +38,13 @@ def validate(
     for batch in batches:
         batch = batch.to(model.device)
         codes = model.encode(batch).audio_codes
+        made = {
+            "reconstruction": _reconstruct(model, codes, batch),
+            "semantic_reconstruction": _reconstruct(model, codes[:, :1], batch),
+        }
         scores = {
-            "mel": objective.mel(_reconstruct(model, codes, batch), batch),
-            "mel_semantic": objective.mel(_reconstruct(model, codes[:, :1], batch), batch),
+            "mel": objective.mel(made["reconstruction"], batch),
+            "mel_semantic": objective.mel(made["semantic_reconstruction"], batch),
         }
         if objective.teacher is not None:
             output = LMSPTOutput(quantized_semantic=model.quantizer.look_up(codes[:, :1], None).transpose(1, 2))
@@ -49,6 +54,10 @@ def validate(
                 objective.distillation, objective.teacher, projection, output, batch, model.config
             )
             scores |= {name: taught[name] for name in ("distillation_share", "probe_share") if name in taught}
+            for name, waveforms in made.items():
+                if getattr(objective.distillation, name):
+                    heard = [at_teacher_rate(w, model.config.sampling_rate) for w in (batch, waveforms)]
+                    scores[f"{name}_share"] = resynthesis_distillation(objective.teacher, *heard)[1]
         for name, value in scores.items():
             sums[name] = sums.get(name, 0.0) + len(batch) * value.item()
         counts.add(count_codes(codes, model.config.codebook_sizes))
