@@ -12,8 +12,9 @@ from test_codec_training import config, metrics
 
 from recipes.commands import train_tokenizer
 from recipes.config import ConfigError, from_values, load_config
+from recipes.runs.run_folder import RunFolder
 from recipes.tokenizer_training.networks import new_state
-from recipes.tokenizer_training.objective import make_objective
+from recipes.tokenizer_training.objective import distillation_weights, make_objective
 from tokenizer.model.configuration import preset_config
 from tokenizer.model.modeling import LMSPTOutput
 from tokenizer.teacher.default_weight import default_weight, target_variances
@@ -135,6 +136,26 @@ def test_the_teacher_hears_what_the_main_decoder_makes(tmp_path, tiny_teacher, n
     assert (float(term(slice(1, 3)).detach()) == 0.0) == of_book_0
     with pytest.raises(ValueError, match=f"{name} goes with kind=resynthesis"):
         DistillationConfig("pooled", **{name: 1.0})
+
+
+def test_the_teacher_may_hear_the_main_decoder_alone(tmp_path, tiny_teacher):
+    """With kind=none the auxiliary decoder is not run; what is heard counts what it does beside resynthesis."""
+    weights = {}
+    for kind in ("resynthesis", "none"):
+        settings = cell("", tmp_path / kind, tiny_teacher, kind, False)
+        settings.distillation.reconstruction = 0.5
+        state = new_state(settings, Accelerator(cpu=True))
+        objective = make_objective(settings, Accelerator(cpu=True))
+        crops = [{"input_values": torch.ones(1, 8000).sin(), "padding_mask": torch.ones(8000, dtype=torch.bool)}] * 2
+        crops[0]["input_values"] = torch.linspace(0, 900, 8000).sin()[None]
+        folder = RunFolder(tmp_path / kind)
+        folder.path().mkdir()
+        weights[kind] = distillation_weights(settings, state.model_config, crops, objective.teacher, folder)[0]
+    assert weights["none"] == weights["resynthesis"] > 0
+    values = torch.randn(2, 1, 8000)
+    output = state.model(values, auxiliary=settings.distillation.auxiliary)
+    found = codec_losses(objective, output, values, state.model.config, None)
+    assert output.auxiliary_values is None and found["reconstruction"] > 0 and "distillation" not in found
 
 
 def test_the_teacher_hears_a_reconstruction_of_all_books(tmp_path, tiny_teacher):

@@ -68,6 +68,8 @@ def distillation_weights(
     counts what resynthesis would.
     """
     kind, given = config.distillation.kind, _contrastive_weight(config) or config.weights.distillation
+    if kind == "none" and config.distillation.hears_reconstructions:
+        kind = "resynthesis"  # the same loss, on the main decoder alone
     weights: dict[str, float] = {} if given is None else {kind: given}
     wanted = {kind, *(["probe"] if config.distillation.probes else [])} - {"none", *weights}
     record = folder.path("teacher_variance.json")

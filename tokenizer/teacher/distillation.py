@@ -69,8 +69,11 @@ class DistillationConfig:
             weight = getattr(self, name)
             if weight < 0:
                 raise ValueError(f"distillation.{name}={weight}: not below 0")
-            if weight and self.kind != "resynthesis":
-                raise ValueError(f"distillation.{name} goes with kind=resynthesis, whose loss it is")
+            if weight and self.kind not in ("resynthesis", "none"):
+                raise ValueError(
+                    f"distillation.{name} goes with kind=resynthesis, whose loss it is, or with kind=none, where the "
+                    "teacher then hears the main decoder alone"
+                )
 
     @property
     def probes(self) -> bool:
@@ -80,7 +83,12 @@ class DistillationConfig:
     @property
     def needs_teacher(self) -> bool:
         """Whether there is a teacher at all."""
-        return self.kind in ("resynthesis", "pooled") or self.probe
+        return self.kind in ("resynthesis", "pooled") or self.probe or self.hears_reconstructions
+
+    @property
+    def hears_reconstructions(self) -> bool:
+        """Whether the teacher hears what the main decoder makes."""
+        return bool(self.semantic_reconstruction or self.reconstruction)
 
     @property
     def auxiliary(self) -> Literal["attached", "detached", "skipped"]:
