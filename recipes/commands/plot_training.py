@@ -54,6 +54,8 @@ PANELS = [
             "valid/distillation_share": "valid",
             "loss/probe_share": "probe",
             "valid/probe_share": "probe, valid",
+            "valid/reconstruction_share": "reconstruction, valid",
+            "valid/semantic_reconstruction_share": "semantic reconstruction, valid",
         },
         log=True,
     ),

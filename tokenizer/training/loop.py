@@ -94,8 +94,10 @@ def fit(
             since, begun = time.perf_counter(), state.step
             accelerator.log(metrics, step=state.step)
             if progress is not None:
-                distillation = metrics.get("loss/distillation_share", 0)
-                progress.show(mel=f"{metrics['loss/mel']:.2f}", distil=f"{distillation:.3f}")
+                shown = {"mel": f"{metrics['loss/mel']:.2f}"}
+                if "loss/distillation_share" in metrics:  # not where the teacher hears the main decoder alone, or is not
+                    shown["distil"] = f"{metrics['loss/distillation_share']:.3f}"
+                progress.show(**shown)
         if progress is not None:
             progress.update()
         if validation is not None and state.step % config.validate_steps == 0 and accelerator.is_main_process:
