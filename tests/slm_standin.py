@@ -47,7 +47,7 @@ class StandIn:
     def __init__(self) -> None:
         self.config = SimpleNamespace(sampling_rate=16000, frame_rate=12.5, codebook_sizes=[CODES, CODES])
 
-    def fingerprint(self, precision: str = "fp32") -> str:
+    def fingerprint(self, precision: str = "fp32", sound: bool = False) -> str:
         return FINGERPRINT if precision == "fp32" else "0"
 
     def encode(self, input_values, padding_mask):

@@ -306,7 +306,7 @@ class StandIn:
     def __init__(self) -> None:
         self.config = SimpleNamespace(sampling_rate=16000, frame_rate=12.5, codebook_sizes=[CODES, CODES])
 
-    def fingerprint(self, precision: str = "fp32") -> str:
+    def fingerprint(self, precision: str = "fp32", sound: bool = False) -> str:
         return FINGERPRINT
 
     def decode(self, audio_codes, lengths=None):

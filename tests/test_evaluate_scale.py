@@ -67,7 +67,7 @@ class Cheap:
     def to(self, device: str) -> Cheap:
         return self
 
-    def fingerprint(self, precision: str = "fp32") -> str:
+    def fingerprint(self, precision: str = "fp32", sound: bool = False) -> str:
         return "f"
 
     def encode(self, input_values, padding_mask):

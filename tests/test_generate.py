@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from slm_tiny import SENTENCES, metadata, save_llm, translation, utterances, write_corpus
 from typer.testing import CliRunner
 
@@ -22,6 +24,7 @@ from slm.settings import SpeechLimits, SynthesizeSettings
 from slm.tasks import get_task
 from slm.tasks.continuation import split_codes
 from slm.tasks.registry import UtteranceTokens
+from tokenizer import load_tokenizer
 
 
 @pytest.fixture
@@ -86,6 +89,29 @@ def test_the_two_that_everyone_knows_are_the_same_under_their_names(slm, spoken,
         assert "is complete: skipped" in slm(command, *asked, *common, "run_dir=named")
         for run in ("known", "named"):
             Path(run).rename(f"{run}-{len(source)}")
+
+
+def test_a_decoder_trained_further_speaks_for_a_model_in_a_folder_of_its_own(
+    slm, spoken, tiny_tokenizer
+) -> None:
+    """Codes are the same, so that the model is not refused; a folder that holds the other sound is."""
+    model, asked = f"model={spoken[0]}", ["corpus=codes", "split=train", "limit=1"]
+    slm("synthesize", model, *asked, "run_dir=spoken")
+    shutil.copytree(tiny_tokenizer, "further")
+    tokenizer = load_tokenizer("further")
+    with torch.no_grad():
+        for parameter in tokenizer.decoder.parameters():
+            parameter.mul_(1.1)
+    tokenizer.save_pretrained(tiny_tokenizer)
+    try:
+        assert "voice, tokenizer" in slm("synthesize", model, *asked, "run_dir=spoken", code=2)
+        slm("synthesize", model, *asked, "run_dir=further-spoken")
+    finally:
+        shutil.copytree("further", tiny_tokenizer, dirs_exist_ok=True)
+    (one,), (other,) = lines_of("spoken"), lines_of("further-spoken")
+    assert one == other
+    sounds = [Path(run, one["audio"]).read_bytes() for run in ("spoken", "further-spoken")]
+    assert sounds[0] != sounds[1]
 
 
 def test_inputs_without_a_key_go_where_the_task_s_prompt_needs_them(slm, spoken) -> None:

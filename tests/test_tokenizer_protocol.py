@@ -173,6 +173,22 @@ def test_fingerprint_follows_weights_sizes_and_precision(model):
     assert wider.fingerprint() != mark
 
 
+@pytest.mark.parametrize("part", ["decoder", "auxiliary_decoder"])
+def test_a_decoder_makes_other_sound_of_the_same_codes(model, part):
+    """Whether its weights or its sizes are other ones: corpora and SLMs of those codes stay good."""
+    trained, deeper = tiny(), tiny(**{f"{part}_layers": 3})
+    with torch.no_grad():
+        next(getattr(trained, part).parameters()).add_(1e-3)
+        for name, value in model.state_dict().items():
+            if not name.startswith(part):
+                deeper.state_dict()[name].copy_(value)
+    for other in (trained, deeper):
+        assert torch.equal(other.encode(speech(5 * HOP)).audio_codes, model.encode(speech(5 * HOP)).audio_codes)
+        assert other.fingerprint() == model.fingerprint()
+        assert other.fingerprint(sound=True) != model.fingerprint(sound=True)
+    assert model.fingerprint(sound=True) == tiny().fingerprint(sound=True) != model.fingerprint()
+
+
 def gradients(model, loss):
     model.zero_grad()
     loss.backward()

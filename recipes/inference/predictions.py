@@ -11,7 +11,8 @@ from typing import Any
 from recipes.config import ConfigError
 from recipes.inference.batches import Times, forget_batches
 from recipes.inference.named_files import unusable_files
-from recipes.inference.setup import source_utterances
+from recipes.inference.setup import model_vocabulary, source_utterances
+from recipes.runs.embedded import model_path
 from recipes.runs.files import atomic_write_text, text_lines, write_jsonl
 from recipes.runs.inputs import digest, refuse_other_inputs
 from recipes.runs.logs import log
@@ -51,10 +52,12 @@ def begun(config: Any, own: Iterable[str | Path]) -> RunFolder | None:
         inputs = [Path(config.corpus)]
     elif config.data:
         inputs = [[" ".join([u.id, u.text, *u.columns.values()]) for u in source_utterances(config)]]
-    # Of synthesis alone; a folder whose configuration lacks these keys holds neither.
+    # Of synthesis alone: what makes sound of the codes.
     voice = [Path(path) for path in (getattr(config, "acoustic", ""), getattr(config, "voice", "")) if path]
+    if hasattr(config, "voice"):
+        voice.append(model_path(config.tokenizer or model_vocabulary(config).tokenizer))
     fingerprint = digest(Path(config.model), *inputs, *voice)
-    refuse_other_inputs(folder, fingerprint, f"model, {'voice, ' if voice else ''}files, data or corpus")
+    refuse_other_inputs(folder, fingerprint, f"model, {'voice, tokenizer, ' if voice else ''}files, data or corpus")
     return folder if folder.complete else folder.start(config, fingerprint)
 
 

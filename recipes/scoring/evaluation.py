@@ -180,7 +180,7 @@ class Job:
         judges = [{key: value for key, value in one.items() if key != "source"} for one in self.identities]
         inputs = [self.test_set.sha256, *map(predictions_sha256, self.predictions), judges]
         if self.tokenizer is not None:
-            inputs.append(self.tokenizer.fingerprint(self.precision))
+            inputs.append(self.tokenizer.fingerprint(self.precision, sound=True))
         if self.resampled == "speakers":
             inputs.append(self.speakers)
         if self.versa:

@@ -102,8 +102,11 @@ class Codec(nn.Module):
                 samples[rows, : n * hop] = pad(decoded, (0, max(0, n * hop - decoded.shape[-1])))[:, : n * hop]
         return LMSPTDecoderOutput(audio_values=trim(samples, mask, lengths, hop))
 
-    def fingerprint(self, precision: str = "fp32") -> str:
-        """SHA-256 of kind, books, settings and weights. The precision is no part of it: codes are always fp32's."""
+    def fingerprint(self, precision: str = "fp32", sound: bool = False) -> str:
+        """SHA-256 of kind, books, settings and all weights, as `LMSPTModel.fingerprint` with `sound`.
+
+        The precision is no part of it: codes are always fp32's.
+        """
         digest = hashlib.sha256(json.dumps([vars(self.config), self.identity()], sort_keys=True).encode())
         add_weights(digest, self.state_dict())
         return digest.hexdigest()

@@ -164,8 +164,8 @@ class LMSPTConfig(PreTrainedConfig):
         """Dimension of each book's factorized look-up, K of them."""
         return [self.semantic_codebook_dim] + [self.codebook_dim] * (self.num_codebooks - 1)
 
-    def identity(self) -> dict[str, Any]:
-        """What of the configuration decides the codes and the sound: the part that a fingerprint covers.
+    def identity(self, sound: bool = True) -> dict[str, Any]:
+        """What of the configuration decides the codes and, with `sound`, what is made of them: for fingerprints.
 
         Keys that came later are left out at their defaults, so that a checkpoint's fingerprint stays what it was.
         """
@@ -175,6 +175,8 @@ class LMSPTConfig(PreTrainedConfig):
         values = {key: value for key, value in values.items() if key not in later or value != later[key]}
         if self.semantic_subtraction in ("attached", "none"):
             values["semantic_subtraction"] = self.semantic_subtraction == "attached"
+        if not sound:
+            values = {key: value for key, value in values.items() if not key.startswith(("decoder_", "auxiliary_"))}
         return values
 
 

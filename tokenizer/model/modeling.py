@@ -327,9 +327,20 @@ class LMSPTModel(PreTrainedModel):
             list(output.projected_latents), output.audio_codes_mask, generator, threshold, trial
         )
 
-    def fingerprint(self, precision: str = "fp32") -> str:
-        """SHA-256 of sizes, weights and precision: equal fingerprints mean that codes can be mixed."""
-        return fingerprint(self.config.identity(), self.state_dict(), precision)
+    def fingerprint(self, precision: str = "fp32", sound: bool = False) -> str:
+        """SHA-256 of the sizes, weights and precision that make the codes: equal ones mean that codes can be mixed.
+
+        Decoders are no part of it: one that is trained further, or replaced, speaks the same codes.
+
+        Args:
+            precision: in which the codes are computed.
+            sound: with the decoders: equal ones mean that the sound is the same too.
+        """
+        weights = self.state_dict()
+        if not sound:
+            decoders = ("decoder.", "auxiliary_decoder.")
+            weights = {name: value for name, value in weights.items() if not name.startswith(decoders)}
+        return fingerprint(self.config.identity(sound), weights, precision)
 
     @property
     def resynthesizer(self) -> nn.Module:

@@ -95,7 +95,7 @@ def fit(
             accelerator.log(metrics, step=state.step)
             if progress is not None:
                 shown = {"mel": f"{metrics['loss/mel']:.2f}"}
-                if "loss/distillation_share" in metrics:  # not where the teacher hears the main decoder alone, or is not
+                if "loss/distillation_share" in metrics:  # not where the teacher hears the main decoder alone
                     shown["distil"] = f"{metrics['loss/distillation_share']:.3f}"
                 progress.show(**shown)
         if progress is not None:
