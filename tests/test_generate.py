@@ -91,9 +91,7 @@ def test_the_two_that_everyone_knows_are_the_same_under_their_names(slm, spoken,
             Path(run).rename(f"{run}-{len(source)}")
 
 
-def test_a_decoder_trained_further_speaks_for_a_model_in_a_folder_of_its_own(
-    slm, spoken, tiny_tokenizer
-) -> None:
+def test_a_decoder_trained_further_speaks_for_a_model_in_a_folder_of_its_own(slm, spoken, tiny_tokenizer) -> None:
     """Codes are the same, so that the model is not refused; a folder that holds the other sound is."""
     model, asked = f"model={spoken[0]}", ["corpus=codes", "split=train", "limit=1"]
     slm("synthesize", model, *asked, "run_dir=spoken")

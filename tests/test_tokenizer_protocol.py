@@ -168,6 +168,11 @@ def test_fingerprint_follows_weights_sizes_and_precision(model):
     with torch.no_grad():
         other.quantizer.books[2].codebook.weight[0, 0] += 1e-3
     assert other.fingerprint() != mark
+    zeros = [tiny() for _ in range(2)]
+    for other, sign in zip(zeros, (1.0, -1.0), strict=True):
+        with torch.no_grad():
+            other.quantizer.books[2].codebook.weight[0, 0] = sign * 0.0
+    assert zeros[0].fingerprint() == zeros[1].fingerprint() != mark
     wider = tiny()
     wider.config.mel_mean += 0.1
     assert wider.fingerprint() != mark

@@ -29,10 +29,11 @@ def fingerprint(identity: Mapping[str, Any], weights: Mapping[str, Tensor], prec
 def add_weights(digest: hashlib._Hash, weights: Mapping[str, Tensor]) -> None:
     """Adds names, types, shapes and bytes of tensors to a digest, in the order of their names.
 
-    Running statistics of codebook use (`*usage`) are left out: they change no code.
+    Running statistics of codebook use (`*usage`) are left out: they change no code. Nor does the sign of a zero, which
+    averaging loses from weights that are frozen.
     """
     for name, tensor in sorted(weights.items()):
         if not name.endswith("usage"):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            flat = (tensor.detach().cpu() + 0).contiguous().reshape(-1)  # -0.0 + 0 is 0.0
             digest.update(flat.view(torch.uint8).numpy().tobytes())
