@@ -97,10 +97,11 @@ def long_texts(texts: Sequence[str], longer_than: int) -> list[str]:
 def speak(speech_lm: SpeechLM, texts: Sequence[str], way: Way, settings: SynthesizeSettings) -> Counts:
     """Says each text once and looks at what came of it."""
     task, vocabulary, tokenizer = get_task(way.task), speech_lm.vocabulary, speech_lm.text_tokenizer
-    longest = vocabulary.trained_on.longest_text
+    known = vocabulary.trained_on
+    cut_at = {"longest": known.longest_text, "longest_piece": known.longest_piece}
     parts, whose = [], []
     for number, text in enumerate(texts):
-        own = [part.said for part in cut_text(text, str, longest)] if way.in_parts else [text]
+        own = [part.said for part in cut_text(text, str, **cut_at)] if way.in_parts else [text]
         parts += own
         whose += [number] * len(own)
 

@@ -93,6 +93,15 @@ class TrainedOn:
             return self
         return replace(self, characters="".join(sorted({*self.characters, *before.characters})))
 
+    @property
+    def longest_piece(self) -> int:
+        """Characters of a sentence's pieces where it is too long to be said in one go.
+
+        `longest_text` at most, and no more than last `longest_s` at the median rate: of a training with slow and fast
+        readers the longest texts were the fast ones', and the model may speak as the slow ones do.
+        """
+        return max(1, min(self.longest_text, int(self.longest_s * self.characters_per_s[1])))
+
     def unmet(self, text: str) -> list[str]:
         """The characters of a normalised text that the training never had, each once, in their order."""
         return [character for character in dict.fromkeys(text) if character not in self.characters]

@@ -58,6 +58,29 @@ def test_a_text_that_fits_stays_whole_and_an_empty_one_has_no_part() -> None:
     assert cut_text(" ?! ***\n", normalise_basic, 20) == cut_text("", normalise_basic, 20) == []
 
 
+def test_the_pieces_of_a_long_sentence_last_no_longer_than_the_training_did() -> None:
+    """The longest texts were those of its fast readers, and the model may speak as its slow ones do."""
+    slow_and_fast = TrainedOn("a", longest_text=60, longest_s=3.0, characters_per_s=(5, 10, 20))
+    assert slow_and_fast.longest_piece == 30 and ENGLISH.longest_piece == 56
+    assert TrainedOn("a", longest_text=60, longest_s=9.0, characters_per_s=(5, 10, 20)).longest_piece == 60
+    fits, long = (
+        "one two three four five six seven eight nine",
+        "ten eleven twelve thirteen fourteen fifteen sixteen seven",
+    )
+    parts = [part.said for part in cut_text(f"{fits}. {long} eight.", normalise_basic, 60, longest_piece=30)]
+    assert parts[0] == fits and max(map(len, parts[1:])) <= 30 and " ".join(parts[1:]) == f"{long} eight"
+
+
+def test_no_word_is_left_over_where_words_do_not_fill_the_parts() -> None:
+    commands = (
+        "lay green by g zero please, lay green in f zero now, lay green in l six please, lay green in z five again, "
+    )
+    commands += "lay green with a zero please, lay red by e nine again, lay red by l zero now, lay red by r five soon, "
+    text = normalise_basic(commands + "lay red by y eight now, lay red in q seven soon")
+    lengths = [len(part.said) for part in cut_text(text, normalise_basic, 62)]
+    assert len(lengths) == 5 and min(lengths) > 40 and max(lengths) <= 62  # not 60, 58, 61, 60, 4
+
+
 def test_words_left_over_are_shared_out_and_scripts_without_spaces_are_cut() -> None:
     lengths = [len(part.said) for part in cut_text(" ".join(["word"] * 13), normalise_basic, 30)]
     assert sum(lengths) == 13 * 5 - len(lengths) and min(lengths) > max(lengths) / 2  # not 29, 29, 4

@@ -21,18 +21,21 @@ class Part:
     ends_sentence: bool = True
 
 
-def cut_text(text: str, normalise: Callable[[str], str], longest: int, language: str = "en") -> list[Part]:
+def cut_text(
+    text: str, normalise: Callable[[str], str], longest: int, language: str = "en", longest_piece: int | None = None
+) -> list[Part]:
     """Cuts a text into parts of at most `longest` characters as they are said; a text that short stays whole.
 
-    A longer one is cut into its sentences, and a sentence that is still too long at commas and the like, then between
-    words: only a single word may be longer. A line's end is a sentence's end unless the next line begins with a small
-    letter. What holds nothing to say is left out.
+    A longer one is cut into its sentences, and a sentence that is still too long into pieces, at commas and the like,
+    then between words: only a single word may be longer. A line's end is a sentence's end unless the next line begins
+    with a small letter. What holds nothing to say is left out.
 
     Args:
         text: what is to be said, as it was written.
         normalise: what the training's texts went through.
         longest: characters of a part, normalised, at least 1.
         language: whose abbreviations end no sentence, as a code ("en", "de").
+        longest_piece: characters of the pieces of a sentence that is longer than `longest`; None: as many as that.
 
     Returns:
         The parts in their order; none where nothing is to be said. Their words are the text's.
@@ -46,7 +49,9 @@ def cut_text(text: str, normalise: Callable[[str], str], longest: int, language:
         return [whole] if whole.said else []
     parts: list[Part] = []
     for sentence in _sentences(text, language):
-        pieces = [part(piece, False) for piece in _pieces(sentence, normalise, longest)]
+        is_whole = len(normalise(sentence)) <= longest
+        found = [sentence] if is_whole else _pieces(sentence, normalise, longest_piece or longest)
+        pieces = [part(piece, False) for piece in found]
         pieces = [piece for piece in pieces if piece.said]
         if pieces:
             parts += [*pieces[:-1], part(pieces[-1].written)]
@@ -75,14 +80,16 @@ def _pieces(sentence: str, normalise: Callable[[str], str], longest: int) -> Ite
 
 def _even_parts(words: list[str], normalise: Callable[[str], str], longest: int) -> list[str]:
     """As few parts as can be, and of like length: one word left over would be said as if it stood alone."""
-    fewest = -(-len(normalise(" ".join(words))) // longest)
-    even = -(-len(normalise(" ".join(words))) // fewest)
-    for tenths in range(11):
-        most = even + (longest - even) * tenths // 10
-        parts = list(_packed(words, lambda part, most=most: len(normalise(part)) <= most))
-        if len(parts) <= fewest:
-            break
-    return parts
+    total = len(normalise(" ".join(words)))
+    # Words fill no part to the brim, so that it may take one more than the characters do.
+    for n in range(-(-total // longest), len(words) + 1):
+        even = -(-total // n)
+        for tenths in range(11):
+            most = even + (longest - even) * tenths // 10
+            parts = list(_packed(words, lambda part, most=most: len(normalise(part)) <= most))
+            if len(parts) <= n:
+                return parts
+    return words
 
 
 def _packed(pieces: list[str], fits: Callable[[str], bool]) -> Iterator[str]:

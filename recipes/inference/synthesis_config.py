@@ -83,7 +83,8 @@ class Config:
         default=None,
         metadata={
             "help": "a longer text is cut into sentences, those at commas; counted as it is said; null: the length of "
-            f"all but 1 % of the training's texts, {UNKNOWN_LONGEST_TEXT} where the model does not tell it"
+            "all but 1 % of the training's texts, and for the pieces of a longer sentence no more than last as long as "
+            f"all but 1 % of its recordings; {UNKNOWN_LONGEST_TEXT} where the model does not tell it"
         },
     )
     pause_s: float = field(

@@ -64,6 +64,12 @@ def longest_text(config: Config, vocabulary: SpeechVocabulary) -> int:
     return vocabulary.trained_on.longest_text if vocabulary.trained_on else UNKNOWN_LONGEST_TEXT
 
 
+def longest_piece(config: Config, vocabulary: SpeechVocabulary) -> int | None:
+    """Characters of the pieces of a sentence that is longer than that; None: as many as in one go."""
+    follows = config.max_characters is None and vocabulary.trained_on is not None
+    return vocabulary.trained_on.longest_piece if follows else None
+
+
 def may_be_cut(task: Task) -> bool:
     """Whether a long text may be asked part by part: it is all that the prompt holds."""
     return task.prompt_holds_text and not task.prompt_holds_speech and not task.columns
@@ -80,11 +86,12 @@ def read_scripts(
     normalise, longest = get_normaliser(vocabulary.normaliser_of_prompts), longest_text(config, vocabulary)
     language = vocabulary.normaliser_of_prompts.partition(":")[2]
     language = LANGUAGE if language in ("", "any") else language
+    piece = longest_piece(config, vocabulary)
     scripts: list[Script] = []
     found = read_inputs(config, task, vocabulary)
     for script in joined(found, config.join) if config.join > 1 else found:
         if may_be_cut(task):
-            script.parts = cut_text(script.text, normalise, longest, language)
+            script.parts = cut_text(script.text, normalise, longest, language, piece)
         else:
             script.parts = [Part(script.reference, normalise(script.reference))]
         if not script.parts:
