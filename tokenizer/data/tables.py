@@ -6,6 +6,7 @@ import logging
 import re
 from pathlib import Path
 
+from tokenizer.data.columns import columns_of
 from tokenizer.data.utterances import DataError, DataSource, RowAudio, Utterance, check_duration, split_of
 from tokenizer.hub import ask_hub
 
@@ -95,7 +96,7 @@ def read_table(source: DataSource, split: str, local: Path | None, needs_text: b
                 speaker=str(row.get("speaker") or row.get("speaker_id") or ""),
                 duration=check_duration(row.get("duration"), f"{source.path}, row {index}"),
                 split=split,
-                columns={name: str(row.get(name) or "") for name in source.columns},
+                columns=columns_of(row, source.columns, f"{source.path}, row {index}"),
             )
         )
     return utterances
