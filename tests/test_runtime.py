@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -234,6 +235,14 @@ def test_what_a_command_is_asked_for_stands_alone_in_stdout():
     code = "from recipes.runs.logs import log, setup_logging; setup_logging(); log.info('model: x'); print('a text')"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "a text\n" and "model: x" in said.stderr
+
+
+def test_a_log_that_goes_to_a_file_has_a_message_on_a_line():
+    """Batch systems keep it so, and who searches it for a path must find the path whole."""
+    message = "the corpus " + "/a/long/path" * 20 + " is complete"
+    code = f"from recipes.runs.logs import log, setup_logging; setup_logging(); log.info({message!r})"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.fullmatch(rf"\d\d:\d\d:\d\d {message}\n", said.stderr)
 
 
 def test_precision_and_device_are_checked():

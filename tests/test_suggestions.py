@@ -27,6 +27,8 @@ Slips = dict[str, tuple[Callable[[], object], str]]
 GUESSED: Slips = {
     "--config": (lambda: resolve_config_path("quickstart/encod"), "quickstart/encode"),
     "--config without its folder": (lambda: resolve_config_path("quickstrat"), "quickstart/quickstart"),
+    "--config by its beginning": (lambda: resolve_config_path("llm/qwen"), "llm/qwen2.5-0.5b-lora"),
+    "--config by its folder": (lambda: resolve_config_path("llm"), "llm/gemma-3-270m-lora"),
     "key": (lambda: load_config(MeasureCodes, None, ["tokeniser=x"]), "tokenizer"),
     "measures of codes": (lambda: MeasureCodes(measures=["robustnes"]), "robustness"),
     "judge": (lambda: resolve("embedded-recognizer"), "embedded-recogniser"),
@@ -64,7 +66,7 @@ def test_of_a_few_names_the_message_holds_all(slip) -> None:
 
 
 def test_a_mistyped_configuration_is_no_page_of_names() -> None:
-    for name in ("quickstart/encod", "nothing-like-it"):
+    for name in ("quickstart/encod", "nothing-like-it", "embedded"):
         with pytest.raises(ValueError, match="no configuration file") as error:
             resolve_config_path(name)
         assert len(str(error.value)) < 500 and "configs" in str(error.value)

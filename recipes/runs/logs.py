@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterable
 
@@ -16,7 +17,8 @@ ISLANDS = (log, logging.getLogger("tokenizer"), logging.getLogger("eval"))
 def setup_logging(level: int = logging.INFO) -> None:
     """Send the loggers of ``slm`` and of the islands to the terminal through rich, once; quieten libraries' notices.
 
-    To stderr: what a command is asked for, such as a transcript, stands alone in stdout.
+    To stderr: what a command is asked for, such as a transcript, stands alone in stdout. Where that is no terminal but
+    a file, a message stands whole on a line, however wide, so that it can be searched for.
     """
     from rich.console import Console
     from rich.logging import RichHandler
@@ -30,8 +32,13 @@ def setup_logging(level: int = logging.INFO) -> None:
                 super().emit(record)
 
     if not log.handlers:
-        console = Console(stderr=True)
-        handler = Handler(console=console, show_path=False, show_level=False, markup=False, log_time_format="%H:%M:%S")
+        console, clock = Console(stderr=True), "%H:%M:%S"
+        handler: logging.Handler
+        if console.is_terminal:
+            handler = Handler(console=console, show_path=False, show_level=False, markup=False, log_time_format=clock)
+        else:
+            handler = Lines()
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", clock))
         for logger in ISLANDS:
             logger.addHandler(handler)
             logger.propagate = False
@@ -40,6 +47,13 @@ def setup_logging(level: int = logging.INFO) -> None:
         logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     for logger in ISLANDS:
         logger.setLevel(level if is_main_process() else logging.WARNING)
+
+
+class Lines(logging.Handler):
+    """Each message whole on a line of standard error, whatever that is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
 
 
 def hide_loading_bars() -> None:
