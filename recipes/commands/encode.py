@@ -38,6 +38,7 @@ from recipes.encoding.plan import (
     interleaved,
     make_items,
     read_splits,
+    refuse_unreadable,
 )
 from recipes.encoding.skipped import gather_skipped, report_skipped, skipped_path
 from recipes.plugins import plugins_key
@@ -52,7 +53,6 @@ from slm.corpus import CodedCorpusWriter, CorpusMetadata, begun_metadata
 from tokenizer import load_tokenizer
 from tokenizer.data.utterances import AudioError, DataError, DataSource, Utterance
 from tokenizer.long_form.chunking import can_chunk
-from tokenizer.long_form.long_audio import LongAudio
 from tokenizer.precision import MIN_AGREEMENT
 
 INTERLEAVED_SHARDS = 4  # shards of a process in the works, which a kill loses
@@ -232,7 +232,8 @@ def prepare(config: Config, processes: Processes) -> Job:
 def plan(config: Config) -> dict[str, object]:
     """What an encoding would do; raises all that would stop it, together."""
     job = prepare(config, Processes(config.device, Path(config.run_dir)))
-    _refuse_unreadable(config, job)
+    items = [item for split in job.shards for item in job.items(split)]
+    refuse_unreadable([item.utterance for item in items], [item.duration_s for item in items], config.strict)
     model, facts_of = job.encoder.tokenizer, job.metadata
     facts: dict[str, object] = {
         "tokenizer": f"{config.tokenizer} ({sum(p.numel() for p in model.parameters()):,} parameters)",
@@ -260,22 +261,6 @@ def plan(config: Config) -> dict[str, object]:
     facts["memory of weights and a batch's audio (MiB)"] = round(weights + audio, 1)
     facts["result"] = config.run_dir
     return facts
-
-
-def _refuse_unreadable(config: Config, job: Job) -> None:
-    """Raises AudioError where the run would end so: of one of the files without a length with `strict`, or of all."""
-    items = [item for split in job.shards for item in job.items(split)]
-    unreadable = [item.utterance for item in items if not item.duration_s]  # or written to a pipe, which is no fault
-    if not config.strict and len(unreadable) < len(items):
-        return
-    errors = []
-    for utterance in unreadable:
-        try:
-            LongAudio(utterance, job.metadata.sampling_rate)
-        except AudioError as error:
-            errors.append(error)
-            if config.strict or len(errors) == len(items):
-                raise
 
 
 def run(config: Config) -> Path:

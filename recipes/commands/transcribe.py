@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
 from recipes.continuous import transcription
-from recipes.encoding.plan import durations_of
+from recipes.encoding.plan import HEADER_THREADS, durations_of
 from recipes.inference.batches import (
     Outcome,
     Times,
@@ -72,8 +72,6 @@ from slm.tasks import Task, TaskError
 from slm.tasks.registry import UtteranceTokens
 from slm.vocabulary import SpeechVocabulary
 from tokenizer.data.utterances import AudioError, DataSource, Utterance
-
-HEADER_THREADS = 2  # that read how long recordings are
 
 
 @dataclass

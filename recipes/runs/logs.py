@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 from recipes.runs.machine import is_main_process
 
 log = logging.getLogger("slm")
 SHOWN = 20  # lines of one kind in the terminal; files hold all
+ROOT, OWN = Path(__file__).resolve().parents[2], ("tokenizer", "slm", "eval", "recipes")
 ISLANDS = (log, logging.getLogger("tokenizer"), logging.getLogger("eval"))
 
 
@@ -42,11 +46,28 @@ def setup_logging(level: int = logging.INFO) -> None:
         for logger in ISLANDS:
             logger.addHandler(handler)
             logger.propagate = False
+        warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
         # PEFT calls transformers by a deprecated name; nobody who runs a command can mend it.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     for logger in ISLANDS:
         logger.setLevel(level if is_main_process() else logging.WARNING)
+
+
+def _show_warning(
+    others: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    *where: Any,
+    **more: Any,
+) -> None:
+    """A warning of our own, such as of a preset's random weights, as a line of the log: without a place in the code."""
+    file = Path(filename)
+    if category is UserWarning and file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in OWN:
+        log.warning("%s", message)
+    else:
+        others(message, category, filename, *where, **more)
 
 
 class Lines(logging.Handler):
