@@ -186,8 +186,13 @@ def test_duplicate_ids_and_empty_splits_are_refused(tmp_path):
         read_sources([DataSource(str(path))], "test")
     with pytest.raises(DataError, match=r"no utterances in split 'valid', 'test' of \S+; there are train \(2\)"):
         read_splits([DataSource(str(path))], ["valid", "test"])
-    with pytest.raises(DataError, match="nowhere.jsonl: no such"):
+    with pytest.raises(DataError, match="nowhere.jsonl: no such manifest; correct the path, or make it first"):
         read_sources([DataSource("nowhere.jsonl")], "train")
+    with pytest.raises(DataError, match="^nowhere.parquet: no such Parquet file: correct the path$"):
+        read_sources([DataSource("nowhere.parquet")], "train")
+    path.write_text("\n")
+    with pytest.raises(DataError, match=r"^no utterances in \S+manifest.jsonl, in no split: correct the path$"):
+        read_sources([DataSource(str(path))], "train")
 
 
 def test_folder_takes_text_from_beside_the_audio(tmp_path):

@@ -56,10 +56,10 @@ def read_table(source: DataSource, split: str, local: Path | None, needs_text: b
     """
     from datasets import Audio, load_dataset
 
+    if local is not None and not local.is_file():
+        raise DataError(f"{source.path}: no such Parquet file: correct the path")
     try:
         if local is not None:
-            if not local.is_file():
-                raise FileNotFoundError(f"no such file: {local}")
             table = load_dataset("parquet", data_files=str(local), split="train")
         else:
             ask_hub(source.path, dataset=True)
