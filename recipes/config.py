@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from recipes.suggestions import did_you_mean
+from recipes.suggestions import did_you_mean, one_of
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 MOST_NAMES = 6  # of configurations in a message
@@ -205,11 +205,10 @@ def resolve_config_path(path: str | Path) -> Path:
     if not given.is_absolute() and shipped.is_file():
         return shipped
     names = sorted(file.relative_to(CONFIGS).with_suffix("").as_posix() for file in CONFIGS.rglob("*.yaml"))
-    begun = [f"`{name}`" for name in names if name.startswith(str(path))]
+    begun = [name for name in names if name.startswith(str(path))]
     if given.is_dir() and not begun:
         raise ConfigError(f"{path} is a folder; give a YAML file, or the name of a shipped one: quickstart/encode, ...")
-    others = " or others" * (len(begun) > MOST_NAMES)
-    meant = f"did you mean {', '.join(begun[:MOST_NAMES])}{others}? " if begun else did_you_mean(str(path), names)
+    meant = one_of(begun[:MOST_NAMES]) if begun else did_you_mean(str(path), names)
     raise ConfigError(
         f"no configuration file {path}; {meant}give a YAML file, or the name of one of the {len(names)} that lie in "
         f"{CONFIGS}, without its ending, such as quickstart/encode"

@@ -51,4 +51,4 @@ def check_named_files(files: Sequence[str], max_duration_s: float | None = None)
         except AudioError as error:
             failed[path] = str(error)
     if failed:
-        raise unusable_files(failed, len(files), "and the command would end so")
+        raise unusable_files(failed, len(files), "and the command would end like this")
