@@ -9,13 +9,14 @@ import dataclasses
 import errno
 import importlib
 import re
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from recipes.command_list import COMMANDS, STRICT_FILES, TOPICS, Command
@@ -42,6 +43,9 @@ app = typer.Typer(
     help="Speech language models on LM-SPT tokens: from speech to a scored comparison.\n\n"
     "Start with `slm quickstart`. Each command takes --config FILE (a YAML, or the name of a shipped one) and any "
     "number of key=value; `slm COMMAND --help` lists its keys.",
+    epilog="Exit status: 0, done; 2, something given cannot be used, and the message says what and why (of several "
+    "files that are named the others are made); 130, interrupted; 1, a fault of the program. A --dry-run ends as the "
+    "run would, so far as reading what is given tells it.",
 )
 
 
@@ -66,7 +70,7 @@ def build_config(
     voice: str | None = None,
 ) -> tuple[Any, Any]:
     """Returns (recipe module, typed configuration). Raises ConfigError naming all that is wrong."""
-    from recipes.config import ConfigError, load_config, yaml_scalar
+    from recipes.config import ConfigError, command_of, load_config, yaml_scalar
 
     recipe = load_recipe(command)
     overrides = [item for item in arguments if OVERRIDE.match(item)]
@@ -87,7 +91,15 @@ def build_config(
         overrides.append("strict=true")
     if backwards:
         overrides.append(f"{command.backwards}=true")
-    return recipe, load_config(recipe.Config, config or command.config, overrides)
+    try:
+        return recipe, load_config(recipe.Config, config or command.config, overrides)
+    except ConfigError as error:
+        meant = command_of(config) if config and "unknown key" in str(error) else ""
+        if meant in ("", command.name):
+            raise
+        raise ConfigError(
+            f"{error}\n{config} is a configuration of `slm {meant}`, not of `slm {command.name}`"
+        ) from None
 
 
 def execute(
@@ -129,7 +141,9 @@ def show_plan(command: Command, plan: dict[str, Any]) -> None:
     """Print a plan as a table of dotted names and values."""
     from recipes.config import flatten
 
-    table = Table("what", "value", title=f"slm {command.name}: the plan (nothing was run)", title_justify="left")
+    # A long path goes on in the next line: a reader copies it.
+    columns = (Column(name, overflow="fold") for name in ("what", "value"))
+    table = Table(*columns, title=f"slm {command.name}: the plan (nothing was run)", title_justify="left")
     for key, value in flatten(plan).items():
         table.add_row(Text(key), Text(f"{value:,}" if type(value) is int else str(value)))
     Console().print(table)
@@ -201,7 +215,7 @@ def keys_table(config_class: type) -> str:
     for key, kind, default, about in describe_fields(config_class):
         shown = f"{key} (required)" if default == "required" else f"{key}={default}"
         if len(shown) > KEY_WIDTH:  # a table of 80 columns would cut the default's word in two
-            shown = f"{key}=\n    {default}"
+            shown = f"{key}=\n{textwrap.indent(textwrap.fill(default, KEY_WIDTH - 4, break_on_hyphens=False), ' ' * 4)}"
         table.add_row(Text(f"  {shown}", overflow="fold"), Text(f"{about} ({kind})"))
     with console.capture() as capture:
         console.print(table)

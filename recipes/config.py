@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from recipes.suggestions import did_you_mean
+from recipes.suggestions import did_you_mean, one_of
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).resolve().parent / "configs"
+MOST_NAMES = 6  # of configurations in a message
 ConfigT = TypeVar("ConfigT")
 ResultT = TypeVar("ResultT")
 
@@ -203,11 +204,29 @@ def resolve_config_path(path: str | Path) -> Path:
     shipped = CONFIGS / (str(path) if given.suffix in (".yaml", ".yml", ".json") else f"{path}.yaml")
     if not given.is_absolute() and shipped.is_file():
         return shipped
-    names = sorted(str(file.relative_to(CONFIGS).with_suffix("")) for file in CONFIGS.rglob("*.yaml"))
+    names = sorted(file.relative_to(CONFIGS).with_suffix("").as_posix() for file in CONFIGS.rglob("*.yaml"))
+    begun = [name for name in names if name.startswith(str(path))]
+    if given.is_dir() and not begun:
+        raise ConfigError(f"{path} is a folder; give a YAML file, or the name of a shipped one: quickstart/encode, ...")
+    meant = one_of(begun[:MOST_NAMES]) if begun else did_you_mean(str(path), names)
     raise ConfigError(
-        f"no configuration file {path}; {did_you_mean(str(path), names)}give a YAML file, or the name of one of the "
-        f"{len(names)} that lie in {CONFIGS}, without its ending, such as quickstart/encode"
+        f"no configuration file {path}; {meant}give a YAML file, or the name of one of the {len(names)} that lie in "
+        f"{CONFIGS}, without its ending, such as quickstart/encode"
     )
+
+
+def command_of(path: str | Path) -> str:
+    """The command that a shipped configuration is for, as its first line says it; empty of any other file.
+
+    >>> command_of("quickstart/encode")
+    'encode'
+    """
+    file = resolve_config_path(path)
+    if CONFIGS not in file.resolve().parents:
+        return ""
+    with file.open(encoding="utf-8") as lines:
+        words = lines.readline().split()
+    return words[2] if words[:2] == ["#", "slm"] else ""
 
 
 def read_yaml(path: str | Path, _children: tuple[Path, ...] = ()) -> dict[str, Any]:

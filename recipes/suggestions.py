@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 ENOUGH = 0.6  # of likeness, as `difflib.get_close_matches` takes it
 
@@ -25,9 +25,16 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 3) -> str:
     """
     likeness = {one: (max(_ratio(name, one), _ratio(_last(name), _last(one))), _ratio(name, one)) for one in known}
     close = sorted((one for one in likeness if likeness[one][0] >= ENOUGH), key=likeness.get, reverse=True)
-    if not close:
-        return ""
-    *first, last = [f"`{one}`" for one in close[:most]]
+    return one_of(close[:most]) if close else ""
+
+
+def one_of(names: Sequence[str]) -> str:
+    """Names that may have been meant, as the middle of a message.
+
+    >>> one_of(["asr", "tts", "st"])
+    'did you mean `asr`, `tts` or `st`? '
+    """
+    *first, last = [f"`{name}`" for name in names]
     return f"did you mean {', '.join(first)}{' or ' if first else ''}{last}? "
 
 

@@ -85,10 +85,12 @@ def resolve_model(name: str) -> str:
                 f"model {name}: the folder has a config.json but no weights (model.safetensors); copy it anew"
             )
         return str(folder)
+    if folder.is_file():
+        raise ModelError(f"model {name}: a file; give the folder of a saved model (RUN_DIR/model)")
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelError(
-            f"model {name}: no such folder, and a hub name is `owner/name`; train one with `slm train-lm` or "
-            f"correct the path"
+            f"model {name}: no such folder, and a hub name is `owner/name`; correct the path, or make it first: "
+            "`slm finetune` writes a speech language model as RUN_DIR/model, `slm train-lm` a text LM"
         )
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
         return name

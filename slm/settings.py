@@ -184,7 +184,10 @@ class SynthesizeSettings:
 
 def _check_sampling(what: str, temperature: float, top_k: int, top_p: float) -> None:
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise GenerationError(f"{what}: temperature >= 0, top_k >= 0 and 0 < top_p <= 1 are needed")
+        raise GenerationError(
+            f"{what}: temperature {temperature:g} and top_k {top_k} must be 0 or more, top_p {top_p:g} above 0 and at "
+            "most 1"
+        )
 
 
 @dataclass(frozen=True)

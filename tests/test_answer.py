@@ -78,6 +78,22 @@ def test_what_the_correction_takes_away_is_said(monkeypatch: pytest.MonkeyPatch)
     assert "points higher [50.0, 50.0], not after correction for the number of contrasts" in answers(found)[0]
 
 
+def test_of_many_contrasts_those_with_the_largest_differences_are_told_and_the_others_counted() -> None:
+    rows, contrasts = rows_of("base", 25.0, 0, method="base"), []
+    for number, wrong in enumerate([0, 2, 0, 1, 3, 4, 2, 1, 0]):
+        other = rows_of(f"m{number}", 25.0, wrong, method=f"m{number}")
+        rows += other
+        contrasts += make_contrasts(f"m{number} - base", {f"m{number}": other}, {"base": rows_of("base", 25.0, 0)})
+    contrasts = [dataclasses.replace(c, p_value=0.9 if "m7" in c.name else 1e-4) for c in contrasts]
+    *told, rest, _ = answers(Results("t", rows, contrasts=contrasts))
+    assert [line.split(" against")[0] for line in told] == ["m0", "m1", "m3", "m4", "m5", "m6"]  # m0: the first of none
+    assert rest.startswith("These are 6 of 9 contrasts") and "of the other 3, in the tables, none show one" in rest
+    contrasts = [dataclasses.replace(c, p_value=1e-4) for c in contrasts]
+    *told, rest, _ = answers(Results("t", rows, contrasts=contrasts))
+    assert [line.split(" against")[0] for line in told] == ["m1", "m3", "m4", "m5", "m6", "m7"]
+    assert "of the other 3, in the tables, none show" in rest
+
+
 def test_cells_that_are_neither_one_rate_nor_one_method_keep_their_names() -> None:
     mixed = rows_of("a1", 25.0, 2), rows_of("a2", 12.5, 2)
     found = of({"a1": mixed[0], "a2": mixed[1]}, {"b": rows_of("b", 6.25, 1)})

@@ -128,6 +128,37 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(slm):
     assert not RAN
 
 
+def test_a_configuration_of_another_command_is_named():
+    found = CliRunner().invoke(cli.app, ["transcribe", "a.wav", "--config", "llm/lora"])
+    assert found.exit_code == 2 and "lora: unknown key" in found.stderr
+    assert "llm/lora is a configuration of `slm finetune`, not of `slm transcribe`" in found.stderr
+    found = CliRunner().invoke(cli.app, ["encode", "--config", "quickstart/encode", "tokeniser=x"])
+    assert "unknown key" in found.stderr and "is a configuration of" not in found.stderr
+
+
+def test_the_exit_statuses_are_told_where_the_commands_are_listed(slm):
+    said = " ".join(CliRunner().invoke(cli.app, ["--help"]).stdout.split())
+    assert "Exit status: 0, done; 2, something given cannot be used" in said and "130, interrupted" in said
+
+
+def test_a_long_default_stays_under_its_key(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = next(one for one in cli.COMMANDS if one.name == "resynthesize")
+    lines = cli.keys_table(cli.load_recipe(command).Config).splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("  tokenizers="))
+    assert lines[first + 1].startswith("    [embedded-25hz,") and lines[first + 2].startswith("    embedded-6.25hz]")
+
+
+def test_a_plan_cuts_no_path(capsys, monkeypatch):
+    """Where it is shown 80 columns wide."""
+    monkeypatch.setenv("COLUMNS", "80")
+    path = "runs/" + "long-name/" * 12 + "report.html"
+    cli.show_plan(cli.COMMANDS[0], {"result": path, "a-cell-of-a-long-name-s0" * 4: "slm encode"})
+    cells = [line.split("│")[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    shown = ["".join(part.strip() for part in column) for column in zip(*cells, strict=True)]
+    assert path in shown[1] and "…" not in "".join(shown)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 
@@ -110,6 +111,73 @@ def test_paths_of_any_characters_and_links_are_read_and_what_is_no_file_is_named
         load_audio(found[1], 16000)
 
 
+ASKED = {"role": "user", "content": "Which colour?"}
+SAID = {"role": "assistant", "content": "Gr\u00fcn."}
+HEARD = {
+    "role": "user",
+    "content": [{"type": "audio", "audio_url": "x.wav"}, {"type": "text", "text": "Which colour?"}],
+}
+
+
+@pytest.fixture
+def read_row(tmp_path):
+    """Reads the columns of one row with a further key, from a manifest and from a Parquet file: both must agree."""
+    datasets = pytest.importorskip("datasets")
+    soundfile.write(tmp_path / "x.wav", tone(0.5), 16000)
+    names = ["instruction", "answer", "words"]
+
+    def read(**further):
+        (of_manifest,) = read_source(
+            DataSource(str(write_manifest(tmp_path, [{"id": "x", "audio": "x.wav"} | further])), columns=names), "train"
+        )
+        table = datasets.Dataset.from_list(
+            [{"id": "x", "audio": {"bytes": None, "path": "x.wav"}, "text": ""} | further]
+        )
+        table.to_parquet(str(tmp_path / "t.parquet"))
+        (of_table,) = read_source(DataSource(str(tmp_path / "t.parquet"), columns=names), "train")
+        assert dict(of_manifest.columns) == dict(of_table.columns)
+        return dict(of_table.columns)
+
+    return read
+
+
+@pytest.mark.parametrize("exchange", [[ASKED, SAID], json.dumps([ASKED, SAID]), [HEARD, SAID]])
+def test_an_exchange_of_messages_is_an_instruction_and_its_answer(read_row, exchange):
+    if exchange[0] is HEARD:
+        exchange = json.dumps(exchange)  # a Parquet column holds one type
+    assert read_row(messages=exchange) == {"instruction": "Which colour?", "answer": "Gr\u00fcn.", "words": ""}
+
+
+def test_columns_of_their_own_go_before_messages(read_row):
+    """As in what `slm describe-corpus` writes, whose messages tell the metadata too."""
+    own = {"instruction": "What?", "answer": ""}
+    assert read_row(messages=[ASKED, SAID], words=["one"], **own) == own | {"words": '["one"]'}
+    assert read_row(messages=[ASKED]) == {"instruction": "Which colour?", "answer": "", "words": ""}
+
+
+@pytest.mark.parametrize(
+    ("exchange", "words"),
+    [
+        ([ASKED, SAID, ASKED, SAID], "turns user, assistant, user, assistant; one of the user and then one of the as"),
+        ([{"role": "system", "content": "Be brief."}, ASKED, SAID], "turns system, user, assistant"),
+        ([SAID], "turns assistant"),
+        ([{"from": "human", "value": "Which colour?"}], 'must be a list of {"role": ..., "content": ...}'),
+        ("user: Which colour?", "messages is not JSON"),
+        ([{"role": "user", "content": [{"type": "image", "url": "a.png"}]}, SAID], "parts of type text and audio"),
+        ([{"role": "user", "content": None}, SAID], "the content of messages must be a text"),
+    ],
+)
+def test_other_messages_are_refused_with_their_row(tmp_path, exchange, words):
+    rows = [
+        {"id": "a", "audio": "a.wav", "messages": [ASKED, SAID]},
+        {"id": "b", "audio": "b.wav", "messages": exchange},
+    ]
+    source = DataSource(str(write_manifest(tmp_path, rows)), columns=["answer"])
+    with pytest.raises(DataError, match=rf"manifest.jsonl, line 2: .*{re.escape(words)}"):
+        read_source(source, "train")
+    assert len(read_source(DataSource(source.path), "train")) == 2  # who does not ask for it is not stopped
+
+
 def test_duplicate_ids_and_empty_splits_are_refused(tmp_path):
     path = write_manifest(tmp_path, [{"id": "a", "audio": "a.wav"}, {"id": "a", "audio": "b.wav"}])
     with pytest.raises(DataError, match="ids must differ"):
@@ -118,8 +186,13 @@ def test_duplicate_ids_and_empty_splits_are_refused(tmp_path):
         read_sources([DataSource(str(path))], "test")
     with pytest.raises(DataError, match=r"no utterances in split 'valid', 'test' of \S+; there are train \(2\)"):
         read_splits([DataSource(str(path))], ["valid", "test"])
-    with pytest.raises(DataError, match="nowhere.jsonl: no such"):
+    with pytest.raises(DataError, match="nowhere.jsonl: no such manifest; correct the path, or make it first"):
         read_sources([DataSource("nowhere.jsonl")], "train")
+    with pytest.raises(DataError, match="^nowhere.parquet: no such Parquet file: correct the path$"):
+        read_sources([DataSource("nowhere.parquet")], "train")
+    path.write_text("\n")
+    with pytest.raises(DataError, match=r"^no utterances in \S+manifest.jsonl, in no split: correct the path$"):
+        read_sources([DataSource(str(path))], "train")
 
 
 def test_folder_takes_text_from_beside_the_audio(tmp_path):

@@ -256,6 +256,23 @@ def test_strict_stops_at_the_first_bad_file(config, bad_corpus):
     with pytest.raises(AudioError, match=r"bad/(missing|empty|words|short)\."):
         encode.run(config)
     assert not os.path.exists(os.path.join(config.run_dir, "index.json"))
+    config.run_dir += "-again"
+    config.precision = "fp32"  # so that no sample of the recordings is encoded to choose it
+    with pytest.raises(AudioError, match=r"bad/(missing|empty|words)\."):
+        encode.plan(config)
+    config.strict = False
+    assert encode.plan(config)["train"]["headers that cannot be read"] == 3
+
+
+def test_a_dry_run_of_headers_none_of_which_can_be_read_is_refused(config, bad_corpus):
+    manifest, _ = bad_corpus
+    lines = [
+        line for line in manifest.read_text().splitlines() if json.loads(line)["id"] in ("missing.flac", "words.flac")
+    ]
+    manifest.write_text("\n".join(lines))
+    config.data, config.precision = [DataSource(str(manifest))], "fp32"
+    with pytest.raises(AudioError, match=r"bad/(missing|words)\.flac: "):
+        encode.plan(config)
 
 
 def test_nothing_usable_is_an_error(config, bad_corpus):

@@ -400,6 +400,9 @@ def test_plan_checks_and_changes_nothing(tmp_path, models, corpus, asr, length_j
     facts = evaluate.plan(config)
     assert facts["utterances"] == 5 and facts["reference words"] == 27 and facts["test set"] == "mini test"
     assert not Path(config.run_dir).exists()
+    config.strict = True
+    with pytest.raises(AudioError, match="gone.wav: no such file"):
+        evaluate.plan(config)
 
 
 def test_configuration_survives_yaml(tmp_path, corpus) -> None:

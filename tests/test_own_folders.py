@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from recipes import cli
-from recipes.commands import compare, prepare_corpus
+from recipes.commands import compare, convert, export, plot_training, prepare_corpus, score
 from recipes.comparison.cells import Cell
 from recipes.config import ConfigError
 from recipes.runs import own_folders, restart
@@ -225,3 +225,29 @@ def test_another_process_may_begin_the_run_meanwhile(tmp_path, monkeypatch):
     own_folders.refuse_foreign(folder)
     with pytest.raises(ConfigError, match="no run was begun there"):
         own_folders.refuse_foreign(folder)
+
+
+OUTPUTS = {
+    "export": lambda out: export._check_output(export.Config(output=out), Path("model")),
+    "convert": convert._check_output,
+    "plot-training": lambda out: plot_training._check_output(f"{out}/curves.svg"),
+    "score": lambda out: score._check_output(score.Config(hypothesis="a", output=out)),
+    "any run": lambda out: RunFolder(out).check(Config(out)),
+}
+
+
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_where_nothing_can_be_written_a_command_says_so_at_once(command, tmp_path, monkeypatch):
+    """A file system that is read-only refuses root as well, so that its answer alone is put in."""
+    OUTPUTS[command](str(tmp_path / "new" / "folder"))
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/new/folder: {tmp_path} may not be written to"):
+        OUTPUTS[command](str(tmp_path / "new" / "folder"))
+
+
+def test_a_complete_run_on_a_read_only_share_is_still_there_to_be_read(tmp_path, monkeypatch):
+    begun(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    monkeypatch.setattr(RunFolder, "complete", True)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    folder.check(Config(str(tmp_path / "run")))

@@ -22,6 +22,7 @@ from recipes import cli
 from recipes.commands import resynthesize
 from recipes.commands.resynthesize import Config
 from recipes.config import ConfigError, load_config
+from recipes.runs.run_folder import RunFolder
 from recipes.scoring import resynthesis, round_trip
 from recipes.scoring.labels import distinct, labels_of
 from recipes.scoring.round_trip import long_enough
@@ -174,12 +175,32 @@ def test_strict_stops_at_the_first_bad_file(config, bad_files, stereo):
         resynthesize.plan(config)
 
 
-def test_a_plan_reads_all_and_writes_nothing(config, bad_files):
-    config.files += list(bad_files)[:1]
+def test_a_plan_reads_all_and_writes_nothing(config):
     plan = resynthesize.plan(config)
-    assert "1.30 s, 44100 Hz, stereo" in plan[config.files[0]] and "silent" in plan[config.files[1]]
+    assert "1.30 s, 44100 Hz, stereo" in plan[config.files[0]]
     assert plan["dmel-25hz"] == {"frame rate (Hz)": 25.0, "codebooks": [16] * 80, "outputs": "reconstruction"}
     assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"), [("resynthesize", ["tokenizers=dmel-25hz", "judge=null"]), ("transcribe", [])]
+)
+def test_a_dry_run_of_bad_files_ends_as_the_run_would(bad_files, stereo, command, settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = CliRunner().invoke(cli.app, [command, *bad_files, str(stereo), *settings, "--dry-run"])
+    assert found.exit_code == 2 and "7 of 8 files could not be used" in found.stderr
+    for name, reason in bad_files.items():
+        assert any(line.startswith(f"{name}: ") and reason in line for line in found.stderr.splitlines()), name
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_made(config, tmp_path, monkeypatch):
+    """By a dry run too. A file system that is read-only refuses root as well, so that only the answer is put in."""
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    for step in (resynthesize.plan, resynthesize.run):
+        with pytest.raises(ConfigError, match=rf"output \(-o\) {config.output}: {tmp_path} may not be written"):
+            step(config)
+    with pytest.raises(ConfigError, match=rf"run_dir {tmp_path}/a/b: {tmp_path} may not be written"):
+        RunFolder(tmp_path / "a" / "b").check(config)
 
 
 def test_random_weights_are_refused(config):

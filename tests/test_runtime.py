@@ -4,17 +4,19 @@ import errno
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import soundfile
 
 from recipes.commands.plot_training import _lines
 from recipes.config import ConfigError
-from recipes.runs import files, machine
+from recipes.runs import files, logs, machine
 from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.runs.inputs import refuse_other_inputs
 from recipes.runs.lineage import PastRun, data_rows
@@ -234,6 +236,28 @@ def test_what_a_command_is_asked_for_stands_alone_in_stdout():
     code = "from recipes.runs.logs import log, setup_logging; setup_logging(); log.info('model: x'); print('a text')"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "a text\n" and "model: x" in said.stderr
+
+
+def test_a_warning_of_our_own_is_a_line_of_the_log(tmp_path):
+    """And not the place in the code where it was raised, with that line of Python."""
+    (tmp_path / "others.py").write_text("import warnings; warnings.warn('theirs')")
+    code = (
+        "import warnings; from recipes.runs import logs; logs.setup_logging(); import others; "
+        "warnings.warn_explicit('random weights', UserWarning, logs.__file__, 1)"
+    )
+    paths = [str(Path(logs.__file__).parents[2]), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert re.search(r"^\d\d:\d\d:\d\d random weights$", said.stderr, re.MULTILINE)
+    assert "others.py:1: UserWarning: theirs" in said.stderr
+
+
+def test_a_log_that_goes_to_a_file_has_a_message_on_a_line():
+    """Batch systems keep it so, and who searches it for a path must find the path whole."""
+    message = "the corpus " + "/a/long/path" * 20 + " is complete"
+    code = f"from recipes.runs.logs import log, setup_logging; setup_logging(); log.info({message!r})"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.fullmatch(rf"\d\d:\d\d:\d\d {message}\n", said.stderr)
 
 
 def test_precision_and_device_are_checked():

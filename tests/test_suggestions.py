@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from eval.judges.config import JudgeConfig
+from eval.judges.judge import check_judge
 from eval.protocol_presets import get_preset
 from eval.speech.measures.registry import chosen_measures
 from eval.text.normalisers import get_normaliser
@@ -18,15 +21,19 @@ from recipes.runs.deepspeed import deepspeed_file
 from recipes.runs.embedded import resolve
 from recipes.runs.pipeline import PipelineConfig, Stage
 from slm.embedded import embedded_folder
+from slm.modeling import resolve_model
 from slm.tasks import get_task
 from tokenizer import load_tokenizer
 from tokenizer.model.configuration import preset_config
+from tokenizer.teacher.whisper import TeacherConfig, teacher_width
 
 STAGES = [Stage("encode"), Stage("finetune")]
 Slips = dict[str, tuple[Callable[[], object], str]]
 GUESSED: Slips = {
     "--config": (lambda: resolve_config_path("quickstart/encod"), "quickstart/encode"),
     "--config without its folder": (lambda: resolve_config_path("quickstrat"), "quickstart/quickstart"),
+    "--config by its beginning": (lambda: resolve_config_path("llm/qwen"), "llm/qwen2.5-0.5b-lora"),
+    "--config by its folder": (lambda: resolve_config_path("llm"), "llm/gemma-3-270m-lora"),
     "key": (lambda: load_config(MeasureCodes, None, ["tokeniser=x"]), "tokenizer"),
     "measures of codes": (lambda: MeasureCodes(measures=["robustnes"]), "robustness"),
     "judge": (lambda: resolve("embedded-recognizer"), "embedded-recogniser"),
@@ -63,8 +70,33 @@ def test_of_a_few_names_the_message_holds_all(slip) -> None:
         mistyped()
 
 
+@pytest.mark.parametrize(
+    "load",
+    [
+        resolve_model,
+        load_tokenizer,
+        lambda name: teacher_width(TeacherConfig(name)),
+        lambda name: check_judge(JudgeConfig(name)),
+    ],
+    ids=["model", "tokenizer", "teacher", "judge"],
+)
+@pytest.mark.parametrize("name", ["notes.txt", "owner/weights.safetensors"])
+def test_a_file_in_place_of_a_model_s_folder_is_told_so_and_no_hub_is_asked(load, name, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("owner").mkdir()
+    Path(name).write_text("x")
+    with pytest.raises(ValueError, match=r": a file; give the folder of a saved (model|one) \(RUN_DIR/model\)"):
+        load(name)
+
+
+def test_a_tokenizer_that_is_not_made_yet_is_told_who_makes_it() -> None:
+    with pytest.raises(ValueError, match="no such folder.*`slm train-tokenizer` writes RUN_DIR/model") as error:
+        load_tokenizer("runs/tokenizer/model")
+    assert "nano-12.5hz" not in str(error.value)
+
+
 def test_a_mistyped_configuration_is_no_page_of_names() -> None:
-    for name in ("quickstart/encod", "nothing-like-it"):
+    for name in ("quickstart/encod", "nothing-like-it", "embedded"):
         with pytest.raises(ValueError, match="no configuration file") as error:
             resolve_config_path(name)
         assert len(str(error.value)) < 500 and "configs" in str(error.value)

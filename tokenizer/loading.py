@@ -67,8 +67,15 @@ def load_tokenizer(
         model = load_published(name)
     elif folder.is_dir():
         model = _from_folder(folder, num_codebooks)
-    elif name.count("/") != 1 or name.startswith(("/", ".", "~")):
+    elif folder.is_file():
+        raise ValueError(f"no tokenizer {name!r}: a file; give the folder of a saved one (RUN_DIR/model)")
+    elif "/" not in name:
         raise ValueError(f"no tokenizer {name!r}: {_choices()}")
+    elif name.count("/") != 1 or name.startswith(("/", ".", "~")):
+        raise ValueError(
+            f"no tokenizer {name!r}: no such folder, and a hub name is `owner/name`; correct the path, or make it "
+            f"first (`slm train-tokenizer` writes RUN_DIR/model); {', '.join(TOKENIZERS)} come with the package"
+        )
     else:
         model = _from_hub(name, num_codebooks)
     if num_codebooks is not None and isinstance(model, LMSPTModel):
@@ -108,7 +115,7 @@ def _from_hub(name: str, num_codebooks: int | None) -> LMSPTModel | Codec:
         raise ValueError(
             f"cannot get tokenizer {name!r} from the hub ({type(error).__name__}: no such name, no network, or offline "
             f"mode; {str(error).partition(chr(10))[0]}). Download it where there is a network (hf download {name} "
-            f"--local-dir FOLDER) and give the folder, or {_choices()}"
+            f"--local-dir FOLDER) and give the folder; {', '.join(TOKENIZERS)} come with the package"
         ) from error
 
 

@@ -133,6 +133,8 @@ def _kind(config: JudgeConfig) -> tuple[str, Any]:
         return "pocketsphinx", None
     if (kind := package_kind(config)) is not None:
         return kind, None
+    if Path(config.name).is_file():
+        raise JudgeError(f"judge {config.name!r}: a file; give the folder of a saved model (RUN_DIR/model)")
     if config.name.count("/") != 1 and not Path(config.name).is_dir():  # before a hub is asked, again and again
         raise JudgeError(
             f"judge {config.name!r}: no such folder, and a hub name is `owner/name`; take embedded-recogniser or "

@@ -12,14 +12,15 @@ from eval.systems import is_task, system_name
 __all__ = ["answers"]
 
 ONE_SEED = "Where a side has no two seeds, this is about the trained models and no verdict on their methods."
+MOST = 6  # contrasts told in words; the tables hold all
 FACTORS = {0.25: "a quarter of", 0.5: "half", 2.0: "twice", 4.0: "four times"}
 
 
 def answers(results: Results) -> list[str]:
     """One sentence for each contrast: how much the word error rates differ, and what each side costs in tokens.
 
-    Of the SLM's tasks; where there are none, of what the tokenizers make. The last one says what they are not about.
-    Empty without contrasts.
+    Of the SLM's tasks; where there are none, of what the tokenizers make. Of more than `MOST` contrasts the most
+    telling, and how many others there are. The last one says what they are not about. Empty without contrasts.
 
     >>> answers(Results("", []))
     []
@@ -27,21 +28,41 @@ def answers(results: Results) -> list[str]:
     judges = {contrast.judge for contrast in results.contrasts if contrast.judge}
     corrected = holm([contrast.p_value for contrast in results.contrasts])
     survives = {id(c): p <= LEVEL for c, p in zip(results.contrasts, corrected, strict=True)}
-    found = []
     blocks = by_groups(results.contrasts)
     sides_of = [[_rows(results.rows, cells) for cells in (block[0].a, block[0].b)] for block in blocks]
     names = [_names(sides, (block[0].a, block[0].b)) for block, sides in zip(blocks, sides_of, strict=True)]
-    for block, sides, (a, b) in zip(blocks, sides_of, names, strict=True):
-        first = block[0]
+    told = [[c for c in block if is_task(c.system)] or block for block in blocks]
+    sizes = [
+        max((abs(c.difference) for c in some if shows_difference(c) and survives[id(c)]), default=0) for some in told
+    ]
+    found, chosen = [], _most_telling(sizes)
+    for number in chosen:
+        first, (a, b) = blocks[number][0], names[number]
         # Two methods at several rates, or one pair on several test sets: the contrast's name tells which.
         again = names.count([a, b]) > 1
-        told = [c for c in block if is_task(c.system)] or block
-        parts = [_difference(contrast, survives[id(contrast)], len(judges) > 1) for contrast in told]
-        parts += _cost(*sides)
+        parts = [_difference(contrast, survives[id(contrast)], len(judges) > 1) for contrast in told[number]]
+        parts += _cost(*sides_of[number])
         found.append(f"{a} against {b}{f' ({first.name})' if again else ''}: {'; '.join(parts)}.")
+    if rest := [sizes[number] for number in range(len(blocks)) if number not in chosen]:
+        shown = sum(size > 0 for size in rest)
+        others = f"{shown or 'none'} show{'s' if shown == 1 else ''} one"
+        found.append(
+            f"These are {MOST} of {len(blocks)} contrasts, by the size of the difference shown; of the other "
+            f"{len(rest)}, in the tables, {others} after correction for the number of contrasts."
+        )
     if any(not contrast.of_methods for contrast in results.contrasts):
         found.append(ONE_SEED)
     return found
+
+
+def _most_telling(sizes: Sequence[float]) -> list[int]:
+    """Which contrasts are told, in their order: all, or of many those with the largest difference that is shown.
+
+    >>> _most_telling([0.1, 0.0, 0.3]), _most_telling([0.1, 0, 0.3, 0.2, 0, 0.4, 0.5, 0.6])
+    ([0, 1, 2], [0, 2, 3, 5, 6, 7])
+    """
+    order = sorted(range(len(sizes)), key=lambda number: -sizes[number])
+    return sorted(order[:MOST])
 
 
 def _rows(rows: Sequence[Row], cells: Sequence[str]) -> list[Row]:

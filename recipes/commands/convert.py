@@ -10,6 +10,7 @@ from typing import ClassVar
 from recipes.config import ConfigError, Problems
 from recipes.runs.files import disk_errors
 from recipes.runs.logs import log
+from recipes.runs.own_folders import refuse_unwritable
 from tokenizer.codecs.published import load_published, save_published
 from tokenizer.loading import load_tokenizer
 from tokenizer.model.modeling import LMSPTModel
@@ -57,6 +58,7 @@ def _check_output(folder: str) -> None:
     out = Path(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{folder} exists; name another folder, or --restart sets it aside")
+    refuse_unwritable(out, "OUT_DIR")
 
 
 def _read_source(config: Config) -> LMSPTModel:

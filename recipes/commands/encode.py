@@ -38,6 +38,7 @@ from recipes.encoding.plan import (
     interleaved,
     make_items,
     read_splits,
+    refuse_unreadable,
 )
 from recipes.encoding.skipped import gather_skipped, report_skipped, skipped_path
 from recipes.plugins import plugins_key
@@ -231,6 +232,8 @@ def prepare(config: Config, processes: Processes) -> Job:
 def plan(config: Config) -> dict[str, object]:
     """What an encoding would do; raises all that would stop it, together."""
     job = prepare(config, Processes(config.device, Path(config.run_dir)))
+    items = [item for split in job.shards for item in job.items(split)]
+    refuse_unreadable([item.utterance for item in items], [item.duration_s for item in items], config.strict)
     model, facts_of = job.encoder.tokenizer, job.metadata
     facts: dict[str, object] = {
         "tokenizer": f"{config.tokenizer} ({sum(p.numel() for p in model.parameters()):,} parameters)",

@@ -40,6 +40,7 @@ from eval.text.lengths import in_order
 from eval.text.translation import can_score_translations, score_translations
 from eval.text.wer import score_pairs
 from recipes.config import ConfigError
+from recipes.encoding.plan import HEADER_THREADS, durations_of, refuse_unreadable
 from recipes.runs.files import read_json
 from recipes.runs.logs import log
 from recipes.runs.run_folder import RunFolder, command_text
@@ -70,6 +71,8 @@ BASELINES = {
 def plan(config: Config) -> dict[str, object]:
     """What an evaluation would do; raises all that would stop it, together."""
     job = prepare(config)
+    if config.strict:
+        refuse_unreadable(job.utterances, durations_of(job.utterances, HEADER_THREADS), strict=True)
     seconds = [u.duration for u in job.utterances if u.duration is not None]
     facts: dict[str, object] = {
         "test set": job.test_set.name,

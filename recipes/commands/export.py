@@ -36,7 +36,7 @@ from recipes.exporting.hub import check_push, push
 from recipes.runs.files import atomic_write_text, disk_errors
 from recipes.runs.lineage import PastRun, run_of
 from recipes.runs.logs import log
-from recipes.runs.own_folders import CONFIG_FILE
+from recipes.runs.own_folders import CONFIG_FILE, refuse_unwritable
 from recipes.scoring.labels import model_label
 from slm.continuous import is_continuous
 from slm.modeling import DTYPES, load_llm
@@ -201,6 +201,7 @@ def _check_output(config: Config, folder: Path) -> None:
     out = Path(config.output).expanduser()
     if out.resolve() in (folder.resolve(), *folder.resolve().parents, Path.cwd()):
         raise ConfigError(f"output (-o): {out} is the model's own folder or above it; name another one")
+    refuse_unwritable(out, "output (-o)")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not config.overwrite:

@@ -23,6 +23,7 @@ from eval.report.plots import save_figure
 from recipes.config import ConfigError, Problems
 from recipes.runs.files import text_lines
 from recipes.runs.logs import log
+from recipes.runs.own_folders import refuse_unwritable
 
 COLOURS = ("#3d8fd1", "#e0803c", "#2aa58b", "#8f7ae0", "#d35d8a", "#7a8793", "#b8a100", "#5b6b2f")
 LINES = ("-", "--", ":", "-.")
@@ -160,6 +161,7 @@ def _read(config: Config) -> dict[str, Rows]:
 def _check_output(output: str) -> None:
     if Path(output).suffix not in FORMATS:
         raise ConfigError(f"output={output}: its ending must be one of {', '.join(FORMATS)}")
+    refuse_unwritable(Path(output).parent, "the folder of output")
 
 
 def _lines(run: Path) -> Rows:

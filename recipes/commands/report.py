@@ -27,6 +27,7 @@ from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
 from recipes.commands import synthesize, transcribe
 from recipes.config import ConfigError, Problems
 from recipes.runs.logs import log
+from recipes.runs.own_folders import refuse_unwritable
 from slm.embedded import SPEECH_LMS
 from slm.modeling import describe_llm
 
@@ -62,6 +63,8 @@ def _check(config: Config) -> Results | None:
     if not config.results and not config.serve:
         raise ConfigError("nothing to show: name a folder with a results.json (slm report RUN_DIR), or --serve")
     results = problems.attempt(load_results, config.results) if config.results else None
+    if results is not None:
+        problems.attempt(refuse_unwritable, _folder(config), "output (-o)")
     if config.serve:
         problems.attempt(_need_gradio)
         for model in config.models:

@@ -28,12 +28,13 @@ from eval.judges.config import JudgeConfig
 from eval.judges.judge import Judge, check_judge, load_judge
 from eval.speech.measures.registry import Measure, chosen_measures
 from recipes.config import ConfigError, Problems
-from recipes.inference.named_files import UnusableFiles, unusable_files
+from recipes.inference.named_files import UnusableFiles, check_named_files, unusable_files
 from recipes.plugins import plugins_key
 from recipes.runs.embedded import RECOGNISERS, TOKENIZERS, resolve_judge
 from recipes.runs.files import atomic_write_text
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device, resolve_precision, seed_everything
+from recipes.runs.own_folders import refuse_unwritable
 from recipes.runs.progress import progress
 from recipes.runs.run_folder import describe_run
 from recipes.scoring.labels import distinct, file_name, labels_of
@@ -156,6 +157,7 @@ def prepare(config: Config) -> Job:
         raise ConfigError(f"tokenizers: one stands there twice: {', '.join(config.tokenizers)}")
     if Path(config.output).exists() and not Path(config.output).is_dir():
         raise ConfigError(f"output (-o): {config.output} is a file; name a folder")
+    refuse_unwritable(Path(config.output), "output (-o)")
     problems = Problems("slm resynthesize")
     device = problems.attempt(resolve_device, config.device)
     precision = problems.attempt(resolve_precision, config.precision, device or "cpu")
@@ -181,17 +183,10 @@ def prepare(config: Config) -> Job:
 
 
 def plan(config: Config) -> dict[str, object]:
-    """What would be made; raises what would stop it."""
+    """What would be made; raises what would stop it, and where a recording cannot be used, which ones."""
     job = prepare(config)
-    facts: dict[str, object] = {}
-    for name in config.files:
-        try:
-            LongAudio(Utterance(name, name), job.recording_hz)
-            facts[name] = _describe(soundfile.info(name))
-        except AudioError as error:
-            if config.strict:
-                raise
-            facts[name] = f"cannot be used: {error}"
+    check_named_files(config.files)
+    facts: dict[str, object] = {name: _describe(soundfile.info(name)) for name in config.files}
     for codec in job.codecs:
         facts[codec.label] = {
             "frame rate (Hz)": codec.model.config.frame_rate,
@@ -212,6 +207,8 @@ def run(config: Config) -> Path:
     readable, errors = _readable(config, job)
     if not readable:
         raise _unusable(config, errors, f"nothing was made, and {out} is as it was")
+    for error in errors:
+        log.warning("%s", error["error"])
     judge = load_judge(job.judge, job.device) if job.judge else None
     if not (out / RESULTS_FILE).exists():  # so that after a cut the same command finds its own files there
         atomic_write_text(out / RESULTS_FILE, json.dumps({"recordings": [], "run": describe_run(config)}) + "\n")
@@ -225,7 +222,8 @@ def run(config: Config) -> Path:
         except AudioError as error:
             if config.strict:
                 raise
-            errors.append(_noted(recording.utterance.id, error))
+            log.warning("%s", error)
+            errors.append({"file": recording.utterance.id, "error": str(error)})
             for path in written:
                 path.unlink(missing_ok=True)
     if not recordings:
@@ -269,13 +267,8 @@ def _readable(config: Config, job: Job) -> tuple[list[tuple[LongAudio, str]], li
         except AudioError as error:
             if config.strict:
                 raise
-            errors.append(_noted(name, error))
+            errors.append({"file": name, "error": str(error)})
     return found, errors
-
-
-def _noted(name: str, error: AudioError) -> dict[str, str]:
-    log.warning("%s", error)
-    return {"file": name, "error": str(error)}
 
 
 def _unusable(config: Config, errors: list[dict[str, str]], rest: str) -> UnusableFiles:

@@ -35,7 +35,7 @@ from eval.stats import ENOUGH_SPEAKERS
 from eval.text.lengths import LENGTHS_HELP, LengthBin, in_order
 from recipes.config import ConfigError
 from recipes.runs.logs import log
-from recipes.runs.own_folders import is_run_folder, refuse_foreign
+from recipes.runs.own_folders import is_run_folder, refuse_foreign, refuse_unwritable
 from recipes.runs.run_folder import command_text
 from recipes.scoring.audio_pass import write_listings
 from recipes.scoring.protocols import DEFAULT_NORMALISER, made_with, settle
@@ -203,6 +203,7 @@ def _check_output(config: Config) -> None:
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output: {folder} is a file; name a folder")
+    refuse_unwritable(folder, "output")
     if is_run_folder(folder):
         raise ConfigError(f"output: {folder} is the folder of a run, whose results would be overwritten: name another")
     if not (folder / RESULTS_FILE).is_file() and not (folder / "transcripts").is_dir():

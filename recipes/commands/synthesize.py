@@ -36,6 +36,7 @@ from recipes.inference.batches import (
     make_batches,
     work_through,
 )
+from recipes.inference.named_files import check_named_files
 from recipes.inference.predictions import (
     NON_FINITE_SCORES,
     begun,
@@ -70,8 +71,6 @@ from slm.modeling import describe_llm, resolve_model
 from slm.multi_token import predicted_tokens
 from slm.tasks import Task
 from slm.vocabulary import SpeechVocabulary
-from tokenizer.data.audio import open_audio
-from tokenizer.data.utterances import Utterance
 
 NOT_LEARNT = "what guidance moves away from is a guess; `slm finetune ... noise.drop_prompt=0.1` teaches it"
 
@@ -115,7 +114,7 @@ def require_heads(config: Config) -> None:
 
 
 def prepare(config: Config, with_files: bool = False) -> Setup:
-    """Raises all that would stop a synthesis, together; `with_files`: and each file that is missing or empty."""
+    """Raises all that would stop a synthesis, together; `with_files`: and each file that cannot be used."""
     problems = Problems("slm synthesize")
     problems.attempt(require_input, config, config.text or config.files, '"TEXT" (for speech in the prompt: files)')
     setup = check_setup(problems, config, "speech", decoding_tokenizer)
@@ -134,8 +133,7 @@ def prepare(config: Config, with_files: bool = False) -> Setup:
     if config.acoustic and setup is not None and setup.tokenizer is not None:
         parts = (config, setup.vocabulary, setup.tokenizer, setup.device)
         setup.acoustic = problems.attempt(acoustic_voice, *parts)
-    for path in config.files if with_files else ():
-        problems.attempt(open_audio, Utterance(path, path))
+    problems.attempt(check_named_files, config.files if with_files else ())
     problems.raise_all()
     return setup
 

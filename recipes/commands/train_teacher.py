@@ -206,6 +206,11 @@ def _initial_model(config: Config) -> Recogniser:
         from safetensors.torch import load_file
 
         source = Path(model_path(config.init_from))
+        if not source.is_dir():
+            raise ConfigError(
+                f"init_from={source}: not a recogniser folder, as it does not exist: correct the path, or make it "
+                "first (`slm train-teacher` writes RUN_DIR/model)"
+            )
         try:
             state = load_file(source / "model.safetensors")
             # A fixed table of sinusoids, as long as the window: the new model has its own.

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from eval.text.normalisers import get_normaliser
 from recipes.config import ConfigError, Problems
 from recipes.continuous import transcription
-from recipes.encoding.plan import durations_of
+from recipes.encoding.plan import HEADER_THREADS, durations_of
 from recipes.inference.batches import (
     Outcome,
     Times,
@@ -49,6 +49,7 @@ from recipes.inference.long_recordings import (
     longest_piece_s,
     read_short,
 )
+from recipes.inference.named_files import check_named_files
 from recipes.inference.predictions import NON_FINITE_SCORES, begun, finished
 from recipes.inference.setup import (
     Setup,
@@ -70,10 +71,7 @@ from slm.settings import TranscribeSettings
 from slm.tasks import Task, TaskError
 from slm.tasks.registry import UtteranceTokens
 from slm.vocabulary import SpeechVocabulary
-from tokenizer.data.audio import open_audio
 from tokenizer.data.utterances import AudioError, DataSource, Utterance
-
-HEADER_THREADS = 2  # that read how long recordings are
 
 
 @dataclass
@@ -161,14 +159,13 @@ class Item:
 
 
 def prepare(config: Config, with_files: bool = False) -> Setup:
-    """Raises all that would stop a transcription, together; `with_files`: and each file that is missing or empty."""
+    """Raises all that would stop a transcription, together; `with_files`: and each file that cannot be used."""
     problems = Problems("slm transcribe")
     problems.attempt(require_input, config, config.files, "FILE...")
     setup = check_setup(problems, config, "text", None if config.corpus else speech_tokenizer)
     if setup is not None and setup.task.prompt_holds_text and config.files:
         problems.attempt(refuse_files, setup.task)
-    for path in config.files if with_files else ():
-        problems.attempt(open_audio, Utterance(path, path))
+    problems.attempt(check_named_files, config.files if with_files else (), config.max_duration_s)
     problems.raise_all()
     return setup
 

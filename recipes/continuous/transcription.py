@@ -21,6 +21,7 @@ from recipes.continuous.encoder import (
     load_encoder,
 )
 from recipes.inference.batches import Outcome, Times, begin_together, make_batches, work_through
+from recipes.inference.named_files import check_named_files
 from recipes.inference.predictions import begun, finished
 from recipes.inference.setup import require_input, source_utterances
 from recipes.inference.transcripts import give_transcripts
@@ -29,7 +30,7 @@ from recipes.runs.machine import resolve_device
 from recipes.runs.processes import Processes
 from slm.continuous import FACTS_FILE, load_continuous
 from slm.tasks import get_task
-from tokenizer.data.audio import load_audio, open_audio
+from tokenizer.data.audio import load_audio
 from tokenizer.data.utterances import AudioError, Utterance
 from tokenizer.teacher.whisper import TeacherConfig
 
@@ -64,8 +65,7 @@ def plan(config: Any) -> dict[str, object]:
     problems = Problems("slm transcribe")
     problems.attempt(_refuse, config)
     problems.attempt(require_input, config, config.files, "FILE...")
-    for path in config.files:
-        problems.attempt(open_audio, Utterance(path, path))
+    problems.attempt(check_named_files, config.files, config.max_duration_s)
     utterances = problems.attempt(_utterances, config)
     problems.raise_all()
     facts = _facts(config)

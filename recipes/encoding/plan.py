@@ -23,8 +23,11 @@ from torch import Tensor
 
 from recipes.runs.logs import log
 from tokenizer.data.manifest import no_utterances, read_source
-from tokenizer.data.utterances import DataError, DataSource, RowAudio, Utterance
+from tokenizer.data.utterances import AudioError, DataError, DataSource, RowAudio, Utterance
 from tokenizer.long_form.long_audio import LongAudio
+
+HEADER_THREADS = 2  # that read how long recordings are
+CHECKED_HZ = 16_000  # any rate: nothing is resampled to find out whether a recording can be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,24 @@ def durations_of(utterances: Sequence[Utterance], n_threads: int) -> list[float]
         for start, part in enumerate(pool.map(lambda part: [duration_of(u) for u in part], parts)):
             found[start::n_threads] = part
     return found
+
+
+def refuse_unreadable(utterances: Sequence[Utterance], durations: Sequence[float], strict: bool) -> None:
+    """Raises AudioError where a run would end so: of one that cannot be read with `strict`, else where none can be.
+
+    Those are looked at whose header tells no length (`durations_of`): they are broken, or were written to a pipe.
+    """
+    without = [utterance for utterance, seconds in zip(utterances, durations, strict=True) if not seconds]
+    if not strict and len(without) < len(utterances):
+        return
+    n_unreadable = 0
+    for utterance in without:
+        try:
+            LongAudio(utterance, CHECKED_HZ)
+        except AudioError:
+            n_unreadable += 1
+            if strict or n_unreadable == len(utterances):
+                raise
 
 
 def data_fingerprint(splits: dict[str, list[Utterance]], durations: Iterable[float]) -> str:

@@ -6,6 +6,7 @@ would write over theirs.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
@@ -54,6 +55,19 @@ def refuse_foreign(folder: Path) -> None:
         f"run_dir {folder} holds {names}, but no run was begun there (it has no {RUN_FILE}, nor the {CONFIG_FILE} of a "
         "run): one would write over what is not its own. Name another run_dir=..., or move these away"
     )
+
+
+def refuse_unwritable(folder: Path, key: str) -> None:
+    """Raises ConfigError where a folder cannot be written to, or cannot be made: before a run has worked for it.
+
+    Args:
+        folder: where a run would write; it need not be there.
+        key: what the user calls it.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to by this user, or is of a read-only file system"
+        raise ConfigError(f"{key} {folder}: {there} {why}; name another folder")
 
 
 def refuse_to_set_aside(folder: Path, own_files: Iterable[str] = ()) -> None:

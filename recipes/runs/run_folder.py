@@ -24,7 +24,7 @@ import yaml
 from recipes.config import ConfigError, dump_config, flatten, from_values
 from recipes.runs.files import atomic_write_text, disk_errors, read_json
 from recipes.runs.machine import describe_machine, is_main_process, process_count, resolve_device
-from recipes.runs.own_folders import CONFIG_FILE, RUN_FILE, refuse_foreign, refuse_to_set_aside
+from recipes.runs.own_folders import CONFIG_FILE, RUN_FILE, refuse_foreign, refuse_to_set_aside, refuse_unwritable
 from recipes.runs.run_lock import LOCK_FILE, lock, unlock
 from recipes.runs.times import now, wall_seconds
 
@@ -69,12 +69,14 @@ class RunFolder:
     def check(self, config: Any) -> None:
         """Raise ConfigError where a run with this configuration may not go on there (for plans and dry runs).
 
-        The folder was begun with another configuration and holds something made with it, or is none of ours and not
-        empty (`refuse_foreign`).
+        The folder was begun with another configuration and holds something made with it, is none of ours and not empty
+        (`refuse_foreign`), or nothing can be written there.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"run_dir {self.folder} is a file; name a folder")
         refuse_foreign(self.folder)
+        if not self.complete:
+            refuse_unwritable(self.folder, "run_dir")
         file = self.path(CONFIG_FILE)
         if not file.is_file() or not self.has_results():
             return

@@ -23,6 +23,7 @@ from eval.speech.quality import compare_audio, summarise_quality
 from eval.text.normalisers import get_normaliser
 from eval.text.wer import score_pairs
 from recipes.config import ConfigError
+from recipes.runs.embedded import RECOGNISERS
 from recipes.runs.files import atomic_write_text, read_json
 from recipes.runs.own_folders import some_of
 
@@ -121,9 +122,14 @@ def _measured(rows: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row["n_measured"]))
 
 
-CER_EXPLAINED = (
-    "CER: how far what the judge hears is from what it hears in the recording itself; no transcript is needed."
-)
+def _cer_explained(results: dict[str, Any]) -> str:
+    """What the CER is; of a judge that knows few words, that too."""
+    text = "CER: how far what the judge hears is from what it hears in the recording itself; no transcript is needed."
+    if (judge := results["config"]["judge"]) in RECOGNISERS:
+        text += (
+            f" {judge} knows commands and digits; for other speech give a judge that reads it: judge=NAME_OR_FOLDER."
+        )
+    return text
 
 
 def _all_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -188,7 +194,7 @@ def print_tables(results: dict[str, Any]) -> None:
                 console.print(Text(f"  {row['tokenizer']}, {way}: {row['heard'] or '(nothing)'}"))
             console.print()
     if results["protocol"]["judge"]:
-        console.print(Text(CER_EXPLAINED))
+        console.print(Text(_cer_explained(results)))
     for remark in remarks(results):
         console.print(Text(remark))
 
@@ -255,7 +261,7 @@ def write_page(results: dict[str, Any], folder: Path) -> Path:
     elif any(recording["duration_s"] > excerpt_s for recording in results["recordings"]):
         about.append(f"The players hold the first {excerpt_s:g} s; the whole lies in the WAV files beside this page.")
     if judge:
-        about.append(CER_EXPLAINED)
+        about.append(_cer_explained(results))
     notes = [error["error"] for error in results["errors"]] + remarks(results)
     page = listening_page(
         "Resynthesis",

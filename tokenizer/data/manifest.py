@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tokenizer.data.columns import columns_of
 from tokenizer.data.layouts import read_folder
 from tokenizer.data.tables import read_table
 from tokenizer.data.utterances import (
@@ -61,6 +62,8 @@ def no_utterances(splits: Sequence[str], sources: Sequence[DataSource]) -> str:
     local = [source for source in sources if not source.stream and Path(source.path).expanduser().exists()]
     counts = {one: sum(len(read_source(source, one, needs_text=False)) for source in local) for one in SPLITS}
     there = ", ".join(f"{one} ({count})" for one, count in counts.items() if count)
+    if not there and len(local) == len(sources):
+        return f"no utterances in {', '.join(source.path for source in sources)}, in no split: correct the path"
     return (
         f"no utterances in split {', '.join(map(repr, splits))} of {', '.join(source.path for source in sources)}"
         f"{f'; there are {there}' if there else ''}: a manifest's lines and a Parquet file's column `split` carry it, "
@@ -110,7 +113,10 @@ def read_source(source: DataSource, split: str, needs_text: bool = True) -> list
 
 def _read_manifest(path: Path, source: DataSource, split: str) -> list[Utterance]:
     if not path.is_file():
-        raise DataError(f"{path}: no such manifest")
+        raise DataError(
+            f"{path}: no such manifest; correct the path, or make it first (what writes one, such as `slm "
+            "prepare-corpus` or `slm align`, writes RUN_DIR/manifest.jsonl)"
+        )
     utterances = []
     for number, line in enumerate(text_of(path).split("\n"), start=1):
         if not line.strip():
@@ -140,12 +146,7 @@ def _read_manifest(path: Path, source: DataSource, split: str) -> list[Utterance
                 speaker=str(row.get("speaker") or ""),
                 duration=check_duration(row.get("duration"), f"{path}, line {number}"),
                 split=split,
-                columns={name: _as_text(row.get(name)) for name in source.columns},
+                columns=columns_of(row, source.columns, f"{path}, line {number}"),
             )
         )
     return utterances
-
-
-def _as_text(value: object) -> str:
-    """A further column's value: lists and objects, such as aligned characters, as JSON."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) and value else str(value or "")

@@ -6,6 +6,7 @@ import logging
 import re
 from pathlib import Path
 
+from tokenizer.data.columns import columns_of
 from tokenizer.data.utterances import DataError, DataSource, RowAudio, Utterance, check_duration, split_of
 from tokenizer.hub import ask_hub
 
@@ -55,10 +56,10 @@ def read_table(source: DataSource, split: str, local: Path | None, needs_text: b
     """
     from datasets import Audio, load_dataset
 
+    if local is not None and not local.is_file():
+        raise DataError(f"{source.path}: no such Parquet file: correct the path")
     try:
         if local is not None:
-            if not local.is_file():
-                raise FileNotFoundError(f"no such file: {local}")
             table = load_dataset("parquet", data_files=str(local), split="train")
         else:
             ask_hub(source.path, dataset=True)
@@ -95,7 +96,7 @@ def read_table(source: DataSource, split: str, local: Path | None, needs_text: b
                 speaker=str(row.get("speaker") or row.get("speaker_id") or ""),
                 duration=check_duration(row.get("duration"), f"{source.path}, row {index}"),
                 split=split,
-                columns={name: str(row.get(name) or "") for name in source.columns},
+                columns=columns_of(row, source.columns, f"{source.path}, row {index}"),
             )
         )
     return utterances

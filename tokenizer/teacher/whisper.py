@@ -120,6 +120,8 @@ def _named_errors(config: TeacherConfig) -> Iterator[None]:
             "openai/whisper-small"
         )
     source = _source(config)
+    if Path(source).is_file():
+        raise ValueError(f"teacher {config.name!r}: a file; give the folder of a saved model (RUN_DIR/model)")
     if not Path(source).is_dir() and source.count("/") != 1:  # before a hub is asked, again and again
         raise ValueError(
             f"teacher {config.name!r}: no such folder, and a hub name is `owner/name`: give embedded-recogniser, a "
