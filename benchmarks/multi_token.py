@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from slm.generation import SpeechLM, SynthesizeOutput, synthesize_codes
-from slm.multi_token import predicted_tokens
+from slm.model.multi_token import predicted_tokens
 from slm.settings import SynthesizeSettings
 
 BATCHES = (1, 8)

@@ -21,10 +21,10 @@ import torch
 
 from recipes.finetuning.pattern_costs import pattern_costs
 from slm.generation import SpeechLM, generate_speech
-from slm.modeling import describe_llm, load_llm
+from slm.model.modeling import describe_llm, load_llm
+from slm.model.speech_rows import extend_with_speech
 from slm.patterns import DELAY, PATTERNS, SEMANTIC
 from slm.settings import SpeechLimits, SynthesizeSettings
-from slm.speech_rows import extend_with_speech
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.vocabulary import add_speech

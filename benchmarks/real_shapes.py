@@ -31,10 +31,10 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM,
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from slm.generation import SpeechLM, generate_speech, generate_text
-from slm.lora import LoraSettings, add_lora
-from slm.modeling import load_llm, save_slm
+from slm.model.lora import LoraSettings, add_lora
+from slm.model.modeling import load_llm, save_slm
+from slm.model.speech_rows import extend_with_speech
 from slm.settings import SpeechLimits, SynthesizeSettings, TranscribeSettings
-from slm.speech_rows import extend_with_speech
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.training.answer_loss import AnswerLoss

@@ -62,7 +62,7 @@ def make_model(kind: str, options: argparse.Namespace, rows: int) -> nn.Module:
         return model
     from peft import LoraConfig, get_peft_model
 
-    from slm.lora import keep_tables_whole
+    from slm.model.lora import keep_tables_whole
 
     base = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     new = range(base.config.get_text_config().vocab_size - NEW_ROWS, base.config.get_text_config().vocab_size)

@@ -31,9 +31,9 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from slm.generation import SpeechLM, generate_speech, generate_text
-from slm.modeling import load_llm, save_slm
+from slm.model.modeling import load_llm, save_slm
+from slm.model.speech_rows import extend_with_speech
 from slm.settings import SpeechLimits, SynthesizeSettings, TranscribeSettings
-from slm.speech_rows import extend_with_speech
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE

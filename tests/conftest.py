@@ -121,7 +121,7 @@ def recipe(tmp_path: Path, untrained_slm: SpeechLM, monkeypatch: pytest.MonkeyPa
 
     from recipes.config import load_config
     from recipes.inference import setup
-    from slm.modeling import save_slm
+    from slm.model.modeling import save_slm
 
     monkeypatch.setattr(setup, "load_tokenizer", lambda name, device=None: StandIn())
     save_slm(untrained_slm.model, untrained_slm.text_tokenizer, untrained_slm.vocabulary, tmp_path / "slm")

@@ -15,8 +15,8 @@ from eval.judges.config import JudgeConfig, JudgeError
 from recipes.commands import train_preference
 from recipes.config import load_config
 from recipes.inference import setup
-from slm.modeling import load_llm, save_slm
-from slm.speech_rows import extend_with_speech
+from slm.model.modeling import load_llm, save_slm
+from slm.model.speech_rows import extend_with_speech
 from slm.trained_on import TrainedOn
 from slm.vocabulary import add_speech
 

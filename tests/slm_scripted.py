@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList, PreTrainedModel
 
 from slm.decoding.row_rules import LegalIds
 from slm.generation import SpeechLM
-from slm.speech_rows import extend_with_speech
+from slm.model.speech_rows import extend_with_speech
 from slm.trained_on import TrainedOn
 from slm.vocabulary import add_speech
 

@@ -9,8 +9,8 @@ import torch
 from slm_tiny import CODES, FINGERPRINT, save_llm, tokens_of, utterances
 
 from slm.generation import SpeechLM
-from slm.modeling import load_llm, save_slm
-from slm.speech_rows import extend_with_speech
+from slm.model.modeling import load_llm, save_slm
+from slm.model.speech_rows import extend_with_speech
 from slm.training.config import TrainingConfig
 from slm.training.samples import SpeechSamples
 from slm.training.train import train

@@ -23,8 +23,8 @@ from slm.acoustic.configuration import AcousticConfig, AcousticError, LatentConf
 from slm.acoustic.latent_model import new_latent_model
 from slm.acoustic.latent_space import fit_latent_space
 from slm.acoustic.masked_model import new_acoustic_model
-from slm.modeling import save_slm
-from slm.speech_rows import extend_with_speech
+from slm.model.modeling import save_slm
+from slm.model.speech_rows import extend_with_speech
 from slm.vocabulary import add_speech
 from tokenizer import load_tokenizer
 from tokenizer.data.utterances import AudioError

@@ -20,7 +20,7 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from slm.lora import keep_tables_whole
+from slm.model.lora import keep_tables_whole
 from slm.training import answer_loss
 from slm.training.answer_loss import AnswerLoss
 from slm.training.config import TrainingConfig

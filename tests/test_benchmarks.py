@@ -198,8 +198,8 @@ def test_the_patterns_of_codes_take_turns(tmp_path, monkeypatch):
 def test_multi_token_heads_are_timed_beside_a_token_a_pass(tmp_path, monkeypatch, capsys):
     from test_delay import grown
 
-    from slm.modeling import save_slm
-    from slm.multi_token import MultiTokenSettings, set_multi_token_heads
+    from slm.model.modeling import save_slm
+    from slm.model.multi_token import MultiTokenSettings, set_multi_token_heads
 
     speech_lm = grown(1, pattern="semantic")
     parts = (speech_lm.model, speech_lm.text_tokenizer, speech_lm.vocabulary)
@@ -222,7 +222,7 @@ def test_answers_that_go_wrong_at_their_end_are_counted_by_kind(tmp_path, monkey
     from test_delay import grown
 
     from slm.generation import SynthesizeOutput
-    from slm.modeling import save_slm
+    from slm.model.modeling import save_slm
     from slm.trained_on import TrainedOn
 
     module, speech_lm = load("stop_failures"), grown(1, pattern="semantic")
@@ -256,7 +256,7 @@ def test_an_engine_that_takes_ids_and_limits_gives_the_answers_of_this_package(t
     from slm_tiny import FINGERPRINT, write_corpus
     from test_delay import grown
 
-    from slm.modeling import save_slm
+    from slm.model.modeling import save_slm
 
     class Engine:
         def __init__(self, model: str, **settings):

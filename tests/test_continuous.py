@@ -17,8 +17,8 @@ from test_slm_training import KillAt, Poison
 from recipes.commands import export, finetune_continuous, transcribe
 from recipes.config import ConfigError, load_config
 from recipes.continuous.encoder import encode_recordings, load_encoder
-from slm.continuous import ContinuousLM, Projector, ProjectorSettings, load_continuous
-from slm.modeling import ModelError
+from slm.model.continuous import ContinuousLM, Projector, ProjectorSettings, load_continuous
+from slm.model.modeling import ModelError
 from tokenizer.data.utterances import AudioError
 from tokenizer.teacher.whisper import TeacherConfig
 

@@ -28,8 +28,8 @@ from slm.decoding.decode import decode
 from slm.decoding.row_rules import Answer, Grammar, RowLimits
 from slm.decoding.running_batch import RunningBatch
 from slm.generation import SpeechLM, generate_speech, transcribe_codes
+from slm.model.speech_rows import extend_with_speech
 from slm.settings import SpeechLimits, SynthesizeSettings, TranscribeSettings
-from slm.speech_rows import extend_with_speech
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.vocabulary import add_speech

@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from recipes.commands import export, finetune, synthesize, train_preference, transcribe
 from recipes.config import ConfigError, load_config
 from recipes.inference import setup
-from slm.further_books import FILE_NAME, FurtherBooksError, further_books_of, read_beside
 from slm.generation import SpeechLM, generate_speech, stream_speech, synthesize_codes, transcribe_codes
-from slm.lora import LoraSettings, add_lora
-from slm.modeling import load_llm, save_slm
+from slm.model.further_books import FILE_NAME, FurtherBooksError, further_books_of, read_beside
+from slm.model.lora import LoraSettings, add_lora
+from slm.model.modeling import load_llm, save_slm
+from slm.model.speech_rows import extend_with_speech
 from slm.patterns import EMPTY
 from slm.settings import SpeechLimits, SynthesizeSettings, TranscribeSettings
-from slm.speech_rows import extend_with_speech
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE, make_example

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from recipes.commands import finetune
 from recipes.config import load_config
-from slm.modeling import load_llm
+from slm.model.modeling import load_llm
 from slm.training.trainer import SpeechTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -222,7 +222,7 @@ def test_finetune_ends_in_the_same_bytes_after_a_sigkill(tmp_path) -> None:
 import os, signal
 from recipes.commands import finetune
 from recipes.config import load_config
-from slm.modeling import load_llm
+from slm.model.modeling import load_llm
 from slm.training.trainer import SpeechTrainer
 steps = SpeechTrainer.compute_loss
 def compute_loss(self, *args, **kwargs):

@@ -28,8 +28,8 @@ from recipes.runs.embedded import EMBEDDED, model_path, resolve, resolve_judge
 from recipes.runs.inputs import digest
 from recipes.runs.logs import log
 from recipes.tokenizer_training.data import inputs_digest
-from slm.modeling import describe_llm, load_llm, save_slm
-from slm.speech_rows import extend_with_speech
+from slm.model.modeling import describe_llm, load_llm, save_slm
+from slm.model.speech_rows import extend_with_speech
 from slm.vocabulary import add_speech
 from tokenizer import LMSPTModel, load_tokenizer
 from tokenizer.teacher.whisper import SpeechTeacher, TeacherConfig

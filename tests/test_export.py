@@ -30,8 +30,8 @@ from recipes.exporting.card import Export, own_results
 from recipes.runs.lineage import data_rows, lineage, read_run
 from recipes.runs.machine import machine_text
 from recipes.runs.times import wall_seconds
-from slm.modeling import DTYPES, load_llm, save_slm
-from slm.speech_rows import extend_with_speech
+from slm.model.modeling import DTYPES, load_llm, save_slm
+from slm.model.speech_rows import extend_with_speech
 from slm.vocabulary import SpeechVocabulary, add_speech
 from tokenizer import LMSPTModel, load_tokenizer
 

@@ -28,8 +28,8 @@ from recipes.finetuning.config import Config as FinetuneConfig
 from recipes.finetuning.exposure import Exposure, TrainingCost, equal_amounts, exposure_of, training_cost
 from recipes.runs.pipeline import Stage
 from recipes.runs.run_folder import RunFolder
-from slm.lora import LoraSettings
-from slm.modeling import describe_llm
+from slm.model.lora import LoraSettings
+from slm.model.modeling import describe_llm
 from slm.training.config import TrainingConfig
 from slm.vocabulary import add_speech
 

@@ -32,7 +32,7 @@ from recipes.runs.deepspeed import engine_config
 from slm.corpus import CodedCorpusWriter
 from slm.decoding.loops import longest_loop
 from slm.generation import SpeechLM, transcribe_codes
-from slm.modeling import describe_llm
+from slm.model.modeling import describe_llm
 from slm.trained_on import TrainedOn
 from slm.training.batches import plan_steps
 from slm.training.config import TrainingConfig, TrainingError
@@ -390,7 +390,7 @@ def test_a_plan_names_all_that_is_missing(tmp_path, monkeypatch) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("slm.modeling.HfApi.model_info", unreachable)
+    monkeypatch.setattr("slm.model.modeling.HfApi.model_info", unreachable)
     config = load_config(
         finetune.Config, None, ["model=Qwen/Qwen2.5-0.5B-Instruct", f"run_dir={tmp_path / 'r'}", "training.deepspeed=x"]
     )

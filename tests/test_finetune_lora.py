@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from recipes.commands import finetune
-from slm.modeling import ModelError, describe_llm, load_llm
+from slm.model.modeling import ModelError, describe_llm, load_llm
 
 
 def test_finetune_recipe_lora(tmp_path) -> None:

@@ -13,8 +13,8 @@ from test_slm_training import KillAt
 
 from recipes.commands import finetune, train_lm
 from recipes.config import ConfigError, load_config
-from slm.freezing import freeze_lower_layers, keep_text_rows
-from slm.modeling import ModelError, has_tied_head, load_llm
+from slm.model.freezing import freeze_lower_layers, keep_text_rows
+from slm.model.modeling import ModelError, has_tied_head, load_llm
 from slm.vocabulary import SpeechVocabulary
 
 FROZEN = ("training.freeze_layers=1", "training.weight_decay=0.5")

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from recipes.commands import finetune
 from recipes.config import load_config
-from slm.modeling import load_llm
+from slm.model.modeling import load_llm
 from slm.training import answer_loss
 from slm.training.trainer import SpeechTrainer
 

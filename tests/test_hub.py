@@ -10,11 +10,11 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
 import eval.judges.judge
-import slm.modeling
+import slm.model.modeling
 import tokenizer.hub
 from eval.judges.config import JudgeConfig
 from eval.judges.judge import check_judge
-from slm.modeling import resolve_model
+from slm.model.modeling import resolve_model
 from tokenizer import load_tokenizer
 from tokenizer.data.manifest import read_source
 from tokenizer.data.streams import open_stream
@@ -51,7 +51,11 @@ def hub(monkeypatch, tmp_path) -> list[Exception | None]:
         monkeypatch.setattr(name, fetches)
     for name in ("datasets.load_dataset", "huggingface_hub.hf_hub_download"):
         monkeypatch.setattr(name, fetches)
-    for module, name in ((tokenizer.hub, "WAIT_S"), (slm.modeling, "HUB_WAIT_S"), (eval.judges.judge, "_HUB_WAIT_S")):
+    for module, name in (
+        (tokenizer.hub, "WAIT_S"),
+        (slm.model.modeling, "HUB_WAIT_S"),
+        (eval.judges.judge, "_HUB_WAIT_S"),
+    ):
         monkeypatch.setattr(module, name, 0.0)
         monkeypatch.setattr(module, "_unreached", [])
     return answers

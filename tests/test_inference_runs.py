@@ -25,7 +25,7 @@ from recipes.inference.long_recordings import encode_short
 from recipes.inference.speech_files import decoded
 from recipes.runs.run_folder import RunFolder
 from slm.generation import SpeechLM
-from slm.modeling import save_slm
+from slm.model.modeling import save_slm
 from tokenizer import LMSPTModel, load_tokenizer
 from tokenizer.model.configuration import preset_config
 

@@ -13,8 +13,8 @@ from torch import nn
 from slm.decoding import running_batch
 from slm.decoding.legal_head import legal_rows
 from slm.generation import SpeechLM, synthesize_codes, transcribe_codes
+from slm.model.speech_rows import extend_with_speech
 from slm.settings import SynthesizeSettings
-from slm.speech_rows import extend_with_speech
 from slm.vocabulary import add_speech
 
 TEXTS = ["bin blue at f two now", "lay red", "set white in z four soon"]

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from slm.generation import SpeechLM, generate_speech, stream_speech, synthesize_codes
-from slm.modeling import load_llm, save_slm
-from slm.multi_token import (
+from slm.model.modeling import load_llm, save_slm
+from slm.model.multi_token import (
     FILE_NAME,
     MultiTokenError,
     MultiTokenSettings,
@@ -23,8 +23,8 @@ from slm.multi_token import (
     predicted_tokens,
     set_multi_token_heads,
 )
+from slm.model.speech_rows import extend_with_speech
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings
-from slm.speech_rows import extend_with_speech
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import IGNORE

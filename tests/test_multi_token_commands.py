@@ -13,8 +13,8 @@ from test_delay import StandIn
 from recipes.commands import export, finetune, synthesize, train_lm, train_preference
 from recipes.config import ConfigError, load_config
 from recipes.inference import setup
-from slm.modeling import load_llm
-from slm.multi_token import (
+from slm.model.modeling import load_llm
+from slm.model.multi_token import (
     FILE_NAME,
     MultiTokenError,
     MultiTokenSettings,

@@ -12,7 +12,7 @@ from test_multi_token import fit, plain, plain_losses, samples_of, with_heads
 from test_slm_training import KillAt, losses, same_weights
 
 from slm.generation import SpeechLM
-from slm.lora import LoraSettings, add_lora
+from slm.model.lora import LoraSettings, add_lora
 from slm.tasks import get_task
 from slm.tasks.sequences import IGNORE, answer, make_example
 from slm.training.batches import ONE_ROW, pack

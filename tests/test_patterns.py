@@ -14,7 +14,7 @@ from recipes.commands import finetune
 from recipes.config import ConfigError, load_config
 from recipes.finetuning.pattern_costs import pattern_costs
 from slm import patterns
-from slm.modeling import describe_llm, load_llm
+from slm.model.modeling import describe_llm, load_llm
 from slm.patterns import EMPTY, LATE, PATTERNS, Delayed, Interleaved, PatternError, resolve_pattern
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens

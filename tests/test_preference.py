@@ -12,9 +12,9 @@ from slm_tiny import CODES, FINGERPRINT, tiny_model, tiny_tokenizer
 from torch import nn
 
 from slm.generation import SpeechLM, generate_speech
-from slm.lora import LoraSettings, add_lora
+from slm.model.lora import LoraSettings, add_lora
+from slm.model.speech_rows import extend_with_speech
 from slm.settings import SpeechLimits, SynthesizeSettings
-from slm.speech_rows import extend_with_speech
 from slm.tasks import get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import answer, make_prompt

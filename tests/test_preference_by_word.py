@@ -16,8 +16,8 @@ from recipes.preference.groups import prompt_samples
 from recipes.preference.samples import Speaker, Spoken
 from recipes.preference.texts import read_texts
 from slm.generation import SaidWord, SpeechLM
-from slm.modeling import describe_llm, load_llm, save_slm
-from slm.speech_rows import extend_with_speech
+from slm.model.modeling import describe_llm, load_llm, save_slm
+from slm.model.speech_rows import extend_with_speech
 from slm.tasks import get_task
 from slm.tasks.tts_aligned import TTS_ALIGNED, word_ids
 from slm.trained_on import TrainedOn

@@ -15,7 +15,7 @@ from recipes.commands import finetune, transcribe
 from recipes.config import ConfigError, from_values
 from slm.corpus import CodedCorpusWriter
 from slm.generation import SpeechLM, transcribe_codes
-from slm.modeling import describe_llm
+from slm.model.modeling import describe_llm
 from slm.tasks import TaskError, get_task
 from slm.tasks.continuation import CONTINUE, split_codes
 from slm.tasks.registry import UtteranceTokens

@@ -13,9 +13,9 @@ from test_slm_training import OPTIONS, KillAt, fit
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
-from slm.lora import LoraSettings, add_lora
-from slm.modeling import load_llm
-from slm.speech_rows import extend_with_speech
+from slm.model.lora import LoraSettings, add_lora
+from slm.model.modeling import load_llm
+from slm.model.speech_rows import extend_with_speech
 from slm.tasks import get_task
 from slm.tasks.sequences import make_example
 from slm.training.batches import PackedBatches

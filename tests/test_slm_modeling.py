@@ -10,10 +10,10 @@ from slm_tiny import CODES, FINGERPRINT, save_llm, tiny_model, tiny_tokenizer, t
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PhiConfig, PhiForCausalLM
 
 from slm.generation import SpeechLM, synthesize_codes, transcribe_codes
-from slm.lora import LoraSettings, add_lora, merge_lora, save_adapter
-from slm.modeling import ModelError, describe_llm, has_tied_head, load_llm, resolve_model, save_slm
+from slm.model.lora import LoraSettings, add_lora, merge_lora, save_adapter
+from slm.model.modeling import ModelError, describe_llm, has_tied_head, load_llm, resolve_model, save_slm
+from slm.model.speech_rows import extend_with_speech
 from slm.settings import SynthesizeSettings
-from slm.speech_rows import extend_with_speech
 from slm.training.config import TrainingConfig
 from slm.training.samples import SpeechSamples
 from slm.training.text_lm import TextLMConfig, new_text_lm
@@ -220,7 +220,7 @@ def test_missing_models_name_the_way_out(tmp_path, monkeypatch) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("slm.modeling.HfApi.model_info", unreachable)
+    monkeypatch.setattr("slm.model.modeling.HfApi.model_info", unreachable)
     with pytest.raises(ModelError, match="Missing: config.json, tokenizer.json, model.safetensors.*slm train-lm"):
         resolve_model("nobody/nothing-of-this-name")
     (tmp_path / "config.json").write_text("{}")

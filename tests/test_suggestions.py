@@ -21,7 +21,7 @@ from recipes.runs.deepspeed import deepspeed_file
 from recipes.runs.embedded import resolve
 from recipes.runs.pipeline import PipelineConfig, Stage
 from slm.embedded import embedded_folder
-from slm.modeling import resolve_model
+from slm.model.modeling import resolve_model
 from slm.tasks import get_task
 from tokenizer import load_tokenizer
 from tokenizer.model.configuration import preset_config

@@ -13,7 +13,7 @@ from slm_tiny import tiny_tokenizer
 from recipes.commands import synthesize
 from recipes.config import ConfigError
 from recipes.inference.scripts import file_name
-from slm.modeling import save_slm
+from slm.model.modeling import save_slm
 from slm.tasks import Task, get_task, register, registry
 from slm.tasks.registry import Mark, Speech, Text, Turn
 from slm.trained_on import TrainedOn

@@ -32,9 +32,9 @@ from recipes.config import ConfigError, from_values
 from recipes.runs.pipeline import PipelineConfig, Stage, make_steps
 from recipes.scoring import evaluation
 from slm.generation import SpeechLM, generate_speech, generate_text
-from slm.modeling import save_slm
+from slm.model.modeling import save_slm
+from slm.model.speech_rows import extend_with_speech
 from slm.settings import GenerationError, SpeechLimits, TranscribeSettings, tokens_allowed
-from slm.speech_rows import extend_with_speech
 from slm.tasks import Task, TaskError, get_task, register, registry, tasks
 from slm.tasks.registry import Mark, Speech, Text, Turn, UtteranceTokens
 from slm.tasks.sequences import example_length, make_example, make_prompt

@@ -22,7 +22,7 @@ from recipes.preference.samples import Sample, Speaker, reward_of
 from recipes.preference.texts import read_texts
 from recipes.runs.run_folder import RunFolder
 from slm.generation import SpeechLM, synthesize_codes
-from slm.modeling import describe_llm
+from slm.model.modeling import describe_llm
 
 pytest_plugins = ["preference_tiny"]  # its fixtures
 

@@ -22,7 +22,7 @@ from recipes.config import ConfigError, load_config
 from recipes.inference import setup
 from recipes.inference.long_recordings import encode_pieces
 from recipes.runs.run_folder import RunFolder
-from slm.modeling import save_slm
+from slm.model.modeling import save_slm
 from slm.tasks import Task, register, registry
 from slm.tasks.registry import Speech, Text, Turn
 from slm.trained_on import TrainedOn

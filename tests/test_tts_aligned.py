@@ -15,8 +15,8 @@ from slm_tiny import (
 from recipes.commands.synthesize import Config, refuse_words
 from recipes.config import ConfigError
 from slm.generation import SpeechLM, SynthesizeOutput, generate_speech, stream_speech
+from slm.model.speech_rows import extend_with_speech
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings, word_limits
-from slm.speech_rows import extend_with_speech
 from slm.tasks import TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import example_length, make_example, make_prompt

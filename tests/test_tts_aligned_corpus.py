@@ -33,9 +33,9 @@ from recipes.inference.tasks import task_name
 from recipes.runs.run_folder import RunFolder
 from slm.corpus import CodedCorpusWriter
 from slm.generation import SpeechLM
-from slm.modeling import save_slm
+from slm.model.modeling import save_slm
+from slm.model.speech_rows import extend_with_speech
 from slm.settings import SynthesizeSettings
-from slm.speech_rows import extend_with_speech
 from slm.tasks.sequences import make_example
 from tokenizer import load_tokenizer
 

@@ -17,9 +17,9 @@ from recipes.inference.long_texts import Part
 from recipes.inference.prosody import check_emphasis, check_prosody
 from recipes.inference.scripts import Script
 from slm.generation import SpeechLM, draw_prosody, generate_speech, stream_speech
+from slm.model.speech_rows import extend_with_speech
 from slm.prosody import ProsodyBins, ProsodyControl, ProsodyError
 from slm.settings import GenerationError, SpeechLimits, SynthesizeSettings
-from slm.speech_rows import extend_with_speech
 from slm.tasks import TaskError, get_task
 from slm.tasks.registry import UtteranceTokens
 from slm.tasks.sequences import example_length, make_example, make_prompt

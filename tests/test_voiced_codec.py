@@ -22,8 +22,8 @@ from recipes.inference.voiced_codec import load_voiced_codec
 from recipes.scoring import evaluation, judges
 from slm.acoustic.configuration import AcousticError
 from slm.corpus import CodedCorpus
-from slm.modeling import save_slm
-from slm.speech_rows import extend_with_speech
+from slm.model.modeling import save_slm
+from slm.model.speech_rows import extend_with_speech
 from slm.vocabulary import add_speech
 from tokenizer import load_tokenizer
 from tokenizer.codecs.supervised import SemanticQuantizerConfig

@@ -29,7 +29,7 @@ from recipes.runs.machine import resolve_device
 from recipes.runs.manifests import all_utterances, kept_rows, manifest_row, run_to_manifest
 from recipes.runs.progress import Progress
 from recipes.runs.run_folder import ADJUSTABLE, RunFolder
-from slm.modeling import DTYPES, describe_llm, load_llm
+from slm.model.modeling import DTYPES, describe_llm, load_llm
 from slm.tasks.instruct import ANSWER, INSTRUCTION
 from slm.text_answers import Request, TextAnswer, answer_requests
 from tokenizer.data.utterances import DataSource, Utterance

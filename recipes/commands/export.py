@@ -38,8 +38,8 @@ from recipes.runs.lineage import PastRun, run_of
 from recipes.runs.logs import log
 from recipes.runs.own_folders import CONFIG_FILE, refuse_unwritable
 from recipes.scoring.labels import model_label
-from slm.continuous import is_continuous
-from slm.modeling import DTYPES, load_llm
+from slm.model.continuous import is_continuous
+from slm.model.modeling import DTYPES, load_llm
 from slm.vocabulary import FILE_NAME as VOCABULARY_FILE
 from tokenizer import load_tokenizer
 from tokenizer.codecs.supervised import SupervisedTokenizerConfig

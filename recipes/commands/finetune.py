@@ -36,11 +36,11 @@ from recipes.runs.logs import log
 from recipes.runs.machine import is_main_process, process_count, resolve_precision, seed_everything, training_device
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
-from slm.freezing import freeze_lower_layers, freeze_other_towers, keep_text_rows
-from slm.lora import add_lora
-from slm.modeling import LLMFacts, describe_llm, load_llm, save_slm
-from slm.multi_token import set_multi_token_heads
-from slm.speech_rows import extend_with_speech
+from slm.model.freezing import freeze_lower_layers, freeze_other_towers, keep_text_rows
+from slm.model.lora import add_lora
+from slm.model.modeling import LLMFacts, describe_llm, load_llm, save_slm
+from slm.model.multi_token import set_multi_token_heads
+from slm.model.speech_rows import extend_with_speech
 from slm.training.alignment.attention_reader import AttentionReader, heads_of
 from slm.training.objectives import check_objective, finetuning_objective
 from slm.training.packing import check_architecture

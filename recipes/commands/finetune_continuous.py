@@ -32,10 +32,10 @@ from recipes.runs.logs import log
 from recipes.runs.machine import process_count, resolve_device, resolve_precision, seed_everything
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
-from slm.continuous import ContinuousLM, Projector, ProjectorSettings, save_continuous
-from slm.freezing import freeze_other_towers, other_towers
-from slm.lora import LoraSettings
-from slm.modeling import describe_llm, load_llm
+from slm.model.continuous import ContinuousLM, Projector, ProjectorSettings, save_continuous
+from slm.model.freezing import freeze_other_towers, other_towers
+from slm.model.lora import LoraSettings
+from slm.model.modeling import describe_llm, load_llm
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
 from slm.training.finite_steps import FiniteSteps
 from tokenizer.data.audio import load_audio

@@ -29,7 +29,7 @@ from recipes.config import ConfigError, Problems
 from recipes.runs.logs import log
 from recipes.runs.own_folders import refuse_unwritable
 from slm.embedded import SPEECH_LMS
-from slm.modeling import describe_llm
+from slm.model.modeling import describe_llm
 
 
 @dataclass

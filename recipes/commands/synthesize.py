@@ -67,8 +67,8 @@ from recipes.runs.files import disk_errors
 from recipes.runs.logs import log, the_first
 from recipes.runs.run_folder import RunFolder
 from slm.generation import SpeechLM
-from slm.modeling import describe_llm, resolve_model
-from slm.multi_token import predicted_tokens
+from slm.model.modeling import describe_llm, resolve_model
+from slm.model.multi_token import predicted_tokens
 from slm.tasks import Task
 from slm.vocabulary import SpeechVocabulary
 

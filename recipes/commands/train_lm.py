@@ -23,7 +23,7 @@ from recipes.runs.logs import log
 from recipes.runs.machine import is_main_process, process_count, resolve_precision, seed_everything, training_device
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
-from slm.modeling import save_slm
+from slm.model.modeling import save_slm
 from slm.training.batches import plan_steps, with_steps
 from slm.training.config import TrainingConfig
 from slm.training.samples import TextSamples

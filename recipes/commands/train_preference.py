@@ -44,10 +44,10 @@ from recipes.runs.logs import log
 from recipes.runs.machine import process_count, resolve_precision, seed_everything, training_device
 from recipes.runs.run_folder import RunFolder
 from recipes.runs.tracking import MetricsCallback, TrainerProgress
-from slm.freezing import freeze_lower_layers, freeze_other_towers, keep_text_rows
-from slm.lora import add_lora
-from slm.modeling import LLMFacts, describe_llm, load_llm, save_slm
-from slm.multi_token import set_multi_token_heads
+from slm.model.freezing import freeze_lower_layers, freeze_other_towers, keep_text_rows
+from slm.model.lora import add_lora
+from slm.model.modeling import LLMFacts, describe_llm, load_llm, save_slm
+from slm.model.multi_token import set_multi_token_heads
 from slm.tasks import Task, get_task
 from slm.tasks.tts_aligned import TTS_ALIGNED
 from slm.training.batches import plan_steps

@@ -65,8 +65,8 @@ from recipes.inference.tasks import Style, prompt_utterance, reference_of, style
 from recipes.inference.transcripts import give_transcripts
 from recipes.plugins import plugins_key
 from recipes.runs.logs import log
-from slm.continuous import is_continuous
 from slm.generation import SpeechLM, generate_text
+from slm.model.continuous import is_continuous
 from slm.settings import TranscribeSettings
 from slm.tasks import Task, TaskError
 from slm.tasks.registry import UtteranceTokens

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer
 
 from recipes.continuous.encoder import ENCODER_RATE_HZ, encode_recordings
-from slm.continuous import ContinuousLM
+from slm.model.continuous import ContinuousLM
 from tokenizer.data.augmentation import AugmentationConfig, augment
 from tokenizer.data.mixing import TrainingAudio
 from tokenizer.teacher.whisper import SpeechTeacher

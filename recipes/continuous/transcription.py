@@ -28,7 +28,7 @@ from recipes.inference.transcripts import give_transcripts
 from recipes.runs.logs import log
 from recipes.runs.machine import resolve_device
 from recipes.runs.processes import Processes
-from slm.continuous import FACTS_FILE, load_continuous
+from slm.model.continuous import FACTS_FILE, load_continuous
 from slm.tasks import get_task
 from tokenizer.data.audio import load_audio
 from tokenizer.data.utterances import AudioError, Utterance

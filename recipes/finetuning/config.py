@@ -7,7 +7,7 @@ from typing import Literal
 
 from recipes.plugins import plugins_key
 from recipes.runs.run_folder import ADJUSTABLE
-from slm.lora import LoraSettings
+from slm.model.lora import LoraSettings
 from slm.patterns import resolve_pattern
 from slm.tasks.styles import PromptsConfig
 from slm.training.config import TrainingConfig

@@ -14,10 +14,10 @@ from recipes.finetuning.data import Data
 from recipes.finetuning.pattern_costs import costs_at_rates, pattern_costs
 from recipes.runs.deepspeed import deepspeed_file
 from recipes.runs.machine import process_count
-from slm.freezing import freeze_lower_layers, freeze_other_towers, other_towers
-from slm.lora import LoraSettings
-from slm.modeling import LLMFacts, has_tied_head
-from slm.speech_rows import rows_needed
+from slm.model.freezing import freeze_lower_layers, freeze_other_towers, other_towers
+from slm.model.lora import LoraSettings
+from slm.model.modeling import LLMFacts, has_tied_head
+from slm.model.speech_rows import rows_needed
 from slm.training.answer_loss import CHUNK_ELEMENTS
 from slm.training.batches import plan_steps, with_steps
 from slm.training.config import TrainingConfig, TrainingError

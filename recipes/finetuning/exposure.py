@@ -17,9 +17,9 @@ from recipes.finetuning.corpora import Corpora, open_corpora
 from recipes.finetuning.data import Data, longest_sequence, make_data
 from recipes.finetuning.estimates import lora_parameters
 from recipes.finetuning.vocabulary import make_vocabulary
-from slm.freezing import decoder_layers, freeze_other_towers
-from slm.modeling import LLMFacts, describe_llm
-from slm.speech_rows import rows_needed
+from slm.model.freezing import decoder_layers, freeze_other_towers
+from slm.model.modeling import LLMFacts, describe_llm
+from slm.model.speech_rows import rows_needed
 from slm.training.batches import plan_steps, with_steps
 from slm.training.samples import Samples, SpeechSamples
 from slm.vocabulary import SpeechVocabulary

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from slm.modeling import LLMFacts
+from slm.model.modeling import LLMFacts
+from slm.model.speech_rows import rows_needed
 from slm.patterns import LATE, PATTERNS, resolve_pattern
-from slm.speech_rows import rows_needed
 from slm.vocabulary import SpeechVocabulary
 
 RATES_HZ = (25.0, 12.5, 6.25)

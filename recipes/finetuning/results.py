@@ -9,8 +9,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from recipes.runs.logs import log
 from recipes.runs.run_folder import RunFolder
-from slm.lora import LoraSettings, merge_lora, save_adapter
-from slm.modeling import save_slm
+from slm.model.lora import LoraSettings, merge_lora, save_adapter
+from slm.model.modeling import save_slm
 from slm.training.config import TrainingConfig
 from slm.training.train import trained_weights
 from slm.training.trainer import SpeechTrainer

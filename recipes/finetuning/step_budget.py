@@ -21,9 +21,9 @@ from recipes.finetuning.corpora import used_tasks
 from recipes.runs.files import atomic_write_text, read_json
 from recipes.runs.machine import describe_machine, process_count, resolve_device, resolve_precision, seed_everything
 from recipes.runs.run_folder import RunFolder
-from slm.modeling import load_llm
-from slm.multi_token import set_multi_token_heads
-from slm.speech_rows import extend_with_speech
+from slm.model.modeling import load_llm
+from slm.model.multi_token import set_multi_token_heads
+from slm.model.speech_rows import extend_with_speech
 from slm.tasks.registry import UtteranceTokens
 from slm.training.objectives import finetuning_objective
 from slm.training.samples import SpeechSamples

@@ -14,7 +14,7 @@ from recipes.runs.machine import resolve_device
 from recipes.runs.run_folder import RunFolder
 from slm.corpus import CodedCorpus
 from slm.embedded import DEFAULT_SPEECH_LM, SPEECH_LMS
-from slm.modeling import DTYPES, ModelError, describe_llm
+from slm.model.modeling import DTYPES, ModelError, describe_llm
 from slm.tasks import Task, get_task
 from slm.tasks.registry import Modality
 from slm.vocabulary import SpeechVocabulary

@@ -7,7 +7,7 @@ from typing import Literal
 
 from eval.judges.config import JudgeConfig
 from recipes.plugins import plugins_key
-from slm.lora import LoraSettings
+from slm.model.lora import LoraSettings
 from slm.settings import SynthesizeSettings
 from slm.training.config import TrainingConfig
 

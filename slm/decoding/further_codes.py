@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import LogitsProcessor, PreTrainedModel
 
 from slm.decoding.sampling import gumbel_noise, warpers
-from slm.further_books import further_books_of, read_beside
+from slm.model.further_books import further_books_of, read_beside
 from slm.patterns import EMPTY
 
 FURTHER_STREAM = 0x5DEECE66D  # sets the further books' random streams apart from the ids'

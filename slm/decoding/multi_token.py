@@ -31,8 +31,8 @@ from slm.decoding.batching import pad_prompts
 from slm.decoding.loops import LoopWatch
 from slm.decoding.row_rules import Answer, FinishReason, Grammar, RowLimits
 from slm.decoding.sampling import gumbel_noise, warpers
-from slm.model_parts import head_states
-from slm.multi_token import MultiTokenError, multi_token_heads_of
+from slm.model.multi_token import MultiTokenError, multi_token_heads_of
+from slm.model.parts import head_states
 from slm.training.answer_loss import AfterHead
 
 

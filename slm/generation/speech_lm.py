@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slm.modeling import load_llm
+from slm.model.modeling import load_llm
 from slm.vocabulary import SpeechVocabulary, VocabularyError
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from slm.multi_token import MultiTokenSettings
+from slm.model.multi_token import MultiTokenSettings
 from slm.training.alignment.config import AlignmentConfig
 from slm.training.shared_codebook.config import SharedCodebookConfig
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slm.further_books import further_books_of, read_beside
+from slm.model.further_books import further_books_of, read_beside
 from slm.patterns import LATE
 from slm.tasks.sequences import IGNORE
 from slm.training.answer_loss import chunked_loss

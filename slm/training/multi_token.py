@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slm.model_parts import head_states
-from slm.multi_token import MultiTokenSettings, multi_token_heads_of
+from slm.model.multi_token import MultiTokenSettings, multi_token_heads_of
+from slm.model.parts import head_states
 from slm.training.answer_loss import AfterHead, chunked_loss
 from slm.training.batches import Batch
 from slm.training.config import TrainingConfig, TrainingError

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from slm.further_books import further_books_of
-from slm.multi_token import multi_token_heads_of
+from slm.model.further_books import further_books_of
+from slm.model.multi_token import multi_token_heads_of
 from slm.training.batches import ONE_ROW, Batch, evaluation_batches, with_steps
 from slm.training.checkpoints import CheckpointMarker, SettingsOfThisRun, newest_checkpoint
 from slm.training.config import SHORT_ROW, TrainingConfig, TrainingError, training_arguments

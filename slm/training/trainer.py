@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
-from slm.further_books import further_books_of
-from slm.lora import tables_without_their_rows
+from slm.model.further_books import further_books_of
+from slm.model.lora import tables_without_their_rows
 from slm.tasks.sequences import IGNORE
 from slm.training.answer_loss import AnswerLoss
 from slm.training.batches import Batch, PackedBatches
@@ -107,7 +107,7 @@ class SpeechTrainer(Trainer):
         return SequentialSampler(self.train_dataset)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """The Trainer's, without the tables where rows of them have to stay (`slm.freezing`)."""
+        """The Trainer's, without the tables where rows of them have to stay (`slm.model.freezing`)."""
         names = super().get_decay_parameter_names(model)
         if self.decayed_tables:
             return names

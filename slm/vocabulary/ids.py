@@ -44,7 +44,7 @@ class SpeechVocabulary:
         trained_on: What the training's utterances were like; None where the model was saved without.
         added: Groups behind the books, in the order in which they came: (name, names of its tokens).
         further_sizes: Entries of the books 1, 2, ... that stand beside book 0 (patterns `delay`, `parallel`): they have
-            no ids but tables of their own (:mod:`slm.further_books`).
+            no ids but tables of their own (:mod:`slm.model.further_books`).
         late: Frames that each of these is later than the one before: 1 with `delay`, 0 with `parallel`.
         prosody: Where words' prosody is cut into bins, whose tokens are the group `prosody`; None: there is none.
     """

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from slm.freezing import decoder_layers
+from slm.model.freezing import decoder_layers
 from slm.training.alignment.config import AlignmentConfig
 from slm.training.alignment.forward_sum import LOWEST, log_prior
 from slm.training.config import TrainingError

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slm.freezing import decoder_layers
+from slm.model.freezing import decoder_layers
 from slm.tasks.sequences import IGNORE
 from slm.training.batches import Batch
 from slm.training.config import TrainingError

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slm.model_parts import attach
+from slm.model.parts import attach
 from slm.patterns import LATE
 from slm.training.batches import Batch
 from slm.training.config import TrainingConfig, TrainingError

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from slm.modeling import ModelError, load_llm
+from slm.model.modeling import ModelError, load_llm
 from slm.training.answer_loss import AfterHead
 
 FACTS_FILE, PROJECTOR_FILE, LLM_FOLDER = "continuous.json", "projector.safetensors", "llm"

@@ -24,12 +24,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from slm import further_books, multi_token
 from slm.embedded import EMBEDDED, embedded_folder
-from slm.further_books import add_further_books, further_books_of, load_further_books
-from slm.model_parts import saved_apart
-from slm.multi_token import MultiTokenSettings, load_multi_token_heads, predicted_tokens, set_multi_token_heads
-from slm.speech_rows import fill_bias, rows_needed
+from slm.model import further_books, multi_token
+from slm.model.further_books import add_further_books, further_books_of, load_further_books
+from slm.model.multi_token import MultiTokenSettings, load_multi_token_heads, predicted_tokens, set_multi_token_heads
+from slm.model.parts import saved_apart
+from slm.model.speech_rows import fill_bias, rows_needed
 from slm.vocabulary import FILE_NAME, SpeechVocabulary
 
 ADAPTER_FILE = "adapter_config.json"

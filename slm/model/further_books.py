@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slm.model_parts import attach, head_states, part_of
+from slm.model.parts import attach, head_states, part_of
 from slm.patterns import EMPTY
 from slm.vocabulary import SpeechVocabulary
 

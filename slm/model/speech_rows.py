@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from slm.further_books import add_further_books, further_books_of
+from slm.model.further_books import add_further_books, further_books_of
 from slm.prosody import ProsodyBins
 from slm.vocabulary import PROSODY, SpeechVocabulary
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slm import further_books, multi_token
-from slm.freezing import other_towers
-from slm.model_parts import part_of
-from slm.modeling import BASE_FILE, ModelError, base_digest, has_tied_head, load_llm
+from slm.model import further_books, multi_token
+from slm.model.freezing import other_towers
+from slm.model.modeling import BASE_FILE, ModelError, base_digest, has_tied_head, load_llm
+from slm.model.parts import part_of
 from slm.vocabulary import SpeechVocabulary
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slm.model_parts import attach, part_of
+from slm.model.parts import attach, part_of
 
 FILE_NAME = "multi_token_heads.safetensors"
 NAME = "multi_token_heads"  # of the submodule

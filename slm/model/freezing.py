@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slm.further_books import further_books_of
-from slm.modeling import ModelError
-from slm.multi_token import multi_token_heads_of
+from slm.model.further_books import further_books_of
+from slm.model.modeling import ModelError
+from slm.model.multi_token import multi_token_heads_of
 from slm.vocabulary import SpeechVocabulary
 
 
