@@ -1,6 +1,7 @@
 """The codec protocol on LMSPTModel: lengths, masks, batches, books, saving, gradients, errors."""
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -296,10 +297,13 @@ def test_load_tokenizer_by_preset_warns_that_it_is_untrained():
 
 
 def test_load_tokenizer_errors_say_what_to_do(tmp_path, monkeypatch):
-    for name in ("nano-13hz", tmp_path / "absent"):
-        with pytest.raises(ValueError) as error:
-            load_tokenizer(name)
-        assert all(word in str(error.value) for word in (*PRESETS, "config.json", "model.safetensors"))
+    with pytest.raises(ValueError) as error:
+        load_tokenizer("nano-13hz")
+    assert all(word in str(error.value) for word in (*PRESETS, "config.json", "model.safetensors"))
+    with pytest.raises(ValueError, match=r"absent'?: no such folder.*slm train-tokenizer.*embedded-12.5hz"):
+        load_tokenizer(tmp_path / "absent")
+    with pytest.raises(ValueError, match="a file; give the folder"):
+        load_tokenizer(Path(__file__))
     with pytest.raises(ValueError, match="no config.json and no model.safetensors"):
         load_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
