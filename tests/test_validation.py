@@ -16,6 +16,7 @@ from tokenizer.data.crops import validation_crops
 from tokenizer.data.mixing import validation_utterances
 from tokenizer.data.utterances import AudioError, DataError, DataSource
 from tokenizer.model.configuration import preset_config
+from tokenizer.teacher.distillation import DistillationConfig, resynthesis_distillation
 from tokenizer.teacher.whisper import SpeechTeacher
 from tokenizer.training.losses import LossWeights, MultiScaleMelLoss
 from tokenizer.training.objective import Objective
@@ -82,6 +83,23 @@ def test_scores_are_means_over_crops_whatever_their_length_and_batch():
     for name in ("valid/mel", "valid/mel_semantic", "valid/distillation_share"):
         assert both[name] == pytest.approx((16 * apart[0][name] + apart[1][name]) / 17, rel=1e-5), name
     assert abs(apart[0]["valid/mel"] - apart[1]["valid/mel"]) > 0.1  # else the weights would not show
+
+
+def test_what_the_teacher_hears_of_reconstructions_is_scored_where_it_is_trained():
+    """All books and book 0 alone, each by its own share; neither where its key has no weight."""
+    torch.manual_seed(0)
+    model = LMSPTModel(preset_config("nano-12.5hz", **TINY)).eval()
+    from test_teacher import tiny_whisper
+
+    objective = objective_of(model, SpeechTeacher(tiny_whisper().encoder))
+    crops = 0.3 * torch.randn(2, 1, 8960)
+    codes = model.encode(crops).audio_codes
+    for name, heard in (("reconstruction", codes), ("semantic_reconstruction", codes[:, :1])):
+        objective.distillation = DistillationConfig("none", **{name: 1.0})
+        scores = {key: value for key, value in validate(model, [crops], objective).items() if key.endswith("_share")}
+        made = model.decode(heard).audio_values[..., :8960]
+        wanted = resynthesis_distillation(objective.teacher, crops[:, 0], made[:, 0])[1]
+        assert scores == {f"valid/{name}_share": pytest.approx(float(wanted), rel=1e-4)}
 
 
 def test_validation_twice_is_equal_and_moves_nothing():

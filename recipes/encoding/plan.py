@@ -24,10 +24,9 @@ from torch import Tensor
 from recipes.runs.logs import log
 from tokenizer.data.manifest import no_utterances, read_source
 from tokenizer.data.utterances import AudioError, DataError, DataSource, RowAudio, Utterance
-from tokenizer.long_form.long_audio import LongAudio
+from tokenizer.long_form.long_audio import LongAudio, check_readable
 
 HEADER_THREADS = 2  # that read how long recordings are
-CHECKED_HZ = 16_000  # any rate: nothing is resampled to find out whether a recording can be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,7 @@ def refuse_unreadable(utterances: Sequence[Utterance], durations: Sequence[float
     n_unreadable = 0
     for utterance in without:
         try:
-            LongAudio(utterance, CHECKED_HZ)
+            check_readable(utterance)
         except AudioError:
             n_unreadable += 1
             if strict or n_unreadable == len(utterances):

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tokenizer.data.utterances import AudioError, Utterance
-from tokenizer.long_form.long_audio import LongAudio
+from tokenizer.long_form.long_audio import check_readable
 
 MOST_NAMES = 10
-CHECKED_HZ = 16_000  # any rate: nothing is resampled to find out whether a recording can be used
 
 
 class UnusableFiles(AudioError):
@@ -47,7 +46,7 @@ def check_named_files(files: Sequence[str], max_duration_s: float | None = None)
     failed = {}
     for path in files:
         try:
-            LongAudio(Utterance(path, path), CHECKED_HZ, max_duration_s)
+            check_readable(Utterance(path, path), max_duration_s)
         except AudioError as error:
             failed[path] = str(error)
     if failed:

@@ -44,10 +44,12 @@ def teacher_config(config: Config) -> TeacherConfig | None:
     if not config.distillation.needs_teacher:
         return None
     if config.teacher is None:
-        probe = " with distillation.probe" if config.distillation.probes else ""
+        names = ("probe", "semantic_reconstruction", "reconstruction")
+        asks = "".join(f" with distillation.{name}" for name in names if getattr(config.distillation, name))
         raise ConfigError(
-            f"distillation.kind={config.distillation.kind}{probe} needs a teacher, and teacher is null: give "
-            "teacher.name=..., or take distillation.kind=none (or contrastive) with distillation.probe=false"
+            f"distillation.kind={config.distillation.kind}{asks} needs a teacher, and teacher is null: give "
+            f"teacher.name=..., or take distillation.kind=none (or contrastive) without distillation.{names[0]}, "
+            f"{names[1]} and {names[2]}"
         )
     return config.teacher
 

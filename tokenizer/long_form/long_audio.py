@@ -68,3 +68,8 @@ class LongAudio:
                 n_read += len(mono)
                 yield mono, file.samplerate
             refuse_short_read(self.utterance.name, file, n_read)
+
+
+def check_readable(utterance: Utterance, max_duration_s: float | None = None) -> None:
+    """Reads a recording whole, as `LongAudio` does; raises its AudioError where that cannot use it."""
+    LongAudio(utterance, 16_000, max_duration_s)  # at any rate: nothing is resampled by this
