@@ -12,12 +12,15 @@ import pytest
 import soundfile
 
 from recipes.encoding.plan import read_splits
+from recipes.runs.files import text_lines
+from recipes.scoring.predictions import read_predictions
+from recipes.scoring.text_files import read_texts
 from tokenizer.data.audio import load_audio
 from tokenizer.data.augmentation import AugmentationConfig, augment, move_formants, reverberate
 from tokenizer.data.manifest import read_source, read_sources
 from tokenizer.data.mixing import epoch_item
 from tokenizer.data.pieces import AudioStore
-from tokenizer.data.utterances import AudioError, DataError, DataSource, Utterance
+from tokenizer.data.utterances import AudioError, DataError, DataSource, Utterance, text_of
 
 
 def tone(seconds: float, rate: int = 16000) -> np.ndarray:
@@ -84,8 +87,24 @@ def test_a_text_that_no_file_could_hold_is_named(tmp_path):
     with pytest.raises(DataError, match=r"line 1: holds '\\ud83d', half of a character"):
         read_source(DataSource(str(tmp_path)), "train")
     (tmp_path / "manifest.jsonl").write_bytes('{"id": "a", "audio": "a", "text": "Gr\xfc\xdfe"}'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"manifest.jsonl: not UTF-8 .*iconv"):
+    with pytest.raises(DataError, match=r"manifest.jsonl: not UTF-8 .*iconv -f ISO-8859-1"):
         read_source(DataSource(str(tmp_path)), "train")
+    (tmp_path / "manifest.jsonl").write_bytes('{"id": "a", "audio": "a", "text": "Grüße"}'.encode("utf-16"))
+    with pytest.raises(DataError, match=r"manifest.jsonl: not UTF-8 .*iconv -f UTF-16"):
+        read_source(DataSource(str(tmp_path)), "train")
+
+
+def test_a_recording_where_texts_or_a_manifest_were_to_be_is_named_as_what_it_is(tmp_path):
+    recording = tmp_path / "a.wav"
+    soundfile.write(recording, tone(0.2), 16000)
+    with pytest.raises(DataError, match=r"a\.wav: a file, but no manifest.* give their folder"):
+        read_source(DataSource(str(recording)), "train")
+    for read in (text_of, text_lines):
+        with pytest.raises(DataError, match=r"a\.wav: no text but audio"):
+            read(recording)
+    for read in (read_predictions, lambda name: read_texts(name, "hypothesis")):
+        with pytest.raises(ValueError, match=r"a\.wav: no text but audio"):
+            read(str(recording))
 
 
 def test_a_manifest_of_100000_rows_is_read_in_seconds(tmp_path):

@@ -10,6 +10,7 @@ from recipes.config import ConfigError
 from recipes.finetuning.config import Config
 from slm.training.samples import TextSamples
 from slm.vocabulary import SpeechVocabulary
+from tokenizer.data.utterances import DataError, text_of
 
 HELD_OUT = 50  # every fiftieth line of replayed text is for the valid loss
 LONGEST_TEXT = 512  # tokens of a piece of it, where rows have no length
@@ -23,9 +24,11 @@ def replayed_text(
         return None, None
     path = Path(config.replay.path).expanduser()
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"replay.path: {path} cannot be read as text ({error})") from error
+        lines = [line.strip() for line in text_of(path).split("\n")]
+    except DataError as error:
+        raise ConfigError(f"replay.path: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"replay.path: {path} cannot be read ({error})") from error
     lines = [line for line in lines if line]
     if len(lines) < HELD_OUT:
         raise ConfigError(f"replay.path: {path} has {len(lines)} lines; {HELD_OUT} are the least, one of them held out")

@@ -13,6 +13,7 @@ from recipes.config import ConfigError
 from recipes.preference.config import Config
 from slm.corpus import CodedCorpus
 from slm.vocabulary import SpeechVocabulary
+from tokenizer.data.utterances import DataError, text_of
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ def _read(config: Config) -> tuple[str, list[tuple[str, str]], list[tuple[str, s
         raise ConfigError("nothing to say: give corpus=... (the run_dir of `slm encode`) or texts=FILE, one a line")
     path = Path(config.texts).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"texts: {path} cannot be read as text ({error})") from error
+        lines = text_of(path).split("\n")
+    except DataError as error:
+        raise ConfigError(f"texts: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"texts: {path} cannot be read ({error})") from error
     return f"texts {path}", [(f"line-{number}", line) for number, line in enumerate(lines, 1) if line.strip()], []

@@ -13,6 +13,8 @@ from typing import Any
 import soundfile
 from safetensors import SafetensorError
 
+from tokenizer.data.utterances import text_of
+
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """A JSON object, or an empty one where the file is absent or torn."""
@@ -72,6 +74,10 @@ def disk_errors(path: str | Path) -> Iterator[None]:
 
 
 def text_lines(path: Path) -> list[str]:
-    """The lines of a text file, of JSONL above all: only a newline ends one, as U+2028 or U+0085 stand in texts."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+    """The lines of a text file, of JSONL above all: only a newline ends one, as U+2028 or U+0085 stand in texts.
+
+    Raises:
+        DataError: it is not UTF-8, or no text at all.
+    """
+    lines = text_of(path).split("\n")
     return lines if lines[-1] else lines[:-1]

@@ -103,6 +103,10 @@ def read_source(source: DataSource, split: str, needs_text: bool = True) -> list
         utterances = read_table(source, split, path, needs_text)
     elif source.path.count("/") <= 1 and not path.exists() and not path.suffix:
         utterances = read_table(source, split, None, needs_text)
+    elif path.is_file():
+        raise DataError(
+            f"{source.path}: a file, but no manifest.jsonl and no .parquet; of recordings give their folder"
+        )
     else:
         raise DataError(f"{source.path}: no such manifest, folder or Parquet file (a hub name looks like owner/name)")
     utterances = utterances[: source.limit]

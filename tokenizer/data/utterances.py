@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from collections.abc import Mapping
@@ -129,13 +130,16 @@ class DataSource:
 
 
 def text_of(path: Path) -> str:
-    """A file's text, with or without a byte order mark. Raises DataError where it is not UTF-8."""
+    """A file's text, with or without a byte order mark. Raises DataError where it is not UTF-8, or no text at all."""
+    content = path.read_bytes()
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: not UTF-8 ({error}): convert it, e.g. iconv -f ISO-8859-1 -t UTF-8 OLD > NEW"
-        ) from None
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        if b"\0" in content and not wide:
+            raise DataError(f"{path}: no text but audio or another binary file; give a file of text") from None
+        old = "UTF-16" if wide else "ISO-8859-1"
+        raise DataError(f"{path}: not UTF-8 ({error}): convert it, e.g. iconv -f {old} -t UTF-8 OLD > NEW") from None
 
 
 def check_duration(duration: object, where: str) -> float | None:
