@@ -141,6 +141,7 @@ def test_it_equals_the_loss_of_whole_logits(monkeypatch, name, elements) -> None
 
 def test_no_more_logits_are_alive_than_a_chunks(monkeypatch) -> None:
     monkeypatch.setattr(answer_loss, "CHUNK_ELEMENTS", 4 * ROWS)
+    monkeypatch.setattr(answer_loss, "TOKEN_MULTIPLE", 1)
     model = tiny_model("qwen2", ROWS)
     loss, sizes = AnswerLoss(model), []
     real = F.cross_entropy
@@ -148,6 +149,20 @@ def test_no_more_logits_are_alive_than_a_chunks(monkeypatch) -> None:
     loss(model, **batch(), ignored=IGNORED).backward()
     n_answers = int((batch()["labels"][:, 1:] != IGNORED).sum())
     assert max(sizes) == 4 and sum(sizes) == n_answers < 57
+
+
+def test_numbers_of_answer_tokens_share_shapes_and_fill_has_no_loss(monkeypatch) -> None:
+    """oneDNN keeps a kernel for each shape: with one for every number of tokens a training grew by gigabytes."""
+    model, sizes = tiny_model("qwen2", ROWS), set()
+    loss, real = AnswerLoss(model), F.cross_entropy
+    for n in (1, 2, answer_loss.TOKEN_MULTIPLE - 1, answer_loss.TOKEN_MULTIPLE):
+        labels = torch.full((57,), IGNORED).index_fill(0, torch.arange(n), 3).view(3, 19)
+        one = batch() | {"labels": F.pad(labels, (1, 0), value=IGNORED), "weights": torch.ones(3, 20)}
+        wanted = of_whole_logits(model, **one)
+        with monkeypatch.context() as patch:
+            patch.setattr(F, "cross_entropy", lambda logits, *a, **k: sizes.add(len(logits)) or real(logits, *a, **k))
+            torch.testing.assert_close(loss(model, **one, ignored=IGNORED), wanted)
+    assert sizes == {answer_loss.TOKEN_MULTIPLE}
 
 
 def test_the_head_is_itself_again_also_after_an_error() -> None:

@@ -77,6 +77,15 @@ def test_pack_length_0_gives_each_sequence_a_row() -> None:
     assert rows(0) == [[0, 0, -1, -1, -1, -1], [1, 1, -1, -1, -1, -1], [2] * 6]
 
 
+def test_rows_come_in_few_lengths() -> None:
+    def length(*tokens: int, pack_length: int = 40) -> int:
+        examples = [answer(np.array([5]), np.arange(6, 5 + n)) for n in tokens]
+        return pack(examples, [1.0] * len(examples), pack_length)["input_ids"].shape[1]
+
+    assert {length(n) for n in (3, 9, 17)} == {16, 32} and length(33) == 40  # never above pack_length
+    assert length(41) == 41 and length(9, pack_length=0) == 9  # the longest alone, and one sequence a row: as they are
+
+
 def test_packed_logits_equal_the_singles() -> None:
     samples = speech_samples()
     model = tiny_model("qwen2", samples.vocabulary.size)

@@ -22,6 +22,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_ELEMENTS = 1 << 25  # of a chunk's logits: 128 MiB in fp32
+# Answer tokens are filled up to a multiple: a CPU compiles and keeps a kernel, of a megabyte, for each number of them.
+TOKEN_MULTIPLE = 32
 # Relative, between this loss and that of whole logits: rounding, or the model does other things after its head.
 TOLERANCE = 1e-3
 # What comes of a model that does something else with its head or its logits.
@@ -174,6 +176,12 @@ def _chunked(
 ) -> Tensor:
     # An evaluation asks for no gradients, and the table's would be as large as the table.
     learnt = parameters if torch.is_grad_enabled() else []
+    if missing := -len(states) % TOKEN_MULTIPLE:  # their loss has no weight
+        states, labels, weights = (
+            F.pad(states, (0, 0, 0, missing)),
+            F.pad(labels, (0, missing)),
+            F.pad(weights, (0, missing)),
+        )
     return _ChunkedLoss.apply(states, head, labels, weights, chunk, *learnt)
 
 

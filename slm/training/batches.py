@@ -26,6 +26,7 @@ from slm.training.samples import BatchError, Samples
 Batch = dict[str, torch.Tensor]
 
 ONE_ROW = -1  # a row length: all sequences of a micro-batch end to end in one row, without padding
+LENGTH_MULTIPLE = 16  # of rows that are shorter than they may be: a CPU compiles and keeps kernels for each length
 
 
 def _epoch(n: int, repeats: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
@@ -104,6 +105,8 @@ def pack(examples: Sequence[Example], weights: Sequence[float], pack_length: int
     """
     rows = _rows_of([len(example) for example in examples], pack_length)
     length = max(sum(len(examples[index]) for index in members) for members in rows)
+    if length < pack_length:
+        length = min(-(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, pack_length)
     ids = np.zeros((len(rows), length), dtype=np.int64)
     labels = np.full((len(rows), length), IGNORE, dtype=np.int64)
     positions = np.zeros((len(rows), length), dtype=np.int64)
