@@ -145,6 +145,13 @@ class SynthesizeSettings:
             "it included; the next word is given then. No limit of the whole text is read there"
         },
     )
+    word_retries: int = field(
+        default=5,
+        metadata={
+            "help": "times that a word which ran into its limit or a loop is drawn again (task=tts-aligned); counted. "
+            "It is silence behind the word, as a rule. Not where temperature is 0"
+        },
+    )
     loop_s: float | None = field(
         default=None,
         metadata={
@@ -175,6 +182,8 @@ class SynthesizeSettings:
             raise GenerationError("synthesising: min_seconds must be above 0, or null")
         if self.max_word_s <= 0:
             raise GenerationError(f"synthesising: max_word_s {self.max_word_s:g} must be above 0")
+        if self.word_retries < 0:
+            raise GenerationError(f"synthesising: word_retries {self.word_retries} must be 0 or more")
         if self.retries < 0 or (self.retries and not self.temperature):
             raise GenerationError(
                 f"synthesising: retries {self.retries} must be 0 or more, and need a temperature: a greedy answer is "

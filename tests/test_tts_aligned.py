@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from slm_scripted import scripted
@@ -172,7 +174,8 @@ def test_a_stream_gives_the_codes_of_the_whole_answer(learnt: SpeechLM, temperat
         chunks = stream(learnt, text, settings, chunk_s=0.1)
         assert np.array_equal(np.concatenate([chunk.codes for chunk in chunks], axis=1), whole.codes)
         assert [chunk.finish_reason for chunk in chunks[:-1]] == ["going"] * (len(chunks) - 1)
-        assert chunks[-1].finish_reason == whole.finish_reason and len(chunks) > len(text.split())
+        # A word that may be drawn again comes whole; a greedy one is the same each time, and comes in parts.
+        assert chunks[-1].finish_reason == whole.finish_reason and len(chunks) >= len(text.split()) + (not temperature)
 
 
 def with_marks(speech_lm: SpeechLM) -> SpeechLM:
@@ -211,6 +214,35 @@ def test_no_word_is_skipped_and_none_is_said_for_ever() -> None:
     assert chunks[-1].finish_reason == "length"
 
 
+@pytest.mark.parametrize("retries", [0, 1, 2])
+def test_a_word_that_runs_on_is_drawn_again_and_counted(retries: int) -> None:
+    """The second word runs into its limit twice and ends the third time; the others are drawn once."""
+    model = with_marks(scripted(lambda prompt, answer: None))
+    end, first = model.vocabulary.speech_end_id, int(model.vocabulary.offsets[0])
+
+    def draws_of(speak: Callable[[SpeechLM, SynthesizeSettings], list[SynthesizeOutput]]) -> list[SynthesizeOutput]:
+        begun = []
+
+        def script(prompt: list[int], answer: list[int]) -> int:
+            if prompt.count(end) == 1 and not answer:
+                begun.append(prompt)
+            endless = prompt.count(end) == 1 and len(begun) < 3
+            return first + len(answer) % CODES if endless or not answer else end
+
+        settings = SynthesizeSettings(temperature=1.0, max_word_s=0.4, loop_s=0, word_retries=retries)
+        chunks = speak(with_marks(scripted(script)), settings)
+        assert len(begun) == 1 + retries
+        return chunks
+
+    (said,) = draws_of(lambda model, settings: say(model, ["bin blue at"], settings))
+    assert said.finish_reason == ("stop" if retries == 2 else "length") and said.n_words_redrawn == (retries > 0)
+    assert [word.draws for word in said.words] == [1, 1 + retries, 1] and said.attempts == 1
+    assert [word.n_frames for word in said.words] == [1, 1 if retries == 2 else 5, 1]
+    chunks = draws_of(lambda model, settings: stream(model, "bin blue at", settings, chunk_s=0.1))
+    assert np.array_equal(np.concatenate([chunk.codes for chunk in chunks], axis=1), said.codes)
+    assert chunks[-1].finish_reason == said.finish_reason
+
+
 def test_scores_that_are_not_finite_end_the_text_at_their_word() -> None:
     speech_lm = with_marks(scripted(lambda prompt, answer: None))
     end, first = speech_lm.vocabulary.speech_end_id, int(speech_lm.vocabulary.offsets[0])
@@ -227,6 +259,8 @@ def test_scores_that_are_not_finite_end_the_text_at_their_word() -> None:
 def test_what_it_cannot_do_is_refused(learnt: SpeechLM) -> None:
     with pytest.raises(GenerationError, match="guidance: tts-aligned gives its words"):
         say(learnt, ["bin"], SynthesizeSettings(guidance=2.0))
+    with pytest.raises(GenerationError, match="word_retries -1 must be 0 or more"):
+        SynthesizeSettings(word_retries=-1)
     with pytest.raises(GenerationError, match="max_word_s 0 must be above 0"):
         SynthesizeSettings(max_word_s=0)
     encode = lambda text: learnt.vocabulary.encode_text(learnt.text_tokenizer, text)  # noqa: E731

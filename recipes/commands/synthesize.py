@@ -250,12 +250,14 @@ def write_result(
     path = write_predictions(config, setup.task, rows, setup.vocabulary, times, audio_s, n_processes)
     summary = summary_of(rows) | {"n_with_warnings": sum(bool(row["warnings"]) for row in rows)}
     summary["n_retried"] = sum(row["attempts"] > 1 for row in rows)
+    summary["n_words_redrawn"] = sum(row.get("n_words_redrawn", 0) for row in rows)
     log.info(
         "said %d of %d texts, %d cut off%s",
         summary["n"] - summary["n_failed"],
         summary["n"],
         summary["n_truncated"],
-        f", {summary['n_retried']} drawn more than once" if config.decoding.retries else "",
+        (f", {summary['n_retried']} drawn more than once" if config.decoding.retries else "")
+        + (f", {summary['n_words_redrawn']} words drawn again" if summary["n_words_redrawn"] else ""),
     )
     log_faults(rows)
     log_speed(times, audio_s)

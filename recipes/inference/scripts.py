@@ -58,6 +58,7 @@ class Script:
     silent: bool = False
     attempts: int = 1
     n_passes: int = 0  # of the model, where one may give several tokens
+    n_words_redrawn: int | None = None  # None: not said word by word
     wall_s: float = 0.0
 
     @property
@@ -83,6 +84,8 @@ class Script:
         self.duration_s += len(waveform) / rate
         self.n_codes += int(output.codes.size)
         self.n_passes += output.n_passes
+        if output.words:
+            self.n_words_redrawn = (self.n_words_redrawn or 0) + output.n_words_redrawn
         self.reasons.add(output.finish_reason)
         self.silent |= is_silent(waveform)
         self.segments.append(
@@ -120,6 +123,8 @@ class Script:
             "error": self.error,
             "wall_s": round(self.wall_s, 4),
         }
+        if self.n_words_redrawn is not None:
+            row["n_words_redrawn"] = self.n_words_redrawn
         if self.n_passes:
             row["n_passes"] = self.n_passes
         if self.expected_s is not None:

@@ -87,7 +87,7 @@ def _training() -> TrainingConfig:
 
 
 def _sampling() -> SynthesizeSettings:
-    return SynthesizeSettings(temperature=1.0, top_k=0)
+    return SynthesizeSettings(temperature=1.0, top_k=0, word_retries=0)
 
 
 @dataclass
@@ -168,10 +168,10 @@ class Config:
             raise ValueError(
                 f"eval_texts: {self.eval_texts} must be at least 1: without any, nobody sees what is gamed"
             )
-        if not self.sampling.temperature or self.sampling.retries:
+        if not self.sampling.temperature or self.sampling.retries or self.sampling.word_retries:
             raise ValueError(
-                "sampling: temperature must be above 0 (a greedy answer is always the same) and retries 0 (an answer "
-                "that does not end is what the others are better than)"
+                "sampling: temperature must be above 0 (a greedy answer is always the same), retries and "
+                "word_retries 0 (an answer that does not end is what the others are better than)"
             )
         if self.sampling.multi_token > 1 or self.decoding.multi_token > 1:
             raise ValueError(

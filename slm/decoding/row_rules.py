@@ -31,13 +31,15 @@ _STOP, _LENGTH, _LOOP, _NON_FINITE = range(4)
 class Answer:
     """The ids of an answer, without the end, and why it ended; with further books their codes too, (T, n - 1).
 
-    `n_passes` are the forward passes of the model that it took, where a pass may give several ids; else 0.
+    `n_passes` are the forward passes of the model that it took, where a pass may give several ids; else 0. `draws`: how
+    often it was drawn, this being the last.
     """
 
     ids: list[int]
     finish_reason: FinishReason
     further: np.ndarray | None = None
     n_passes: int = 0
+    draws: int = 1
 
 
 @dataclass(frozen=True)

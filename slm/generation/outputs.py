@@ -26,10 +26,11 @@ class TranscribeOutput:
 
 @dataclass(frozen=True)
 class SaidWord:
-    """How many frames a word of an answer by word has, and why its speech ended."""
+    """How many frames a word of an answer by word has, why its speech ended, and how often it was drawn."""
 
     n_frames: int
     finish_reason: FinishReason
+    draws: int = 1
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class SynthesizeOutput:
     attempts: int = 1
     n_passes: int = 0
     words: tuple[SaidWord, ...] = ()
+
+    @property
+    def n_words_redrawn(self) -> int:
+        """Words that were drawn more than once (`decoding.word_retries`)."""
+        return sum(word.draws > 1 for word in self.words)
 
     @property
     def truncated(self) -> bool:

@@ -1,8 +1,8 @@
 """Speech that is drawn word by word: each is given in its turn, and the model says it until it closes its speech.
 
-A word that the model does not end is cut where its limit or a loop ends it, and the next is given; the answer's reason
-says so. The first word stands in the prompt, with the mark that opens its speech. What came before is read anew with
-each word.
+A word that the model does not end is drawn again, `word_retries` times at most. One that never ends is cut where its
+limit or a loop ends it, and the next is given; the answer's reason says so. The first word stands in the prompt, with
+the mark that opens its speech. What came before is read anew with each word.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from slm.vocabulary import SpeechVocabulary
 
 # Why an answer of several stretches counts as ended: the worst of their reasons, which stand here from the best.
 _WORST: tuple[FinishReason, ...] = ("going", "stop", "length", "loop", "non_finite")
+_UNENDED: tuple[FinishReason, ...] = ("length", "loop")  # another draw may end
 
 
 def draw_words(
@@ -59,9 +60,15 @@ def draw_words(
         going = [i for i, own in enumerate(words) if number < len(own) and i not in broken]
         if not going:
             break
-        batch = ([prompts[i] for i in going], None, [limits[i] for i in going])
-        drawn = draw_codes(speech_lm, *batch, settings, seed, [_key(keys[i], number) for i in going])
-        for i, word in zip(going, drawn, strict=True):
+        drawn, todo = {}, going
+        for draws in range(1, 2 + _retries(settings)):
+            batch = ([prompts[i] for i in todo], None, [limits[i] for i in todo])
+            again = draw_codes(speech_lm, *batch, settings, seed, [_key(keys[i], number, draws) for i in todo])
+            drawn |= {i: _after(drawn.get(i), word) for i, word in zip(todo, again, strict=True)}
+            todo = [i for i in todo if drawn[i].finish_reason in _UNENDED]
+            if not todo:
+                break
+        for i, word in drawn.items():
             said[i].append(_whole_frames(vocabulary, word))
             prompts[i] = _go_on(vocabulary, prompts[i], said[i][-1].ids, words[i][number + 1 : number + 2])
     return said
@@ -76,7 +83,7 @@ def joined(said: Sequence[Answer]) -> Answer:
 
 def said_words(vocabulary: SpeechVocabulary, said: Sequence[Answer]) -> tuple[SaidWord, ...]:
     """The frames of each word, and why it ended."""
-    return tuple(SaidWord(len(word.ids) // vocabulary.ids_per_frame, word.finish_reason) for word in said)
+    return tuple(SaidWord(len(word.ids) // vocabulary.ids_per_frame, word.finish_reason, word.draws) for word in said)
 
 
 def stream_words(
@@ -91,7 +98,8 @@ def stream_words(
     """Draws the words of one answer and gives its ids while it does; arguments as in :func:`draw_words`.
 
     Yields:
-        The answer so far after each word, and every so many ids of a long one; at last the whole.
+        The answer so far after each word, and every so many ids of a long one that is not drawn again if it does not
+        end: what was given cannot be taken back. At last the whole.
 
     Raises:
         GenerationError: As in :func:`draw_words`.
@@ -101,10 +109,15 @@ def stream_words(
     grammar, rows = speech_grammar(speech_lm, settings), limits.rows(vocabulary)
     said: list[Answer] = []
     for number in range(len(words)):
-        drawn = sampling_of_one(settings, settings.seed, _key(key, number))
-        for answer in decode_stream(speech_lm.model, prompt, grammar, rows, every, **drawn):
-            if answer.finish_reason == "going":
-                yield replace(joined([*said, answer]), finish_reason="going")
+        earlier = None
+        for draws in range(1, 2 + (last := _retries(settings))):
+            drawn = sampling_of_one(settings, settings.seed, _key(key, number, draws))
+            for answer in decode_stream(speech_lm.model, prompt, grammar, rows, every, **drawn):
+                if answer.finish_reason == "going" and draws > last:
+                    yield replace(joined([*said, answer]), finish_reason="going")
+            answer = earlier = _after(earlier, answer)
+            if answer.finish_reason not in _UNENDED:
+                break
         said.append(_whole_frames(vocabulary, answer))
         if answer.finish_reason == "non_finite":
             break
@@ -121,9 +134,21 @@ def _check_pattern(vocabulary: SpeechVocabulary) -> None:
         )
 
 
-def _key(key: str, number: int) -> str:
+def _retries(settings: SynthesizeSettings) -> int:
+    """How often a word is drawn again; a greedy one is always the same."""
+    return settings.word_retries if settings.temperature else 0
+
+
+def _after(earlier: Answer | None, word: Answer) -> Answer:
+    """A word with what was spent on drawing it before."""
+    if earlier is None:
+        return word
+    return replace(word, draws=earlier.draws + 1, n_passes=earlier.n_passes + word.n_passes)
+
+
+def _key(key: str, number: int, draws: int) -> str:
     """What decides the random stream of a word."""
-    return f"{key} word {number}"
+    return f"{key} word {number}" + (f" again {draws - 1}" if draws > 1 else "")
 
 
 def _whole_frames(vocabulary: SpeechVocabulary, answer: Answer) -> Answer:
