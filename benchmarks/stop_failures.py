@@ -9,7 +9,8 @@ as the longest that the model's training knew. Each is spoken with every seed in
 - `limits`: the limits that follow from the training's own rate of speech, and the guard;
 - `limits, 2 retries`: an answer that did not end is drawn again, at most twice;
 - `in parts`: with the limits, a text that is longer than those of the training cut as `slm synthesize task=tts` does;
-- `word by word`: the same with `tts-aligned`, what `slm synthesize` asks where the model has learnt it.
+- `word by word`: the same with `tts-aligned`, what `slm synthesize` asks where the model has learnt it; a word that
+  runs on is drawn again, with `word by word, once` not.
 
 All are looked at alike, whatever guard they had: an answer is cut off (it did not end), a loop (codes repeat themselves
 for longer than the guard allows), too short (half of what the training's fastest took, or less), or its scores were not
@@ -60,6 +61,7 @@ WAYS = {
     "limits": Way("tts"),
     "limits, 2 retries": Way("tts", {"retries": 2}),
     "in parts": Way("tts", in_parts=True),
+    "word by word, once": Way("tts-aligned", {"word_retries": 0}, in_parts=True),
     "word by word": Way("tts-aligned", in_parts=True),
 }
 KINDS = ("cut off", "loop", "too short", "not finite")

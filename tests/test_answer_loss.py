@@ -162,6 +162,10 @@ def test_numbers_of_answer_tokens_share_shapes_and_fill_has_no_loss(monkeypatch)
         with monkeypatch.context() as patch:
             patch.setattr(F, "cross_entropy", lambda logits, *a, **k: sizes.add(len(logits)) or real(logits, *a, **k))
             torch.testing.assert_close(loss(model, **one, ignored=IGNORED), wanted)
+            weights = one.pop("weights")[0, 0]
+            alone = loss.log_probabilities(model, **one, ignored=IGNORED)
+        assert alone.shape == (n,)
+        torch.testing.assert_close(-weights * alone.sum(), wanted)
     assert sizes == {answer_loss.TOKEN_MULTIPLE}
 
 

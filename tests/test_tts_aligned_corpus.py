@@ -99,6 +99,15 @@ def test_from_an_aligned_corpus_to_a_model(tmp_path: Path, monkeypatch: pytest.M
     slm(*words)
     assert json.loads(Path("said/predictions.json").read_text())["task"] == "tts-aligned"
     assert "said is complete: skipped" in slm(*words)
+    # No word that was learnt is one frame long: most run into such a limit, are drawn again, and are counted.
+    for retries, told in ((2, True), (0, False)):
+        folder = f"short-{retries}"
+        output = slm(*words[:-1], f"run_dir={folder}", "decoding.max_word_s=0.08", f"decoding.word_retries={retries}")
+        rows = [json.loads(line) for line in Path(folder, "predictions.jsonl").read_text().splitlines()]
+        n = sum(row["n_words_redrawn"] for row in rows)
+        assert (n > len(rows)) == told and (n == 0) != told
+        assert json.loads(Path(folder, "complete.json").read_text())["summary"]["n_words_redrawn"] == n
+        assert (f"{n} words drawn again" in output) == told
     RunFolder("said").check(Config(run_dir="said", model="slm/model", corpus=str(corpus), tokenizer="embedded-12.5hz"))
     refused = slm(*common, f"corpus={corpus}", "run_dir=delayed", "n_codebooks=2", "pattern=delay", code=2)
     assert "pattern: tts-aligned speaks word by word" in refused

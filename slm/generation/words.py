@@ -108,14 +108,15 @@ def stream_words(
     _check_pattern(vocabulary)
     grammar, rows = speech_grammar(speech_lm, settings), limits.rows(vocabulary)
     said: list[Answer] = []
+    retries = _retries(settings)
     for number in range(len(words)):
-        earlier = None
-        for draws in range(1, 2 + (last := _retries(settings))):
-            drawn = sampling_of_one(settings, settings.seed, _key(key, number, draws))
+        answer = None
+        for draws in range(1, 2 + retries):
+            earlier, drawn = answer, sampling_of_one(settings, settings.seed, _key(key, number, draws))
             for answer in decode_stream(speech_lm.model, prompt, grammar, rows, every, **drawn):
-                if answer.finish_reason == "going" and draws > last:
+                if answer.finish_reason == "going" and draws > retries:
                     yield replace(joined([*said, answer]), finish_reason="going")
-            answer = earlier = _after(earlier, answer)
+            answer = _after(earlier, answer)
             if answer.finish_reason not in _UNENDED:
                 break
         said.append(_whole_frames(vocabulary, answer))

@@ -176,13 +176,14 @@ def _chunked(
 ) -> Tensor:
     # An evaluation asks for no gradients, and the table's would be as large as the table.
     learnt = parameters if torch.is_grad_enabled() else []
-    if missing := -len(states) % TOKEN_MULTIPLE:  # their loss has no weight
-        states, labels, weights = (
-            F.pad(states, (0, 0, 0, missing)),
-            F.pad(labels, (0, missing)),
-            F.pad(weights, (0, missing)),
-        )
+    states, labels, weights = _filled(states, labels, weights)  # what is filled in has no weight
     return _ChunkedLoss.apply(states, head, labels, weights, chunk, *learnt)
+
+
+def _filled(*of_tokens: Tensor) -> list[Tensor]:
+    """Tensors of N tokens each, with zeros up to a multiple of TOKEN_MULTIPLE."""
+    missing = -len(of_tokens[0]) % TOKEN_MULTIPLE
+    return [torch.cat([one, one.new_zeros(missing, *one.shape[1:])]) for one in of_tokens]
 
 
 class AnswerLoss:
@@ -261,9 +262,8 @@ class AnswerLoss:
             return label_log_probabilities(after(own(states)), targets, temperature)
 
         def log_probabilities(hidden: Tensor) -> Tensor:
-            states = hidden[:, :-1][answered]
-            parts = zip(states.split(chunk), targets.split(chunk), strict=True)
-            return torch.cat([checkpoint(of_chunk, *part, use_reentrant=False) for part in parts])
+            parts = zip(*(one.split(chunk) for one in _filled(hidden[:, :-1][answered], targets)), strict=True)
+            return torch.cat([checkpoint(of_chunk, *part, use_reentrant=False) for part in parts])[: len(targets)]
 
         with _in_place_of(self.head, log_probabilities) as found:
             model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
